@@ -1,0 +1,205 @@
+"""Fixtures: an app on a database of its own, a stand-in provider, and a real gunicorn in front of it."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import requests
+from flask import Flask
+from flask.testing import FlaskClient, FlaskCliRunner
+
+from tokenrouter import create_app, proxy, teams
+from tokenrouter.models import Team, db
+from tokenrouter.standin import StandInProvider
+
+ROOT = Path(__file__).parent.parent
+PROVIDER_KEY = "sk-provider-key-for-tests"
+HELLO = {"model": "GPT-5-nano", "messages": [{"role": "user", "content": "Hello!"}]}
+
+
+@dataclass
+class Member:
+    """A team, and a token of it."""
+
+    team: Team
+    bearer_token: str
+    headers: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.headers = {"Authorization": f"Bearer {self.bearer_token}"}
+
+
+def hello(directives: str = "", **fields: object) -> dict[str, object]:
+    """Return a chat request whose text tells the stand-in provider how to behave."""
+    return {
+        **HELLO,
+        "messages": [{"role": "user", "content": f"Hello! [[{directives}]]" if directives else "Hello!"}],
+        **fields,
+    }
+
+
+def eventually(claim: Callable[[], bool], within_s: float = 10.0) -> bool:
+    """Wait until a claim comes true, and return whether it did."""
+    deadline = time.monotonic() + within_s
+    while not claim():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Run every test in an empty folder, with no setting in the environment."""
+    from tokenrouter.config import SETTINGS
+
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def provider() -> Iterator[StandInProvider]:
+    with StandInProvider(api_key=PROVIDER_KEY) as provider:
+        yield provider
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'tokenrouter.db'}"
+
+
+@pytest.fixture
+def settings(provider: StandInProvider, database_url: str) -> dict[str, str]:
+    """What the app is made with; a test may change it before it asks for the app."""
+    return {
+        "PROVIDER_API_KEY": PROVIDER_KEY,
+        "PROVIDER_BASE_URL": provider.base_url,
+        "PROVIDER_READ_TIMEOUT": "2",
+        "PROVIDER_CONNECT_TIMEOUT": "2",
+        "DATABASE_URL": database_url,
+        "SECRET_KEY": "secret-key-for-tests",
+        "ADMIN_PASSWORD": "admin-password-for-tests",
+    }
+
+
+@pytest.fixture
+def app(settings: dict[str, str]) -> Iterator[Flask]:
+    app = create_app(settings)
+    with app.app_context():
+        yield app
+    proxy.close(app)
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def runner(app: Flask) -> FlaskCliRunner:
+    return app.test_cli_runner()
+
+
+@pytest.fixture
+def new_team(app: Flask) -> Callable[..., Member]:
+    def make(name: str = "team", **fields: object) -> Member:
+        return Member(*teams.create(name, **fields))
+
+    return make
+
+
+@pytest.fixture
+def team(new_team: Callable[..., Member]) -> Member:
+    """A team with a quota of 100,000 tokens."""
+    return new_team(quota_tokens=100_000)
+
+
+def stored(member: Member) -> Team:
+    """Return the team's row as it is now."""
+    with db.engine.connect() as connection:
+        return connection.execute(db.select(Team).where(Team.id == member.team.id)).one()
+
+
+@dataclass
+class Server:
+    """A running gunicorn."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    environment: dict[str, str]
+
+    def worker_pids(self) -> list[int]:
+        """Return the workers, oldest first."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return sorted(map(int, children))
+
+    def flask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command on the server's database."""
+        command = [sys.executable, "-m", "flask", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60)
+
+    def create_team(self, name: str = "team", *options: str) -> str:
+        """Create a team and return its token."""
+        done = self.flask("teams", "create", name, *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def running_server(settings: dict[str, str], tmp_path: Path, *, ready: bool = True) -> Iterator[Server]:
+    """Run gunicorn as the README says, with these settings; every process of it ends with the block."""
+    port = free_port()
+    environment = {name: text for name, text in os.environ.items() if not re.match("PYTEST|COV", name)}
+    environment |= settings | {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONWARNINGS": "default"}
+    log = tmp_path / f"gunicorn-{port}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "wsgi:app"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{port}", process, log, environment)
+    try:
+        assert not ready or eventually(lambda: _answers(server), 20), log.read_text()
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(5)
+
+
+def _answers(server: Server) -> bool:
+    try:
+        return requests.get(f"{server.url}/v1/models", timeout=5).status_code == 401
+    except requests.ConnectionError:
+        return False
+
+
+@pytest.fixture
+def server(settings: dict[str, str], tmp_path: Path) -> Iterator[Server]:
+    """A gunicorn with two workers on the test's database and provider."""
+    with running_server(settings, tmp_path) as server:
+        yield server

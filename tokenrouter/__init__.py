@@ -1,0 +1,77 @@
+"""TokenRouter: share one paid LLM account among teams, each with its own tokens and quota."""
+
+import logging
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+from flask import Flask, Response, g
+from flask.cli import run_command
+from sqlalchemy.exc import OperationalError
+
+from tokenrouter import cli, config, demo, errors, models, proxy, schema, v1
+from tokenrouter.config import ConfigError, Settings
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(overrides: Mapping[str, str] | None = None) -> Flask:
+    """Make the WSGI application from the environment, `.env`, and `overrides`, which win.
+
+    It makes the database and the key that signs sessions if they are missing; a `flask` command other than `run`
+    leaves the first to those commands that need it.
+    Raises ConfigError; under a `flask` command it ends the program with that one line instead.
+    """
+    context = click.get_current_context(silent=True)
+    serving = context is None or context.command is run_command
+    try:
+        settings = config.load_for_serving() if context and serving else config.load(overrides)
+    except ConfigError as error:
+        if context is not None:
+            sys.exit(f"Error: {error}")  # an exception would be shown with its traceback
+        raise
+    app = _assemble(settings)
+    if serving:
+        app.config["SECRET_KEY"] = settings.secret_key or config.generated_secret_key(Path(app.instance_path))
+        _prepare_database(app)
+    return app
+
+
+def _assemble(settings: Settings) -> Flask:
+    app = Flask(__name__)
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=settings.database_url,
+        SQLALCHEMY_ENGINE_OPTIONS=models.engine_options(settings.database_url),
+        MAX_CONTENT_LENGTH=settings.max_request_bytes,
+        SECRET_KEY=settings.secret_key or None,
+    )
+    app.url_map.merge_slashes = False  # `//v1` is not `/v1`: no redirect, with a body, to elsewhere
+    app.before_request(_begin)
+    app.after_request(_label)
+    for part in (errors, models, schema, cli):
+        part.init_app(app)
+    proxy.init_app(app, settings)
+    app.cli.add_command(demo.command(create_app))
+    app.register_blueprint(v1.blueprint)
+    return app
+
+
+def _prepare_database(app: Flask) -> None:
+    try:
+        schema.ensure(app)
+    except OperationalError as error:
+        # a worker that comes up while the database is away must not bring the others down: calls get 503 till then
+        logger.error("The database cannot be reached: %s", error.orig)
+
+
+def _begin() -> None:
+    g.started = time.perf_counter()
+    g.request_id = f"req_{time.time_ns() // 1_000_000:012x}{uuid.uuid4().hex[:20]}"
+
+
+def _label(response: Response) -> Response:
+    response.headers["x-request-id"] = g.request_id
+    return response

@@ -1,0 +1,269 @@
+"""The `flask` commands: each is one call of the domain and one echo."""
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from flask import Flask
+from flask.cli import AppGroup
+from sqlalchemy.exc import SQLAlchemyError
+from tabulate import tabulate
+
+from tokenrouter import config, ledger, reports, schema
+from tokenrouter import teams as team_store
+from tokenrouter.models import Team, db
+from tokenrouter.teams import KEEP, TeamError
+
+UNLIMITED = "unlimited"
+
+
+class Group(AppGroup):
+    """A group whose commands say in one line, on standard error, what went wrong."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Make sure of the database, and translate what the domain raises; exit status 1."""
+        try:
+            schema.ensure(ctx.obj.load_app())
+            return super().invoke(ctx)
+        except TeamError as error:
+            raise click.ClickException(str(error)) from error
+        except SQLAlchemyError as error:
+            cause = " ".join(str(getattr(error, "orig", None) or error).split())
+            raise click.ClickException(f"The database failed: {cause}") from error
+
+
+class Quota(click.ParamType):
+    """A number of tokens as people write it."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Return the number; None is unlimited."""
+        try:
+            return team_store.parse_quota(value) if isinstance(value, str) else value
+        except TeamError as error:
+            self.fail(str(error), param, ctx)
+
+
+teams = Group("teams", help="Create, change and delete teams.")
+tokens = Group("tokens", help="Give teams tokens, and revoke them.")
+usage = Group("usage", help="Show, reset and verify what was used.")
+logs = Group("logs", help="Read the log of calls.")
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+without_asking = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def init_app(app: Flask) -> None:
+    """Register the commands."""
+    for command in (teams, tokens, usage, logs, setup):
+        app.cli.add_command(command)
+
+
+@teams.command("create")
+@click.argument("name")
+@click.option("--quota", type=Quota(), help="Tokens in all, such as 250000, 250k or 2.5M. Unlimited if not given.")
+def create_team(name: str, quota: int | None) -> None:
+    """Create the team NAME and print its API token, for the only time."""
+    team, bearer_token = team_store.create(name, quota)
+    click.echo(f"Created the team {team.name!r}, quota {_quota(team.quota_tokens)}. Its API token, shown only now:")
+    click.echo(bearer_token)
+
+
+@teams.command("list")
+@as_json
+def list_teams(as_json: bool) -> None:
+    """List all teams with their quota and use."""
+    views = [reports.team_view(team) for team in team_store.living()]
+    _show_list(views, _team_row, as_json, empty="There are no teams yet. Create one: flask teams create NAME")
+
+
+@teams.command("show")
+@click.argument("name")
+@as_json
+def show_team(name: str, as_json: bool) -> None:
+    """Show the team NAME."""
+    _show_one(reports.team_view(team_store.find(name)), as_json)
+
+
+@teams.command("update")
+@click.argument("name")
+@click.option("--quota", type=Quota(), default=KEEP, help="Tokens in all, or `unlimited`.")
+@click.option("--rename", metavar="NEW", help="Its new name.")
+@click.option("--enable/--disable", "active", default=None, help="Let its calls through, or refuse them.")
+@click.option("--models", help="Names separated by commas, which narrow ALLOWED_MODELS; `default` ends that.")
+def update_team(name: str, quota: Any, rename: str | None, active: bool | None, models: str | None) -> None:
+    """Change the team NAME; what is not given stays as it is."""
+    if quota is KEEP and rename is None and active is None and models is None:
+        raise click.UsageError("Give at least one of --quota, --rename, --enable, --disable and --models.")
+    own_models = KEEP if models is None else None if models == "default" else models
+    team = team_store.update(name, rename=rename, active=active, quota_tokens=quota, models=own_models)
+    _show_one(reports.team_view(team), as_json=False)
+
+
+@teams.command("delete")
+@click.argument("name")
+@without_asking
+def delete_team(name: str, yes: bool) -> None:
+    """Delete the team NAME and revoke its tokens; its log rows keep the name."""
+    team_store.find(name)
+    _confirm(f"Delete the team {name!r} and revoke its tokens?", yes)
+    team_store.delete(name)
+    click.echo(f"Deleted the team {name!r}.")
+
+
+@tokens.command("create")
+@click.argument("team")
+@click.option("--label", help="What it is for.")
+@click.option(
+    "--expires", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="From then on it is refused; UTC."
+)
+def create_token(team: str, label: str | None, expires: datetime | None) -> None:
+    """Give TEAM one more API token and print it, for the only time."""
+    expires_at = expires and expires.replace(tzinfo=UTC)
+    _, bearer_token = team_store.create_token(team, label, expires_at)
+    click.echo(f"Created a token for the team {team!r}, shown only now:")
+    click.echo(bearer_token)
+
+
+@tokens.command("list")
+@click.argument("team")
+@as_json
+def list_tokens(team: str, as_json: bool) -> None:
+    """List the tokens of TEAM: their first characters and their use, never the tokens."""
+    views = [reports.token_view(token) for token in team_store.tokens(team)]
+    _show_list(views, dict, as_json, empty=f"The team has no token. Create one: flask tokens create {team!r}")
+
+
+@tokens.command("revoke")
+@click.argument("team")
+@click.argument("prefix")
+def revoke_token(team: str, prefix: str) -> None:
+    """Revoke the token of TEAM that begins with PREFIX; it is refused from its next call on."""
+    token = team_store.revoke_token(team, prefix)
+    click.echo(f"Revoked the token {token.prefix}… of the team {team!r}.")
+
+
+@usage.command("show")
+@click.argument("team", required=False)
+@as_json
+def show_usage(team: str | None, as_json: bool) -> None:
+    """Show what TEAM used since its last reset, or what all teams did."""
+    if team is not None:
+        _show_one(reports.team_view(team_store.find(team)), as_json)
+        return
+    views = [reports.team_view(each) for each in team_store.living()]
+    _show_list(views, _team_row, as_json, empty="There are no teams yet.")
+
+
+@usage.command("reset")
+@click.argument("team", required=False)
+@click.option("--all", "all_teams", is_flag=True, help="Reset every team.")
+@without_asking
+def reset_usage(team: str | None, all_teams: bool, yes: bool) -> None:
+    """Count the use of TEAM, or of --all, from zero again; the log keeps everything."""
+    if (team is None) != all_teams:
+        raise click.UsageError("Give either a TEAM or --all.")
+    chosen: list[Team] = team_store.living() if team is None else [team_store.find(team)]
+    whom = f"all {len(chosen)} teams" if team is None else f"the team {team!r}, {chosen[0].used_tokens:,} tokens"
+    _confirm(f"Reset the use of {whom}?", yes)
+    ledger.reset(db.engine, [each.id for each in chosen])
+    click.echo(f"Reset the use of {whom}.")
+
+
+@usage.command("verify")
+def verify_usage() -> None:
+    """Prove that the counters equal the log; exit status 1, and a line for each difference, where they do not."""
+    found = ledger.verify(db.engine)
+    for problem in found.problems:
+        click.echo(problem)
+    click.echo(f"Read {found.rows:,} rows of the log in {found.seconds:.1f} s.", err=bool(found.problems))
+    if found.problems:
+        raise click.ClickException(f"{len(found.problems)} differences between counters and log.")
+    click.echo("The counters equal the log.")
+
+
+@logs.command("list")
+@click.option("--team", help="Only the calls of this team.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many.")
+@as_json
+def list_logs(team: str | None, limit: int, as_json: bool) -> None:
+    """List the calls, the newest first."""
+    team_id = team_store.find(team).id if team is not None else None
+    views = [reports.log_view(row) for row in reports.newest_calls(team_id, limit)]
+    _show_list(views, _log_row, as_json, empty="No calls yet.")
+
+
+@click.command("setup")
+def setup() -> None:
+    """Ask for the provider's key and the admin password, and save them to .env."""
+    try:
+        config.ask(config.load())
+    except config.ConfigError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _confirm(question: str, yes: bool) -> None:
+    if not yes:
+        click.confirm(question, abort=True)
+
+
+def _show_one(view: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(view, ensure_ascii=False))
+        return
+    click.echo(
+        tabulate([(name, _cell(value)) for name, value in view.items()], tablefmt="plain", disable_numparse=True)
+    )
+
+
+def _show_list(views: Sequence[dict[str, Any]], row: Callable[..., dict[str, Any]], as_json: bool, empty: str) -> None:
+    if as_json:
+        click.echo(json.dumps(views, ensure_ascii=False))
+    elif not views:
+        click.echo(empty)
+    else:
+        rows = [{name: _cell(value) for name, value in row(view).items()} for view in views]
+        click.echo(tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _quota(quota_tokens: int | None) -> str:
+    return UNLIMITED if quota_tokens is None else f"{quota_tokens:,} tokens"
+
+
+def _team_row(view: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": str(view["id"]),
+        "name": view["name"],
+        "quota": UNLIMITED if view["quota_tokens"] is None else view["quota_tokens"],
+        "used": view["used_tokens"],
+        "held": view["held_tokens"],
+        "remaining": UNLIMITED if view["remaining_tokens"] is None else view["remaining_tokens"],
+        "active": view["active"],
+    }
+
+
+def _log_row(view: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "time": view["created_at"],
+        "team": view["team"],
+        "model": view["model"],
+        "status": view["status"],
+        "code": view["status_code"],
+        "tokens": view["total_tokens"],
+        "counted": view["usage_source"],
+        "ms": view["latency_ms"],
+        "request": view["request_id"],
+    }

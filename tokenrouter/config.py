@@ -1,0 +1,291 @@
+"""Read the settings: the environment, else `.env` of the working directory, else the default."""
+
+import os
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+import dotenv
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+ENV_FILE = Path(".env")
+DEFAULT_ADMIN_PASSWORD = "admin123"
+MISSING_KEY = (
+    "PROVIDER_API_KEY is not set: put it into the environment or into .env, or run `flask setup` on a terminal"
+)
+
+
+class ConfigError(Exception):
+    """Say in one line which setting is wrong, the value refused and what is accepted."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A parser of one setting's text, and the words for what it accepts."""
+
+    accepts: str
+    parse: Callable[[str], Any]
+
+
+def _whole(least: int, most: int = 2**31 - 1) -> Reader:
+    def parse(text: str) -> int:
+        number = int(text)
+        if not least <= number <= most:
+            raise ValueError
+        return number
+
+    return Reader(f"a whole number from {least} to {most}", parse)
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 86400:
+        raise ValueError
+    return number
+
+
+def _http_url(text: str) -> str:
+    text = text.strip()
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError
+    _ = parts.port  # raises ValueError where it is not a number
+    return text.rstrip("/")
+
+
+def parse_models(text: str) -> tuple[str, ...]:
+    """Read names and prefixes of models separated by commas.
+
+    Raises ValueError where there is none, or a `*` before the end.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names or any("*" in name[:-1] for name in names):
+        raise ValueError
+    return names
+
+
+def _database_url(text: str) -> str:
+    if text.startswith("postgres://"):  # what several hosting services hand out
+        text = text.replace("postgres://", "postgresql://", 1)
+    try:
+        url = make_url(text)
+    except ArgumentError as error:
+        raise ValueError from error
+    in_memory = not url.database or url.database == ":memory:" or "mode=memory" in text
+    if url.drivername not in ("sqlite", "postgresql", "postgresql+psycopg") or in_memory:
+        raise ValueError
+    return text
+
+
+def _model(text: str) -> str:
+    text = text.strip()
+    if not text or "*" in text or "," in text:
+        raise ValueError
+    return text
+
+
+def _printable(text: str) -> str:
+    text = text.strip()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError  # it goes into an HTTP header, where anything else cannot be sent
+    return text
+
+
+_ANY_TEXT = Reader("a text", str)
+_API_KEY = Reader("printable ASCII characters without spaces", _printable)
+
+
+def _setting(default: str, reader: Reader, *, secret: bool = False) -> Any:
+    return field(metadata={"default": default, "reader": reader, "secret": secret})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every setting, parsed. A field's name in capitals is its name in the environment; unset numbers are None."""
+
+    provider_api_key: str = _setting("", _API_KEY, secret=True)
+    provider_base_url: str = _setting(
+        "https://api.poe.com/v1", Reader("an http:// or https:// URL without query", _http_url)
+    )
+    default_model: str = _setting("GPT-5-nano", Reader("one model's name", _model))
+    allowed_models: tuple[str, ...] = _setting(
+        "GPT-5-nano,GPT-5-mini,Gemini-2.5-flash,Gemini-2.5-pro",
+        Reader("names separated by commas, each with at most a trailing *", parse_models),
+    )
+    admin_password: str = _setting(DEFAULT_ADMIN_PASSWORD, _ANY_TEXT, secret=True)
+    database_url: str = _setting(
+        "sqlite:///./data/tokenrouter.db",
+        Reader("sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME", _database_url),
+        secret=True,  # it may carry the database's password
+    )
+    host: str = _setting("0.0.0.0", _ANY_TEXT)
+    port: int = _setting("8000", _whole(1, 65535))
+    secret_key: str = _setting("", _ANY_TEXT, secret=True)
+    web_concurrency: int = _setting("2", _whole(1, 256))
+    threads: int = _setting("256", _whole(1, 8192))
+    team_calls: int | None = _setting("", _whole(1, 8192))
+    provider_connect_timeout: float = _setting("5", Reader("seconds, above 0 and up to 86400", _seconds))
+    provider_read_timeout: float = _setting("600", Reader("seconds, above 0 and up to 86400", _seconds))
+    output_reserve_tokens: int = _setting("1024", _whole(1))
+    max_output_tokens: int | None = _setting("", _whole(1))
+    max_request_bytes: int = _setting("33554432", _whole(1024, 2**40))
+    trusted_proxies: int = _setting("0", _whole(0, 16))
+    origins: Mapping[str, str] = field(repr=False)
+
+    def __repr__(self) -> str:
+        """Name the class alone: a traceback or a debug line must not print a secret."""
+        return "<Settings>"
+
+
+SETTINGS = MappingProxyType({f.name.upper(): f for f in fields(Settings) if f.metadata})
+
+
+def load(overrides: Mapping[str, str] | None = None) -> Settings:
+    """Parse every setting; `overrides` win over the environment, which wins over `.env`.
+
+    An empty value counts as unset.
+    Raises ConfigError for the first value that is refused.
+    """
+    sources = (("override", overrides or {}), ("environment", _environment()), (".env", read_env_file()))
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for name, setting in SETTINGS.items():
+        found = ((origin, source[name]) for origin, source in sources if source.get(name))
+        origins[name], text = next(found, ("default", setting.metadata["default"]))
+        values[setting.name] = _parse(name, text, setting.metadata) if text else _unset(setting.type)
+    settings = Settings(**values, origins=MappingProxyType(origins))
+    if not is_allowed(settings.default_model, settings.allowed_models):
+        raise ConfigError(
+            f"DEFAULT_MODEL: {settings.default_model!r} is refused, since ALLOWED_MODELS does not have it; "
+            f"accepted is one of {', '.join(settings.allowed_models)}"
+        )
+    return settings
+
+
+def _parse(name: str, text: str, metadata: Mapping[str, Any]) -> Any:
+    reader: Reader = metadata["reader"]
+    try:
+        return reader.parse(text)
+    except ValueError:
+        shown = "the value given" if metadata["secret"] else repr(text)
+        raise ConfigError(f"{name}: {shown} is refused; accepted is {reader.accepts}") from None
+
+
+def _unset(kind: Any) -> str | None:
+    return "" if kind is str else None
+
+
+def is_allowed(model: str, patterns: tuple[str, ...]) -> bool:
+    """Tell whether a pattern names the model: exactly, or as a prefix where it ends in `*`."""
+    return any(model.startswith(p[:-1]) if p.endswith("*") else model == p for p in patterns)
+
+
+def read_env_file() -> dict[str, str]:
+    """Return what `.env` of the working directory says; a password may hold `${`, so nothing is interpolated."""
+    try:
+        values = dotenv.dotenv_values(ENV_FILE, interpolate=False) if ENV_FILE.is_file() else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f".env cannot be read: {error}") from error
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without what the `flask` command put there from `.env` and `.flaskenv` files.
+
+    It looks for those in every parent folder too, expands `${...}` in them, and copies them into the environment
+    before any of our code runs; where one of them says what the environment says, the file is taken as its source.
+    """
+    environment = dict(os.environ)
+    if environment.get("FLASK_RUN_FROM_CLI") != "true":
+        return environment
+    for name in (".flaskenv", ".env"):
+        path = dotenv.find_dotenv(name, usecwd=True)
+        copied = dotenv.dotenv_values(path) if path else {}
+        environment = {key: text for key, text in environment.items() if copied.get(key) != text}
+    return environment
+
+
+def default_settings() -> dict[str, str]:
+    """Return every default as text, to build settings that neither the environment nor `.env` changes."""
+    return {name: setting.metadata["default"] for name, setting in SETTINGS.items() if setting.metadata["default"]}
+
+
+def load_for_serving() -> Settings:
+    """Load the settings and make sure that the provider's key is among them, asking for it on a terminal.
+
+    Raises ConfigError where it is missing and nobody can be asked.
+    """
+    settings = load()
+    if settings.provider_api_key:
+        return settings
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfigError(MISSING_KEY)
+    ask(settings)
+    return load()
+
+
+def ask(settings: Settings) -> None:
+    """Ask for the provider's key and the admin password, and save both to `.env`, mode 0600.
+
+    Raises ConfigError when the questions are interrupted.
+    """
+    try:
+        key = _ask_hidden("Provider API key", keep=settings.provider_api_key)
+        own_password = settings.admin_password if settings.admin_password != DEFAULT_ADMIN_PASSWORD else ""
+        enter = "keeps the present one" if own_password else "generates one"
+        password = click.prompt(
+            f"Admin password (Enter {enter})", hide_input=True, default="", show_default=False, err=True
+        )
+    except click.Abort:
+        raise ConfigError("set-up was interrupted; nothing was saved") from None
+    if not password and not own_password:
+        password = secrets.token_urlsafe(12)
+        click.echo(f"The admin password is {password} (shown this once, and kept in .env)", err=True)
+    save({"PROVIDER_API_KEY": key, "ADMIN_PASSWORD": password or own_password})
+    click.echo(f"Saved to {ENV_FILE.resolve()}", err=True)
+
+
+def _ask_hidden(question: str, keep: str) -> str:
+    hint = " (Enter keeps the present one)" if keep else ""
+    while True:
+        text = click.prompt(question + hint, hide_input=True, default=keep, show_default=False, err=True).strip()
+        try:
+            if text:
+                return _printable(text)
+        except ValueError:
+            click.echo(f"Accepted is {_API_KEY.accepts}.", err=True)
+
+
+def save(values: Mapping[str, str]) -> None:
+    """Write the values into `.env`, mode 0600; other lines and comments stay as they are."""
+    ENV_FILE.touch(mode=0o600)
+    ENV_FILE.chmod(0o600)  # dotenv's writer keeps the mode that it finds
+    for name, value in values.items():
+        dotenv.set_key(ENV_FILE, name, value)
+
+
+def generated_secret_key(folder: Path) -> str:
+    """Return the key kept in the folder's `secret_key`, mode 0600, made when first asked for.
+
+    Several workers may ask at once: a link is made whole or not at all, so all of them read the same key.
+    """
+    path = folder / "secret_key"
+    if not path.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = folder / f".secret_key.{os.getpid()}.{secrets.token_hex(4)}"
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_hex(32))
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass  # another worker was first: its key is the one
+        finally:
+            draft.unlink()
+    return path.read_text()

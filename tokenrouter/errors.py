@@ -1,0 +1,201 @@
+"""Errors in OpenAI's shape, and the handlers that render them for every path under /v1 and /api."""
+
+import logging
+from collections.abc import Mapping
+
+import orjson
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException, InternalServerError
+
+logger = logging.getLogger(__name__)
+
+
+class APIError(Exception):
+    """An error that a caller sees as `{"error": {message, type, param, code}}`.
+
+    Source of the shape and of the types: OpenAI's API reference, which their SDKs map to exceptions by status.
+    """
+
+    status = 500
+    type = "api_error"
+    code: str | None = None
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.headers = {**self.headers, **(headers or {})}
+
+    def body(self) -> bytes:
+        """Return the JSON document."""
+        return error_body(self.message, self.type, self.param, self.code)
+
+
+class InvalidAPIKey(APIError):
+    """No token, or one that is unknown, revoked or expired: a caller cannot tell which."""
+
+    status, type, code = 401, "invalid_request_error", "invalid_api_key"
+    headers = {"WWW-Authenticate": "Bearer"}
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Incorrect or missing API token. Send the token of your team as `Authorization: Bearer TOKEN`; "
+            "who administers this service can give you one."
+        )
+
+
+class TeamDisabled(APIError):
+    """The token is good, and its team is switched off."""
+
+    status, type, code = 403, "invalid_request_error", "team_disabled"
+
+
+class InvalidRequest(APIError):
+    """The body is not what the endpoint takes; `param` names the field."""
+
+    status, type = 400, "invalid_request_error"
+
+
+class ModelNotFound(APIError):
+    """The team may not call this model."""
+
+    status, type, code = 404, "invalid_request_error", "model_not_found"
+
+
+class QuotaExceeded(APIError):
+    """The team's quota is used up."""
+
+    status, type, code = 429, "insufficient_quota", "insufficient_quota"
+    headers = {"x-should-retry": "false"}  # the openai SDK would otherwise try a 429 again
+
+
+class QuotaReserved(APIError):
+    """The call may fit once the team's calls in flight are settled."""
+
+    status, type, code = 429, "rate_limit_error", "quota_reserved"
+    headers = {"Retry-After": "1"}
+
+
+class RequestTooLarge(APIError):
+    """The body is over MAX_REQUEST_BYTES."""
+
+    status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class UnknownURL(APIError):
+    """No such path, or one that belongs to the whole provider account."""
+
+    status, type, code = 404, "invalid_request_error", "unknown_url"
+
+
+class MethodNotAllowed(APIError):
+    """The path exists, and not for this method."""
+
+    status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class StorageUnavailable(APIError):
+    """The database cannot be written, so a call could not be booked."""
+
+    status, code = 503, "storage_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("The database cannot be written at the moment, so the call was not made. Try again soon.")
+
+
+class Overloaded(APIError):
+    """All places for calls to the provider are taken."""
+
+    status, code = 503, "overloaded"
+    headers = {"Retry-After": "1"}
+
+
+class ProviderError(APIError):
+    """The provider could not be reached or gave no usable answer; nothing was charged."""
+
+    status, code = 502, "provider_error"
+
+
+class ProviderUnreachable(ProviderError):
+    """No connection to the provider, or one that ended before any answer."""
+
+    code = "provider_unreachable"
+
+
+class ProviderTimeout(ProviderError):
+    """The provider was silent for longer than PROVIDER_READ_TIMEOUT."""
+
+    status, code = 504, "provider_timeout"
+    headers = {"x-should-retry": "false"}
+
+
+class ProviderAuthFailed(ProviderError):
+    """The provider refuses our key."""
+
+    code = "provider_auth_failed"
+    headers = {"x-should-retry": "false"}
+
+
+class ProviderQuotaExhausted(ProviderError):
+    """The provider's account is empty."""
+
+    status, code = 503, "provider_quota_exhausted"
+    headers = {"x-should-retry": "false"}
+
+
+class ProviderBadResponse(ProviderError):
+    """A redirect, broken framing, or a body that is neither JSON nor events where it must be."""
+
+    code = "provider_bad_response"
+
+
+class ProviderRefusal(ProviderError):
+    """An error of the provider's that is not in OpenAI's shape; its status is the provider's own."""
+
+    def __init__(self, message: str, status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(message, headers=headers)
+        self.status = status
+
+
+def error_body(message: str, type_: str, param: str | None, code: str | None) -> bytes:
+    """Return the bytes of OpenAI's error document."""
+    return orjson.dumps({"error": {"message": message, "type": type_, "param": param, "code": code}})
+
+
+def init_app(app: Flask) -> None:
+    """Register the handlers; paths outside /v1 and /api keep Flask's own pages."""
+    app.register_error_handler(APIError, _render)
+    app.register_error_handler(HTTPException, _translate)
+
+
+def _render(error: APIError) -> Response:
+    return Response(error.body(), error.status, error.headers, mimetype="application/json")
+
+
+def _translate(error: HTTPException) -> Response | HTTPException:
+    """Give Flask's own errors OpenAI's shape. Unknown paths reach no blueprint, so the path itself is looked at."""
+    if isinstance(error, InternalServerError) and error.original_exception is not None:
+        logger.error("%s %s failed", request.method, request.path)
+    if not is_api_path(request.path):
+        return error
+    return _render(_as_api_error(error))
+
+
+def is_api_path(path: str) -> bool:
+    """Tell whether callers expect OpenAI's error shape here."""
+    return path in ("/v1", "/api") or path.startswith(("/v1/", "/api/"))
+
+
+def _as_api_error(error: HTTPException) -> APIError:
+    target = f"{request.method} {request.path}"
+    if error.code == 404:
+        return UnknownURL(f"Unknown request URL: {target}.")
+    if error.code == 405:
+        allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
+        return MethodNotAllowed(f"Not allowed: {target}. This path takes {allowed}.", headers={"Allow": allowed})
+    if error.code == 413:
+        return RequestTooLarge(f"The body is larger than {request.max_content_length:,} bytes, the most taken here.")
+    if error.code is not None and 400 <= error.code < 500:
+        return InvalidRequest(error.description or error.name)
+    return APIError("TokenRouter failed on this request. Its operator finds the reason in the log by the request id.")

@@ -1,0 +1,12 @@
+"""The ledger: the only code that moves a counter or writes a row of the log.
+
+Every worker sends its reservations and settlements through one writer thread, which commits them in groups. Whoever
+changes a team's counters first locks the team's row, several in the order of their ids, so nobody waits in a circle.
+Whoever settles a call first takes its row from `pending`: that succeeds once.
+"""
+
+from tokenrouter.ledger.books import Verification, recover, reset, verify
+from tokenrouter.ledger.rules import Ask, Outcome, Reservation
+from tokenrouter.ledger.worker import Ledger
+
+__all__ = ["Ask", "Ledger", "Outcome", "Reservation", "Verification", "recover", "reset", "verify"]

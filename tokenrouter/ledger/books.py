@@ -1,0 +1,126 @@
+"""Recover, reset and verify: what a worker, the commands and the panel do alike."""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import case, delete, func, or_, select, update
+from sqlalchemy.engine import Engine, Row
+
+from tokenrouter.ledger.operations import IS_PENDING, Settle, Transaction, lock_balances, move_counters
+from tokenrouter.ledger.rules import Outcome
+from tokenrouter.models import ESTIMATED, INTERRUPTED, RequestLog, Team, Worker, epoch_now, writing
+
+logger = logging.getLogger(__name__)
+
+LEASE_S = 30.0
+RECOVERY_PROMISE_S = 60.0
+
+PENDING_CALLS = select(
+    RequestLog.id,
+    RequestLog.request_id,
+    RequestLog.team_id,
+    RequestLog.team_name,
+    RequestLog.held_tokens,
+    RequestLog.prompt_tokens,
+    RequestLog.completion_tokens,
+).outerjoin(Worker, Worker.id == RequestLog.worker_id)
+ABANDONED_CALLS = PENDING_CALLS.where(IS_PENDING, or_(Worker.id.is_(None), Worker.lease_expires_at < epoch_now()))
+OVERDUE_S = RECOVERY_PROMISE_S - LEASE_S
+LOST_CALLS = PENDING_CALLS.where(
+    IS_PENDING, or_(Worker.id.is_(None), Worker.lease_expires_at < epoch_now() - OVERDUE_S)
+)
+
+
+def recover(engine: Engine) -> int:
+    """Settle, at the estimate of the prompt and what was saved of the answer, the calls whose workers died.
+
+    Return how many. A worker whose lease ran out is struck off in the same transaction.
+    """
+    with engine.connect() as connection:
+        dead = connection.execute(select(Worker.id).where(Worker.lease_expires_at < epoch_now()).limit(1)).first()
+        if dead is None and connection.execute(ABANDONED_CALLS.limit(1)).first() is None:
+            return 0
+    with writing(engine) as connection:
+        gone = select(Worker.id).where(Worker.lease_expires_at < epoch_now()).with_for_update(skip_locked=True)
+        worker_ids = connection.execute(gone).scalars().all()
+        calls = connection.execute(ABANDONED_CALLS).all()
+        balances = lock_balances(connection, {call.team_id for call in calls})
+        tx = Transaction(connection, balances, worker_id=0, output_reserve_tokens=0)
+        settled = sum(_interrupt(call, tx) for call in calls)
+        move_counters(connection, balances)
+        connection.execute(delete(Worker).where(Worker.id.in_(worker_ids)))
+    if settled:
+        logger.warning("Settled %d calls of workers that died, at their estimates", settled)
+    return settled
+
+
+def _interrupt(call: Row[Any], tx: Transaction) -> bool:
+    total = call.prompt_tokens + call.completion_tokens
+    outcome = Outcome(
+        status=INTERRUPTED,
+        charged_tokens=total,
+        usage_source=ESTIMATED,
+        prompt_tokens=call.prompt_tokens,
+        completion_tokens=call.completion_tokens,
+        total_tokens=total,
+    )
+    return Settle(call.id, call.team_id, call.held_tokens, outcome).apply(tx)
+
+
+def reset(engine: Engine, team_ids: Iterable[int]) -> None:
+    """Count the teams' use from now on; calls in flight will be charged to the new count."""
+    with writing(engine) as connection:
+        ids = sorted(lock_balances(connection, team_ids))
+        connection.execute(update(Team).where(Team.id.in_(ids)).values(reset_mark_tokens=Team.settled_tokens))
+
+
+@dataclass
+class Verification:
+    """What `verify` found: a line for each difference, and how much it read."""
+
+    problems: list[str] = field(default_factory=list)
+    rows: int = 0
+    seconds: float = 0.0
+
+
+def verify(engine: Engine) -> Verification:
+    """Compare every team's counters with the log, on one snapshot, while calls go on."""
+    started = time.perf_counter()
+    found = Verification()
+    with engine.connect() as connection:
+        if connection.dialect.name == "postgresql":
+            connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        sums = {row.team_id: row for row in connection.execute(SUMS_BY_TEAM)}
+        for team in connection.execute(select(Team.__table__).order_by(Team.id)):
+            found.problems += _differences(team, sums.pop(team.id, None))
+        found.problems += [f"team {team_id}: in the log, and not among the teams" for team_id in sums]
+        found.problems += [
+            f"{call.team_name}: call {call.request_id} is pending, and its worker has been dead for too long"
+            for call in connection.execute(LOST_CALLS)
+        ]
+        found.rows = connection.execute(select(func.count()).select_from(RequestLog)).scalar_one()
+    found.seconds = time.perf_counter() - started
+    return found
+
+
+SUMS_BY_TEAM = select(
+    RequestLog.team_id,
+    func.sum(case((IS_PENDING, 0), else_=RequestLog.charged_tokens)).label("charged"),
+    func.sum(case((IS_PENDING, RequestLog.held_tokens), else_=0)).label("held"),
+    func.min(RequestLog.charged_tokens).label("least"),
+).group_by(RequestLog.team_id)
+
+
+def _differences(team: Row[Any], log: Row[Any] | None) -> list[str]:
+    charged, held, least = (int(log.charged), int(log.held), log.least) if log else (0, 0, 0)
+    checks = (
+        (team.settled_tokens == charged, f"{team.settled_tokens} settled, and {charged} charged in the log"),
+        (team.held_tokens == held, f"{team.held_tokens} held, and {held} held by pending calls"),
+        (team.held_tokens >= 0, f"{team.held_tokens} held, below zero"),
+        (0 <= team.reset_mark_tokens <= team.settled_tokens, f"reset at {team.reset_mark_tokens}, more than settled"),
+        (least >= 0, f"a call was charged {least}, below zero"),
+    )
+    return [f"{team.name}: {problem}" for holds, problem in checks if not holds]

@@ -1,0 +1,113 @@
+"""What a call may reserve, what it holds, and how it ends: plain values and the one decision about them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from tokenrouter.errors import QuotaExceeded, QuotaReserved
+from tokenrouter.models import NOT_COUNTED
+
+LEAST_OUTPUT_TOKENS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What a call wants to reserve. Tokens of the prompt are an estimate, those of the output the most it may cost."""
+
+    request_id: str
+    team_id: int
+    team_name: str
+    token_id: int
+    token_prefix: str
+    model: str
+    endpoint: str
+    stream: bool
+    created_at: datetime
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    choices: int = 0
+
+
+@dataclass(frozen=True)
+class Grant:
+    """Tokens to hold for a call, and the output limit of each choice where the quota sets one."""
+
+    held_tokens: int
+    output_limit: int | None = None
+
+
+@dataclass
+class Reservation:
+    """A call that is under way: its row of the log, what it holds, and how far it has come."""
+
+    call_id: int
+    team_id: int
+    held_tokens: int
+    output_limit: int | None
+    progress: Callable[[], int] = int
+    """Tells the tokens that have arrived; saved from time to time, and charged if this worker dies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a call ended and what it costs: `charged_tokens` is added to the team's use."""
+
+    status: str
+    status_code: int | None = None
+    charged_tokens: int = 0
+    usage_source: str = NOT_COUNTED
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    latency_ms: int | None = None
+    first_byte_ms: int | None = None
+    error_code: str | None = None
+    provider_request_id: str | None = None
+
+
+@dataclass
+class Balance:
+    """A locked team's counters, and by how much they are about to move."""
+
+    quota_tokens: int | None
+    used_tokens: int
+    held_tokens: int
+    held_change: int = 0
+    settled_change: int = 0
+
+    def hold(self, tokens: int) -> None:
+        """Set tokens aside."""
+        self.held_tokens += tokens
+        self.held_change += tokens
+
+    def settle(self, held: int, charged: int) -> None:
+        """Give a hold back and charge what the call cost."""
+        self.hold(-held)
+        self.used_tokens += charged
+        self.settled_change += charged
+
+
+def decide(balance: Balance, ask: Ask, output_reserve_tokens: int) -> Grant:
+    """Say what to hold for a call, or raise QuotaExceeded or QuotaReserved.
+
+    A call whose output does not fit is let through with a lower limit while that limit is still of use.
+    """
+    if balance.quota_tokens is None:
+        return Grant(ask.prompt_tokens + ask.output_tokens)
+    unused = balance.quota_tokens - balance.used_tokens - ask.prompt_tokens
+    left = unused - balance.held_tokens
+    if ask.output_tokens <= left:
+        return Grant(ask.prompt_tokens + ask.output_tokens)
+    least = LEAST_OUTPUT_TOKENS * ask.choices
+    may_limit = ask.choices > 0 and left >= ask.choices
+    if may_limit and (left >= output_reserve_tokens or (balance.held_tokens == 0 and left >= least)):
+        return Grant(ask.prompt_tokens + left, left // ask.choices)
+    figures = (
+        f"{balance.used_tokens:,} used and {balance.held_tokens:,} held for calls in flight "
+        f"of a quota of {balance.quota_tokens:,} tokens; this call needs about {ask.prompt_tokens:,} for its prompt"
+    )
+    if balance.held_tokens > 0 and unused >= least:
+        raise QuotaReserved(f"Quota reserved by calls in flight: {figures}. Try again once they have ended.")
+    raise QuotaExceeded(
+        f"Quota exceeded: {figures}. Who administers this service can raise the quota or reset its use."
+    )

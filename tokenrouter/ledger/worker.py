@@ -1,0 +1,180 @@
+"""The ledger of one worker: its writer, its lease among the workers, and its heartbeat."""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import bindparam, delete, insert, update
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from tokenrouter.errors import StorageUnavailable
+from tokenrouter.ledger.books import LEASE_S, recover
+from tokenrouter.ledger.operations import (
+    Heartbeat,
+    LedgerOperation,
+    Reject,
+    Reserve,
+    Settle,
+    Transaction,
+    lock_balances,
+    move_counters,
+)
+from tokenrouter.ledger.rules import Ask, Outcome, Reservation
+from tokenrouter.ledger.writer import Writer
+from tokenrouter.models import Worker, epoch_now, writing
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 5.0
+RECOVERY_GRACE_S = 2 * HEARTBEAT_S
+SETTLE_WAIT_S = 5.0
+
+LIVE_UNTIL = epoch_now() + LEASE_S
+RENEW_LEASE = update(Worker).where(Worker.id == bindparam("worker")).values(lease_expires_at=LIVE_UNTIL)
+JOIN_WORKERS = insert(Worker).values(name=bindparam("worker_name"), lease_expires_at=LIVE_UNTIL).returning(Worker.id)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The place of this process among the workers, by the monotonic clock."""
+
+    worker_id: int
+    renewed_at: float
+    unbroken_since: float
+
+    def is_fresh(self) -> bool:
+        """Tell whether nobody can have taken this process for dead yet, with time to spare."""
+        return time.monotonic() - self.renewed_at < LEASE_S / 2
+
+
+class Ledger:
+    """Reserve and settle for one process, keep its lease alive, and settle the calls of processes that died."""
+
+    def __init__(self, engine: Engine, output_reserve_tokens: int) -> None:
+        """Start nothing: threads start with the first call, so in the worker and not in the process it forks from."""
+        self._engine = engine
+        self._output_reserve_tokens = output_reserve_tokens
+        self._writer = Writer(self._run_group, "ledger-writer")
+        self._lease: Lease | None = None
+        self._calls: dict[int, Reservation] = {}
+        self._tokens_used: dict[int, datetime] = {}
+        self._heart: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._start_lock = threading.Lock()
+
+    def start(self) -> None:
+        """Join the workers and begin to renew the lease; calling it again does nothing."""
+        with self._start_lock:
+            if self._heart is None:
+                self._heart = threading.Thread(target=self._beat, name="ledger-heartbeat", daemon=True)
+                self._heart.start()
+
+    def close(self, timeout_s: float = SETTLE_WAIT_S) -> None:
+        """Write what waits, leave the workers, and end the threads."""
+        self._stop.set()
+        self._writer.close(timeout_s)
+        if self._heart is not None:
+            self._heart.join(timeout_s)
+        if self._lease is None or self._calls:
+            return  # calls still under way: recovery finds them by the lease when it runs out
+        try:
+            with writing(self._engine, durable=False) as connection:
+                connection.execute(delete(Worker).where(Worker.id == self._lease.worker_id))
+        except SQLAlchemyError as error:
+            logger.warning("The lease could not be given back (%s); it runs out by itself", type(error).__name__)
+
+    def reserve(self, ask: Ask) -> Reservation:
+        """Hold tokens for one call and write its pending row, in one transaction shared with other calls.
+
+        Raises QuotaExceeded or QuotaReserved, with the refusal in the log, and StorageUnavailable.
+        """
+        self.start()
+        self._tokens_used[ask.token_id] = ask.created_at
+        result = self._writer.run(Reserve(ask))
+        if isinstance(result, Exception):
+            raise result
+        self._calls[result.call_id] = result
+        return result
+
+    def reject(self, ask: Ask, status_code: int, error_code: str | None) -> None:
+        """Log a call that was refused before it asked for tokens.
+
+        Raises StorageUnavailable.
+        """
+        self._writer.run(Reject(ask, status_code, error_code))
+
+    def settle(self, reservation: Reservation, outcome: Outcome) -> None:
+        """Book the end of a call: charge, give the hold back and complete the row, safe against a power cut.
+
+        Return when that is committed, or after 5 s without a database; it is then tried again in the background.
+        """
+        operation = Settle(reservation.call_id, reservation.team_id, reservation.held_tokens, outcome)
+        future = self._writer.submit(operation)
+        future.add_done_callback(lambda done: self._settled(reservation, done))
+        if not wait([future], SETTLE_WAIT_S).done:
+            logger.warning("Call %d is answered before its settlement could be written", reservation.call_id)
+
+    def _settled(self, reservation: Reservation, done: Future[bool]) -> None:
+        self._calls.pop(reservation.call_id, None)
+        if done.exception() is None and not done.result():
+            logger.warning("Call %d was settled by recovery before its end; nothing changed", reservation.call_id)
+
+    def _run_group(self, operations: Sequence[LedgerOperation]) -> list[Any]:
+        """Carry out operations in one transaction; forced to disk if one of them must survive a power cut."""
+        durable = any(operation.durable for operation in operations)
+        lease = self._lease
+        with writing(self._engine, durable=durable) as connection:
+            if lease is None or not lease.is_fresh() or any(isinstance(op, Heartbeat) for op in operations):
+                lease = self._renewed(connection)
+            balances = lock_balances(connection, {op.team_id for op in operations if op.team_id is not None})
+            tx = Transaction(connection, balances, lease.worker_id, self._output_reserve_tokens)
+            results = [operation.apply(tx) for operation in operations]
+            move_counters(connection, balances)
+        self._lease = lease
+        return results
+
+    def _renewed(self, connection: Connection) -> Lease:
+        """Renew the lease, or join again if this process was taken for dead; it holds once that is committed."""
+        now = time.monotonic()
+        old = self._lease
+        if old and connection.execute(RENEW_LEASE, {"worker": old.worker_id}).rowcount == 1:
+            unbroken_since = old.unbroken_since if now - old.renewed_at < LEASE_S else now
+            return Lease(old.worker_id, now, unbroken_since)
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        worker_id = connection.execute(JOIN_WORKERS, {"worker_name": name}).scalar_one()
+        return Lease(worker_id, now, unbroken_since=now)
+
+    def _beat(self) -> None:
+        """Renew the lease, save progress, and settle what dead workers left, until closed."""
+        while True:
+            try:
+                self._writer.run(self._heartbeat())
+                if self._may_recover():
+                    recover(self._engine)
+            except (StorageUnavailable, SQLAlchemyError) as error:
+                logger.warning("A heartbeat of the ledger failed: %s", type(error).__name__)
+            except Exception:
+                logger.exception("A heartbeat of the ledger failed")  # the next one may succeed: the thread must live
+            if self._stop.wait(HEARTBEAT_S):
+                return
+
+    def _heartbeat(self) -> Heartbeat:
+        progress = [
+            {"call_id": call.call_id, "new_completion_tokens": arrived}
+            for call in list(self._calls.values())
+            if (arrived := call.progress())
+        ]
+        used, self._tokens_used = self._tokens_used, {}
+        return Heartbeat(progress, [{"token": token_id, "used_at": at} for token_id, at in used.items()])
+
+    def _may_recover(self) -> bool:
+        """Let the others renew first, after joining or a gap: after an outage of the database all are late."""
+        return self._lease is not None and time.monotonic() - self._lease.unbroken_since >= RECOVERY_GRACE_S

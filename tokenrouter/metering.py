@@ -1,0 +1,198 @@
+"""Usage: read it from an answer or its events, estimate it before a call, count it where nobody reported it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import toktok  # its tables, 65 MB, are loaded by the first count, not by this import
+
+from tokenrouter import sse
+from tokenrouter.estimate import estimate_text_tokens
+
+ENCODING = "o200k_base"
+# No model takes as much as this in one call, so who reports more is wrong.
+ABSURD_TOKENS = 10_000_000
+
+# Source: OpenAI's cookbook, "How to count tokens with tiktoken": three tokens a message and its role, one more for a
+# name, three before the answer.
+MESSAGE_TOKENS = 4
+NAME_TOKENS = 1
+ANSWER_START_TOKENS = 3
+TOOL_TOKENS = 12
+CALL_TOKENS = 8
+# Flat figures for what is not text; an image's is the most that OpenAI's vision pricing gives for one in high detail.
+IMAGE_TOKENS = 1445
+AUDIO_TOKENS = 1500
+FILE_TOKENS = 3000
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one call, as reported or as counted by us."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+def read_usage(document: object) -> Usage | None:
+    """Return the usage that an answer or an event reports; None where there is none, or none to be believed.
+
+    A total counts as it is reported, also where it is not the sum; without one the sum counts.
+    """
+    usage = document.get("usage") if isinstance(document, dict) else None
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion, total = (usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
+    counts = [count for count in (prompt, completion, total) if count is not None]
+    if not counts or not all(type(count) is int and 0 <= count <= ABSURD_TOKENS for count in counts):
+        return None
+    prompt, completion = prompt or 0, completion or 0
+    return Usage(prompt, completion, prompt + completion if total is None else total)
+
+
+def count_tokens(texts: Iterable[str]) -> int:
+    """Count the tokens of texts by OpenAI's present encoding; the first call loads it."""
+    return sum(toktok.batch_count(list(texts), ENCODING, threads=1))
+
+
+@dataclass
+class Prompt:
+    """What a request gives the model to read: its texts, and tokens for all that is not text."""
+
+    texts: list[str] = field(default_factory=list)
+    flat_tokens: int = 0
+
+    def estimate(self) -> int:
+        """Return a figure at or above the true one, in microseconds."""
+        return self.flat_tokens + sum(map(estimate_text_tokens, self.texts))
+
+    def count(self) -> int:
+        """Return the exact figure for the texts."""
+        return self.flat_tokens + count_tokens(self.texts)
+
+
+def read_chat_prompt(body: Mapping[str, Any]) -> Prompt:
+    """Gather what a chat completion's model reads. What has no known shape is left to the provider to refuse."""
+    prompt = Prompt(flat_tokens=ANSWER_START_TOKENS)
+    for message in _dicts(body.get("messages")):
+        prompt.flat_tokens += MESSAGE_TOKENS
+        _read_content(message.get("content"), prompt)
+        if isinstance(name := message.get("name"), str):
+            prompt.flat_tokens += NAME_TOKENS
+            prompt.texts.append(name)
+        for text in _call_texts(message):
+            prompt.flat_tokens += CALL_TOKENS
+            prompt.texts.append(text)
+    for key in ("tools", "functions"):
+        for tool in _dicts(body.get(key)):
+            prompt.flat_tokens += TOOL_TOKENS
+            prompt.texts.append(orjson.dumps(tool).decode())
+    if isinstance(schema := body.get("response_format"), dict) and "json_schema" in schema:
+        prompt.texts.append(orjson.dumps(schema).decode())
+    return prompt
+
+
+def _dicts(value: object) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _read_content(content: object, prompt: Prompt) -> None:
+    if isinstance(content, str):
+        prompt.texts.append(content)
+        return
+    for part in _dicts(content):
+        kind = part.get("type")
+        if kind == "image_url":
+            prompt.flat_tokens += IMAGE_TOKENS
+        elif kind == "input_audio":
+            prompt.flat_tokens += AUDIO_TOKENS
+        elif kind == "file":
+            prompt.flat_tokens += FILE_TOKENS
+        else:
+            prompt.texts += [text for key in ("text", "refusal") if isinstance(text := part.get(key), str)]
+
+
+def _call_texts(message: Mapping[str, Any]) -> list[str]:
+    """Return the names and arguments of the function calls in a message or a delta."""
+    functions = [call.get("function") for call in _dicts(message.get("tool_calls"))] + [message.get("function_call")]
+    return [
+        text
+        for function in functions
+        if isinstance(function, dict)
+        for key in ("name", "arguments")
+        if isinstance(text := function.get(key), str)
+    ]
+
+
+TEXT_KEYS = ("content", "reasoning_content", "reasoning", "refusal", "text")
+
+
+def answer_texts(document: object) -> list[str]:
+    """Return every text that an answer or an event brings, over all choices."""
+    texts: list[str] = []
+    for choice in _dicts(document.get("choices") if isinstance(document, dict) else None):
+        for part in (choice.get("message"), choice.get("delta"), choice):
+            if isinstance(part, dict):
+                texts += [text for key in TEXT_KEYS if isinstance(text := part.get(key), str)]
+                texts += _call_texts(part)
+    return texts
+
+
+def parse_json(data: bytes) -> Any:
+    """Return the JSON value, or None where there is none."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+
+
+class StreamMeter:
+    """Watch the events of one streamed answer: what arrived, what it cost, and whether it came to its end."""
+
+    def __init__(self) -> None:
+        """Start before the first event."""
+        self.usage: Usage | None = None
+        self.done = False  # [DONE] was seen
+        self.finished = False  # a choice said why it ended, so nothing but usage is to come
+        self.failed = False  # the provider sent an error
+        self.began = False  # something of an answer was seen
+        self._texts: list[str] = []
+        self._estimated_tokens = 0
+        self._estimated_texts = 0
+
+    def read(self, event: bytes) -> bool:
+        """Take note of an event; return whether it is the extra one that only reports usage."""
+        data = sse.event_data(event)
+        if data.strip() == b"[DONE]":
+            self.done = True
+            return False
+        document = parse_json(data)
+        if not isinstance(document, dict):
+            return False
+        if document.get("error"):
+            self.failed = True
+            return False
+        self.usage = read_usage(document) or self.usage
+        self._texts += answer_texts(document)
+        choices = document.get("choices")
+        self.began = self.began or bool(choices)
+        self.finished = self.finished or any(choice.get("finish_reason") for choice in _dicts(choices))
+        return choices == [] and isinstance(document.get("usage"), dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last event was seen: [DONE], or an error."""
+        return self.done or self.failed
+
+    def completion_tokens(self) -> int:
+        """Count what has arrived, exactly."""
+        return count_tokens(["".join(self._texts)])
+
+    def estimated_tokens(self) -> int:
+        """Estimate what has arrived; each call looks only at what is new, so it may come often."""
+        new = self._texts[self._estimated_texts :]
+        self._estimated_texts += len(new)
+        self._estimated_tokens += estimate_text_tokens("".join(new))
+        return self._estimated_tokens

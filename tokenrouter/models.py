@@ -1,0 +1,260 @@
+"""The tables: columns and facts about one row. Nothing here commits, and only the ledger moves a counter."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import BigInteger, DateTime, ForeignKey, Index, Integer, String, event, text
+from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator
+
+BUSY_TIMEOUT_S = 5
+NAME_LENGTH = 200
+
+PENDING = "pending"
+OK = "ok"
+CLIENT_CLOSED = "client_closed"
+PROVIDER_ERROR = "provider_error"
+REJECTED = "rejected"
+INTERRUPTED = "interrupted"
+
+BY_PROVIDER = "provider"
+ESTIMATED = "estimated"
+NOT_COUNTED = "none"
+
+
+class Base(DeclarativeBase):
+    """The base of all tables."""
+
+
+db = SQLAlchemy(model_class=Base)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime, also on SQLite, which keeps no time zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a naive datetime, whose zone would be a guess."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a datetime without a time zone")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return what was stored, in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# SQLite counts rows up by itself only in a column that is exactly INTEGER.
+RowId = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Team(Base):
+    """A team, its quota, and its counters.
+
+    `settled_tokens` only grows; a reset moves `reset_mark_tokens` up to it. A deleted team keeps its row, so that its
+    running calls are still booked and its log still adds up; its name is free again.
+    """
+
+    __tablename__ = "teams"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    quota_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    active: Mapped[bool] = mapped_column(default=True, server_default=text("true"))
+    models: Mapped[str | None]  # names and prefixes separated by commas; None means ALLOWED_MODELS alone decides
+    settled_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    reset_mark_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    held_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    __table_args__ = (
+        Index(
+            "ix_teams_name_living",
+            "name",
+            unique=True,
+            sqlite_where=text("deleted_at IS NULL"),
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+    )
+
+    @property
+    def used_tokens(self) -> int:
+        """What settled since the last reset."""
+        return self.settled_tokens - self.reset_mark_tokens
+
+    @property
+    def remaining_tokens(self) -> int | None:
+        """What the quota still lets through; None where it is unlimited."""
+        if self.quota_tokens is None:
+            return None
+        return max(0, self.quota_tokens - self.used_tokens - self.held_tokens)
+
+    @property
+    def model_patterns(self) -> tuple[str, ...] | None:
+        """The team's own list of models; None where it has none."""
+        return split_models(self.models)
+
+
+def split_models(models: str | None) -> tuple[str, ...] | None:
+    """Read a team's `models` column, which people may have written by hand."""
+    if models is None:
+        return None
+    return tuple(name.strip() for name in models.split(",") if name.strip())
+
+
+class ApiToken(Base):
+    """A team's bearer token, of which only the hash and the first characters are kept."""
+
+    __tablename__ = "api_tokens"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), index=True)
+    label: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    prefix: Mapped[str] = mapped_column(String(8))
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)  # SHA-256 in hexadecimal
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Worker(Base):
+    """A process that makes calls, and the time until which it is taken to be alive."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    name: Mapped[str]  # host and process, for people
+    lease_expires_at: Mapped[float]  # seconds since 1970 by the database's clock, since machines' clocks differ
+
+    __table_args__ = ({"sqlite_autoincrement": True},)  # an id used again would bring a dead worker's calls to life
+
+
+class RequestLog(Base):
+    """One call. It is written as `pending` when its tokens are reserved and completed when it is settled.
+
+    While it is pending, `prompt_tokens` is the estimate and `completion_tokens` what has arrived so far.
+    """
+
+    __tablename__ = "request_logs"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    request_id: Mapped[str] = mapped_column(String(36), unique=True)
+    team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"))
+    team_name: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    token_id: Mapped[int] = mapped_column(BigInteger)
+    token_prefix: Mapped[str] = mapped_column(String(8))
+    worker_id: Mapped[int | None] = mapped_column(BigInteger)
+    model: Mapped[str]
+    endpoint: Mapped[str]
+    status: Mapped[str] = mapped_column(String(16))
+    status_code: Mapped[int | None]
+    error_code: Mapped[str | None]
+    stream: Mapped[bool]
+    held_tokens: Mapped[int] = mapped_column(BigInteger)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger)
+    total_tokens: Mapped[int] = mapped_column(BigInteger)
+    charged_tokens: Mapped[int] = mapped_column(BigInteger)
+    usage_source: Mapped[str] = mapped_column(String(16))
+    latency_ms: Mapped[int | None]
+    first_byte_ms: Mapped[int | None]
+    provider_request_id: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (
+        Index("ix_request_logs_team_id_id", "team_id", "id"),
+        Index(
+            "ix_request_logs_pending",
+            "worker_id",
+            sqlite_where=text("status = 'pending'"),
+            postgresql_where=text("status = 'pending'"),
+        ),
+    )
+
+
+class epoch_now(FunctionElement[float]):  # noqa: N801 - it stands in statements like func.now()
+    """The database's clock, in seconds since 1970."""
+
+    inherit_cache = True
+    name = "epoch_now"
+
+
+@compiles(epoch_now, "sqlite")
+def _sqlite_epoch_now(element: Any, compiler: Any, **options: Any) -> str:
+    # unixepoch('subsec') needs SQLite 3.42; the Julian day is exact to 0.1 ms and older than any SQLite in use
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(epoch_now, "postgresql")
+def _postgresql_epoch_now(element: Any, compiler: Any, **options: Any) -> str:
+    # not now(), which stands still from the transaction's begin
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
+
+
+def init_app(app: Flask) -> None:
+    """Bind the tables to the app's database."""
+    db.init_app(app)
+    with app.app_context():
+        if db.engine.dialect.name == "sqlite":
+            event.listen(db.engine, "connect", _prepare_sqlite)
+            event.listen(db.engine, "begin", _begin_sqlite)
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
+    connection.isolation_level = None  # the driver would begin by itself, and late; _begin_sqlite does it
+    for pragma in (f"busy_timeout = {BUSY_TIMEOUT_S * 1000}", "journal_mode = WAL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Open the transaction as a writer from the start where it will write.
+
+    A reader that turns writer later fails at once when someone else has written in between, whatever the timeout.
+    """
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def writing(engine: Engine, *, durable: bool = True) -> Iterator[Connection]:
+    """Open a short write transaction and commit it; `durable` commits survive a power cut.
+
+    Raises what the driver raises; then nothing is written.
+    """
+    with engine.connect().execution_options(writes=True) as connection:
+        on_sqlite = connection.dialect.name == "sqlite"
+        if on_sqlite:  # not inside a transaction, where it would change nothing
+            connection.connection.driver_connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        with connection.begin():
+            if not (on_sqlite or durable):
+                connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+            yield connection
+
+
+def engine_options(url: str) -> dict[str, Any]:
+    """Return what the pool and the driver need for this database."""
+    options: dict[str, Any] = {"pool_size": 8, "max_overflow": 8, "pool_timeout": BUSY_TIMEOUT_S}
+    if url.startswith("postgresql"):
+        options["connect_args"] = {
+            "connect_timeout": BUSY_TIMEOUT_S,
+            "keepalives_idle": 10,
+            "tcp_user_timeout": 2 * BUSY_TIMEOUT_S * 1000,
+            "options": f"-c lock_timeout={BUSY_TIMEOUT_S}s -c statement_timeout=60s -c timezone=UTC",
+        }
+    return options

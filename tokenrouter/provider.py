@@ -1,0 +1,233 @@
+"""The provider's side of a call: one pool of connections, timeouts, header allowlists, and its errors as ours."""
+
+import http.client
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+from urllib.parse import quote
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.util import Retry
+
+from tokenrouter.config import Settings
+from tokenrouter.errors import (
+    APIError,
+    ProviderAuthFailed,
+    ProviderBadResponse,
+    ProviderError,
+    ProviderQuotaExhausted,
+    ProviderRefusal,
+    ProviderTimeout,
+    ProviderUnreachable,
+)
+from tokenrouter.metering import parse_json
+
+logger = logging.getLogger(__name__)
+
+# Never cookies, organization, project or idempotency keys: they speak for the whole account, or for another caller.
+FORWARDED_REQUEST_HEADERS = ("Accept", "User-Agent", "OpenAI-Beta")
+FORWARDED_RESPONSE_HEADERS = ("Content-Type", "Retry-After", "OpenAI-Processing-Ms", "OpenAI-Version")
+FORWARDED_RESPONSE_PREFIX = "x-ratelimit-"
+READ_SIZE = 64 * 1024
+ERROR_SIZE = 1024 * 1024
+SHOWN_ERROR_CHARACTERS = 500
+LAST_BYTES_TIMEOUT_S = 2.0
+GET_TIMEOUT_S = 10.0
+AUTH_CODES = ("invalid_api_key", "authentication_error")
+EMPTY_ACCOUNT = "insufficient_quota"
+
+
+class RelayedError(APIError):
+    """An error of the provider's in OpenAI's shape, which reaches the caller as it is."""
+
+    def __init__(self, status: int, body: bytes, code: str | None, headers: Mapping[str, str]) -> None:
+        super().__init__("The provider refused the call.", headers=headers)
+        self.status = status
+        self.code = code
+        self._body = body
+
+    def body(self) -> bytes:
+        """Return the provider's own bytes."""
+        return self._body
+
+    def names(self, field: str) -> bool:
+        """Tell whether the provider complains of this field of the request."""
+        return field.encode() in self._body
+
+
+class Reply:
+    """The provider's answer, whose body is still to be read."""
+
+    def __init__(self, response: requests.Response) -> None:
+        """Wrap what requests gave."""
+        self._response = response
+        self.status = response.status_code
+        content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        self.is_stream = content_type == "text/event-stream"
+        self.request_id = response.headers.get("x-request-id")
+        self.headers = {
+            name: value
+            for name, value in response.headers.items()
+            if name.title() in _RESPONSE_HEADERS or name.lower().startswith(FORWARDED_RESPONSE_PREFIX)
+        }
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body as it arrives, whatever its framing.
+
+        Raises ProviderTimeout after too long a silence, and ProviderBadResponse when it breaks off.
+        """
+        read = self._response.raw.read1
+        try:
+            while data := read(READ_SIZE, decode_content=True):
+                yield data
+        except ReadTimeoutError as error:
+            raise ProviderTimeout("The provider was silent for too long.") from error
+        except (HTTPError, http.client.HTTPException, OSError) as error:
+            raise ProviderBadResponse("The provider's answer broke off.") from error
+
+    def read(self) -> bytes:
+        """Return the whole body."""
+        return b"".join(self.chunks())
+
+    def read_error(self) -> bytes:
+        """Return the body of an error, as much of it as anyone could want; what breaks off is enough as it is."""
+        body = b""
+        try:
+            for chunk in self.chunks():
+                body += chunk
+                if len(body) > ERROR_SIZE:
+                    break
+        except ProviderBadResponse:
+            return body
+        return body
+
+    def read_end(self, chunks: Iterator[bytes]) -> None:
+        """Read what follows the last event, nothing but the end of the body, and wait only shortly for it."""
+        connection = self._response.raw.connection
+        if connection is not None and connection.sock is not None:
+            connection.sock.settimeout(LAST_BYTES_TIMEOUT_S)
+        try:
+            next(chunks, b"")
+        except ProviderError as error:
+            logger.debug("A stream did not end after its last event: %s", error)
+
+    def close(self) -> None:
+        """Return the connection to the pool where the body was read to its end; else close it, which stops the cost."""
+        if self._response.raw.closed:
+            self._response.raw.release_conn()
+        else:
+            self._response.raw.close()
+
+
+_RESPONSE_HEADERS = frozenset(name.title() for name in FORWARDED_RESPONSE_HEADERS)
+
+
+class Provider:
+    """The one paid account. Safe for many threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connect to nothing yet."""
+        self._root = settings.provider_base_url
+        self._key = settings.provider_api_key
+        self._timeout = (settings.provider_connect_timeout, settings.provider_read_timeout)
+        self._session = requests.Session()
+        # looked up once: for every request anew, requests would search the environment for proxies and certificates
+        self._route = self._session.merge_environment_settings(self._root, {}, None, None, None)
+        self._route.pop("stream")
+        self._session.trust_env = False
+        retry = Retry(total=None, connect=1, read=0, redirect=0, status=0, other=0, backoff_factor=0)
+        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=settings.threads, max_retries=retry)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, adapter)
+
+    def close(self) -> None:
+        """Close the pool."""
+        self._session.close()
+
+    def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        """Send a JSON body, with the caller's headers that the provider may see.
+
+        Raises ProviderUnreachable, ProviderTimeout, and what `_refuse` makes of an error.
+        """
+        return self._send("POST", path, body, headers)
+
+    def get(self, path: str) -> Reply:
+        """Ask for a small document of the provider's, likewise, and wait only shortly."""
+        return self._send("GET", path, None, {}, timeout=(self._timeout[0], min(self._timeout[1], GET_TIMEOUT_S)))
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        timeout: tuple[float, float] | None = None,
+    ) -> Reply:
+        prepared = requests.PreparedRequest()
+        prepared.prepare(method=method, url=self._root + quote(path), data=body, headers=self._headers(headers, body))
+        adapter = self._session.get_adapter(prepared.url)
+        try:
+            response = adapter.send(prepared, stream=True, timeout=timeout or self._timeout, **self._route)
+        except requests.ConnectTimeout as error:
+            raise ProviderUnreachable("The provider could not be reached: connecting took too long.") from error
+        except requests.ReadTimeout as error:
+            raise ProviderTimeout("The provider was silent for too long.") from error
+        except requests.RequestException as error:
+            if _is_nonsense(error):
+                raise ProviderBadResponse("The provider's answer is not HTTP.") from error
+            raise ProviderUnreachable("The provider could not be reached.") from error
+        reply = Reply(response)
+        if not 200 <= reply.status < 300:
+            self._refuse(reply)
+        return reply
+
+    def _headers(self, callers: Mapping[str, str], body: bytes | None) -> dict[str, str]:
+        headers = {name: value for name in FORWARDED_REQUEST_HEADERS if (value := callers.get(name))}
+        headers["Authorization"] = f"Bearer {self._key}"
+        headers["Accept-Encoding"] = "identity"  # what is relayed is metered on its way
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        return headers
+
+    def _refuse(self, reply: Reply) -> NoReturn:
+        """Raise what the caller may know of the provider's error."""
+        try:
+            if reply.status < 400:
+                raise ProviderBadResponse(f"The provider answered with a redirect or an odd status, {reply.status}.")
+            body = reply.read_error()
+        finally:
+            reply.close()
+        error = _openai_error(body)
+        codes = (error.get("code"), error.get("type")) if error else ()
+        if reply.status == 401 or (reply.status == 403 and any(code in AUTH_CODES for code in codes)):
+            raise ProviderAuthFailed("The provider refuses this service's key. Its operator has to set a valid one.")
+        if reply.status == 402 or EMPTY_ACCOUNT in codes:
+            raise ProviderQuotaExhausted("The provider's account is used up. The operator has to top it up.")
+        body = body.replace(self._key.encode(), b"[key]")
+        if error is None:
+            text = body.decode(errors="replace").strip()[:SHOWN_ERROR_CHARACTERS]
+            raise ProviderRefusal(text or f"The provider answered {reply.status}.", reply.status, _without_type(reply))
+        code = error.get("code")
+        raise RelayedError(reply.status, body, code if isinstance(code, str) else None, _without_type(reply))
+
+
+def _without_type(reply: Reply) -> dict[str, str]:
+    return {name: value for name, value in reply.headers.items() if name.lower() != "content-type"}
+
+
+def _openai_error(body: bytes) -> dict[str, Any] | None:
+    document = parse_json(body)
+    error = document.get("error") if isinstance(document, dict) else None
+    return error if isinstance(error, dict) and isinstance(error.get("message"), str) else None
+
+
+def _is_nonsense(error: BaseException) -> bool:
+    """Tell a malformed status line or header from a connection that ended; requests wraps both alike."""
+    seen: list[BaseException] = [error]
+    for cause in seen:
+        if isinstance(cause, http.client.HTTPException):
+            return not isinstance(cause, http.client.RemoteDisconnected)
+        seen += [arg for arg in (*cause.args, cause.__cause__) if isinstance(arg, BaseException) and arg not in seen]
+    return False

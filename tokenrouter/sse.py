@@ -1,0 +1,55 @@
+"""Cut a byte stream into whole server-sent events, every byte kept. Source: WHATWG HTML, 9.2.5 and 9.2.6."""
+
+import re
+
+# A line ends with CRLF, LF or CR; an event ends with an empty line. A CR that ends what has arrived may be half a CRLF,
+# so it waits for the next byte, unless the line before ended in CR alone as well.
+_LINE_END = rb"(?:\r\n|\n|\r(?!\n)(?!\Z))"
+_EVENT_END = re.compile(_LINE_END + _LINE_END + rb"|\r\r\Z")
+_LINE = re.compile(rb"\r\n|\n|\r")
+_LONGEST_END = 4
+
+
+class EventSplitter:
+    """Give back what is fed to it as whole events, each with its empty line."""
+
+    def __init__(self) -> None:
+        """Start at the beginning of a stream."""
+        self._parts: list[bytes] = []
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the events that `data` completes, in order, as they were sent."""
+        if not self._parts and data.endswith(b"\n\n") and b"\r" not in data:
+            return [event + b"\n\n" for event in data[:-2].split(b"\n\n")]  # most reads are whole events already
+        return self._feed_slowly(data)
+
+    def _feed_slowly(self, data: bytes) -> list[bytes]:
+        # An event of megabytes comes in many reads: keep them apart, and look for its end in the new bytes alone.
+        seam = b"".join(self._parts[-_LONGEST_END:])[-_LONGEST_END:]
+        self._parts.append(data)
+        if not _EVENT_END.search(seam + data):
+            return []
+        whole = b"".join(self._parts)
+        events, start = [], 0
+        for match in _EVENT_END.finditer(whole):
+            events.append(whole[start : match.end()])
+            start = match.end()
+        self._parts = [whole[start:]] if start < len(whole) else []
+        return events
+
+    def rest(self) -> bytes:
+        """Return what is left when the stream has ended: an event whose empty line never came, or nothing."""
+        rest, self._parts = b"".join(self._parts), []
+        return rest
+
+
+def event_data(event: bytes) -> bytes:
+    """Return the data of an event: its `data` lines joined by line feeds; empty where it has none."""
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+        return event[6:-2]  # one line, the usual spelling
+    lines = []
+    for line in _LINE.split(event.removeprefix(b"\xef\xbb\xbf")):
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            lines.append(value.removeprefix(b" "))
+    return b"\n".join(lines)
