@@ -3,13 +3,25 @@
 import resource
 import sys
 
-from tokenrouter.config import ConfigError, load_for_serving
-
-# Here, in the master, and not in a worker: what fails here ends the start, a worker that exits is only started again.
+# Loaded here, in the master: the workers share its memory, all run the same code, and what fails here ends the start,
+# while a worker that exits is started again for ever. On HUP gunicorn reads this file again, so what is loaded is
+# forgotten first. A reload that would fail changes nothing.
+running = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "tokenrouter"}
+for name in running:
+    del sys.modules[name]
 try:
+    from tokenrouter.config import load_for_serving
+
     settings = load_for_serving()
-except ConfigError as error:
-    sys.exit(f"Error: {error}")
+except Exception as error:
+    if running:
+        print(f"Error: {error}. What runs goes on as it is.", file=sys.stderr, flush=True)
+        sys.modules.update(running)
+        settings = running["tokenrouter.config"].load_for_serving()
+    elif isinstance(error, ValueError):
+        sys.exit(f"Error: {error}")
+    else:
+        raise
 
 SPARE_THREADS = 16  # for health, panel and refusals while all places for calls are taken
 

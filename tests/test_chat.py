@@ -11,6 +11,8 @@ from flask.testing import FlaskClient
 from tokenrouter import reports
 from tokenrouter.standin import StandInProvider
 
+pytestmark = pytest.mark.both_databases
+
 CHAT = "/v1/chat/completions"
 
 

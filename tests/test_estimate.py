@@ -32,13 +32,16 @@ IN_SCOPE = {
         "export const getNAME = async (id: number): Promise<string> => {\n  return fetchItem(`NAME/${id}`, NUM);\n};\n"
     ),
     "c": _vary(
-        "static int NAME_init(struct NAME *self)\n{\n\tif (!self)\n\t\treturn -EINVAL;\n\treturn self->count + NUM;\n}\n"
+        "static int NAME_init(struct NAME *self)\n{\n\tif (!self)\n"
+        "\t\treturn -EINVAL;\n\treturn self->count + NUM;\n}\n"
     ),
     "java": _vary(
-        "public final class NAMEFactory {\n    private final int limit = NUM;\n    public String getName() { return name; }\n}\n"
+        "public final class NAMEFactory {\n    private final int limit = NUM;\n"
+        "    public String getName() { return name; }\n}\n"
     ),
     "go": _vary(
-        "func (s *Server) NAME(w http.ResponseWriter) error {\n\tif err := s.run(NUM); err != nil {\n\t\treturn err\n\t}\n\treturn nil\n}\n"
+        "func (s *Server) NAME(w http.ResponseWriter) error {\n"
+        "\tif err := s.run(NUM); err != nil {\n\t\treturn err\n\t}\n\treturn nil\n}\n"
     ),
     "rust": _vary("pub fn NAME(&self) -> Option<u32> {\n    self.items.iter().map(|x| x + NUM).max()\n}\n"),
     "sql": _vary("SELECT id, total FROM NAME WHERE total > NUM ORDER BY created_at DESC;\n"),

@@ -18,8 +18,10 @@ from tokenrouter.config import ConfigError, Settings
 logger = logging.getLogger(__name__)
 
 
-def create_app(overrides: Mapping[str, str] | None = None) -> Flask:
+def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
     """Make the WSGI application from the environment, `.env`, and `overrides`, which win.
+
+    Overrides that are no settings of ours go into Flask's own configuration.
 
     It makes the database and the key that signs sessions if they are missing; a `flask` command other than `run`
     leaves the first to those commands that need it.
@@ -28,19 +30,19 @@ def create_app(overrides: Mapping[str, str] | None = None) -> Flask:
     context = click.get_current_context(silent=True)
     serving = context is None or context.command is run_command
     try:
-        settings = config.load_for_serving() if context and serving else config.load(overrides)
+        settings = config.load_for_serving() if serving and overrides is None else config.load(overrides)
     except ConfigError as error:
         if context is not None:
             sys.exit(f"Error: {error}")  # an exception would be shown with its traceback
         raise
-    app = _assemble(settings)
+    app = _assemble(settings, {name: value for name, value in (overrides or {}).items() if name not in config.SETTINGS})
     if serving:
         app.config["SECRET_KEY"] = settings.secret_key or config.generated_secret_key(Path(app.instance_path))
         _prepare_database(app)
     return app
 
 
-def _assemble(settings: Settings) -> Flask:
+def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     app = Flask(__name__)
     app.config.update(
         SQLALCHEMY_DATABASE_URI=settings.database_url,
@@ -48,6 +50,7 @@ def _assemble(settings: Settings) -> Flask:
         MAX_CONTENT_LENGTH=settings.max_request_bytes,
         SECRET_KEY=settings.secret_key or None,
     )
+    app.config.update(flask_config)
     app.url_map.merge_slashes = False  # `//v1` is not `/v1`: no redirect, with a body, to elsewhere
     app.before_request(_begin)
     app.after_request(_label)

@@ -5,6 +5,7 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +23,7 @@ MISSING_KEY = (
 )
 
 
-class ConfigError(Exception):
+class ConfigError(ValueError):
     """Say in one line which setting is wrong, the value refused and what is accepted."""
 
 
@@ -147,13 +148,14 @@ class Settings:
 SETTINGS = MappingProxyType({f.name.upper(): f for f in fields(Settings) if f.metadata})
 
 
-def load(overrides: Mapping[str, str] | None = None) -> Settings:
+def load(overrides: Mapping[str, object] | None = None) -> Settings:
     """Parse every setting; `overrides` win over the environment, which wins over `.env`.
 
     An empty value counts as unset.
     Raises ConfigError for the first value that is refused.
     """
-    sources = (("override", overrides or {}), ("environment", _environment()), (".env", read_env_file()))
+    given = {name: str(value) for name, value in (overrides or {}).items() if value is not None}
+    sources = (("override", given), ("environment", _environment()), (".env", read_env_file()))
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for name, setting in SETTINGS.items():
@@ -217,10 +219,12 @@ def default_settings() -> dict[str, str]:
     return {name: setting.metadata["default"] for name, setting in SETTINGS.items() if setting.metadata["default"]}
 
 
+@cache
 def load_for_serving() -> Settings:
     """Load the settings and make sure that the provider's key is among them, asking for it on a terminal.
 
-    Raises ConfigError where it is missing and nobody can be asked.
+    gunicorn's master calls this; its workers, which begin as copies of it, are given the same settings.
+    Raises ConfigError where the key is missing and nobody can be asked.
     """
     settings = load()
     if settings.provider_api_key:

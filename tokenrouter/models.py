@@ -249,7 +249,8 @@ def writing(engine: Engine, *, durable: bool = True) -> Iterator[Connection]:
 
 def engine_options(url: str) -> dict[str, Any]:
     """Return what the pool and the driver need for this database."""
-    options: dict[str, Any] = {"pool_size": 8, "max_overflow": 8, "pool_timeout": BUSY_TIMEOUT_S}
+    # reads take a connection for microseconds, so few serve many threads
+    options: dict[str, Any] = {"pool_size": 4, "max_overflow": 4, "pool_timeout": BUSY_TIMEOUT_S}
     if url.startswith("postgresql"):
         options["connect_args"] = {
             "connect_timeout": BUSY_TIMEOUT_S,

@@ -15,7 +15,7 @@ from tokenrouter.models import ESTIMATED, INTERRUPTED, RequestLog, Team, Worker,
 
 logger = logging.getLogger(__name__)
 
-LEASE_S = 30.0
+LEASE_S = 20.0
 RECOVERY_PROMISE_S = 60.0
 
 PENDING_CALLS = select(

@@ -1,5 +1,6 @@
 """The ledger of one worker: its writer, its lease among the workers, and its heartbeat."""
 
+import atexit
 import logging
 import os
 import socket
@@ -74,11 +75,13 @@ class Ledger:
         """Join the workers and begin to renew the lease; calling it again does nothing."""
         with self._start_lock:
             if self._heart is None:
+                atexit.register(self.close)  # runs once the threads that answer calls have ended
                 self._heart = threading.Thread(target=self._beat, name="ledger-heartbeat", daemon=True)
                 self._heart.start()
 
     def close(self, timeout_s: float = SETTLE_WAIT_S) -> None:
         """Write what waits, leave the workers, and end the threads."""
+        atexit.unregister(self.close)
         self._stop.set()
         self._writer.close(timeout_s)
         if self._heart is not None:

@@ -1,0 +1,135 @@
+"""The official SDK against a real gunicorn with two workers: what callers see is what they know from OpenAI."""
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import openai
+import pytest
+from conftest import HELLO, Server, hello
+from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel
+
+from tokenrouter.standin import StandInProvider
+
+MESSAGES = HELLO["messages"]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+@pytest.fixture
+def connect(server: Server) -> Callable[..., OpenAI]:
+    """Connect with a token, by default one of a new team with a quota."""
+    clients = []
+
+    def connect(api_key: str | None = None, quota: str = "1M") -> OpenAI:
+        key = api_key or server.create_team("sdk", "--quota", quota)
+        clients.append(OpenAI(api_key=key, base_url=f"{server.url}/v1"))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def client(connect: Callable[..., OpenAI]) -> OpenAI:
+    return connect()
+
+
+def test_chat_is_answered_and_metered(server: Server, client: OpenAI):
+    answer = client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES)
+    assert "TokenRouter demo" in answer.choices[0].message.content
+    shown = json.loads(server.flask("teams", "show", "sdk", "--json").stdout)
+    assert shown["used_tokens"] == answer.usage.total_tokens
+    assert shown["held_tokens"] == 0
+
+
+def test_stream_without_include_usage_has_no_usage_event(client: OpenAI):
+    chunks = list(client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES, stream=True))
+    assert "TokenRouter demo" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert all(chunk.choices for chunk in chunks)
+
+
+def test_stream_with_include_usage_ends_with_it(client: OpenAI, provider: StandInProvider):
+    options = {"include_usage": True}
+    stream = client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES, stream=True, stream_options=options)
+    *_, last = stream
+    assert last.choices == []
+    assert last.usage.total_tokens == provider.tokens_served
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tools_are_called(client: OpenAI, stream: bool):
+    answer = client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES, tools=[WEATHER], stream=stream)
+    if stream:
+        deltas = [call for chunk in answer for call in chunk.choices[0].delta.tool_calls or ()]
+        name = deltas[0].function.name
+        arguments = "".join(delta.function.arguments or "" for delta in deltas)
+    else:
+        call = answer.choices[0].message.tool_calls[0]
+        name, arguments = call.function.name, call.function.arguments
+    assert name == "weather"
+    assert isinstance(json.loads(arguments)["city"], str)
+
+
+def test_structured_output_is_parsed(client: OpenAI):
+    class Answer(BaseModel):
+        city: str
+        degrees: float
+
+    completion = client.chat.completions.parse(model="GPT-5-nano", messages=MESSAGES, response_format=Answer)
+    assert isinstance(completion.choices[0].message.parsed, Answer)
+
+
+def test_models_are_listed(client: OpenAI):
+    assert [model.id for model in client.models.list()] == [
+        "GPT-5-nano",
+        "GPT-5-mini",
+        "Gemini-2.5-flash",
+        "Gemini-2.5-pro",
+    ]
+
+
+def test_fifty_parallel_calls_are_answered(server: Server, client: OpenAI, provider: StandInProvider):
+    async def call_all() -> list[str]:
+        async with AsyncOpenAI(api_key=client.api_key, base_url=client.base_url) as parallel:
+            calls = [parallel.chat.completions.create(model="GPT-5-nano", messages=MESSAGES) for _ in range(50)]
+            return [answer.id for answer in await asyncio.gather(*calls)]
+
+    assert len(set(asyncio.run(call_all()))) == 50
+    assert json.loads(server.flask("teams", "show", "sdk", "--json").stdout)["used_tokens"] == provider.tokens_served
+
+
+def test_wrong_token_is_an_authentication_error(connect: Callable[..., OpenAI]):
+    with pytest.raises(openai.AuthenticationError) as caught:
+        connect("tr-" + "x" * 43).models.list()
+    assert caught.value.code == "invalid_api_key"
+
+
+def test_model_that_is_not_allowed_is_not_found(client: OpenAI):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="gpt-4", messages=MESSAGES)
+    assert caught.value.code == "model_not_found"
+    assert "GPT-5-mini" in str(caught.value)
+
+
+def test_exhausted_quota_is_one_call_and_a_rate_limit_error(connect: Callable[..., OpenAI], server: Server):
+    client = connect(quota="5")
+    with pytest.raises(openai.RateLimitError) as caught:
+        client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES)
+    assert caught.value.code == "insufficient_quota"
+    assert caught.value.body["message"].startswith("Quota exceeded")
+    assert len(json.loads(server.flask("logs", "list", "--json").stdout)) == 1
+
+
+def test_failure_inside_a_stream_is_an_api_error(client: OpenAI):
+    messages = hello("cut=5 words=20")["messages"]
+    with pytest.raises(openai.APIError) as caught:
+        list(client.chat.completions.create(model="GPT-5-nano", messages=messages, stream=True))
+    assert caught.value.code == "provider_bad_response"

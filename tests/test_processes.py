@@ -1,0 +1,143 @@
+"""Real processes: a quota under concurrency, and workers that die."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+from conftest import PROVIDER_KEY, Server, eventually, hello, running_server
+from sqlalchemy import create_engine, text
+
+from tokenrouter.standin import StandInProvider
+
+
+def shown(server: Server, team: str = "team") -> dict[str, object]:
+    return json.loads(server.flask("teams", "show", team, "--json").stdout)
+
+
+def post(server: Server, token: str, body: dict[str, object], **options: object) -> requests.Response:
+    headers = {"Authorization": f"Bearer {token}"}
+    return requests.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=60, **options)
+
+
+class Sampler:
+    """Watch the counters of all teams from outside, as often as the machine allows."""
+
+    def __init__(self, database_url: str) -> None:
+        self.worst = float("-inf")
+        self.samples = 0
+        self._engine = create_engine(database_url)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "Sampler":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._engine.dispose()
+
+    def _watch(self) -> None:
+        query = text("SELECT max(settled_tokens - reset_mark_tokens + held_tokens - quota_tokens) FROM teams")
+        while not self._stop.is_set():
+            with self._engine.connect() as connection:
+                self.worst = max(self.worst, connection.execute(query).scalar())
+            self.samples += 1
+            time.sleep(0.002)
+
+
+def test_quota_for_ten_calls_lets_exactly_ten_of_fifty_through(server: Server, database_url: str):
+    token = server.create_team("team", "--quota", "1")
+    prompt = 33  # what the reservation will hold for this prompt; the provider reports the same
+    body = hello(f"prompt_tokens={prompt} words=100 delay=0.3", max_tokens=100)
+    assert f"needs about {prompt} for its prompt" in post(server, token, body).json()["error"]["message"]
+    server.flask("teams", "update", "team", "--quota", str(10 * (prompt + 100)))
+
+    with Sampler(database_url) as sampler, ThreadPoolExecutor(50) as pool:
+        codes = Counter(pool.map(lambda _: post(server, token, body).status_code, range(50)))
+
+    assert codes == {200: 10, 429: 40}
+    assert sampler.samples > 10
+    assert sampler.worst <= 0
+    assert shown(server)["used_tokens"] == 10 * (prompt + 100)
+    assert shown(server)["held_tokens"] == 0
+    assert server.flask("usage", "verify").returncode == 0
+    assert "locked" not in server.log.read_text()
+
+
+@pytest.fixture
+def running_streams(server: Server) -> Iterator[tuple[str, list[requests.Response]]]:
+    """Twelve streams, so that both workers have some: half a minute long, their first chunk read."""
+    token = server.create_team()
+    body = hello("words=300 gap=0.1", stream=True)
+    with ThreadPoolExecutor(12) as pool:
+        streams = list(pool.map(lambda _: post(server, token, body, stream=True), range(12)))
+        list(pool.map(lambda stream: stream.raw.read1(64), streams))
+    yield token, streams
+    for stream in streams:
+        stream.close()
+
+
+def busiest_worker(database_url: str) -> int:
+    """Return the process that has the most calls under way."""
+    engine = create_engine(database_url)
+    query = text(
+        "SELECT workers.name FROM workers JOIN request_logs ON worker_id = workers.id WHERE status = 'pending' "
+        "GROUP BY workers.name ORDER BY count(*) DESC"
+    )
+    with engine.connect() as connection:
+        name = connection.execute(query).scalar()
+    engine.dispose()
+    return int(name.rpartition(":")[2])
+
+
+def test_killed_workers_calls_are_settled_by_another(
+    server: Server, database_url: str, running_streams: tuple[str, list[requests.Response]]
+):
+    token, streams = running_streams
+    time.sleep(6)  # a heartbeat saves how far the streams have come
+    os.kill(busiest_worker(database_url), signal.SIGKILL)
+    killed_at = time.monotonic()
+
+    assert post(server, token, hello()).status_code == 200
+    for stream in streams:
+        stream.close()
+
+    def interrupted() -> list[dict[str, object]]:
+        rows = json.loads(server.flask("logs", "list", "--json").stdout)
+        return [row for row in rows if row["status"] == "interrupted"]
+
+    assert eventually(interrupted, 60)
+    assert time.monotonic() - killed_at < 60
+    assert eventually(lambda: shown(server)["held_tokens"] == 0, 10)
+    for row in interrupted():
+        assert row["usage_source"] == "estimated"
+        assert row["completion_tokens"] > 10
+        assert row["charged_tokens"] == row["prompt_tokens"] + row["completion_tokens"]
+    assert server.flask("usage", "verify").returncode == 0
+    assert post(server, token, hello()).status_code == 200
+
+
+def test_several_instances_start_at_once_on_a_new_database(provider: StandInProvider, database_url: str, tmp_path):
+    settings = {
+        "PROVIDER_API_KEY": PROVIDER_KEY,
+        "PROVIDER_BASE_URL": provider.base_url,
+        "DATABASE_URL": database_url,
+        "WEB_CONCURRENCY": "4",
+    }
+    with (
+        running_server(settings, tmp_path, ready=False) as first,
+        running_server(settings, tmp_path) as second,
+    ):
+        token = second.create_team()
+        assert eventually(lambda: first.process.poll() is not None or post(first, token, hello()).ok)
+        assert post(second, token, hello()).status_code == 200
+        assert "Error" not in first.log.read_text() + second.log.read_text()
