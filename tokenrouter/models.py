@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from flask import Flask
@@ -186,6 +186,23 @@ class RequestLog(Base):
             postgresql_where=text("status = 'pending'"),
         ),
     )
+
+
+class UsageDaily(Base):
+    """What a team used of a model on a day in UTC, the day on which its calls began."""
+
+    __tablename__ = "usage_daily"
+
+    team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)  # empty for calls that were refused for their model
+    requests: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[int] = mapped_column(BigInteger)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger)
+    total_tokens: Mapped[int] = mapped_column(BigInteger)  # what was charged
+
+    __table_args__ = (Index("ix_usage_daily_day", "day"),)
 
 
 class epoch_now(FunctionElement[float]):  # noqa: N801 - it stands in statements like func.now()

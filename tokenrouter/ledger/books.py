@@ -9,7 +9,14 @@ from typing import Any
 from sqlalchemy import case, delete, func, or_, select, update
 from sqlalchemy.engine import Engine, Row
 
-from tokenrouter.ledger.operations import IS_PENDING, Settle, Transaction, lock_balances, move_counters
+from tokenrouter.ledger.operations import (
+    IS_PENDING,
+    PENDING_CALLS,
+    Settle,
+    Transaction,
+    lock_balances,
+    reservation_of,
+)
 from tokenrouter.ledger.rules import Outcome
 from tokenrouter.models import ESTIMATED, INTERRUPTED, RequestLog, Team, Worker, epoch_now, writing
 
@@ -18,20 +25,11 @@ logger = logging.getLogger(__name__)
 LEASE_S = 20.0
 RECOVERY_PROMISE_S = 60.0
 
-PENDING_CALLS = select(
-    RequestLog.id,
-    RequestLog.request_id,
-    RequestLog.team_id,
-    RequestLog.team_name,
-    RequestLog.held_tokens,
-    RequestLog.prompt_tokens,
-    RequestLog.completion_tokens,
-).outerjoin(Worker, Worker.id == RequestLog.worker_id)
-ABANDONED_CALLS = PENDING_CALLS.where(IS_PENDING, or_(Worker.id.is_(None), Worker.lease_expires_at < epoch_now()))
-OVERDUE_S = RECOVERY_PROMISE_S - LEASE_S
-LOST_CALLS = PENDING_CALLS.where(
-    IS_PENDING, or_(Worker.id.is_(None), Worker.lease_expires_at < epoch_now() - OVERDUE_S)
-)
+NOW = epoch_now()
+WITH_WORKERS = PENDING_CALLS.outerjoin(Worker, Worker.id == RequestLog.worker_id)
+ABANDONED_CALLS = WITH_WORKERS.where(or_(Worker.id.is_(None), Worker.lease_expires_at < NOW))
+# not at once: whoever recovers may be at it just now
+LOST_CALLS = WITH_WORKERS.where(or_(Worker.id.is_(None), Worker.lease_expires_at < NOW - RECOVERY_PROMISE_S + LEASE_S))
 
 
 def recover(engine: Engine) -> int:
@@ -50,7 +48,7 @@ def recover(engine: Engine) -> int:
         balances = lock_balances(connection, {call.team_id for call in calls})
         tx = Transaction(connection, balances, worker_id=0, output_reserve_tokens=0)
         settled = sum(_interrupt(call, tx) for call in calls)
-        move_counters(connection, balances)
+        tx.close()
         connection.execute(delete(Worker).where(Worker.id.in_(worker_ids)))
     if settled:
         logger.warning("Settled %d calls of workers that died, at their estimates", settled)
@@ -67,7 +65,7 @@ def _interrupt(call: Row[Any], tx: Transaction) -> bool:
         completion_tokens=call.completion_tokens,
         total_tokens=total,
     )
-    return Settle(call.id, call.team_id, call.held_tokens, outcome).apply(tx)
+    return Settle(reservation_of(call), outcome).apply(tx)
 
 
 def reset(engine: Engine, team_ids: Iterable[int]) -> None:

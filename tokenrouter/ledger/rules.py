@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.models import NOT_COUNTED
@@ -42,8 +42,10 @@ class Reservation:
 
     call_id: int
     team_id: int
+    model: str
+    day: date
     held_tokens: int
-    output_limit: int | None
+    output_limit: int | None = None
     progress: Callable[[], int] = int
     """Tells the tokens that have arrived; saved from time to time, and charged if this worker dies."""
 

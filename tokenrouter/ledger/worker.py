@@ -26,7 +26,6 @@ from tokenrouter.ledger.operations import (
     Settle,
     Transaction,
     lock_balances,
-    move_counters,
 )
 from tokenrouter.ledger.rules import Ask, Outcome, Reservation
 from tokenrouter.ledger.writer import Writer
@@ -119,8 +118,7 @@ class Ledger:
 
         Return when that is committed, or after 5 s without a database; it is then tried again in the background.
         """
-        operation = Settle(reservation.call_id, reservation.team_id, reservation.held_tokens, outcome)
-        future = self._writer.submit(operation)
+        future = self._writer.submit(Settle(reservation, outcome))
         future.add_done_callback(lambda done: self._settled(reservation, done))
         if not wait([future], SETTLE_WAIT_S).done:
             logger.warning("Call %d is answered before its settlement could be written", reservation.call_id)
@@ -140,7 +138,7 @@ class Ledger:
             balances = lock_balances(connection, {op.team_id for op in operations if op.team_id is not None})
             tx = Transaction(connection, balances, lease.worker_id, self._output_reserve_tokens)
             results = [operation.apply(tx) for operation in operations]
-            move_counters(connection, balances)
+            tx.close()
         self._lease = lease
         return results
 

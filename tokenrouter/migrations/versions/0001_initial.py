@@ -110,9 +110,24 @@ def upgrade():
             postgresql_where=sa.text("status = 'pending'"),
         )
         batch_op.create_index("ix_request_logs_team_id_id", ["team_id", "id"], unique=False)
+    op.create_table(
+        "usage_daily",
+        sa.Column("team_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("day", sa.Date(), nullable=False),
+        sa.Column("model", sa.String(), nullable=False),
+        sa.Column("requests", sa.BigInteger(), nullable=False),
+        sa.Column("errors", sa.BigInteger(), nullable=False),
+        sa.Column("prompt_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("completion_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("total_tokens", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["team_id"], ["teams.id"]),
+        sa.PrimaryKeyConstraint("team_id", "day", "model"),
+    )
+    op.create_index("ix_usage_daily_day", "usage_daily", ["day"])
 
 
 def downgrade():
+    op.drop_table("usage_daily")
     with op.batch_alter_table("request_logs", schema=None) as batch_op:
         batch_op.drop_index("ix_request_logs_team_id_id")
         batch_op.drop_index(
