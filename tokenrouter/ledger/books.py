@@ -4,9 +4,10 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
-from sqlalchemy import case, delete, func, or_, select, update
+from sqlalchemy import bindparam, case, delete, func, literal_column, or_, select, update
 from sqlalchemy.engine import Engine, Row
 
 from tokenrouter.ledger.operations import (
@@ -18,7 +19,7 @@ from tokenrouter.ledger.operations import (
     reservation_of,
 )
 from tokenrouter.ledger.rules import Outcome
-from tokenrouter.models import ESTIMATED, INTERRUPTED, RequestLog, Team, Worker, epoch_now, writing
+from tokenrouter.models import ESTIMATED, INTERRUPTED, RequestLog, Team, UsageDaily, Worker, epoch_now, writing
 
 logger = logging.getLogger(__name__)
 
@@ -85,37 +86,55 @@ class Verification:
 
 
 def verify(engine: Engine) -> Verification:
-    """Compare every team's counters with the log, on one snapshot, while calls go on."""
+    """Compare every team's counters with the log and with the sums of its days, on one snapshot, while calls go on."""
     started = time.perf_counter()
     found = Verification()
     with engine.connect() as connection:
-        if connection.dialect.name == "postgresql":
-            connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        sums = {row.team_id: row for row in connection.execute(SUMS_BY_TEAM)}
-        for team in connection.execute(select(Team.__table__).order_by(Team.id)):
-            found.problems += _differences(team, sums.pop(team.id, None))
-        found.problems += [f"team {team_id}: in the log, and not among the teams" for team_id in sums]
+        if connection.dialect.name == "postgresql":  # SQLite's transactions are snapshots by themselves
+            connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        logged = {row.team: row for row in connection.execute(LOGGED)}
+        held = {team_id: int(tokens) for team_id, tokens in connection.execute(HELD)}
+        first_day = min((row.first.date() for row in logged.values()), default=date.min)
+        days = {row.team_id: row for row in connection.execute(DAYS, {"first_day": first_day})}
+        teams = connection.execute(select(Team.__table__).order_by(Team.id)).all()
+        for team in teams:
+            found.problems += _differences(team, logged.get(team.id), held.get(team.id, 0), days.get(team.id))
         found.problems += [
             f"{call.team_name}: call {call.request_id} is pending, and its worker has been dead for too long"
             for call in connection.execute(LOST_CALLS)
         ]
-        found.rows = connection.execute(select(func.count()).select_from(RequestLog)).scalar_one()
+    found.rows = sum(row.rows for row in logged.values())
     found.seconds = time.perf_counter() - started
     return found
 
 
-SUMS_BY_TEAM = select(
-    RequestLog.team_id,
-    func.sum(case((IS_PENDING, 0), else_=RequestLog.charged_tokens)).label("charged"),
-    func.sum(case((IS_PENDING, RequestLog.held_tokens), else_=0)).label("held"),
+# Grouped by a sum, so that SQLite reads the table once from end to end; by its index it would jump through all of it.
+# What is pending was charged nothing yet.
+LOGGED_TEAM = (RequestLog.team_id + literal_column("0")).label("team")
+LOGGED = select(
+    LOGGED_TEAM,
+    func.count().label("rows"),
+    func.sum(RequestLog.charged_tokens).label("charged"),
     func.min(RequestLog.charged_tokens).label("least"),
-).group_by(RequestLog.team_id)
+    func.min(RequestLog.created_at).label("first"),
+).group_by(LOGGED_TEAM)
+HELD = select(RequestLog.team_id, func.sum(RequestLog.held_tokens)).where(IS_PENDING).group_by(RequestLog.team_id)
+BEFORE_LOG = UsageDaily.day < bindparam("first_day")
+DAYS = select(
+    UsageDaily.team_id,
+    func.sum(case((BEFORE_LOG, UsageDaily.total_tokens), else_=0)).label("before_log"),
+    func.sum(case((BEFORE_LOG, 0), else_=UsageDaily.total_tokens)).label("within_log"),
+).group_by(UsageDaily.team_id)
 
 
-def _differences(team: Row[Any], log: Row[Any] | None) -> list[str]:
-    charged, held, least = (int(log.charged), int(log.held), log.least) if log else (0, 0, 0)
+def _differences(team: Row[Any], log: Row[Any] | None, held: int, days: Row[Any] | None) -> list[str]:
+    """Return a line for each claim that does not hold; rows older than the log are in the sums of their days alone."""
+    charged, least = (int(log.charged), log.least) if log else (0, 0)
+    before_log, within_log = (int(days.before_log), int(days.within_log)) if days else (0, 0)
+    logged = charged + before_log
     checks = (
-        (team.settled_tokens == charged, f"{team.settled_tokens} settled, and {charged} charged in the log"),
+        (team.settled_tokens == logged, f"{team.settled_tokens} settled, and {logged} charged in the log"),
+        (within_log == charged, f"{within_log} in the daily totals, and {charged} charged in the log"),
         (team.held_tokens == held, f"{team.held_tokens} held, and {held} held by pending calls"),
         (team.held_tokens >= 0, f"{team.held_tokens} held, below zero"),
         (0 <= team.reset_mark_tokens <= team.settled_tokens, f"reset at {team.reset_mark_tokens}, more than settled"),
