@@ -108,17 +108,18 @@ def verify(engine: Engine) -> Verification:
     return found
 
 
-# Grouped by a sum, so that SQLite reads the table once from end to end; by its index it would jump through all of it.
+# Grouped by a sum, so that SQLite reads what it needs once from end to end; led by the teams' index it would jump
+# through all of the table.
 # What is pending was charged nothing yet.
-LOGGED_TEAM = (RequestLog.team_id + literal_column("0")).label("team")
+TEAM = (RequestLog.team_id + literal_column("0")).label("team")
 LOGGED = select(
-    LOGGED_TEAM,
+    TEAM,
     func.count().label("rows"),
     func.sum(RequestLog.charged_tokens).label("charged"),
     func.min(RequestLog.charged_tokens).label("least"),
     func.min(RequestLog.created_at).label("first"),
-).group_by(LOGGED_TEAM)
-HELD = select(RequestLog.team_id, func.sum(RequestLog.held_tokens)).where(IS_PENDING).group_by(RequestLog.team_id)
+).group_by(TEAM)
+HELD = select(TEAM, func.sum(RequestLog.held_tokens)).where(IS_PENDING).group_by(TEAM)
 BEFORE_LOG = UsageDaily.day < bindparam("first_day")
 DAYS = select(
     UsageDaily.team_id,
