@@ -1,5 +1,6 @@
 """Real processes: a quota under concurrency, and workers that die."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,9 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import openai
 import pytest
 import requests
 from conftest import PROVIDER_KEY, Server, eventually, hello, running_server
+from openai import AsyncOpenAI
 from sqlalchemy import create_engine, text
 
 from tokenrouter.standin import StandInProvider
@@ -71,6 +74,31 @@ def test_quota_for_ten_calls_lets_exactly_ten_of_fifty_through(server: Server, d
     assert shown(server)["held_tokens"] == 0
     assert server.flask("usage", "verify").returncode == 0
     assert "locked" not in server.log.read_text()
+
+
+@pytest.mark.both_databases
+def test_quota_for_fifty_calls_lets_exactly_fifty_of_a_thousand_through(settings, tmp_path):
+    prompt, output = 33, 100
+    body = hello(f"prompt_tokens={prompt} words={output} delay=0.3", max_tokens=output)
+
+    async def call(client: AsyncOpenAI) -> int:
+        try:
+            await client.chat.completions.create(**body)
+        except openai.APIStatusError as error:
+            return error.status_code
+        return 200
+
+    async def call_all(server: Server, token: str) -> list[int]:
+        async with AsyncOpenAI(api_key=token, base_url=f"{server.url}/v1", max_retries=0, timeout=60) as client:
+            return await asyncio.gather(*(call(client) for _ in range(1000)))
+
+    with running_server(settings | {"WEB_CONCURRENCY": "4", "THREADS": "1000"}, tmp_path) as server:
+        token = server.create_team("team", "--quota", str(50 * (prompt + output)))
+        assert Counter(asyncio.run(call_all(server, token))) == {200: 50, 429: 950}
+        assert shown(server)["used_tokens"] == 50 * (prompt + output)
+        assert shown(server)["held_tokens"] == 0
+        verified = server.flask("usage", "verify")
+        assert (verified.returncode, "1,000 rows" in verified.stdout) == (0, True)
 
 
 @pytest.fixture

@@ -1,0 +1,209 @@
+"""The ledger driven at random against a model of the contract's rules: they never differ."""
+
+import itertools
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import pytest
+from flask import Flask
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from sqlalchemy import func, select, update
+from sqlalchemy.engine import Engine
+
+from tokenrouter import ledger, models, teams
+from tokenrouter.errors import QuotaExceeded, QuotaReserved
+from tokenrouter.ledger import Ask, Ledger, Outcome, Reservation
+from tokenrouter.models import RequestLog, Team, Worker, db
+
+pytestmark = pytest.mark.both_databases
+
+OUTPUT_RESERVE = 1024
+QUOTAS = st.one_of(st.none(), st.integers(0, 6000))
+_serial = itertools.count()
+
+
+@dataclass
+class ModelTeam:
+    quota: int | None
+    settled: int = 0
+    mark: int = 0
+    held: int = 0
+    rejected: int = 0
+
+
+@dataclass
+class ModelCall:
+    team: int
+    worker: int
+    reservation: Reservation
+    prompt: int
+    arrived: int = 0
+    settled: bool = False
+
+
+@dataclass
+class Process:
+    """A worker's ledger, and the number under which it joined."""
+
+    ledger: Ledger
+    alive: bool = True
+    calls: list[ModelCall] = field(default_factory=list)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Two workers and three teams; `engine` is set by the test."""
+
+    engine: Engine
+    calls = Bundle("calls")
+
+    def __init__(self) -> None:
+        super().__init__()
+        run = next(_serial)
+        self.names = [f"run {run} team {number}" for number in range(3)]
+        self.ids = [teams.create(name, quota)[0].id for name, quota in zip(self.names, (None, 3000, 500), strict=True)]
+        self.teams = dict(zip(self.ids, (ModelTeam(None), ModelTeam(3000), ModelTeam(500)), strict=True))
+        self.processes = [Process(Ledger(self.engine, OUTPUT_RESERVE)) for _ in range(2)]
+
+    def teardown(self) -> None:
+        for process in self.processes:
+            process.ledger.close()
+
+    @rule(
+        target=calls,
+        number=st.integers(0, 2),
+        worker=st.integers(0, 1),
+        prompt=st.integers(1, 1500),
+        output=st.integers(0, 3000),
+        choices=st.integers(1, 4),
+    )
+    def reserve(self, number: int, worker: int, prompt: int, output: int, choices: int) -> ModelCall | None:
+        team_id = self.ids[number]
+        team = self.teams[team_id]
+        expected = expected_grant(team, prompt, output * choices, choices)
+        ask = Ask(
+            request_id=f"req_{next(_serial)}",
+            team_id=team_id,
+            team_name=self.names[number],
+            token_id=1,
+            token_prefix="tr-model",
+            model="GPT-5-nano",
+            endpoint="/v1/chat/completions",
+            stream=False,
+            created_at=datetime.now(UTC),
+            prompt_tokens=prompt,
+            output_tokens=output * choices,
+            choices=choices,
+        )
+        process = self.processes[worker]
+        try:
+            reservation = process.ledger.reserve(ask)
+        except (QuotaExceeded, QuotaReserved) as refusal:
+            given = refusal.code
+        else:
+            given = reservation.held_tokens, reservation.output_limit
+        assert given == expected
+        if isinstance(given, str):
+            team.rejected += 1
+            return None
+        team.held += reservation.held_tokens
+        call = ModelCall(team_id, worker, reservation, prompt)
+        process.calls.append(call)
+        return call
+
+    @rule(call=calls, tokens=st.integers(0, 5000), status=st.sampled_from(["ok", "client_closed", "provider_error"]))
+    def settle(self, call: ModelCall | None, tokens: int, status: str) -> None:
+        """Also of what is settled already, by itself or by recovery: that changes nothing."""
+        if call is None:
+            return
+        outcome = Outcome(status=status, status_code=200, charged_tokens=tokens, total_tokens=tokens)
+        self.processes[call.worker].ledger.settle(call.reservation, outcome)
+        self._book(call, tokens)
+
+    @rule(call=calls)
+    def release(self, call: ModelCall | None) -> None:
+        self.settle(call, 0, "provider_error")
+
+    @rule(call=calls, tokens=st.integers(1, 2000))
+    def save_progress(self, call: ModelCall | None, tokens: int) -> None:
+        if call is None or call.settled:
+            return
+        call.reservation.progress = lambda: tokens
+        process = self.processes[call.worker]
+        process.ledger._writer.run(process.ledger._heartbeat())
+        call.arrived = tokens
+
+    @rule(number=st.integers(0, 2))
+    def reset(self, number: int) -> None:
+        ledger.reset(self.engine, [self.ids[number]])
+        team = self.teams[self.ids[number]]
+        team.mark = team.settled
+
+    @rule(number=st.integers(0, 2), quota=QUOTAS)
+    def change_quota(self, number: int, quota: int | None) -> None:
+        teams.update(self.names[number], quota_tokens=quota)
+        self.teams[self.ids[number]].quota = quota
+
+    @rule(worker=st.integers(0, 1))
+    def crash_and_recover(self, worker: int) -> None:
+        """Let a worker's lease run out, and another settle its calls; it may come back and settle them late."""
+        process = self.processes[worker]
+        if process.ledger._lease is None:
+            return
+        mine = process.ledger._lease.worker_id
+        with models.writing(self.engine) as connection:
+            connection.execute(update(Worker).where(Worker.id == mine).values(lease_expires_at=models.epoch_now() - 1))
+        ledger.recover(self.engine)
+        for call in process.calls:
+            self._book(call, call.prompt + call.arrived)
+        process.calls.clear()
+        process.ledger._writer.run(process.ledger._heartbeat())  # it wakes, and joins under another number
+
+    def _book(self, call: ModelCall, tokens: int) -> None:
+        if not call.settled:
+            call.settled = True
+            self.teams[call.team].held -= call.reservation.held_tokens
+            self.teams[call.team].settled += tokens
+
+    @invariant()
+    def counters_equal_the_model(self) -> None:
+        with self.engine.connect() as connection:
+            rows = connection.execute(select(Team.__table__).where(Team.id.in_(self.ids))).all()
+            rejected = select(RequestLog.team_id, func.count()).where(RequestLog.status == "rejected")
+            refusals = dict(connection.execute(rejected.group_by(RequestLog.team_id)).all())
+        for row in rows:
+            team = self.teams[row.id]
+            assert (row.settled_tokens, row.reset_mark_tokens, row.held_tokens) == (team.settled, team.mark, team.held)
+            assert refusals.get(row.id, 0) == team.rejected
+
+    @invariant()
+    def verify_finds_nothing(self) -> None:
+        assert ledger.verify(self.engine).problems == []
+
+
+def expected_grant(team: ModelTeam, prompt: int, output: int, choices: int) -> tuple[int, int | None] | str:
+    """Return the contract's answer: tokens held and the limit of each choice, or the code of the refusal."""
+    if team.quota is None:
+        return prompt + output, None
+    left = team.quota - (team.settled - team.mark) - team.held
+    if prompt + output <= left:
+        return prompt + output, None
+    if left - prompt >= OUTPUT_RESERVE or (team.held == 0 and left - prompt >= 16 * choices):
+        return left, (left - prompt) // choices
+    may_fit_later = team.held > 0 and team.quota - (team.settled - team.mark) - prompt >= 16 * choices
+    return "quota_reserved" if may_fit_later else "insufficient_quota"
+
+
+def test_ledger_never_differs_from_the_model(app: Flask):
+    LedgerMachine.engine = db.engine
+    run_state_machine_as_test(
+        LedgerMachine,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
