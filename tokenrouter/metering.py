@@ -66,7 +66,7 @@ class Prompt:
 
     def estimate(self) -> int:
         """Return a figure at or above the true one, in microseconds."""
-        return self.flat_tokens + sum(map(estimate_text_tokens, self.texts))
+        return self.flat_tokens + estimate_text_tokens("\n".join(self.texts))
 
     def count(self) -> int:
         """Return the exact figure for the texts."""
@@ -155,9 +155,10 @@ class StreamMeter:
         """Start before the first event."""
         self.usage: Usage | None = None
         self.done = False  # [DONE] was seen
-        self.finished = False  # a choice said why it ended, so nothing but usage is to come
+        self.reported = False  # the event that only reports usage was seen, after which nothing of an answer comes
         self.failed = False  # the provider sent an error
         self.began = False  # something of an answer was seen
+        self._finished: set[str] = set()  # the choices that said why they ended
         self._texts: list[str] = []
         self._estimated_tokens = 0
         self._estimated_texts = 0
@@ -178,8 +179,14 @@ class StreamMeter:
         self._texts += answer_texts(document)
         choices = document.get("choices")
         self.began = self.began or bool(choices)
-        self.finished = self.finished or any(choice.get("finish_reason") for choice in _dicts(choices))
-        return choices == [] and isinstance(document.get("usage"), dict)
+        self._finished |= {str(choice.get("index")) for choice in _dicts(choices) if choice.get("finish_reason")}
+        only_usage = choices == [] and isinstance(document.get("usage"), dict)
+        self.reported = self.reported or only_usage
+        return only_usage
+
+    def is_whole(self, choices: int) -> bool:
+        """Tell whether nothing is missing though [DONE] never came."""
+        return self.done or self.reported or len(self._finished) >= choices
 
     @property
     def ended(self) -> bool:

@@ -1,5 +1,6 @@
 """Check and normalise a request's body, and work out what the call may cost. Knows neither Flask nor the database."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,10 @@ from tokenrouter.config import Settings, is_allowed
 from tokenrouter.errors import InvalidRequest, ModelNotFound
 from tokenrouter.metering import Prompt, read_chat_prompt
 
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 MOST_CHOICES = 128  # OpenAI's own limit for n
 MOST_OUTPUT_TOKENS = 2**31 - 1
+MOST_LEVELS = 254  # what orjson writes; it reads more
 SHOWN_MODEL_LENGTH = 100
 
 
@@ -80,6 +83,11 @@ def parse(data: bytes) -> dict[str, Any]:
         raise InvalidRequest(f"The body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
         raise InvalidRequest("The body is not a JSON object.")
+    if data.count(b"{") + data.count(b"[") > MOST_LEVELS:  # only then can it be nested deeper
+        try:
+            orjson.dumps(body)
+        except TypeError:
+            raise InvalidRequest(f"The body is nested deeper than {MOST_LEVELS} levels.") from None
     return body
 
 
@@ -93,6 +101,8 @@ def model_of(body: Mapping[str, Any], default: str) -> str:
         return default
     if not isinstance(model, str):
         raise InvalidRequest("model is not a string.", param="model")
+    if CONTROL_CHARACTER.search(model):
+        raise InvalidRequest("model has a control character.", param="model")
     return model
 
 

@@ -33,6 +33,7 @@ FORWARDED_RESPONSE_PREFIX = "x-ratelimit-"
 READ_SIZE = 64 * 1024
 ERROR_SIZE = 1024 * 1024
 SHOWN_ERROR_CHARACTERS = 500
+LONGEST_NAME = 100
 LAST_BYTES_TIMEOUT_S = 2.0
 GET_TIMEOUT_S = 10.0
 AUTH_CODES = ("invalid_api_key", "authentication_error")
@@ -66,7 +67,7 @@ class Reply:
         self.status = response.status_code
         content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         self.is_stream = content_type == "text/event-stream"
-        self.request_id = response.headers.get("x-request-id")
+        self.request_id = response.headers.get("x-request-id", "")[:LONGEST_NAME] or None
         self.headers = {
             name: value
             for name, value in response.headers.items()
@@ -210,7 +211,8 @@ class Provider:
             text = body.decode(errors="replace").strip()[:SHOWN_ERROR_CHARACTERS]
             raise ProviderRefusal(text or f"The provider answered {reply.status}.", reply.status, _without_type(reply))
         code = error.get("code")
-        raise RelayedError(reply.status, body, code if isinstance(code, str) else None, _without_type(reply))
+        is_name = isinstance(code, str) and code.isprintable() and len(code) <= LONGEST_NAME
+        raise RelayedError(reply.status, body, code if is_name else None, _without_type(reply))
 
 
 def _without_type(reply: Reply) -> dict[str, str]:

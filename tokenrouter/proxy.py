@@ -22,6 +22,7 @@ from tokenrouter.errors import (
     Overloaded,
     ProviderBadResponse,
     ProviderError,
+    RequestTooLarge,
     StorageUnavailable,
     TeamDisabled,
 )
@@ -107,13 +108,14 @@ def handle(endpoint: Endpoint) -> Response:
     Raises the APIError that the caller is to see.
     """
     own = relay()
+    check_size()
     caller = authenticate(endpoint.path)
-    body = payload.parse(request.get_data(cache=False))
+    body = payload.parse(read_body())
     model = payload.model_of(body, own.settings.default_model)
-    ask = new_ask(caller, endpoint.path, model, stream=body.get("stream") is True)
+    call = payload.check(endpoint, body, model, own.settings)
+    ask = new_ask(caller, endpoint.path, model, stream=call.stream)
     with _logged_refusal(own.ledger, ask):
         payload.check_model(model, own.settings.allowed_models, caller.models)
-    call = payload.check(endpoint, body, model, own.settings)
     with ExitStack() as finish:
         finish.callback(own.places.take(caller.team_id))
         reservation = own.ledger.reserve(
@@ -132,6 +134,33 @@ def handle(endpoint: Endpoint) -> Response:
     if reservation.output_limit is not None:
         response.headers["x-tokenrouter-output-limit"] = str(reservation.output_limit)
     return response
+
+
+def check_size() -> None:
+    """Raise RequestTooLarge, before anything of the body is read, where its length is known to be too much."""
+    if (request.content_length or 0) > relay().settings.max_request_bytes:
+        raise _too_large()
+
+
+def read_body() -> bytes:
+    """Return the current request's body.
+
+    Raises RequestTooLarge, also for a chunked body, of which no more is read than may come.
+    """
+    if request.content_length is not None:
+        return request.get_data(cache=False)
+    if "wsgi.input_terminated" not in request.environ:
+        return b""  # the server does not say where the body ends, so there is none
+    most = relay().settings.max_request_bytes
+    body: bytes = request.environ["wsgi.input"].read(most + 1)
+    if len(body) > most:
+        raise _too_large()
+    return body
+
+
+def _too_large() -> RequestTooLarge:
+    most = relay().settings.max_request_bytes
+    return RequestTooLarge(f"The body is larger than {most:,} bytes, the most taken here.")
 
 
 def authenticate(endpoint_path: str) -> Caller:
@@ -282,7 +311,10 @@ def _relay_json(booking: Booking) -> Response:
     document = parse_json(body)
     if not isinstance(document, dict):
         raise ProviderBadResponse("The provider's answer is not a JSON object.")
-    booking.answered(read_usage(document), lambda: count_tokens(answer_texts(document)))
+    if document.get("error") and not document.get("choices"):
+        booking.failed(ProviderError("The provider answered with an error under status 200."))
+    else:
+        booking.answered(read_usage(document), lambda: count_tokens(answer_texts(document)))
     return Response(bytes(body), reply.status, reply.headers)
 
 
@@ -321,12 +353,28 @@ class Stream:
                 yield from self._pass_on(self._splitter.feed(chunk))
                 if self._meter.ended:
                     return
-            yield from self._pass_on([rest] if (rest := self._splitter.rest()) else [])
-            if not self._meter.ended:
-                self._end_undone()
+            yield from self._last_event(self._splitter.rest())
         except ProviderError as error:
-            self._cut(PROVIDER_ERROR, error.code)
-            yield b"data: " + error.body() + b"\n\n"
+            yield self._error_event(error)
+        except Exception:
+            logger.exception("Relaying a stream failed")
+            yield self._error_event(APIError("TokenRouter failed in the middle of this stream."))
+
+    def _last_event(self, rest: bytes) -> Iterator[bytes]:
+        """End a stream that closed without [DONE]: it is whole if nothing is missing, else it broke off.
+
+        An event whose empty line never came is passed on only if the stream is whole.
+        """
+        only_usage = self._meter.read(rest)
+        if not (self._meter.failed or self._meter.is_whole(self._booking.call.choices)):
+            raise ProviderBadResponse("The provider's stream broke off.")
+        self._book_end()
+        if rest and not (only_usage and not self._booking.call.wants_usage):
+            yield rest
+
+    def _error_event(self, error: APIError) -> bytes:
+        self._cut(PROVIDER_ERROR, error.code)
+        return b"data: " + error.body() + b"\n\n"
 
     def _pass_on(self, events: list[bytes]) -> Iterator[bytes]:
         """Yield the events that the caller is to see: in one piece, except for the one that ends the stream."""
@@ -345,16 +393,10 @@ class Stream:
             yield b"".join(shown)
 
     def _book_end(self) -> None:
-        if self._meter.done:
-            self._booking.answered(self._meter.usage, self._meter.completion_tokens)
-        else:
+        if self._meter.failed:
             self._cut(PROVIDER_ERROR, "provider_error")
-
-    def _end_undone(self) -> None:
-        """Book a stream that ended without [DONE]: whole if a choice had said why it ended, else broken off."""
-        if not (self._meter.finished or self._meter.usage):
-            raise ProviderBadResponse("The provider's stream broke off.")
-        self._booking.answered(self._meter.usage, self._meter.completion_tokens)
+        else:
+            self._booking.answered(self._meter.usage, self._meter.completion_tokens)
 
     def _cut(self, status: str, code: str | None) -> None:
         if not self._meter.began and status == PROVIDER_ERROR:
