@@ -10,9 +10,9 @@ running = {name: module for name, module in sys.modules.items() if name.partitio
 for name in running:
     del sys.modules[name]
 try:
-    from tokenrouter.config import load_for_serving
+    from tokenrouter import prepare
 
-    settings = load_for_serving()
+    settings = prepare()
 except Exception as error:
     if running:
         print(f"Error: {error}. What runs goes on as it is.", file=sys.stderr, flush=True)

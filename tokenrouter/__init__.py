@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 from flask import Flask, Response, g
 from flask.cli import run_command
-from sqlalchemy.exc import OperationalError
 
 from tokenrouter import cli, config, demo, errors, models, proxy, schema, v1
 from tokenrouter.config import ConfigError, Settings
@@ -30,15 +29,24 @@ def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
     context = click.get_current_context(silent=True)
     serving = context is None or context.command is run_command
     try:
-        settings = config.load_for_serving() if serving and overrides is None else config.load(overrides)
+        app = _make_app(overrides, serving=serving)
     except ConfigError as error:
         if context is not None:
             sys.exit(f"Error: {error}")  # an exception would be shown with its traceback
         raise
+    return app
+
+
+def _make_app(overrides: Mapping[str, object] | None, *, serving: bool) -> Flask:
+    settings = config.load_for_serving() if serving and overrides is None else config.load(overrides)
     app = _assemble(settings, {name: value for name, value in (overrides or {}).items() if name not in config.SETTINGS})
     if serving:
         app.config["SECRET_KEY"] = settings.secret_key or config.generated_secret_key(Path(app.instance_path))
-        _prepare_database(app)
+        try:
+            schema.ensure(app)
+        except schema.DatabaseUnreachable as error:
+            # a worker that comes up while the database is away must not end the others: calls get 503 till then
+            logger.error("%s", error)
     return app
 
 
@@ -62,12 +70,18 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     return app
 
 
-def _prepare_database(app: Flask) -> None:
-    try:
-        schema.ensure(app)
-    except OperationalError as error:
-        # a worker that comes up while the database is away must not bring the others down: calls get 503 till then
-        logger.error("The database cannot be reached: %s", error.orig)
+def prepare() -> Settings:
+    """Read the settings and bring the database up to date, in the process that serving starts from.
+
+    Nothing stays open: the workers, copies of this process, must not share a connection.
+    Raises ConfigError.
+    """
+    settings = config.load_for_serving()
+    app = _assemble(settings, {})
+    schema.ensure(app)
+    with app.app_context():
+        models.db.engine.dispose()
+    return settings
 
 
 def _begin() -> None:

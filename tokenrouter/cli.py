@@ -27,11 +27,12 @@ class Group(AppGroup):
         try:
             schema.ensure(ctx.obj.load_app())
             return super().invoke(ctx)
-        except TeamError as error:
+        except (TeamError, config.ConfigError) as error:
             raise click.ClickException(str(error)) from error
         except SQLAlchemyError as error:
-            cause = " ".join(str(getattr(error, "orig", None) or error).split())
-            raise click.ClickException(f"The database failed: {cause}") from error
+            raise click.ClickException(f"The database failed: {schema.cause_of(error)}") from error
+        except UnicodeEncodeError as error:
+            raise click.ClickException("An argument is not UTF-8.") from error
 
 
 class Quota(click.ParamType):
@@ -43,7 +44,7 @@ class Quota(click.ParamType):
         """Return the number; None is unlimited."""
         try:
             return team_store.parse_quota(value) if isinstance(value, str) else value
-        except TeamError as error:
+        except team_store.NotANumber as error:
             self.fail(str(error), param, ctx)
 
 
@@ -118,7 +119,9 @@ def delete_team(name: str, yes: bool) -> None:
 @click.argument("team")
 @click.option("--label", help="What it is for.")
 @click.option(
-    "--expires", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="From then on it is refused; UTC."
+    "--expires",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]),
+    help="From then on it is refused; UTC.",
 )
 def create_token(team: str, label: str | None, expires: datetime | None) -> None:
     """Give TEAM one more API token and print it, for the only time."""
@@ -186,13 +189,13 @@ def verify_usage() -> None:
 
 
 @logs.command("list")
-@click.option("--team", help="Only the calls of this team.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many.")
+@click.option("--team", help="Only the calls of this team; it may be deleted.")
+@click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, help="How many.")
 @as_json
 def list_logs(team: str | None, limit: int, as_json: bool) -> None:
     """List the calls, the newest first."""
-    team_id = team_store.find(team).id if team is not None else None
-    views = [reports.log_view(row) for row in reports.newest_calls(team_id, limit)]
+    team_ids = team_store.ids_ever_named(team) if team is not None else None
+    views = [reports.log_view(row) for row in reports.newest_calls(team_ids, limit)]
     _show_list(views, _log_row, as_json, empty="No calls yet.")
 
 

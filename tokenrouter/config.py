@@ -1,6 +1,8 @@
 """Read the settings: the environment, else `.env` of the working directory, else the default."""
 
+import ipaddress
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable, Mapping
@@ -53,7 +55,7 @@ def _seconds(text: str) -> float:
 
 
 def _http_url(text: str) -> str:
-    text = text.strip()
+    text = _printable(text)
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError
@@ -99,6 +101,13 @@ def _printable(text: str) -> str:
     return text
 
 
+def _host(text: str) -> str:
+    text = text.strip()
+    if not re.fullmatch(r"[A-Za-z0-9.-]+", text):
+        ipaddress.IPv6Address(text)  # raises a ValueError
+    return text
+
+
 _ANY_TEXT = Reader("a text", str)
 _API_KEY = Reader("printable ASCII characters without spaces", _printable)
 
@@ -126,7 +135,7 @@ class Settings:
         Reader("sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME", _database_url),
         secret=True,  # it may carry the database's password
     )
-    host: str = _setting("0.0.0.0", _ANY_TEXT)
+    host: str = _setting("0.0.0.0", Reader("an IP address or a host's name, without a port", _host))
     port: int = _setting("8000", _whole(1, 65535))
     secret_key: str = _setting("", _ANY_TEXT, secret=True)
     web_concurrency: int = _setting("2", _whole(1, 256))
@@ -151,16 +160,18 @@ SETTINGS = MappingProxyType({f.name.upper(): f for f in fields(Settings) if f.me
 def load(overrides: Mapping[str, object] | None = None) -> Settings:
     """Parse every setting; `overrides` win over the environment, which wins over `.env`.
 
-    An empty value counts as unset.
+    An empty value counts as unset; an empty override stands for the default.
     Raises ConfigError for the first value that is refused.
     """
-    given = {name: str(value) for name, value in (overrides or {}).items() if value is not None}
-    sources = (("override", given), ("environment", _environment()), (".env", read_env_file()))
+    sources = (("environment", _environment()), (".env", read_env_file()))
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for name, setting in SETTINGS.items():
-        found = ((origin, source[name]) for origin, source in sources if source.get(name))
-        origins[name], text = next(found, ("default", setting.metadata["default"]))
+        found = [(origin, source[name]) for origin, source in sources if source.get(name)]
+        if overrides and name in overrides:
+            value = overrides[name]
+            found = [("override", str(value))] if value not in (None, "") else []
+        origins[name], text = next(iter(found), ("default", setting.metadata["default"]))
         values[setting.name] = _parse(name, text, setting.metadata) if text else _unset(setting.type)
     settings = Settings(**values, origins=MappingProxyType(origins))
     if not is_allowed(settings.default_model, settings.allowed_models):
@@ -201,22 +212,34 @@ def read_env_file() -> dict[str, str]:
 def _environment() -> dict[str, str]:
     """Return the environment without what the `flask` command put there from `.env` and `.flaskenv` files.
 
-    It looks for those in every parent folder too, expands `${...}` in them, and copies them into the environment
-    before any of our code runs; where one of them says what the environment says, the file is taken as its source.
+    It looks for those in every parent folder too, expands `${...}` in them, and copies what is not set yet into the
+    environment before any of our code runs.
     """
     environment = dict(os.environ)
     if environment.get("FLASK_RUN_FROM_CLI") != "true":
         return environment
+    copied: dict[str, str | None] = {}
     for name in (".flaskenv", ".env"):
         path = dotenv.find_dotenv(name, usecwd=True)
-        copied = dotenv.dotenv_values(path) if path else {}
-        environment = {key: text for key, text in environment.items() if copied.get(key) != text}
-    return environment
+        copied |= dotenv.dotenv_values(path) if path else {}
+    set_before = _names_at_start()
+    return {name: text for name, text in environment.items() if name in set_before or copied.get(name) != text}
+
+
+def _names_at_start() -> set[str]:
+    """Return the variables that this process was started with; none where the system does not tell.
+
+    The reloader of `flask run` starts its process with the copies, which look like the real thing.
+    """
+    block = Path("/proc/self/environ")
+    if "WERKZEUG_RUN_MAIN" in os.environ or not block.exists():
+        return set()
+    return {os.fsdecode(entry.partition(b"=")[0]) for entry in block.read_bytes().split(b"\0")}
 
 
 def default_settings() -> dict[str, str]:
-    """Return every default as text, to build settings that neither the environment nor `.env` changes."""
-    return {name: setting.metadata["default"] for name, setting in SETTINGS.items() if setting.metadata["default"]}
+    """Return every default as text: overrides with which neither the environment nor `.env` changes anything."""
+    return {name: setting.metadata["default"] for name, setting in SETTINGS.items()}
 
 
 @cache
@@ -229,17 +252,23 @@ def load_for_serving() -> Settings:
     settings = load()
     if settings.provider_api_key:
         return settings
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not _on_terminal():
         raise ConfigError(MISSING_KEY)
     ask(settings)
     return load()
 
 
+def _on_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def ask(settings: Settings) -> None:
     """Ask for the provider's key and the admin password, and save both to `.env`, mode 0600.
 
-    Raises ConfigError when the questions are interrupted.
+    Raises ConfigError where nobody can be asked, and when the questions are interrupted.
     """
+    if not _on_terminal():
+        raise ConfigError("There is no terminal to ask on: put PROVIDER_API_KEY and ADMIN_PASSWORD into .env by hand")
     try:
         key = _ask_hidden("Provider API key", keep=settings.provider_api_key)
         own_password = settings.admin_password if settings.admin_password != DEFAULT_ADMIN_PASSWORD else ""
@@ -281,8 +310,9 @@ def generated_secret_key(folder: Path) -> str:
     Several workers may ask at once: a link is made whole or not at all, so all of them read the same key.
     """
     path = folder / "secret_key"
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:  # a power cut can leave an empty file
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
         draft = folder / f".secret_key.{os.getpid()}.{secrets.token_hex(4)}"
         draft.touch(mode=0o600)
         draft.write_text(secrets.token_hex(32))

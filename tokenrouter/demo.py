@@ -1,6 +1,7 @@
 """`flask demo`: the whole product on loopback, with a stand-in provider and a database that is thrown away."""
 
 import secrets
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -68,13 +69,20 @@ def _serve(app: Flask, port: int, password: str) -> None:
     schema.ensure(app)
     with app.app_context():
         _, bearer_token = teams.create(TEAM, QUOTA_TOKENS)
+    with _listener(port) as listener:
+        port = listener.getsockname()[1]
+        server = make_server(HOST, port, app, threaded=True, fd=listener.fileno())
+        click.echo(GUIDE.format(url=f"http://{HOST}:{port}", token=bearer_token, password=password))
+        try:
+            server.serve_forever()  # returns on Ctrl-C
+        finally:
+            server.server_close()
+            proxy.close(app)
+
+
+def _listener(port: int) -> socket.socket:
+    """Listen on the port; werkzeug would end the program with an explanation of its own where it is taken."""
     try:
-        server = make_server(HOST, port, app, threaded=True)
+        return socket.create_server((HOST, port))
     except OSError as error:
         raise click.ClickException(f"Port {port} cannot be had: {error.strerror}. Take another by --port.") from error
-    click.echo(GUIDE.format(url=f"http://{HOST}:{server.server_port}", token=bearer_token, password=password))
-    try:
-        server.serve_forever()  # returns on Ctrl-C
-    finally:
-        server.server_close()
-        proxy.close(app)

@@ -64,10 +64,10 @@ def log_view(row: RequestLog) -> dict[str, Any]:
     }
 
 
-def newest_calls(team_id: int | None, limit: int) -> list[RequestLog]:
-    """Return the newest rows of the log, of one team or of all, newest first, detached."""
+def newest_calls(team_ids: list[int] | None, limit: int) -> list[RequestLog]:
+    """Return the newest rows of the log, of these teams or of all, newest first, detached."""
     query = select(RequestLog).order_by(RequestLog.id.desc()).limit(limit)
-    if team_id is not None:
-        query = query.where(RequestLog.team_id == team_id)
+    if team_ids is not None:
+        query = query.where(RequestLog.team_id.in_(team_ids))
     with Session(db.engine) as session:
         return list(session.scalars(query))

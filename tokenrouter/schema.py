@@ -6,15 +6,17 @@ import flask_migrate
 from flask import Flask
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError, OperationalError
 
+from tokenrouter.config import ConfigError
 from tokenrouter.models import db
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 HEAD = "0001"
 
 
-class SchemaTooNew(Exception):
-    """The database was made by a later version."""
+class DatabaseUnreachable(ConfigError):
+    """The database does not answer, which may pass."""
 
 
 def init_app(app: Flask) -> None:
@@ -26,15 +28,25 @@ def ensure(app: Flask) -> None:
     """Create or migrate the tables, and the folder of an SQLite file; nothing where they are as they should be.
 
     Several processes and machines may come at once: the migration itself takes a lock (see migrations/env.py).
-    Raises SchemaTooNew, and what the driver raises where the database cannot be reached.
+    Raises ConfigError, naming DATABASE_URL, where the database cannot be used.
     """
     with app.app_context():
-        _make_sqlite_file()
-        if _revision() == HEAD:
-            return
-        flask_migrate.upgrade(directory=MIGRATIONS)
-        if (revision := _revision()) != HEAD:
-            raise SchemaTooNew(f"the database is at revision {revision}, this version needs {HEAD}")
+        try:
+            _make_sqlite_file()
+            if (revision := _revision()) == HEAD:
+                return
+            if revision is not None and not any(MIGRATIONS.glob(f"versions/{revision}_*.py")):
+                raise ConfigError(f"DATABASE_URL: the database is of a later version (revision {revision})")
+            flask_migrate.upgrade(directory=MIGRATIONS)
+        except OperationalError as error:
+            raise DatabaseUnreachable(f"DATABASE_URL: the database cannot be reached: {cause_of(error)}") from error
+        except (OSError, DBAPIError) as error:
+            raise ConfigError(f"DATABASE_URL: the database cannot be used: {cause_of(error)}") from error
+
+
+def cause_of(error: Exception) -> str:
+    """Say in one line what went wrong, without the statement and its values."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def _make_sqlite_file() -> None:
@@ -43,7 +55,8 @@ def _make_sqlite_file() -> None:
         return
     path = Path(db.engine.url.database)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.touch(mode=0o600)
+    if not path.exists():
+        path.touch(mode=0o600)
 
 
 def _revision() -> str | None:

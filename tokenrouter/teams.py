@@ -1,9 +1,11 @@
 """Create, change and delete a team and its tokens. Every function is one transaction and commits."""
 
+import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from decimal import Decimal
 
 from sqlalchemy import Select, select
 from sqlalchemy.exc import IntegrityError
@@ -14,7 +16,8 @@ from tokenrouter.config import parse_models
 from tokenrouter.models import NAME_LENGTH, ApiToken, Team, db, writing
 
 MOST_QUOTA_TOKENS = 10**15
-SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
+SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+QUOTA = re.compile(r"(?P<number>-?[0-9][0-9,_ ]{0,30}(\.[0-9]{1,9})?) ?(?P<suffix>[kmb]?)")
 KEEP = object()
 
 
@@ -36,6 +39,10 @@ class InvalidValue(TeamError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+class NotANumber(InvalidValue):
+    """What should be a number of tokens is not one."""
 
 
 @contextmanager
@@ -82,15 +89,17 @@ def parse_quota(text: str) -> int | None:
 
     Raises InvalidValue.
     """
-    digits = text.strip().lower().replace(",", "").replace("_", "").replace(" ", "")
-    if digits == "unlimited":
+    spelling = text.strip().lower()
+    if spelling == "unlimited":
         return None
-    factor = SUFFIXES.get(digits[-1:], 1)
-    whole, _, fraction = (digits[:-1] if factor > 1 else digits).partition(".")
-    scaled = factor // 10 ** len(fraction)  # 0 where the fraction is finer than a token
-    if not (whole + fraction).isascii() or not (whole + fraction).isdigit() or scaled * 10 ** len(fraction) != factor:
-        raise InvalidValue("quota_tokens", f"{text!r} is not a number of tokens such as 250000, 250k or 2.5M.")
-    return check_quota(int(whole + fraction) * scaled)
+    match = QUOTA.fullmatch(spelling)
+    if match is None:
+        shown = text if len(text) <= 40 else f"{text[:40]}…"
+        raise NotANumber("quota_tokens", f"{shown!r} is not a number of tokens such as 250000, 250k or 2.5M.")
+    number = Decimal(re.sub("[,_ ]", "", match["number"])) * SUFFIXES[match["suffix"]]
+    if number != int(number):
+        raise NotANumber("quota_tokens", f"{text!r} is not a whole number of tokens.")
+    return check_quota(int(number))
 
 
 def check_models(text: str | None) -> str | None:
@@ -121,6 +130,18 @@ def _find(session: Session, name: str) -> Team:
     if (team := session.scalars(query).one_or_none()) is None:
         raise NotFound(f"There is no team {name!r}.")
     return team
+
+
+def ids_ever_named(name: str) -> list[int]:
+    """Return the teams that have or, deleted, had this name.
+
+    Raises NotFound.
+    """
+    with Session(db.engine) as session:
+        ids = list(session.scalars(select(Team.id).where(Team.name == name)))
+    if not ids:
+        raise NotFound(f"There is no team {name!r}.")
+    return ids
 
 
 def living() -> list[Team]:

@@ -98,7 +98,9 @@ def verify(engine: Engine) -> Verification:
         days = {row.team_id: row for row in connection.execute(DAYS, {"first_day": first_day})}
         teams = connection.execute(select(Team.__table__).order_by(Team.id)).all()
         for team in teams:
-            found.problems += _differences(team, logged.get(team.id), held.get(team.id, 0), days.get(team.id))
+            differences = _differences(team, logged.get(team.id), held.get(team.id, 0), days.get(team.id))
+            if differences:
+                found.problems.append(f"{team.name}: {'; '.join(differences)}")
         found.problems += [
             f"{call.team_name}: call {call.request_id} is pending, and its worker has been dead for too long"
             for call in connection.execute(LOST_CALLS)
@@ -129,7 +131,7 @@ DAYS = select(
 
 
 def _differences(team: Row[Any], log: Row[Any] | None, held: int, days: Row[Any] | None) -> list[str]:
-    """Return a line for each claim that does not hold; rows older than the log are in the sums of their days alone."""
+    """Return a clause for each claim that does not hold; what is older than the log is in the daily sums alone."""
     charged, least = (int(log.charged), log.least) if log else (0, 0)
     before_log, within_log = (int(days.before_log), int(days.within_log)) if days else (0, 0)
     logged = charged + before_log
@@ -141,4 +143,4 @@ def _differences(team: Row[Any], log: Row[Any] | None, held: int, days: Row[Any]
         (0 <= team.reset_mark_tokens <= team.settled_tokens, f"reset at {team.reset_mark_tokens}, more than settled"),
         (least >= 0, f"a call was charged {least}, below zero"),
     )
-    return [f"{team.name}: {problem}" for holds, problem in checks if not holds]
+    return [problem for holds, problem in checks if not holds]

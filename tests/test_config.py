@@ -1,0 +1,344 @@
+"""Settings: where they come from, which values are refused, and what is kept secret."""
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from tokenrouter import config
+from tokenrouter.config import SETTINGS, ConfigError
+
+FLASK = Path(sys.executable).with_name("flask")
+GENERATE_KEY = """
+import sys
+from pathlib import Path
+from tokenrouter.config import generated_secret_key
+print("ready", flush=True)
+sys.stdin.readline()
+print(generated_secret_key(Path("instance")))
+"""
+
+
+def write_env(text: str, folder: Path = Path()) -> None:
+    (folder / ".env").write_text(text)
+
+
+def flask(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the real command in a folder, on the repository's application."""
+    environment = os.environ | {"FLASK_APP": str(ROOT / "wsgi.py"), **settings}
+    return subprocess.run(
+        [FLASK, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def refusal(overrides: Mapping[str, str]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.load(overrides)
+    return str(caught.value)
+
+
+def test_override_wins_over_environment_over_env_file_over_default(monkeypatch: pytest.MonkeyPatch):
+    write_env("PORT=1\nTHREADS=1\nHOST=file\n")
+    monkeypatch.setenv("PORT", "2")
+    monkeypatch.setenv("THREADS", "2")
+    settings = config.load({"PORT": "3"})
+    assert (settings.port, settings.threads, settings.host, settings.web_concurrency) == (3, 2, "file", 2)
+
+
+def test_origin_of_every_setting_is_known(monkeypatch: pytest.MonkeyPatch):
+    write_env("HOST=::1\n")
+    monkeypatch.setenv("THREADS", "2")
+    origins = config.load({"PORT": "3"}).origins
+    assert set(origins) == set(SETTINGS)
+    assert [origins[name] for name in ("PORT", "THREADS", "HOST", "TEAM_CALLS")] == [
+        "override",
+        "environment",
+        ".env",
+        "default",
+    ]
+
+
+def test_empty_value_counts_as_unset(monkeypatch: pytest.MonkeyPatch):
+    write_env("PORT=9000\nTHREADS=\nHOST\nMAX_OUTPUT_TOKENS=''\n")
+    monkeypatch.setenv("PORT", "")
+    settings = config.load()
+    assert (settings.port, settings.threads, settings.host, settings.max_output_tokens) == (9000, 256, "0.0.0.0", None)
+
+
+def test_empty_override_stands_for_the_default(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PORT", "9000")
+    monkeypatch.setenv("TEAM_CALLS", "5")
+    settings = config.load({"PORT": "", "TEAM_CALLS": None})
+    assert (settings.port, settings.team_calls) == (8000, None)
+
+
+def test_nothing_set_gives_the_contracts_defaults():
+    settings = config.load()
+    assert {name: getattr(settings, name.lower()) for name in SETTINGS} == {
+        "PROVIDER_API_KEY": "",
+        "PROVIDER_BASE_URL": "https://api.poe.com/v1",
+        "DEFAULT_MODEL": "GPT-5-nano",
+        "ALLOWED_MODELS": ("GPT-5-nano", "GPT-5-mini", "Gemini-2.5-flash", "Gemini-2.5-pro"),
+        "ADMIN_PASSWORD": "admin123",
+        "DATABASE_URL": "sqlite:///./data/tokenrouter.db",
+        "HOST": "0.0.0.0",
+        "PORT": 8000,
+        "SECRET_KEY": "",
+        "WEB_CONCURRENCY": 2,
+        "THREADS": 256,
+        "TEAM_CALLS": None,
+        "PROVIDER_CONNECT_TIMEOUT": 5.0,
+        "PROVIDER_READ_TIMEOUT": 600.0,
+        "OUTPUT_RESERVE_TOKENS": 1024,
+        "MAX_OUTPUT_TOKENS": None,
+        "MAX_REQUEST_BYTES": 33554432,
+        "TRUSTED_PROXIES": 0,
+    }
+
+
+COUNTS = ("-1", "1.5", "two", "1e3", "99999999999")
+SECONDS = ("0", "-1", "soon", "nan", "inf", "86401", "5s")
+BAD_VALUES = {
+    "PROVIDER_API_KEY": ("two words", "clé-secrète", "sk\nsecond-line", "sk\x00secret", "   "),
+    "PROVIDER_BASE_URL": (
+        "api.poe.com/v1",
+        "ftp://host/v1",
+        "http://",
+        "https://host/v1?key=1",
+        "https://host/v1#top",
+        "http://host:port/v1",
+        "http://host:99999/v1",
+        "http://two words/v1",
+        "   ",
+    ),
+    "DEFAULT_MODEL": ("GPT-*", "GPT-5-nano,GPT-5-mini", "   ", "gpt-5-nano", "Claude"),
+    "ALLOWED_MODELS": (",", " , ", "a*b", "*a", "GPT-5-nano,*-nano", "GPT-**"),
+    "DATABASE_URL": (
+        "mysql://user:hunter2@host/name",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite:///file:x?mode=memory&uri=true",
+        "postgresql://user:hunter2@host",
+        "postgresql://user:hunter2@host:port/name",
+        "data/tokenrouter.db",
+    ),
+    "HOST": ("   ", "two words", "http://0.0.0.0", "0.0.0.0:8000"),
+    "PORT": (*COUNTS, "0", "65536", "http"),
+    "WEB_CONCURRENCY": (*COUNTS, "0"),
+    "THREADS": (*COUNTS, "0"),
+    "TEAM_CALLS": (*COUNTS, "0"),
+    "PROVIDER_CONNECT_TIMEOUT": SECONDS,
+    "PROVIDER_READ_TIMEOUT": SECONDS,
+    "OUTPUT_RESERVE_TOKENS": (*COUNTS, "0"),
+    "MAX_OUTPUT_TOKENS": (*COUNTS, "0"),
+    "MAX_REQUEST_BYTES": ("-1", "0", "1023", "32MB", "1.5"),
+    "TRUSTED_PROXIES": ("-1", "1.5", "yes", "17", "10.0.0.1"),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD_VALUES.items() for value in values])
+def test_bad_value_is_refused_in_one_line_with_name_and_what_is_accepted(name: str, value: str):
+    message = refusal({name: value})
+    assert re.fullmatch(rf"{name}: .+ is refused.*; accepted is .+", message)
+    assert SETTINGS[name].metadata["secret"] or repr(value.strip()) in message or repr(value) in message
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_VALUES if SETTINGS[name].metadata["secret"]])
+def test_refused_secret_is_not_shown(name: str):
+    for value in BAD_VALUES[name]:
+        told, _ = refusal({name: value}).split("accepted is")
+        assert value not in told
+        assert "hunter2" not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "parsed"),
+    [
+        ("PROVIDER_API_KEY", " sk-1\n", "sk-1"),
+        ("PROVIDER_BASE_URL", "http://localhost:9/v1/", "http://localhost:9/v1"),
+        ("PROVIDER_BASE_URL", "https://[::1]/v1", "https://[::1]/v1"),
+        ("ALLOWED_MODELS", " GPT-5-nano , b ,, GPT-5-nano,c*", ("GPT-5-nano", "b", "c*")),
+        ("ADMIN_PASSWORD", " spaces and ümlauts ", " spaces and ümlauts "),
+        ("DATABASE_URL", "postgres://user:pass@host/name", "postgresql://user:pass@host/name"),
+        ("DATABASE_URL", "sqlite:////var/lib/t.db", "sqlite:////var/lib/t.db"),
+        ("HOST", "::1", "::1"),
+        ("HOST", "localhost", "localhost"),
+        ("PORT", " 65535 ", 65535),
+        ("PROVIDER_READ_TIMEOUT", "0.5", 0.5),
+        ("TRUSTED_PROXIES", "16", 16),
+    ],
+)
+def test_good_value_is_read(name: str, value: str, parsed: object):
+    assert getattr(config.load({name: value}), name.lower()) == parsed
+
+
+@pytest.mark.parametrize("allowed", ["Claude,Gemini-*", "GPT-5-mini", "gpt-5-nano", "GPT-5-nano-2"])
+def test_default_model_must_be_allowed(allowed: str):
+    message = refusal({"ALLOWED_MODELS": allowed})
+    assert message.startswith("DEFAULT_MODEL: 'GPT-5-nano' is refused")
+    assert all(name in message for name in allowed.split(","))
+
+
+@pytest.mark.parametrize("allowed", ["*", "GPT-*", "GPT-5-nano*", "Claude,GPT-5-nano"])
+def test_default_model_may_be_allowed_by_name_or_prefix(allowed: str):
+    assert config.load({"ALLOWED_MODELS": allowed}).default_model == "GPT-5-nano"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "model", "allowed"),
+    [
+        ("*", "anything", True),
+        ("GPT-5*", "GPT-5", True),
+        ("GPT-5*", "GPT-5-nano", True),
+        ("GPT-5*", "gpt-5-nano", False),
+        ("GPT-5*", "xGPT-5", False),
+        ("GPT-5", "GPT-5", True),
+        ("GPT-5", "GPT-5-nano", False),
+        ("GPT-5", "GPT-5 ", False),
+        ("GPT.5", "GPT-5", False),
+    ],
+)
+def test_pattern_matches_exactly_or_as_a_prefix(pattern: str, model: str, allowed: bool):
+    assert config.is_allowed(model, (pattern,)) is allowed
+
+
+@pytest.mark.parametrize(
+    ("line", "password"),
+    [
+        ("ADMIN_PASSWORD=a${HOME}b", "a${HOME}b"),
+        ("ADMIN_PASSWORD='a${HOME}b'", "a${HOME}b"),
+        ('ADMIN_PASSWORD="it\'s"', "it's"),
+        ("ADMIN_PASSWORD='say \"hi\"'", 'say "hi"'),
+        ("ADMIN_PASSWORD='a # b'", "a # b"),
+        ("ADMIN_PASSWORD=a#b", "a#b"),
+        ("ADMIN_PASSWORD=plain  # for the panel", "plain"),
+        ("  export ADMIN_PASSWORD = spaced  ", "spaced"),
+        ("# ADMIN_PASSWORD=old\n\nADMIN_PASSWORD=new\n# end", "new"),
+        ("ADMIN_PASSWORD=first\r\nADMIN_PASSWORD=pässwörd\r\n", "pässwörd"),
+    ],
+)
+def test_env_file_is_read_as_written(line: str, password: str):
+    write_env(line)
+    assert config.load().admin_password == password
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "it's",
+        'say "hi"',
+        "a # b",
+        "a${HOME}b",
+        "$HOME",
+        " spaces ",
+        "pässwörd 密码",
+        "a\\b",
+        "a\\\\b",
+        "ends in \\",
+        "\\'",
+    ],
+)
+def test_what_is_saved_is_read_again(password: str):
+    config.save({"ADMIN_PASSWORD": password, "SECRET_KEY": password})
+    settings = config.load()
+    assert (settings.admin_password, settings.secret_key) == (password, password)
+
+
+def test_unreadable_env_file_is_named():
+    Path(".env").write_bytes(b"ADMIN_PASSWORD=\xff\xfe\n")
+    assert refusal({}).startswith(".env cannot be read")
+
+
+def test_parents_env_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_env("PORT=9999\n")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert config.load().port == 8000
+
+
+@pytest.mark.parametrize("name", [".env", ".flaskenv"])
+def test_flask_command_does_not_read_a_parents_file(tmp_path: Path, database_url: str, name: str):
+    (tmp_path / name).write_text("PORT=nonsense\n")
+    (tmp_path / "below").mkdir()
+    done = flask(tmp_path / "below", "teams", "list", DATABASE_URL=database_url)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_flask_command_reads_the_working_directorys_file_as_written(tmp_path: Path):
+    write_env(f"DATABASE_URL='sqlite:///{tmp_path}/${{HOME}}.db'\n", tmp_path)
+    assert flask(tmp_path, "teams", "list").returncode == 0
+    assert (tmp_path / "${HOME}.db").is_file()
+
+
+def test_flask_command_takes_the_environment_before_the_file(tmp_path: Path, database_url: str):
+    write_env("DATABASE_URL=nonsense\nPORT=nonsense\n", tmp_path)
+    done = flask(tmp_path, "teams", "list", DATABASE_URL=database_url, PORT="9000")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_environment_holds_although_a_parents_file_says_the_same(tmp_path: Path, database_url: str):
+    write_env("PORT=nonsense\n", tmp_path)
+    (tmp_path / "below").mkdir()
+    done = flask(tmp_path / "below", "teams", "list", DATABASE_URL=database_url, PORT="nonsense")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: PORT: 'nonsense' is refused")
+
+
+def test_defaults_are_told_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch):
+    write_env("MAX_OUTPUT_TOKENS=5\n")
+    monkeypatch.setenv("TEAM_CALLS", "1")
+    monkeypatch.setenv("PORT", "9000")
+    settings = config.load(config.default_settings())
+    assert (settings.port, settings.team_calls, settings.max_output_tokens) == (8000, None, None)
+
+
+def test_generated_secret_key_is_kept_for_its_owner_alone(tmp_path: Path):
+    key = config.generated_secret_key(tmp_path / "instance")
+    kept = tmp_path / "instance" / "secret_key"
+    assert re.fullmatch("[0-9a-f]{64}", key)
+    assert kept.read_text() == config.generated_secret_key(tmp_path / "instance") == key
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert [path.name for path in kept.parent.iterdir()] == ["secret_key"]
+
+
+def test_processes_that_start_at_once_share_one_secret_key(tmp_path: Path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", GENERATE_KEY],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(6)
+    ]
+    assert {process.stdout.readline() for process in processes} == {"ready\n"}
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    keys = {process.communicate(timeout=20)[0].strip() for process in processes}
+    assert keys == {(tmp_path / "instance" / "secret_key").read_text()}
+
+
+def test_empty_secret_key_of_a_start_cut_short_is_replaced(tmp_path: Path):
+    (tmp_path / "secret_key").touch(mode=0o600)
+    assert len(config.generated_secret_key(tmp_path)) == 64
+
+
+@pytest.mark.parametrize("show", [repr, str, "{0!r} {0}".format, lambda settings: f"{[settings]}"])
+def test_settings_do_not_show_a_secret(show):
+    secrets = {
+        "PROVIDER_API_KEY": "sk-hidden",
+        "ADMIN_PASSWORD": "pw-hidden",
+        "SECRET_KEY": "key-hidden",
+        "DATABASE_URL": "postgresql://user:db-hidden@host/name",
+    }
+    assert "hidden" not in show(config.load(secrets))
