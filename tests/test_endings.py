@@ -352,3 +352,9 @@ def test_providers_key_reaches_no_one_by_any_ending(client: FlaskClient, team: M
         for stream in (False, True):
             reply = ask(client, team, directives, stream=stream)
             assert PROVIDER_KEY not in reply.text + str(reply.headers)
+
+
+def test_count_of_ours_never_exceeds_the_callers_output_limit(client: FlaskClient, team: Member):
+    body = hello("usage=none words=40 big=2000", max_tokens=5)
+    client.post("/v1/chat/completions", json=body, headers=team.headers)
+    assert reports.newest_calls(None, 1)[0].completion_tokens == 5

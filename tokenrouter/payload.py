@@ -55,6 +55,11 @@ class Call:
         for name in used or self.endpoint.limits[-1:]:
             self.body[name] = tokens
 
+    def output_ceiling(self) -> int | None:
+        """Return the most tokens that an answer within the request's limit can have; None where it has none."""
+        limits = [limit for name in self.endpoint.limits if (limit := self.body.get(name))]
+        return self.choices * max(limits) if limits else None
+
     @property
     def asks_for_usage_unasked(self) -> bool:
         """Whether what is sent asks for the usage of a stream though the caller did not."""

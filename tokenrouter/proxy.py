@@ -225,7 +225,7 @@ class Booking:
 
     def watch(self, meter: StreamMeter) -> None:
         """Have the meter's estimate saved from time to time, for the case that this worker dies."""
-        self._reservation.progress = meter.estimated_tokens
+        self._reservation.progress = lambda: self._within_limit(meter.estimated_tokens())
 
     def answered(self, usage: Usage | None, count_completion: Callable[[], int]) -> None:
         """Book a whole answer, by what the provider reported, else by a count of its texts."""
@@ -260,8 +260,13 @@ class Booking:
         return first
 
     def _counted(self, count_completion: Callable[[], int]) -> Usage:
-        prompt, completion = self.call.prompt.count(), count_completion()
+        prompt, completion = self.call.prompt.count(), self._within_limit(count_completion())
         return Usage(prompt, completion, prompt + completion)
+
+    def _within_limit(self, tokens: int) -> int:
+        """Keep a count of ours within the request's output limit, which the provider's own count cannot exceed."""
+        ceiling = self.call.output_ceiling()
+        return tokens if ceiling is None else min(tokens, ceiling)
 
     def _settle(
         self, status: str, usage: Usage, source: str, *, status_code: int = 200, error_code: str | None = None
