@@ -28,7 +28,7 @@ def settings(settings: dict[str, str], request: pytest.FixtureRequest) -> dict[s
 def answers(monkeypatch: pytest.MonkeyPatch) -> Adapter:
     """What requests-mock answers in place of the network; its Mocker would wait for Session.send, which is not used."""
     adapter = Adapter()
-    monkeypatch.setattr(provider, "HTTPAdapter", lambda **_: adapter)
+    monkeypatch.setattr(provider, "ProviderAdapter", lambda **_: adapter)
     return adapter
 
 
@@ -79,13 +79,18 @@ def test_body_is_sent_as_it_is(own: Provider, answers: Adapter):
     assert answers.last_request.body == '{"é": 1}'.encode()
 
 
+def timeouts(answers: Adapter) -> tuple[float, float]:
+    timeout = answers.last_request.timeout
+    return timeout.connect_timeout, timeout.read_timeout
+
+
 def test_every_call_has_both_timeouts(own: Provider, answers: Adapter):
     answers.register_uri("POST", URL, json={})
     answers.register_uri("GET", f"{ROOT}/models", json={})
     own.post("/chat/completions", b"{}", {})
-    assert answers.last_request.timeout == (5, 600)
+    assert timeouts(answers) == (5, 600)
     own.get("/models")
-    assert answers.last_request.timeout == (5, 10)
+    assert timeouts(answers) == (5, 10)
 
 
 def test_certificates_are_checked(own: Provider, answers: Adapter):

@@ -14,7 +14,7 @@ from tokenrouter.config import SETTINGS
 
 PACKAGE = ROOT / "tokenrouter"
 LADDER = (
-    "config errors sse estimate",
+    "config errors sse estimate driver",
     "models metering",
     "auth payload provider ledger reports teams schema",
     "catalogue",

@@ -4,14 +4,12 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-from sqlalchemy import bindparam, select
-from sqlalchemy.engine import Engine, Row
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import bindparam, or_, select
 
+from tokenrouter.driver import TRANSIENT_ERRORS, Readers, Statement
 from tokenrouter.errors import InvalidAPIKey, StorageUnavailable
-from tokenrouter.models import ApiToken, Team, split_models
+from tokenrouter.models import ApiToken, Team, UtcDateTime, split_models
 
 TOKEN_PREFIX = "tr-"
 SHOWN_CHARACTERS = 8
@@ -29,18 +27,15 @@ class Caller:
     models: tuple[str, ...] | None
 
 
-FIND_CALLER = (
-    select(
-        Team.id,
-        Team.name,
-        ApiToken.id.label("token_id"),
-        ApiToken.prefix,
-        ApiToken.expires_at,
-        Team.active,
-        Team.models,
-    )
+FIND_CALLER = Statement(
+    select(Team.id, Team.name, ApiToken.id, ApiToken.prefix, Team.active, Team.models)
     .join(Team, Team.id == ApiToken.team_id)
-    .where(ApiToken.token_hash == bindparam("token_hash"), ApiToken.revoked_at.is_(None), Team.deleted_at.is_(None))
+    .where(
+        ApiToken.token_hash == bindparam("token_hash"),
+        ApiToken.revoked_at.is_(None),
+        or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > bindparam("now", type_=UtcDateTime)),
+        Team.deleted_at.is_(None),
+    )
 )
 
 
@@ -54,7 +49,7 @@ def token_hash(bearer_token: str) -> str:
     return hashlib.sha256(bearer_token.encode()).hexdigest()
 
 
-def authenticate(engine: Engine, authorization: str | None) -> Caller:
+def authenticate(readers: Readers, authorization: str | None) -> Caller:
     """Return whose token an Authorization header bears. Source: RFC 6750, 2.1.
 
     The database is asked on every call, so that a revoked token is refused by every worker from then on.
@@ -63,21 +58,11 @@ def authenticate(engine: Engine, authorization: str | None) -> Caller:
     scheme, _, bearer_token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not bearer_token.strip():
         raise InvalidAPIKey
-    row = _find(engine, token_hash(bearer_token.strip()))
-    if row is None or (row.expires_at is not None and row.expires_at <= datetime.now(UTC)):
+    try:
+        row = readers.one(FIND_CALLER, {"token_hash": token_hash(bearer_token.strip()), "now": datetime.now(UTC)})
+    except (*TRANSIENT_ERRORS, TimeoutError) as error:
+        raise StorageUnavailable from error
+    if row is None:
         raise InvalidAPIKey
-    return Caller(row.id, row.name, row.token_id, row.prefix, row.active, split_models(row.models))
-
-
-def _find(engine: Engine, digest: str) -> Row[Any] | None:
-    for last_try in (False, True):
-        try:
-            with engine.connect() as connection:
-                return connection.execute(FIND_CALLER, {"token_hash": digest}).one_or_none()
-        except DBAPIError as error:
-            # a pooled connection that the server closed meanwhile: the whole pool is fresh after the first such error
-            if last_try or not error.connection_invalidated:
-                raise StorageUnavailable from error
-        except SQLAlchemyError as error:
-            raise StorageUnavailable from error
-    return None
+    team_id, team_name, token_id, prefix, active, models = row
+    return Caller(team_id, team_name, token_id, prefix, bool(active), split_models(models))

@@ -16,6 +16,7 @@ from tokenrouter import auth, payload
 from tokenrouter.auth import Caller
 from tokenrouter.catalogue import Catalogue
 from tokenrouter.config import Settings
+from tokenrouter.driver import Readers
 from tokenrouter.errors import (
     APIError,
     ModelNotFound,
@@ -73,6 +74,7 @@ class Relay:
     """What one app relays with."""
 
     settings: Settings
+    readers: Readers
     ledger: Ledger
     provider: Provider
     places: Places
@@ -82,10 +84,11 @@ class Relay:
 def init_app(app: Flask, settings: Settings) -> None:
     """Give the app its ledger, its provider and its places."""
     with app.app_context():
+        readers = Readers(db.engine)
         ledger = Ledger(db.engine, settings.output_reserve_tokens)
     provider = Provider(settings)
     places = Places(settings.threads, settings.team_calls)
-    app.extensions["relay"] = Relay(settings, ledger, provider, places, Catalogue(provider))
+    app.extensions["relay"] = Relay(settings, readers, ledger, provider, places, Catalogue(provider))
 
 
 def close(app: Flask) -> None:
@@ -93,6 +96,7 @@ def close(app: Flask) -> None:
     own: Relay = app.extensions["relay"]
     own.ledger.close()
     own.provider.close()
+    own.readers.close()
     with app.app_context():
         db.engine.dispose()
 
@@ -169,7 +173,7 @@ def authenticate(endpoint_path: str) -> Caller:
     Raises InvalidAPIKey, TeamDisabled, which the log keeps, and StorageUnavailable.
     """
     own = relay()
-    caller = auth.authenticate(db.engine, request.headers.get("Authorization"))
+    caller = auth.authenticate(own.readers, request.headers.get("Authorization"))
     if not caller.active:
         with _logged_refusal(own.ledger, new_ask(caller, endpoint_path, model="", stream=False)):
             raise TeamDisabled("This team is disabled. Who administers this service can enable it again.")
@@ -225,7 +229,8 @@ class Booking:
 
     def watch(self, meter: StreamMeter) -> None:
         """Have the meter's estimate saved from time to time, for the case that this worker dies."""
-        self._reservation.progress = lambda: self._within_limit(meter.estimated_tokens())
+        ceiling = self.call.output_ceiling()
+        self._reservation.progress = lambda: _within(meter.estimated_tokens(), ceiling)
 
     def answered(self, usage: Usage | None, count_completion: Callable[[], int]) -> None:
         """Book a whole answer, by what the provider reported, else by a count of its texts."""
@@ -260,13 +265,8 @@ class Booking:
         return first
 
     def _counted(self, count_completion: Callable[[], int]) -> Usage:
-        prompt, completion = self.call.prompt.count(), self._within_limit(count_completion())
+        prompt, completion = self.call.prompt.count(), _within(count_completion(), self.call.output_ceiling())
         return Usage(prompt, completion, prompt + completion)
-
-    def _within_limit(self, tokens: int) -> int:
-        """Keep a count of ours within the request's output limit, which the provider's own count cannot exceed."""
-        ceiling = self.call.output_ceiling()
-        return tokens if ceiling is None else min(tokens, ceiling)
 
     def _settle(
         self, status: str, usage: Usage, source: str, *, status_code: int = 200, error_code: str | None = None
@@ -288,6 +288,11 @@ class Booking:
 
     def _elapsed_ms(self) -> int:
         return round((time.perf_counter() - self._started) * 1000)
+
+
+def _within(tokens: int, ceiling: int | None) -> int:
+    """Keep a count of ours within the request's output limit, which the provider's own count cannot exceed."""
+    return tokens if ceiling is None else min(tokens, ceiling)
 
 
 def _send(provider: Provider, call: Call, headers: Mapping[str, str]) -> Reply:

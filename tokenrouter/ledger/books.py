@@ -46,8 +46,9 @@ def recover(engine: Engine) -> int:
         gone = select(Worker.id).where(Worker.lease_expires_at < epoch_now()).with_for_update(skip_locked=True)
         worker_ids = connection.execute(gone).scalars().all()
         calls = connection.execute(ABANDONED_CALLS).all()
-        balances = lock_balances(connection, {call.team_id for call in calls})
-        tx = Transaction(connection, balances, worker_id=0, output_reserve_tokens=0)
+        raw = connection.connection.driver_connection
+        balances = lock_balances(raw, {call.team_id for call in calls})
+        tx = Transaction(raw, balances, worker_id=0, output_reserve_tokens=0)
         settled = sum(_interrupt(call, tx) for call in calls)
         tx.close()
         connection.execute(delete(Worker).where(Worker.id.in_(worker_ids)))
@@ -72,7 +73,7 @@ def _interrupt(call: Row[Any], tx: Transaction) -> bool:
 def reset(engine: Engine, team_ids: Iterable[int]) -> None:
     """Count the teams' use from now on; calls in flight will be charged to the new count."""
     with writing(engine) as connection:
-        ids = sorted(lock_balances(connection, team_ids))
+        ids = sorted(lock_balances(connection.connection.driver_connection, team_ids))
         connection.execute(update(Team).where(Team.id.in_(ids)).values(reset_mark_tokens=Team.settled_tokens))
 
 

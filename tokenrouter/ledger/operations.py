@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from sqlalchemy import bindparam, insert, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Row
 
+from tokenrouter.driver import DriverConnection, Statement
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.rules import Ask, Balance, Outcome, Reservation, decide
 from tokenrouter.models import (
@@ -29,7 +30,7 @@ from tokenrouter.models import (
 class Transaction:
     """What an operation may use while its group is being carried out."""
 
-    connection: Connection
+    connection: DriverConnection
     balances: dict[int, Balance]
     worker_id: int
     output_reserve_tokens: int
@@ -47,12 +48,12 @@ class Transaction:
 
     def close(self) -> None:
         """Write the changes of counters and sums that the operations left."""
-        move_counters(self.connection, self.balances)
-        if self.days:
-            rows = [
-                {"team_id": team, "day": day, "model": model, **sums} for (team, day, model), sums in self.days.items()
-            ]
-            self.connection.execute(ADD_TO_DAYS[self.connection.dialect.name], rows)
+        for team_id, balance in self.balances.items():
+            if balance.held_change or balance.settled_change:
+                changes = {"held_change": balance.held_change, "settled_change": balance.settled_change}
+                MOVE_COUNTERS.execute(self.connection, {"team": team_id, **changes})
+        for (team_id, day, model), sums in self.days.items():
+            ADD_TO_DAY.execute(self.connection, {"team_id": team_id, "day": day, "model": model, **sums})
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,13 @@ class Reserve:
         balance.hold(grant.held_tokens)
         row = _log_row(self.ask, status=PENDING, held_tokens=grant.held_tokens, worker_id=tx.worker_id)
         row["prompt_tokens"] = self.ask.prompt_tokens
-        call_id = tx.connection.execute(INSERT_CALL, row).scalar_one()
+        (call_id,) = INSERT_CALL.execute(tx.connection, row).fetchone()
         day = self.ask.created_at.date()
         return Reservation(call_id, self.team_id, self.ask.model, day, grant.held_tokens, grant.output_limit)
 
     def undo(self) -> "Abandon":
         """Give back what may have been committed without our knowing."""
-        return Abandon(self.ask.request_id, self.team_id)
+        return Abandon(self.ask.request_id, self.team_id, self.ask.created_at.date())
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Reject:
     def apply(self, tx: Transaction) -> None:
         """Insert the row."""
         row = _log_row(self.ask, status=REJECTED, status_code=self.status_code, error_code=self.error_code)
-        tx.connection.execute(INSERT_CALL, row)
+        INSERT_CALL.execute(tx.connection, row).fetchone()
         tx.count(self.team_id, self.ask.created_at.date(), self.counted_model, Outcome(status=REJECTED))
 
     def undo(self) -> None:
@@ -134,7 +135,7 @@ class Settle:
         """Do nothing when the row is settled already."""
         self.tries += 1
         call = self.reservation
-        taken = tx.connection.execute(SETTLE_CALL, {"call_id": call.call_id, **_settled_values(self.outcome)})
+        taken = SETTLE_CALL.execute(tx.connection, {"call_id": call.call_id, **vars(self.outcome)})
         if taken.rowcount == 1:
             tx.balances[call.team_id].settle(call.held_tokens, self.outcome.charged_tokens)
             tx.count(call.team_id, call.day, call.model, self.outcome)
@@ -143,8 +144,9 @@ class Settle:
         return self.tries > 1 and self._stands_in_log(tx)
 
     def _stands_in_log(self, tx: Transaction) -> bool:
-        query = select(RequestLog.status).where(RequestLog.id == self.reservation.call_id)
-        return tx.connection.execute(query).scalar() == self.outcome.status
+        return STATUS_OF_CALL.execute(tx.connection, {"call_id": self.reservation.call_id}).fetchone() == (
+            self.outcome.status,
+        )
 
     def undo(self) -> None:
         """Need no undoing: it is tried until it is done."""
@@ -156,15 +158,17 @@ class Abandon:
 
     request_id: str
     team_id: int
+    day: date
     must_happen: ClassVar[bool] = True
     durable: ClassVar[bool] = True
 
     def apply(self, tx: Transaction) -> None:
         """Settle the row, if it is there, at nothing: the provider was not called."""
-        query = PENDING_CALLS.where(RequestLog.request_id == self.request_id)
-        if (row := tx.connection.execute(query).one_or_none()) is not None:
+        row = PENDING_CALL.execute(tx.connection, {"request_id": self.request_id}).fetchone()
+        if row is not None:
+            call_id, model, held_tokens = row
             outcome = Outcome(status=PROVIDER_ERROR, status_code=503, error_code="storage_unavailable")
-            Settle(reservation_of(row), outcome).apply(tx)
+            Settle(Reservation(call_id, self.team_id, model, self.day, held_tokens), outcome).apply(tx)
 
     def undo(self) -> None:
         """Need no undoing: it is tried until it is done."""
@@ -182,10 +186,10 @@ class Heartbeat:
 
     def apply(self, tx: Transaction) -> None:
         """Write what is still pending."""
-        if self.progress:
-            tx.connection.execute(SAVE_PROGRESS, self.progress)
-        if self.tokens_used:
-            tx.connection.execute(SAVE_LAST_USE, self.tokens_used)
+        for values in self.progress:
+            SAVE_PROGRESS.execute(tx.connection, values)
+        for values in self.tokens_used:
+            SAVE_LAST_USE.execute(tx.connection, values)
 
     def undo(self) -> None:
         """Leave what was written: it is true."""
@@ -200,7 +204,16 @@ LedgerOperation = Reserve | Reject | Settle | Abandon | Heartbeat
 
 # spelled out, not bound: only so can the index of pending rows serve it
 IS_PENDING = RequestLog.status == literal_column(f"'{PENDING}'")
-INSERT_CALL = insert(RequestLog).returning(RequestLog.id)
+LOGGED_COLUMNS = [column.key for column in RequestLog.__table__.columns if column.key not in ("id",)]
+INSERT_CALL = Statement(
+    insert(RequestLog).values({name: bindparam(name) for name in LOGGED_COLUMNS}).returning(RequestLog.id)
+)
+PENDING_CALL = Statement(
+    select(RequestLog.id, RequestLog.model, RequestLog.held_tokens).where(
+        RequestLog.request_id == bindparam("request_id"), IS_PENDING
+    )
+)
+STATUS_OF_CALL = Statement(select(RequestLog.status).where(RequestLog.id == bindparam("call_id")))
 PENDING_CALLS = select(
     RequestLog.id,
     RequestLog.request_id,
@@ -225,12 +238,17 @@ SETTLED_COLUMNS = (
     "first_byte_ms",
     "provider_request_id",
 )
-SETTLE_CALL = (
+SETTLE_CALL = Statement(
     update(RequestLog)
     .where(RequestLog.id == bindparam("call_id"), IS_PENDING)
-    .values({column: bindparam(f"new_{column}") for column in SETTLED_COLUMNS})
+    .values({column: bindparam(column) for column in SETTLED_COLUMNS})
 )
-MOVE_COUNTERS = (
+LOCK_TEAM = Statement(
+    select(Team.quota_tokens, Team.settled_tokens - Team.reset_mark_tokens, Team.held_tokens)
+    .where(Team.id == bindparam("team"))
+    .with_for_update(key_share=True)
+)
+MOVE_COUNTERS = Statement(
     update(Team)
     .where(Team.id == bindparam("team"))
     .values(
@@ -239,26 +257,31 @@ MOVE_COUNTERS = (
     )
 )
 
-SAVE_PROGRESS = (
+SAVE_PROGRESS = Statement(
     update(RequestLog)
     .where(RequestLog.id == bindparam("call_id"), IS_PENDING)
     .values(completion_tokens=bindparam("new_completion_tokens"))
 )
-SAVE_LAST_USE = update(ApiToken).where(ApiToken.id == bindparam("token")).values(last_used_at=bindparam("used_at"))
+SAVE_LAST_USE = Statement(
+    update(ApiToken).where(ApiToken.id == bindparam("token")).values(last_used_at=bindparam("used_at"))
+)
 
 SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens")
 ERRORS = frozenset({PROVIDER_ERROR, REJECTED, INTERRUPTED})
 
 
-def _add_to_days(insert_days: Any) -> Any:
-    sums = {name: getattr(UsageDaily, name) + insert_days.excluded[name] for name in SUMS}
-    return insert_days.on_conflict_do_update(index_elements=["team_id", "day", "model"], set_=sums)
+def _add_to_day(insert_day: Any) -> Any:
+    sums = {name: getattr(UsageDaily, name) + insert_day.excluded[name] for name in SUMS}
+    values = {name: bindparam(name) for name in ("team_id", "day", "model", *SUMS)}
+    return insert_day.values(values).on_conflict_do_update(index_elements=["team_id", "day", "model"], set_=sums)
 
 
-ADD_TO_DAYS = {
-    "sqlite": _add_to_days(sqlite.insert(UsageDaily)),
-    "postgresql": _add_to_days(postgresql.insert(UsageDaily)),
-}
+ADD_TO_DAY = Statement(
+    {
+        "sqlite": _add_to_day(sqlite.insert(UsageDaily)),
+        "postgresql": _add_to_day(postgresql.insert(UsageDaily)),
+    }
+)
 
 
 def _log_row(ask: Ask, **values: Any) -> dict[str, Any]:
@@ -281,31 +304,13 @@ def _log_row(ask: Ask, **values: Any) -> dict[str, Any]:
         "total_tokens": 0,
         "charged_tokens": 0,
         "usage_source": NOT_COUNTED,
+        "latency_ms": None,
+        "first_byte_ms": None,
+        "provider_request_id": None,
         **values,
     }
 
 
-def _settled_values(outcome: Outcome) -> dict[str, Any]:
-    return {f"new_{column}": getattr(outcome, column) for column in SETTLED_COLUMNS}
-
-
-def lock_balances(connection: Connection, team_ids: Iterable[int]) -> dict[int, Balance]:
+def lock_balances(connection: DriverConnection, team_ids: Iterable[int]) -> dict[int, Balance]:
     """Lock the teams' rows in the order of their ids, and read their counters and quotas."""
-    query = (
-        select(Team.id, Team.quota_tokens, Team.settled_tokens - Team.reset_mark_tokens, Team.held_tokens)
-        .where(Team.id.in_(sorted(team_ids)))
-        .order_by(Team.id)
-        .with_for_update(key_share=True)
-    )
-    return {team_id: Balance(quota, used, held) for team_id, quota, used, held in connection.execute(query)}
-
-
-def move_counters(connection: Connection, balances: dict[int, Balance]) -> None:
-    """Write the changes that were gathered while the teams were locked."""
-    changes = [
-        {"team": team_id, "held_change": balance.held_change, "settled_change": balance.settled_change}
-        for team_id, balance in balances.items()
-        if balance.held_change or balance.settled_change
-    ]
-    if changes:
-        connection.execute(MOVE_COUNTERS, changes)
+    return {id_: Balance(*LOCK_TEAM.execute(connection, {"team": id_}).fetchone()) for id_ in sorted(team_ids)}

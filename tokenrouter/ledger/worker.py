@@ -7,15 +7,15 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import bindparam, delete, insert, update
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from tokenrouter.driver import DriverConnection, Statement, WriteConnection
 from tokenrouter.errors import StorageUnavailable
 from tokenrouter.ledger.books import LEASE_S, recover
 from tokenrouter.ledger.operations import (
@@ -28,7 +28,7 @@ from tokenrouter.ledger.operations import (
     lock_balances,
 )
 from tokenrouter.ledger.rules import Ask, Outcome, Reservation
-from tokenrouter.ledger.writer import Writer
+from tokenrouter.ledger.writer import Ticket, Writer
 from tokenrouter.models import Worker, epoch_now, writing
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,10 @@ RECOVERY_GRACE_S = 2 * HEARTBEAT_S
 SETTLE_WAIT_S = 5.0
 
 LIVE_UNTIL = epoch_now() + LEASE_S
-RENEW_LEASE = update(Worker).where(Worker.id == bindparam("worker")).values(lease_expires_at=LIVE_UNTIL)
-JOIN_WORKERS = insert(Worker).values(name=bindparam("worker_name"), lease_expires_at=LIVE_UNTIL).returning(Worker.id)
+RENEW_LEASE = Statement(update(Worker).where(Worker.id == bindparam("worker")).values(lease_expires_at=LIVE_UNTIL))
+JOIN_WORKERS = Statement(
+    insert(Worker).values(name=bindparam("worker_name"), lease_expires_at=LIVE_UNTIL).returning(Worker.id)
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Ledger:
         """Start nothing: threads start with the first call, so in the worker and not in the process it forks from."""
         self._engine = engine
         self._output_reserve_tokens = output_reserve_tokens
+        self._connection = WriteConnection(engine)
         self._writer = Writer(self._run_group, "ledger-writer")
         self._lease: Lease | None = None
         self._calls: dict[int, Reservation] = {}
@@ -85,6 +88,7 @@ class Ledger:
         self._writer.close(timeout_s)
         if self._heart is not None:
             self._heart.join(timeout_s)
+        self._connection.close()
         if self._lease is None or self._calls:
             return  # calls still under way: recovery finds them by the lease when it runs out
         try:
@@ -118,21 +122,21 @@ class Ledger:
 
         Return when that is committed, or after 5 s without a database; it is then tried again in the background.
         """
-        future = self._writer.submit(Settle(reservation, outcome))
-        future.add_done_callback(lambda done: self._settled(reservation, done))
-        if not wait([future], SETTLE_WAIT_S).done:
+        ticket = self._writer.submit(Settle(reservation, outcome), then=self._settled)
+        if not ticket.wait(SETTLE_WAIT_S):
             logger.warning("Call %d is answered before its settlement could be written", reservation.call_id)
 
-    def _settled(self, reservation: Reservation, done: Future[bool]) -> None:
-        self._calls.pop(reservation.call_id, None)
-        if done.exception() is None and not done.result():
-            logger.warning("Call %d was settled by recovery before its end; nothing changed", reservation.call_id)
+    def _settled(self, ticket: Ticket) -> None:
+        call_id = ticket.operation.reservation.call_id
+        self._calls.pop(call_id, None)
+        if ticket.error is None and not ticket.result:
+            logger.warning("Call %d was settled by recovery before its end; nothing changed", call_id)
 
     def _run_group(self, operations: Sequence[LedgerOperation]) -> list[Any]:
         """Carry out operations in one transaction; forced to disk if one of them must survive a power cut."""
         durable = any(operation.durable for operation in operations)
         lease = self._lease
-        with writing(self._engine, durable=durable) as connection:
+        with self._connection.transaction(durable=durable) as connection:
             if lease is None or not lease.is_fresh() or any(isinstance(op, Heartbeat) for op in operations):
                 lease = self._renewed(connection)
             balances = lock_balances(connection, {op.team_id for op in operations if op.team_id is not None})
@@ -142,15 +146,15 @@ class Ledger:
         self._lease = lease
         return results
 
-    def _renewed(self, connection: Connection) -> Lease:
+    def _renewed(self, connection: DriverConnection) -> Lease:
         """Renew the lease, or join again if this process was taken for dead; it holds once that is committed."""
         now = time.monotonic()
         old = self._lease
-        if old and connection.execute(RENEW_LEASE, {"worker": old.worker_id}).rowcount == 1:
+        if old and RENEW_LEASE.execute(connection, {"worker": old.worker_id}).rowcount == 1:
             unbroken_since = old.unbroken_since if now - old.renewed_at < LEASE_S else now
             return Lease(old.worker_id, now, unbroken_since)
         name = f"{socket.gethostname()}:{os.getpid()}"
-        worker_id = connection.execute(JOIN_WORKERS, {"worker_name": name}).scalar_one()
+        (worker_id,) = JOIN_WORKERS.execute(connection, {"worker_name": name}).fetchone()
         return Lease(worker_id, now, unbroken_since=now)
 
     def _beat(self) -> None:

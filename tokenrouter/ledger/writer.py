@@ -5,12 +5,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
+from tokenrouter.driver import TRANSIENT_ERRORS
 from tokenrouter.errors import StorageUnavailable
 
 logger = logging.getLogger(__name__)
@@ -30,7 +28,35 @@ class Operation(Protocol):
         """Return what takes this operation back if it was committed without our knowing, or None."""
 
 
-Group = list[tuple[Operation, Future[Any]]]
+class Ticket:
+    """An operation that waits, and its result. Bare locks: a Future takes ten times as long, twice a call."""
+
+    __slots__ = ("_claimed", "_done", "error", "operation", "result", "then")
+
+    def __init__(self, operation: Operation, then: Callable[["Ticket"], None] | None) -> None:
+        """Wait; `then` is called by the writer's thread once the operation is done."""
+        self.operation = operation
+        self.then = then
+        self.result: Any = None
+        self.error: Exception | None = None
+        self._claimed = threading.Lock()
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def claim(self) -> bool:
+        """Return True to whoever comes first: the writer that begins the operation, or the waiter that gives it up."""
+        return self._claimed.acquire(blocking=False)
+
+    def wait(self, timeout_s: float = -1) -> bool:
+        """Wait for the end, for one thread; return whether it came in time."""
+        return self._done.acquire(timeout=timeout_s)
+
+    def finish(self, result: Any = None, error: Exception | None = None) -> None:
+        """Set the result, or why there is none."""
+        self.result, self.error = result, error
+        self._done.release()
+        if self.then is not None:
+            self.then(self)
 
 
 class Writer:
@@ -40,109 +66,108 @@ class Writer:
         """Carry out groups by `run`, which commits and returns a result an operation, or raises and changes nothing."""
         self._run = run
         self._name = name
-        self._waiting: deque[tuple[Operation, Future[Any]]] = deque()
-        self._wake = threading.Condition()
+        self._queue: SimpleQueue[Ticket | None] = SimpleQueue()  # None ends the thread
+        self._kept: deque[Ticket] = deque()  # claimed already, and to be run before all that waits
         self._thread: threading.Thread | None = None
+        self._start_lock = threading.Lock()
         self._closing = False
         self._failures = 0
         self._one_by_one = 0
 
-    def submit(self, operation: Operation) -> Future[Any]:
-        """Queue an operation; the future gives its result once that is committed."""
-        future: Future[Any] = Future()
-        with self._wake:
-            if self._thread is None:  # not earlier: a thread does not live on in a forked worker
-                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._thread.start()
-            self._waiting.append((operation, future))
-            self._wake.notify()
-        return future
+    def submit(self, operation: Operation, then: Callable[[Ticket], None] | None = None) -> Ticket:
+        """Queue an operation; its ticket has the result once that is committed."""
+        ticket = Ticket(operation, then)
+        if self._thread is None:
+            self._start()
+        self._queue.put(ticket)
+        return ticket
 
     def run(self, operation: Operation) -> Any:
         """Queue an operation and wait for its result.
 
         Raises StorageUnavailable when it could not be written; then it has not happened and will not.
         """
-        future = self.submit(operation)
-        try:
-            return future.result(RESULT_TIMEOUT_S)
-        except TimeoutError:
-            if future.cancel():
-                raise StorageUnavailable from None
-            return future.result()  # it has begun: the database's own timeouts end it
+        ticket = self.submit(operation)
+        if not ticket.wait(RESULT_TIMEOUT_S):
+            if ticket.claim():
+                raise StorageUnavailable
+            ticket.wait()  # it has begun: the database's own timeouts end it
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket.result
 
     def close(self, timeout_s: float) -> None:
         """Finish what waits, for at most `timeout_s`, and end the thread."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-            thread = self._thread
-        if thread is not None:
-            thread.join(timeout_s)
+        self._queue.put(None)
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _start(self) -> None:
+        """Start the thread; not earlier than it is needed, since threads do not live on in a forked worker."""
+        with self._start_lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
 
     def _work(self) -> None:
         while True:
             if self._failures:
                 time.sleep(min(FIRST_PAUSE_S * 2 ** (self._failures - 1), LONGEST_PAUSE_S))
-            with self._wake:
-                self._wake.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
-                    return
-                group = self._take()
-            # one that was tried before runs already; any other may have been given up by who waited for it
-            group = [(op, future) for op, future in group if future.running() or future.set_running_or_notify_cancel()]
-            if group:
+            if group := self._take():
                 self._carry_out(group)
+            elif self._closing:
+                return
 
-    def _take(self) -> Group:
+    def _take(self) -> list[Ticket]:
+        """Wait until there is something to do, and take it, or one operation of it after a group was broken."""
         size = 1 if self._one_by_one else GROUP_SIZE
         self._one_by_one = max(0, self._one_by_one - 1)
-        return [self._waiting.popleft() for _ in range(min(len(self._waiting), size))]
+        group = [self._kept.popleft() for _ in range(min(size, len(self._kept)))]
+        while len(group) < size:
+            try:
+                ticket = self._queue.get(block=not group and not self._closing)
+            except Empty:
+                break
+            if ticket is None:
+                self._closing = True
+            elif ticket.claim():
+                group.append(ticket)
+        return group
 
-    def _carry_out(self, group: Group) -> None:
+    def _carry_out(self, group: list[Ticket]) -> None:
         try:
-            results = self._run([operation for operation, _ in group])
-        except (OperationalError, InterfaceError, PoolTimeout) as error:
+            results = self._run([ticket.operation for ticket in group])
+        except TRANSIENT_ERRORS as error:
             self._put_off(group, error)
         except Exception as error:
             self._isolate(group, error)
         else:
             self._failures = 0
-            for (_, future), result in zip(group, results, strict=True):
-                future.set_result(result)
+            for ticket, result in zip(group, results, strict=True):
+                ticket.finish(result)
 
-    def _put_off(self, group: Group, error: SQLAlchemyError) -> None:
+    def _put_off(self, group: list[Ticket], error: Exception) -> None:
         """Keep what must happen at the head of the queue, and fail the rest.
 
         When a connection is lost during COMMIT nobody knows whether it was done; so what fails here is undone first.
         """
         self._failures += 1
-        logger.warning("The database cannot be written (%s); trying again", _cause(error))
-        kept: Group = []
-        for operation, future in group:
-            if operation.must_happen:
-                kept.append((operation, future))
+        logger.warning("The database cannot be written (%s); trying again", " ".join(str(error).split()))
+        kept = []
+        for ticket in group:
+            if ticket.operation.must_happen:
+                kept.append(ticket)
                 continue
-            if (undo := operation.undo()) is not None:
-                kept.append((undo, Future()))
-            future.set_exception(StorageUnavailable())
-        self._put_back(kept)
+            if (undo := ticket.operation.undo()) is not None:
+                kept.append(Ticket(undo, then=None))
+            ticket.finish(error=StorageUnavailable())
+        self._kept.extendleft(reversed(kept))
 
-    def _isolate(self, group: Group, error: Exception) -> None:
+    def _isolate(self, group: list[Ticket], error: Exception) -> None:
         """Find the operation that breaks its group: run each alone, and fail the one that fails alone."""
         if len(group) > 1:
             self._one_by_one += len(group)
-            self._put_back(group)
+            self._kept.extendleft(reversed(group))
             return
         logger.error("An operation of the ledger failed", exc_info=error)
-        group[0][1].set_exception(error)
-
-    def _put_back(self, group: Group) -> None:
-        with self._wake:
-            self._waiting.extendleft(reversed(group))
-
-
-def _cause(error: SQLAlchemyError) -> str:
-    """Name what the driver said, without the statement and its values."""
-    original = error.orig if isinstance(error, DBAPIError) else error
-    return " ".join(str(original).split())
+        group[0].finish(error=error)
