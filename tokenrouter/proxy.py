@@ -225,7 +225,8 @@ class Booking:
 
     def watch(self, meter: StreamMeter) -> None:
         """Have the meter's estimate saved from time to time, for the case that this worker dies."""
-        self._reservation.progress = lambda: self._within_limit(meter.estimated_tokens())
+        ceiling = self.call.output_ceiling()
+        self._reservation.progress = lambda: _within(meter.estimated_tokens(), ceiling)
 
     def answered(self, usage: Usage | None, count_completion: Callable[[], int]) -> None:
         """Book a whole answer, by what the provider reported, else by a count of its texts."""
@@ -260,13 +261,8 @@ class Booking:
         return first
 
     def _counted(self, count_completion: Callable[[], int]) -> Usage:
-        prompt, completion = self.call.prompt.count(), self._within_limit(count_completion())
+        prompt, completion = self.call.prompt.count(), _within(count_completion(), self.call.output_ceiling())
         return Usage(prompt, completion, prompt + completion)
-
-    def _within_limit(self, tokens: int) -> int:
-        """Keep a count of ours within the request's output limit, which the provider's own count cannot exceed."""
-        ceiling = self.call.output_ceiling()
-        return tokens if ceiling is None else min(tokens, ceiling)
 
     def _settle(
         self, status: str, usage: Usage, source: str, *, status_code: int = 200, error_code: str | None = None
@@ -288,6 +284,11 @@ class Booking:
 
     def _elapsed_ms(self) -> int:
         return round((time.perf_counter() - self._started) * 1000)
+
+
+def _within(tokens: int, ceiling: int | None) -> int:
+    """Keep a count of ours within the request's output limit, which the provider's own count cannot exceed."""
+    return tokens if ceiling is None else min(tokens, ceiling)
 
 
 def _send(provider: Provider, call: Call, headers: Mapping[str, str]) -> Reply:
