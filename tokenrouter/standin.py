@@ -83,6 +83,11 @@ class Served:
         """Return the sum that a team should be charged."""
         return self.prompt_tokens + self.completion_tokens
 
+    @property
+    def request_id(self) -> str:
+        """Return the `x-request-id` that the answer bears."""
+        return f"req_{self.response_id.rpartition('-')[2]}"
+
 
 @dataclass(frozen=True)
 class Faults:
@@ -564,7 +569,8 @@ def head_of(answer: Answer, faults: Faults, length: int, is_chunked: bool) -> by
         lines.append("content-encoding: gzip")
     lines += [f"{name}: {value}" for name, value in answer.headers.items()]
     lines += ["openai-processing-ms: 5", "openai-organization: org-demo", "set-cookie: provider=secret"]
-    lines += ["x-ratelimit-remaining-tokens: 150000", f"x-request-id: {new_id('req_')}", "", ""]
+    request_id = answer.served.request_id if answer.served else new_id("req_")
+    lines += ["x-ratelimit-remaining-tokens: 150000", f"x-request-id: {request_id}", "", ""]
     return "\r\n".join(lines).encode()
 
 
