@@ -16,7 +16,7 @@ PACKAGE = ROOT / "tokenrouter"
 LADDER = (
     "config errors sse estimate driver",
     "models metering",
-    "auth payload provider ledger reports teams schema",
+    "auth payload provider ledger reports teams schema sessions",
     "catalogue",
     "proxy",
     "v1 api pages admin cli demo standin",

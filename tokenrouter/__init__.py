@@ -11,7 +11,7 @@ import click
 from flask import Flask, Response, g
 from flask.cli import run_command
 
-from tokenrouter import cli, config, demo, errors, models, proxy, schema, v1
+from tokenrouter import cli, config, demo, errors, models, proxy, schema, sessions, v1
 from tokenrouter.config import ConfigError, Settings
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
         SECRET_KEY=settings.secret_key or None,
     )
     app.config.update(flask_config)
+    app.session_interface = sessions.PanelSessions()
     app.url_map.merge_slashes = False  # `//v1` is not `/v1`: no redirect, with a body, to elsewhere
     app.before_request(_begin)
     app.after_request(_label)

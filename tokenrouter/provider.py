@@ -126,6 +126,28 @@ class Reply:
 _RESPONSE_HEADERS = frozenset(name.title() for name in FORWARDED_RESPONSE_HEADERS)
 
 
+class OneWrite:
+    """A connection that sends head and body of a request in one write, where http.client makes two: 30 µs a call."""
+
+    _gathered: list[bytes] | None = None
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        """Send a request; nothing leaves before all of it is there."""
+        self._gathered = []
+        try:
+            super().request(*args, **kwargs)
+        finally:
+            gathered, self._gathered = self._gathered, None
+        super().send(b"".join(gathered))
+
+    def send(self, data: bytes) -> None:
+        """Send bytes, or keep them until the request is whole."""
+        if self._gathered is None:
+            super().send(data)
+        else:
+            self._gathered.append(data)
+
+
 class LeanResponse(requests.Response):
     """What the relay needs of a response: its own constructor makes a cookie jar."""
 
@@ -150,6 +172,7 @@ class ProviderAdapter(HTTPAdapter):
         if self._pool is None:
             pool = super().get_connection_with_tls_context(*args, **kwargs)
             super().cert_verify(pool, args[0].url, args[1], kwargs.get("cert"))
+            pool.ConnectionCls = type("ProviderConnection", (OneWrite, pool.ConnectionCls), {})
             self._pool = pool
         return self._pool
 
