@@ -3,6 +3,8 @@
 import resource
 import sys
 
+from gunicorn.workers.base import Worker
+
 # Loaded here, in the master: the workers share its memory, all run the same code, and what fails here ends the start,
 # while a worker that exits is started again for ever. On HUP gunicorn reads this file again, so what is loaded is
 # forgotten first. A reload that would fail changes nothing.
@@ -37,6 +39,12 @@ control_socket_disable = True
 umask = 0o077
 accesslog = None  # the log of calls is in the database
 proc_name = "tokenrouter"
+
+
+def post_worker_init(worker: Worker) -> None:
+    """Begin to look for calls of workers that died, before the first call comes."""
+    worker.wsgi.extensions["relay"].ledger.start()
+
 
 # A stream holds two sockets, the caller's and the provider's.
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)

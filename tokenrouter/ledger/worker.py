@@ -61,7 +61,7 @@ class Ledger:
     """Reserve and settle for one process, keep its lease alive, and settle the calls of processes that died."""
 
     def __init__(self, engine: Engine, output_reserve_tokens: int) -> None:
-        """Start nothing: threads start with the first call, so in the worker and not in the process it forks from."""
+        """Start nothing yet: no thread lives on in a worker that is forked from this process."""
         self._engine = engine
         self._output_reserve_tokens = output_reserve_tokens
         self._connection = WriteConnection(engine)
@@ -74,7 +74,10 @@ class Ledger:
         self._start_lock = threading.Lock()
 
     def start(self) -> None:
-        """Join the workers and begin to renew the lease; calling it again does nothing."""
+        """Join the workers, renew the lease and look for calls of dead workers; calling it again does nothing.
+
+        gunicorn calls it in each new worker; elsewhere the first call does.
+        """
         with self._start_lock:
             if self._heart is None:
                 atexit.register(self.close)  # runs once the threads that answer calls have ended
