@@ -1,8 +1,11 @@
 """The provider's side of a call: what it is sent, and what becomes of each of its failures."""
 
 import json
+import threading
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 import requests
@@ -399,3 +402,20 @@ def test_connection_is_kept_after_an_error_that_was_read(
     for _ in range(3):
         client.post(CHAT, json=hello(directives), headers=team.headers)
     assert provider.open_connections == 1
+
+
+def test_first_calls_of_many_threads_at_once_are_all_sent():
+    with StandInProvider() as stand_in, ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            fresh = Provider(config.load({"PROVIDER_API_KEY": "k", "PROVIDER_BASE_URL": stand_in.base_url}))
+            start = threading.Barrier(8)
+            with closing(fresh):
+                assert set(pool.map(post_together, [fresh] * 8, [start] * 8)) == {200}
+
+
+def post_together(own: Provider, start: threading.Barrier) -> int:
+    start.wait()
+    reply = own.post("/chat/completions", json.dumps(HELLO).encode(), {})
+    reply.read()
+    reply.close()
+    return reply.status

@@ -92,6 +92,14 @@ def eventually(claim: Callable[[], Any]) -> bool:
 # Answers
 
 
+def test_stamped_pieces_tell_when_they_were_sent(provider: StandInProvider):
+    before = time.monotonic_ns()
+    reply = stream(provider, "[[stamp=1 words=2]]")
+    stamps = [int(text[1:]) for event in reply.events if (text := event["choices"][0]["delta"].get("content"))]
+    assert len(stamps) == 2
+    assert before < stamps[0] <= stamps[1] < time.monotonic_ns()
+
+
 def test_chat_answers_with_the_question_and_what_it_cost(provider, sdk):
     reply = sdk.chat.completions.create(**asked("Hello!"))
     assert "TokenRouter demo" in reply.choices[0].message.content

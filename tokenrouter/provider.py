@@ -2,6 +2,7 @@
 
 import http.client
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -166,15 +167,17 @@ class ProviderAdapter(HTTPAdapter):
         super().__init__(**options)
         self._pool: HTTPConnectionPool | None = None
         self._targets: dict[str, str] = {}
+        self._lock = threading.Lock()
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> HTTPConnectionPool:
         """Return the provider's pool."""
-        if self._pool is None:
-            pool = super().get_connection_with_tls_context(*args, **kwargs)
-            super().cert_verify(pool, args[0].url, args[1], kwargs.get("cert"))
-            pool.ConnectionCls = type("ProviderConnection", (OneWrite, pool.ConnectionCls), {})
-            self._pool = pool
-        return self._pool
+        with self._lock:
+            if self._pool is None:
+                pool = super().get_connection_with_tls_context(*args, **kwargs)
+                super().cert_verify(pool, args[0].url, args[1], kwargs.get("cert"))
+                pool.ConnectionCls = type("ProviderConnection", (OneWrite, pool.ConnectionCls), {})
+                self._pool = pool
+            return self._pool
 
     def cert_verify(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the pool was told when it was made."""

@@ -122,6 +122,7 @@ class Faults:
     unicode: bool = False
     big: int | None = None  # one piece of N bytes, counted as one token
     burst: bool = False
+    stamp: bool = False  # each piece tells when it was sent, by the monotonic clock, in nanoseconds
     content_type: str | None = None
     json_for_stream: bool = False
     gzip: bool = False
@@ -130,6 +131,7 @@ class Faults:
 
 
 FAITHFUL = Faults()
+STAMP = b"t0000000000000000000"
 KINDS = {each.name: str(each.type).removesuffix(" | None") for each in fields(Faults)}
 
 
@@ -298,6 +300,8 @@ def prose(text: str, faults: Faults) -> list[str]:
     """Return the words of a plain answer, with a bit of the question among them."""
     if faults.big is not None:
         return ["x" * faults.big]
+    if faults.stamp:
+        return [STAMP.decode()] * (faults.words or 1)
     echo = " ".join(DIRECTIVE.sub(" ", text).strip()[:40].split())
     words = SENTENCES.format(f'You asked: "{echo}".' if echo else "").split()
     words = [*UNICODE_WORDS, *words] if faults.unicode else words
@@ -747,7 +751,7 @@ class Connection(asyncio.Protocol):
         # Booked before the last bytes leave: who has read them finds the record.
         if not self.steps_left and self.script and self.script.served:
             self.provider.finished.append(self.script.served)
-        self.transport.write(data)
+        self.transport.write(data.replace(STAMP, b"t%019d" % time.monotonic_ns()) if STAMP in data else data)
 
     def end(self, ending: Ending) -> None:
         """Do with the connection what the script says."""
