@@ -140,6 +140,17 @@ def answer_texts(document: object) -> list[str]:
     return texts
 
 
+def _plain_text(choices: object) -> str | None:
+    """Return the text of the one choice whose delta is nothing else, as nearly all are; half the work of a chunk."""
+    if isinstance(choices, list) and len(choices) == 1 and isinstance(choices[0], dict):
+        choice = choices[0]
+        delta = choice.get("delta")
+        if isinstance(delta, dict) and len(delta) == 1 and not choice.get("finish_reason"):
+            text = delta.get("content")
+            return text if isinstance(text, str) and "text" not in choice and "message" not in choice else None
+    return None
+
+
 def parse_json(data: bytes) -> Any:
     """Return the JSON value, or None where there is none."""
     try:
@@ -175,9 +186,13 @@ class StreamMeter:
         if document.get("error"):
             self.failed = True
             return False
+        choices = document.get("choices")
+        if (text := _plain_text(choices)) is not None and not document.get("usage"):
+            self.began = True
+            self._texts.append(text)
+            return False
         self.usage = read_usage(document) or self.usage
         self._texts += answer_texts(document)
-        choices = document.get("choices")
         self.began = self.began or bool(choices)
         self._finished |= {str(choice.get("index")) for choice in _dicts(choices) if choice.get("finish_reason")}
         only_usage = choices == [] and isinstance(document.get("usage"), dict)

@@ -17,6 +17,7 @@ class Load:
     calls: int = 0
     chunks: int = 0
     failures: int = 0
+    first_failure: bytes = b""
     elapsed_s: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
     delays_s: list[float] = field(default_factory=list)
@@ -80,10 +81,14 @@ class Connection(asyncio.Protocol):
             if not whole:
                 del self.buffer[end + 4 : -8]  # nothing of a long stream is kept but its head and its last bytes
         if whole:
+            if not head.startswith(b"http/1.1 200"):
+                self.load.first_failure = self.load.first_failure or bytes(self.buffer[:500])
             self._finish(head.startswith(b"http/1.1 200"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count an answer that did not come."""
+        if self.finished is not None and not self.finished.done():
+            self.load.first_failure = self.load.first_failure or b"closed after " + bytes(self.buffer[:500])
         self._finish(False)
 
     def _finish(self, good: bool) -> None:

@@ -183,7 +183,7 @@ class Bench:
         seconds = self.seconds if calls is None else 120
         load = run(server.url, request, connections=connections, seconds=seconds, calls=calls)
         if load.failures:
-            raise SystemExit(f"{load.failures} of {load.calls} calls to {server.url} failed")
+            raise SystemExit(f"{load.failures} of {load.calls} calls to {server.url} failed: {load.first_failure!r}")
         return load
 
 
