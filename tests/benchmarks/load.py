@@ -77,7 +77,7 @@ class Connection(asyncio.Protocol):
             length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
             whole = len(self.buffer) >= end + 4 + length
         else:
-            whole = self.buffer.endswith(b"0\r\n\r\n")
+            whole = len(self.buffer) > end + 4 and self.buffer.endswith(b"0\r\n\r\n")  # a header may end like that
             if not whole:
                 del self.buffer[end + 4 : -8]  # nothing of a long stream is kept but its head and its last bytes
         if whole:

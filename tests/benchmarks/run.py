@@ -127,7 +127,7 @@ class Bench:
     @contextmanager
     def ours(self, database_url: str, **settings: str) -> Iterator[Server]:
         """Run TokenRouter with one worker, and a team without quota."""
-        environment = self._environment(DATABASE_URL=database_url, WEB_CONCURRENCY="1", **settings)
+        environment = self._environment(**{"DATABASE_URL": database_url, "WEB_CONCURRENCY": "1", **settings})
         port = environment["PORT"]
         with self._log() as log:
             process = pinned(PROXY_CORE, "-m", "gunicorn", "wsgi:app", cwd=ROOT, environment=environment, stderr=log)
