@@ -34,6 +34,7 @@ threads = settings.threads + SPARE_THREADS
 worker_connections = threads * 2 + 1000  # connections kept open between calls count too
 keepalive = 75  # longer than the idle connections of the usual clients and reverse proxies
 graceful_timeout = 60
+timeout = 120  # a worker whose main thread is late under a burst of calls is not dead
 forwarded_allow_ips = "*" if settings.trusted_proxies else ""
 control_socket_disable = True
 umask = 0o077
