@@ -63,7 +63,8 @@ def provider() -> Iterator[StandInProvider]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what is marked `both_databases` on SQLite and on PostgreSQL; all else runs on SQLite."""
     if "database_url" in metafunc.fixturenames:
-        both = metafunc.definition.get_closest_marker("both_databases")
+        marked = metafunc.definition.get_closest_marker
+        both = marked("both_databases") and not marked("sqlite_only")
         names = ["sqlite", "postgresql"] if both else ["sqlite"]
         metafunc.parametrize("database_url", names, indirect=True, ids=names if both else [""])
 

@@ -12,6 +12,8 @@ from tokenrouter import reports
 from tokenrouter.metering import count_tokens, read_chat_prompt
 from tokenrouter.standin import Ending, Script, StandInProvider
 
+pytestmark = pytest.mark.both_databases
+
 CHAT = "/v1/chat/completions"
 
 

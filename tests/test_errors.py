@@ -18,6 +18,8 @@ from tokenrouter import metering, models, payload, proxy, reports
 from tokenrouter.models import ApiToken, Team, db
 from tokenrouter.standin import StandInProvider
 
+pytestmark = pytest.mark.both_databases
+
 CHAT = "/v1/chat/completions"
 MOST_BYTES = 100_000
 TOO_LARGE = b" " * (MOST_BYTES + 1)
@@ -140,6 +142,7 @@ def test_body_at_the_limit_is_taken(client: FlaskClient, team: Member):
     assert client.post(CHAT, data=json.dumps(HELLO).ljust(MOST_BYTES), headers=team.headers).status_code == 200
 
 
+@pytest.mark.sqlite_only
 def test_chunked_body_over_the_limit_gets_413(server: Server):
     bearer = {"Authorization": f"Bearer {server.create_team()}"}
     reply = requests.post(server.url + CHAT, data=iter([b" " * MOST_BYTES, b"  "]), headers=bearer, timeout=10)
@@ -436,6 +439,7 @@ def other_writer(impatient: None, team: Member, tmp_path: Path) -> Iterator[sqli
         yield other
 
 
+@pytest.mark.sqlite_only
 def test_locked_database_gets_503_and_the_provider_is_not_called(
     other_writer: sqlite3.Connection, client: FlaskClient, team: Member, provider: StandInProvider
 ):
@@ -447,6 +451,7 @@ def test_locked_database_gets_503_and_the_provider_is_not_called(
     assert stored(team).held_tokens == 0
 
 
+@pytest.mark.sqlite_only
 def test_refusal_stands_while_the_database_cannot_log_it(
     other_writer: sqlite3.Connection, client: FlaskClient, team: Member
 ):
@@ -454,6 +459,7 @@ def test_refusal_stands_while_the_database_cannot_log_it(
     assert_error(reply, 404, "model_not_found", param="model")
 
 
+@pytest.mark.sqlite_only  # PostgreSQL calls a missing table a mistake of ours
 def test_database_that_is_gone_gets_503(client: FlaskClient, team: Member):
     with db.engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE api_tokens RENAME TO elsewhere")
@@ -483,8 +489,8 @@ def test_crash_gets_500_without_its_reason_and_leaves_no_hold(
 def test_crash_in_mid_stream_is_an_error_event_and_the_end(
     client: FlaskClient, team: Member, monkeypatch: pytest.MonkeyPatch
 ):
-    real = metering.answer_texts
-    monkeypatch.setattr(metering, "answer_texts", lambda event: crash() if "demo;" in str(event) else real(event))
+    real = metering.parse_json
+    monkeypatch.setattr(metering, "parse_json", lambda data: crash() if b"demo;" in data else real(data))
     reply = client.post(CHAT, json=hello("gap=0.01", stream=True), headers=team.headers)
     events = reply.data.decode().split("\n\n")
     assert json.loads(events[-2].removeprefix("data: "))["error"]["type"] == "api_error"
