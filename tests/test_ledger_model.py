@@ -200,7 +200,7 @@ def test_ledger_never_differs_from_the_model(app: Flask):
     run_state_machine_as_test(
         LedgerMachine,
         settings=settings(
-            max_examples=40,
+            max_examples=100,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

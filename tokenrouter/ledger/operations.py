@@ -204,7 +204,7 @@ LedgerOperation = Reserve | Reject | Settle | Abandon | Heartbeat
 
 # spelled out, not bound: only so can the index of pending rows serve it
 IS_PENDING = RequestLog.status == literal_column(f"'{PENDING}'")
-LOGGED_COLUMNS = [column.key for column in RequestLog.__table__.columns if column.key not in ("id",)]
+LOGGED_COLUMNS = [column.key for column in RequestLog.__table__.columns if column.key != "id"]
 INSERT_CALL = Statement(
     insert(RequestLog).values({name: bindparam(name) for name in LOGGED_COLUMNS}).returning(RequestLog.id)
 )
