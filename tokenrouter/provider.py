@@ -3,7 +3,7 @@
 import http.client
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -82,27 +82,14 @@ class Reply:
 
         Raises ProviderTimeout after too long a silence, and ProviderBadResponse when it breaks off.
         """
-        read = self._reader()
+        raw, answer = self._response.raw, getattr(self._response, "answer", None)
         try:
-            while data := read():
-                yield data
+            yield from answer.pieces() if answer else iter(partial(raw.read1, READ_SIZE, decode_content=True), b"")
+            raw.release_conn()
         except (ReadTimeoutError, TimeoutError) as error:
             raise ProviderTimeout("The provider was silent for too long.") from error
         except (HTTPError, http.client.HTTPException, OSError) as error:
             raise ProviderBadResponse("The provider's answer broke off.") from error
-
-    def _reader(self) -> Callable[[], bytes]:
-        raw, answer = self._response.raw, getattr(self._response, "answer", None)
-        if answer is None:
-            return partial(raw.read1, READ_SIZE, decode_content=True)
-
-        def read() -> bytes:
-            data = answer.read_some()
-            if answer.isclosed():
-                raw.release_conn()  # the body was read to its end: another call may have the connection
-            return data
-
-        return read
 
     def read(self) -> bytes:
         """Return the whole body."""

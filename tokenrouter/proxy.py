@@ -336,32 +336,36 @@ def _relay_stream(booking: Booking, finish: ExitStack) -> Response:
     if first is None:
         raise ProviderBadResponse("The provider's stream ended before its first event.")
     booking.first_byte()
-    stream = Stream(booking, chunks, finish.pop_all())
-    response = Response(stream.relayed(first), reply.status, reply.headers)
+    stream = Stream(booking, chain((first,), chunks), finish.pop_all())
+    response = Response(stream, reply.status, reply.headers, direct_passthrough=True)
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back
-    response.call_on_close(stream.close)  # a generator that never started cleans up nothing
     return response
 
 
 class Stream:
-    """A streamed answer on its way to the caller."""
+    """A streamed answer on its way to the caller, as WSGI takes it: iterated once, and closed in any case."""
 
     def __init__(self, booking: Booking, chunks: Iterator[bytes], finish: ExitStack) -> None:
-        """Take over a reply whose first chunk was read, and what `finish` gives back at the end."""
+        """Take over what is read of a reply, and what `finish` gives back at the end."""
         self._booking = booking
         self._chunks = chunks
         self._finish = finish
         self._meter = StreamMeter()
         self._splitter = EventSplitter()
+        self._wants_usage = booking.call.wants_usage
         booking.watch(self._meter)
 
-    def relayed(self, first: bytes) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes]:
         """Yield whole events as they arrive; what ends the stream comes once the call is booked."""
         try:
-            for chunk in chain((first,), self._chunks):
-                yield from self._pass_on(self._splitter.feed(chunk))
-                if self._meter.ended:
+            for chunk in self._chunks:
+                shown, last = self._sift(self._splitter.feed(chunk))
+                if shown:
+                    yield shown
+                if last is not None:
+                    self._book_end()
+                    yield last
                     return
             yield from self._last_event(self._splitter.rest())
         except ProviderError as error:
@@ -369,6 +373,20 @@ class Stream:
         except Exception:
             logger.exception("Relaying a stream failed")
             yield self._error_event(APIError("TokenRouter failed in the middle of this stream."))
+        finally:
+            self.close()
+
+    def _sift(self, events: list[bytes]) -> tuple[bytes, bytes | None]:
+        """Meter events; return those that the caller may see, in one piece, and apart the one that ends the stream."""
+        meter = self._meter
+        shown = []
+        for event in events:
+            only_usage = meter.read(event)
+            if meter.ended:
+                return b"".join(shown), event
+            if not only_usage or self._wants_usage:
+                shown.append(event)
+        return b"".join(shown), None
 
     def _last_event(self, rest: bytes) -> Iterator[bytes]:
         """End a stream that closed without [DONE]: it is whole if nothing is missing, else it broke off.
@@ -379,28 +397,12 @@ class Stream:
         if not (self._meter.failed or self._meter.is_whole(self._booking.call.choices)):
             raise ProviderBadResponse("The provider's stream broke off.")
         self._book_end()
-        if rest and not (only_usage and not self._booking.call.wants_usage):
+        if rest and (self._wants_usage or not only_usage):
             yield rest
 
     def _error_event(self, error: APIError) -> bytes:
         self._cut(PROVIDER_ERROR, error.code)
         return b"data: " + error.body() + b"\n\n"
-
-    def _pass_on(self, events: list[bytes]) -> Iterator[bytes]:
-        """Yield the events that the caller is to see: in one piece, except for the one that ends the stream."""
-        shown: list[bytes] = []
-        for event in events:
-            only_usage = self._meter.read(event)
-            if self._meter.ended:
-                if shown:
-                    yield b"".join(shown)
-                self._book_end()
-                yield event
-                return
-            if not only_usage or self._booking.call.wants_usage:
-                shown.append(event)
-        if shown:
-            yield b"".join(shown)
 
     def _book_end(self) -> None:
         if self._meter.failed:
@@ -415,7 +417,10 @@ class Stream:
         self._booking.cut(status, self._meter.usage, self._meter.completion_tokens, code)
 
     def close(self) -> None:
-        """Book the stream as left by its caller, if it has not ended; give the connection and the place back."""
+        """Book the stream as left by its caller, if it has not ended; give the connection and the place back.
+
+        The server calls it too, since a stream that was never iterated ends nowhere else.
+        """
         with self._finish:
             if not self._meter.ended:
                 self._cut(CLIENT_CLOSED, None)

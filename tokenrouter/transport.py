@@ -5,9 +5,11 @@ Source: RFC 9112, 4 to 7. It stands on http.client's public extension points, wh
 
 import http.client
 import re
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-READ_SIZE = 64 * 1024
+READ_SIZE, LONG_READ = 8 * 1024, 64 * 1024
 LONGEST_LINE = 64 * 1024
 MOST_HEADERS = 200
 HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)\r?\n")
@@ -59,7 +61,7 @@ class Unframer:
 
 
 class Answer(http.client.HTTPResponse):
-    """An answer whose head costs 40 µs less than by http.client's parser of e-mail, and a chunk of whose body 20 µs less."""
+    """An answer: its head costs 40 µs less than by http.client's parser of e-mail, a chunk of its body 20 µs less."""
 
     def begin(self) -> None:
         """Read the status line and the headers; the connection calls it.
@@ -80,7 +82,7 @@ class Answer(http.client.HTTPResponse):
         options = headers.get("connection", "").lower()
         stays_open = "close" not in options and (self.version == 11 or "keep-alive" in options)
         self.will_close = not (stays_open and (self.chunked or self.length is not None))
-        self._unframer = Unframer()
+        self._read_size = READ_SIZE
 
     def _read_status_line(self) -> None:
         line = self.fp.readline(LONGEST_LINE)
@@ -116,41 +118,41 @@ class Answer(http.client.HTTPResponse):
             raise http.client.HTTPException("the length of the body is no number")
         return int(text)
 
-    def read_some(self) -> bytes:
-        """Return what has arrived of the body, after waiting for its first byte; nothing at its end.
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the body as it arrives, at once and whatever its framing; once it is over the connection is free.
 
         Raises http.client.HTTPException where it breaks off, and an OSError, TimeoutError among them.
         """
-        content = b""
-        while not content and self.fp is not None:
-            content = self._read_chunks() if self.chunked else self._read_plain()
-        return content
+        return self._unframed_pieces() if self.chunked else self._plain_pieces()
 
-    def _read_chunks(self) -> bytes:
-        unframer = self._unframer
-        if unframer.broken:
-            raise http.client.HTTPException("what follows a chunk is none")
-        content = unframer.feed(self._read(READ_SIZE))
-        if unframer.ended:
-            self.close()
-        return content
-
-    def _read_plain(self) -> bytes:
-        if self.length is None:  # the end of the connection is the end of the body
-            content = self.fp.read1(READ_SIZE)
-            if not content:
+    def _unframed_pieces(self) -> Iterator[bytes]:
+        unframer = Unframer()
+        while not unframer.ended:
+            if unframer.broken:
+                raise http.client.HTTPException("what follows a chunk is none")
+            content = unframer.feed(self._read())
+            if unframer.ended:
                 self.close()
-            return content
-        content = self._read(min(self.length, READ_SIZE)) if self.length else b""
-        self.length -= len(content)
-        if not self.length:
-            self.close()  # the connection may serve the next call
-        return content
+            if content:
+                yield content
 
-    def _read(self, size: int) -> bytes:
-        data = self.fp.read1(size)
+    def _plain_pieces(self) -> Iterator[bytes]:
+        while self.length:
+            data = self._read(self.length)
+            self.length -= len(data)
+            if not self.length:
+                self.close()
+            yield data
+        if self.length is None:  # the end of the connection is the end of the body
+            yield from iter(partial(self.fp.read1, READ_SIZE), b"")
+        self.close()
+
+    def _read(self, most: int = LONG_READ) -> bytes:
+        """Read what is there, more at once where there is much: a buffer is made for all that may come."""
+        data = self.fp.read1(min(most, self._read_size))
         if not data:
             raise http.client.IncompleteRead(b"")
+        self._read_size = LONG_READ if len(data) == self._read_size else READ_SIZE
         return data
 
 
