@@ -181,12 +181,16 @@ class StreamMeter:
 
     def read(self, event: bytes) -> bool:
         """Take note of an event; return whether it is the extra one that only reports usage."""
-        if event.startswith(self._before_text) and event.endswith(self._after_text):
-            text = event[len(self._before_text) : -len(self._after_text)]
+        return not self.read_like_last(event) and self._read_whole(event)
+
+    def read_like_last(self, data: bytes) -> bool:
+        """Take note of bytes that are one event and differ from an earlier chunk in its text alone, or return False."""
+        if data.startswith(self._before_text) and data.endswith(self._after_text):
+            text = data[len(self._before_text) : -len(self._after_text)]
             if b'"' not in text and b"\\" not in text:
                 self._texts.append(text)
-                return False
-        return self._read_whole(event)
+                return True
+        return False
 
     def _read_whole(self, event: bytes) -> bool:
         data = sse.event_data(event)
@@ -216,8 +220,7 @@ class StreamMeter:
     def _remember(self, event: bytes) -> None:
         """Keep what surrounds the text of a plain chunk: one that differs in its text alone need not be parsed.
 
-        That holds where the event has no escapes, so that its one `content` is the one whose text was read. It saves
-        3 µs a chunk.
+        That holds where the event has no escapes, so that its one `content` is the one whose text was read.
         """
         if b"\\" not in event and event.count(b'"content"') == 1 and (text := CONTENT.search(event)):
             self._before_text, self._after_text = event[: text.start(1)], event[text.end(1) :]

@@ -19,6 +19,11 @@ class EventSplitter:
         self._parts: list[bytes] = []
         self._is_simple = True  # what is held is short and has no CR
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of an event is held."""
+        return not self._parts
+
     def feed(self, data: bytes) -> list[bytes]:
         """Return the events that `data` completes, in order, as they were sent."""
         if not self._is_simple or b"\r" in data:

@@ -13,11 +13,8 @@ READ_SIZE, LONG_READ = 8 * 1024, 64 * 1024
 LONGEST_LINE = 64 * 1024
 MOST_HEADERS = 200
 HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)\r?\n")
-# A chunk's size, with the line end that follows the chunk before it; of either, what may be a beginning of it.
-_SIZE = rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n"
-_SIZE_BEGUN = rb"(?:[0-9A-Fa-f]{1,15}[ \t]*(?:\r|;[^\n]*)?)?"
-FIRST_SIZE, FIRST_BEGUN = re.compile(_SIZE), re.compile(_SIZE_BEGUN)
-NEXT_SIZE, NEXT_BEGUN = re.compile(rb"\r\n" + _SIZE), re.compile(rb"(?:\r(?:\n" + _SIZE_BEGUN + rb")?)?")
+CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
+SIZE_BEGUN = re.compile(rb"(?:[0-9A-Fa-f]{1,15}[ \t]*(?:\r|;[^\n]*)?)?")
 TRAILERS = re.compile(rb"(?:[^\r\n][^\n]*\n)*\r?\n")
 
 
@@ -27,37 +24,50 @@ class Unframer:
     def __init__(self) -> None:
         """Start before the first chunk."""
         self.ended = False  # the last chunk and the trailers were seen
-        self.broken = False  # what came next is no chunk
-        self.rest = b""  # what makes no whole size line yet; at the end, what should not have come
-        self._missing = 0  # of the chunk that was begun
+        self.broken = False  # what came is no chunk
+        self._rest = b""  # what can be understood only with what comes next
+        self._missing = 0  # content of the chunk that was begun
+        self._is_inside = False  # a chunk was begun, and its line end not seen
         self._in_trailers = False
-        self._size, self._begun = FIRST_SIZE, FIRST_BEGUN
 
     def feed(self, data: bytes) -> bytes:
         """Return the content of `data`: of all chunks that it has, the last one's beginning included."""
-        data = self.rest + data
-        parts = [data[: self._missing]]
-        at = len(parts[0])
-        self._missing -= at
-        while not self._missing and not self._in_trailers and (size := self._size.match(data, at)):
+        if not self._rest and not self._is_inside:
+            size, _, content = data.partition(b"\r\n")
+            if size.lower() == b"%x" % (len(content) - 2) and content.endswith(b"\r\n"):
+                return content[:-2]  # one whole chunk, as most reads are
+        return self._feed_slowly(self._rest + data)
+
+    def _feed_slowly(self, data: bytes) -> bytes:
+        parts, at = [], 0
+        while not self._in_trailers:
+            if self._is_inside:
+                parts.append(data[at : at + self._missing])
+                at += len(parts[-1])
+                self._missing -= len(parts[-1])
+                if self._missing or not data.startswith(b"\r\n", at):
+                    break
+                at += 2
+                self._is_inside = False
+            if (size := CHUNK_SIZE.match(data, at)) is None:
+                break
             at = size.end()
-            length = int(size[1], 16)
-            parts.append(data[at : at + length])
-            at += len(parts[-1])
-            self._missing = length - len(parts[-1])
-            self._size, self._begun = NEXT_SIZE, NEXT_BEGUN
-            self._in_trailers = not length
-        self.rest = data[at:]
+            self._missing = int(size[1], 16)
+            self._is_inside = self._missing > 0
+            self._in_trailers = not self._is_inside
+        self._rest = data[at:]
         self._look_at_rest()
         return b"".join(parts)
 
     def _look_at_rest(self) -> None:
+        rest = self._rest
         if self._in_trailers:
-            if end := TRAILERS.match(self.rest):
-                self.ended, self.rest = True, self.rest[end.end() :]
+            self.ended = TRAILERS.match(rest) is not None
+        elif self._is_inside:
+            self.broken = rest not in (b"", b"\r")
         else:
-            self.broken = self._begun.fullmatch(self.rest) is None
-        self.broken = self.broken or len(self.rest) > LONGEST_LINE
+            self.broken = SIZE_BEGUN.fullmatch(rest) is None
+        self.broken = self.broken or len(rest) > LONGEST_LINE
 
 
 class Answer(http.client.HTTPResponse):
@@ -130,7 +140,7 @@ class Answer(http.client.HTTPResponse):
         while not unframer.ended:
             if unframer.broken:
                 raise http.client.HTTPException("what follows a chunk is none")
-            content = unframer.feed(self._read())
+            content = unframer.feed(self._read(LONG_READ))
             if unframer.ended:
                 self.close()
             if content:
@@ -147,12 +157,12 @@ class Answer(http.client.HTTPResponse):
             yield from iter(partial(self.fp.read1, READ_SIZE), b"")
         self.close()
 
-    def _read(self, most: int = LONG_READ) -> bytes:
+    def _read(self, most: int) -> bytes:
         """Read what is there, more at once where there is much: a buffer is made for all that may come."""
         data = self.fp.read1(min(most, self._read_size))
         if not data:
             raise http.client.IncompleteRead(b"")
-        self._read_size = LONG_READ if len(data) == self._read_size else READ_SIZE
+        self._read_size = LONG_READ if len(data) >= READ_SIZE else READ_SIZE
         return data
 
 
