@@ -86,7 +86,7 @@ class Reply:
         try:
             yield from answer.pieces() if answer else iter(partial(raw.read1, READ_SIZE, decode_content=True), b"")
             raw.release_conn()
-        except (ReadTimeoutError, TimeoutError) as error:
+        except (ReadTimeoutError, TimeoutError, BlockingIOError) as error:
             raise ProviderTimeout("The provider was silent for too long.") from error
         except (HTTPError, http.client.HTTPException, OSError) as error:
             raise ProviderBadResponse("The provider's answer broke off.") from error
