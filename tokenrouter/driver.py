@@ -76,7 +76,7 @@ class Statement:
 class WriteConnection:
     """The one connection by which a worker writes, opened when first needed and again after it broke.
 
-    For one thread.
+    For one thread at a time.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -65,7 +65,9 @@ class Ledger:
         self._engine = engine
         self._output_reserve_tokens = output_reserve_tokens
         self._connection = WriteConnection(engine)
-        self._writer = Writer(self._run_group, "ledger-writer")
+        # a server may keep its callers waiting for longer than a settlement may, a file not
+        is_file = engine.dialect.name == "sqlite"
+        self._writer = Writer(self._run_group, "ledger-writer", in_callers_thread=is_file)
         self._lease: Lease | None = None
         self._calls: dict[int, Reservation] = {}
         self._tokens_used: dict[int, datetime] = {}
@@ -125,8 +127,9 @@ class Ledger:
 
         Return when that is committed, or after 5 s without a database; it is then tried again in the background.
         """
+        deadline = time.monotonic() + SETTLE_WAIT_S
         ticket = self._writer.submit(Settle(reservation, outcome), then=self._settled)
-        if not ticket.wait(SETTLE_WAIT_S):
+        if not ticket.wait(max(0.0, deadline - time.monotonic())):
             logger.warning("Call %d is answered before its settlement could be written", reservation.call_id)
 
     def _settled(self, ticket: Ticket) -> None:

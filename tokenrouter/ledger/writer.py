@@ -60,13 +60,25 @@ class Ticket:
 
 
 class Writer:
-    """A thread that takes whatever operations wait and runs them as one transaction, in the order they came."""
+    """Take whatever operations wait and run them as one transaction, in the order they came.
 
-    def __init__(self, run: Callable[[Sequence[Operation]], Sequence[Any]], name: str) -> None:
-        """Carry out groups by `run`, which commits and returns a result an operation, or raises and changes nothing."""
+    A thread does that. Who comes while it rests may do it himself, which saves 45 µs of waiting for each other.
+    """
+
+    def __init__(
+        self, run: Callable[[Sequence[Operation]], Sequence[Any]], name: str, *, in_callers_thread: bool = False
+    ) -> None:
+        """Carry out groups by `run`, which commits and returns a result an operation, or raises and changes nothing.
+
+        `in_callers_thread` is for a `run` that never takes longer than its callers may wait.
+        """
         self._run = run
         self._name = name
-        self._queue: SimpleQueue[Ticket | None] = SimpleQueue()  # None ends the thread
+        self._in_callers_thread = in_callers_thread
+        self._queue: SimpleQueue[Ticket] = SimpleQueue()
+        self._turn = threading.Lock()  # held by whoever takes from the queue and carries out
+        self._bell: SimpleQueue[None] = SimpleQueue()  # wakes the thread where it rests
+        self._rests = False
         self._kept: deque[Ticket] = deque()  # claimed already, and to be run before all that waits
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
@@ -80,6 +92,10 @@ class Writer:
         if self._thread is None:
             self._start()
         self._queue.put(ticket)
+        if self._in_callers_thread and not self._failures and self._turn.acquire(blocking=False):
+            self._work_once()
+        if self._rests and not self._is_done():
+            self._bell.put(None)
         return ticket
 
     def run(self, operation: Operation) -> Any:
@@ -98,7 +114,8 @@ class Writer:
 
     def close(self, timeout_s: float) -> None:
         """Finish what waits, for at most `timeout_s`, and end the thread."""
-        self._queue.put(None)
+        self._closing = True
+        self._bell.put(None)
         if self._thread is not None:
             self._thread.join(timeout_s)
 
@@ -110,27 +127,43 @@ class Writer:
                 self._thread.start()
 
     def _work(self) -> None:
-        while True:
+        while not (self._closing and self._is_done()):
             if self._failures:
                 time.sleep(min(FIRST_PAUSE_S * 2 ** (self._failures - 1), LONGEST_PAUSE_S))
+            else:
+                self._rest()
+            self._turn.acquire()
+            self._work_once()
+
+    def _rest(self) -> None:
+        """Wait for something to do. Who adds it looks at `_rests` only then, so that one of both sees it."""
+        self._rests = True
+        if self._is_done() and not self._closing:
+            self._bell.get()
+        self._rests = False
+
+    def _is_done(self) -> bool:
+        return self._queue.empty() and not self._kept
+
+    def _work_once(self) -> None:
+        """Carry out one group, and give the turn back."""
+        try:
             if group := self._take():
                 self._carry_out(group)
-            elif self._closing:
-                return
+        finally:
+            self._turn.release()
 
     def _take(self) -> list[Ticket]:
-        """Wait until there is something to do, and take it, or one operation of it after a group was broken."""
+        """Take what waits, or one operation of it after a group was broken."""
         size = 1 if self._one_by_one else GROUP_SIZE
         self._one_by_one = max(0, self._one_by_one - 1)
         group = [self._kept.popleft() for _ in range(min(size, len(self._kept)))]
         while len(group) < size:
             try:
-                ticket = self._queue.get(block=not group and not self._closing)
+                ticket = self._queue.get_nowait()
             except Empty:
                 break
-            if ticket is None:
-                self._closing = True
-            elif ticket.claim():
+            if ticket.claim():
                 group.append(ticket)
         return group
 
