@@ -14,6 +14,8 @@ from tokenrouter.standin.questions import whole
 from tokenrouter.standin.values import Answer, Output, Question, Refusal, Served
 from tokenrouter.standin.words import dumped_pieces, instance, new_id, prose
 
+EVENTS = "text/event-stream; charset=utf-8"
+
 
 def speak(question: Question, faults: Faults) -> Output:
     """Decide what every choice says: a tool call, JSON or prose, within the limit asked for."""
@@ -67,6 +69,15 @@ def usage_member(kind: str | None, prompt: int, completion: int) -> dict[str, An
             return {"usage": {"prompt_tokens": prompt, "completion_tokens": completion}}
     details = {"prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": {"reasoning_tokens": 0}}
     return {"usage": {**truth, **details}}
+
+
+def token_usage(kind: str | None, prompt: int, completion: int) -> dict[str, Any]:
+    """Return the same in the words of the newer endpoints: input and output."""
+    usage = usage_member(kind, prompt, completion).get("usage")
+    if usage is None:
+        return {} if kind == "none" else {"usage": None}
+    names = {name: name.replace("prompt", "input").replace("completion", "output") for name in usage}
+    return {"usage": {names[name]: count for name, count in usage.items()}}
 
 
 def answer_completion(question: Question, faults: Faults) -> Answer:
@@ -149,15 +160,24 @@ def event_stream(datas: list[bytes], served: Served, faults: Faults) -> Answer:
         datas = [*datas[: faults.error_event], asked_error(faults, 500).body]
     elif faults.done:
         datas.append(b"[DONE]")
-    newline, colon = NEWLINES[faults.newline], b": " if faults.space else b":"
-    before = b"data" + colon
-    if faults.event_names:
-        before = b"event" + colon + b"message" + newline + before
-    if faults.comments:
-        before = b": ping" + newline * 2 + before
-    events = [before + data + newline * 2 for data in datas]
+    events = [written(data, "message" if faults.event_names else "", faults) for data in datas]
     whole_answer = served if faults.error_event is None else None
-    return Answer(events, whole_answer, content_type="text/event-stream; charset=utf-8", is_stream=True)
+    return Answer(events, whole_answer, content_type=EVENTS, is_stream=True)
+
+
+def typed_stream(events: list[dict[str, Any]], served: Served, faults: Faults) -> Answer:
+    """Write events that name their type, twice; no [DONE] ends them."""
+    parts = [written(orjson.dumps(event), event["type"], faults) for event in events]
+    whole_answer = served if faults.error_event is None and faults.failed is None else None
+    return Answer(parts, whole_answer, content_type=EVENTS, is_stream=True)
+
+
+def written(data: bytes, name: str, faults: Faults) -> bytes:
+    """Write one event in the dialect asked for."""
+    newline, colon = NEWLINES[faults.newline], b": " if faults.space else b":"
+    lines = b"event" + colon + name.encode() + newline if name else b""
+    comment = b": ping" + newline * 2 if faults.comments else b""
+    return comment + lines + b"data" + colon + data + newline * 2
 
 
 def answer_embeddings(question: Question, faults: Faults) -> Answer:

@@ -18,7 +18,7 @@ STRANGE_BODIES = {
 }
 NEWLINES = {"lf": b"\n", "crlf": b"\r\n", "cr": b"\r"}
 ALLOWED = {
-    "usage": re.compile("none|zero|negative|absurd|string|float|null|total_only|no_total|mismatch|every"),
+    "usage": re.compile("none|zero|negative|absurd|string|float|null|total_only|no_total|mismatch|every|duration"),
     "body": re.compile("|".join(STRANGE_BODIES)),
     "newline": re.compile("|".join(NEWLINES)),
     "framing": re.compile("chunked|close|split"),
@@ -51,6 +51,7 @@ class Faults:
     silent: bool = False  # never answer
     drop: bool = False  # close without a byte
     error_event: int | None = None  # end with an error event after N events
+    failed: int | None = None  # let a response fail after N events
     done: bool = True
     newline: str = "lf"
     space: bool = True  # after the colon of a field

@@ -13,10 +13,13 @@ from urllib.parse import unquote
 
 import orjson
 
+from tokenrouter.standin import media
 from tokenrouter.standin.answers import answer_completion, answer_embeddings, asked_failure
 from tokenrouter.standin.connections import Connection
 from tokenrouter.standin.faults import FAITHFUL, Faults, directives
-from tokenrouter.standin.questions import read_chat, read_prompts
+from tokenrouter.standin.forms import read_form
+from tokenrouter.standin.questions import read_chat, read_form_prompt, read_prompts, read_response
+from tokenrouter.standin.responses import answer_response
 from tokenrouter.standin.scripts import stage
 from tokenrouter.standin.values import Answer, Call, Question, Refusal, Script, Served
 
@@ -133,7 +136,7 @@ class StandInProvider:
         if call.method != "POST" or call.path not in ROUTES:
             raise Refusal(404, f"Unknown request URL: {call.method} {call.path}.", code="unknown_url")
         read, answer = ROUTES[call.path]
-        question = read(json_object(call))
+        question = read(fields_of(call))
         faults = directives(question.text, self.defaults)
         return asked_failure(faults) or answer(question, faults), faults
 
@@ -154,12 +157,12 @@ class StandInProvider:
         raise Refusal(404, f"The model '{unquote(model_id)}' does not exist.", code="model_not_found", param="model")
 
 
-def json_object(call: Call) -> dict[str, Any]:
-    """Return the request's body; raises Refusal if it is not an object with a model."""
+def fields_of(call: Call) -> dict[str, Any]:
+    """Return the request's body; raises Refusal if it is not an object or a form with a model."""
     try:
-        body = call.json
+        body = read_form(call) if "multipart" in call.headers.get("content-type", "") else call.json
     except ValueError as error:
-        raise Refusal(400, "We could not parse the JSON body of your request.") from error
+        raise Refusal(400, "We could not parse the body of your request.") from error
     if not isinstance(body, dict) or not isinstance(body.get("model"), str):
         raise Refusal(400, "you must provide a model parameter", param="model")
     return body
@@ -170,4 +173,12 @@ ROUTES: dict[str, tuple[Reader, Callable[[Question, Faults], Answer]]] = {
     "/v1/chat/completions": (read_chat, answer_completion),
     "/v1/completions": (functools.partial(read_prompts, "prompt"), answer_completion),
     "/v1/embeddings": (functools.partial(read_prompts, "input"), answer_embeddings),
+    "/v1/responses": (read_response, answer_response),
+    "/v1/moderations": (functools.partial(read_prompts, "input"), media.answer_moderation),
+    "/v1/images/generations": (functools.partial(read_prompts, "prompt"), media.answer_generation),
+    "/v1/images/edits": (read_form_prompt, media.answer_edit),
+    "/v1/images/variations": (read_form_prompt, media.answer_variation),
+    "/v1/audio/speech": (functools.partial(read_prompts, "input"), media.answer_speech),
+    "/v1/audio/transcriptions": (read_form_prompt, media.answer_transcription),
+    "/v1/audio/translations": (read_form_prompt, media.answer_translation),
 }

@@ -4,6 +4,8 @@ from typing import Any
 
 from tokenrouter.standin.values import Question, Refusal
 
+FILE_TOKENS = 50
+
 
 def texts(content: Any) -> list[str]:
     """Return the text parts of a message's content."""
@@ -33,6 +35,27 @@ def read_prompts(field_name: str, body: dict[str, Any]) -> Question:
     written = [prompt for prompt in prompts if isinstance(prompt, str)]
     tokens = sum(map(len, written)) // 4 + sum(len(prompt) for prompt in prompts if isinstance(prompt, list))
     return Question(body, "\n".join(written), max(1, tokens), len(prompts))
+
+
+def read_response(body: dict[str, Any]) -> Question:
+    """Read the input: a text or items, of which the last, if it is a message, is the question."""
+    given = body.get("input")
+    items = given if isinstance(given, list) else [{"role": "user", "content": given}]
+    if not items or not all(isinstance(item, dict) for item in items):
+        raise Refusal(400, "'input' must be a text or items.", param="input")
+    spoken = [texts(item.get("content")) + texts(item.get("output")) for item in items]
+    characters = sum(len(text) for each in [*spoken, texts(body.get("instructions"))] for text in each)
+    asks = items[-1].get("role") == "user"
+    tokens = max(1, characters // 4) + 3 * len(items) + 3
+    return Question(body, "\n".join(spoken[-1]) if asks else "", tokens)
+
+
+def read_form_prompt(body: dict[str, Any]) -> Question:
+    """Read a form with a file, and perhaps a prompt."""
+    if not body.get("files"):
+        raise Refusal(400, "A file is missing.", param="file")
+    text = body.get("prompt", "")
+    return Question(body, text, max(1, len(text) // 4) + FILE_TOKENS * len(body["files"]))
 
 
 def whole(body: dict[str, Any], name: str) -> int:
