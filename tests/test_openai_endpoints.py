@@ -214,9 +214,12 @@ def test_speech_is_streamed(service: Service, client: OpenAI):
 
 
 def test_speech_comes_piece_by_piece(service: Service, client: OpenAI):
-    said = "[[words=9 hang=2]]"
+    said, before = "[[words=4 gap=0.2]]", len(service.provider.finished)
     with client.audio.speech.with_streaming_response.create(model=MODEL, voice="alloy", input=said) as reply:
-        assert len(next(reply.iter_bytes())) >= 1024  # while the provider has not ended
+        pieces = reply.iter_bytes()
+        assert len(next(pieces)) == 1024
+        assert len(service.provider.finished) == before
+        assert sum(map(len, pieces)) == 3 * 1024
 
 
 def test_speech_by_events(service: Service, client: OpenAI):
