@@ -1,10 +1,10 @@
 """Requests to every endpoint, whose texts tell the stand-in provider how to behave."""
 
-import io
 from typing import Any
 
 from conftest import Member
 from flask.testing import FlaskClient
+from urllib3.filepost import encode_multipart_formdata
 from werkzeug.test import TestResponse
 
 MODEL = "GPT-5-nano"
@@ -48,9 +48,9 @@ def send(client: FlaskClient, team: Member, endpoint: str, body: dict[str, Any])
     """Send fields as JSON, or as a form with a file."""
     if endpoint not in FORMS:
         return client.post(f"/v1/{endpoint}", json=body, headers=team.headers)
-    texts = {name: str(value).lower() if isinstance(value, bool) else value for name, value in body.items()}
-    file = (io.BytesIO(bytes(range(256)) * 4), "a file.bin")
-    return client.post(f"/v1/{endpoint}", data={FORMS[endpoint]: file, **texts}, headers=team.headers)
+    texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in body.items()}
+    data, content_type = encode_multipart_formdata({FORMS[endpoint]: ("a file.bin", bytes(range(256)) * 4), **texts})
+    return client.post(f"/v1/{endpoint}", data=data, content_type=content_type, headers=team.headers)
 
 
 def ask(client: FlaskClient, team: Member, endpoint: str, directives: str = "", **fields: Any) -> TestResponse:

@@ -90,7 +90,8 @@ def handle(endpoint: Endpoint) -> Response:
     caller = authenticate(endpoint.path)
     check_encoding()
     if endpoint.is_form and request.mimetype != "application/json":
-        with Upload(request.headers.get("Content-Type", "")).receive(body_chunks()) as upload:
+        with Upload(request.headers.get("Content-Type", "")) as upload:
+            upload.receive(body_chunks())
             return _answer(endpoint, caller, payload.form_body(upload.fields), upload)
     return _answer(endpoint, caller, payload.parse(read_body()))
 

@@ -42,10 +42,10 @@ class Upload:
         Raises InvalidRequest where the type of the content is not that of a form.
         """
         self.content_type = content_type
-        self.file = SpooledTemporaryFile(max_size=BUFFERED_BYTES)  # noqa: SIM115 - it is closed with this object
         self.fields: dict[str, str] = {}
         self.files = 0
         self._decoder = MultipartDecoder(_boundary_of(content_type), BUFFERED_BYTES, max_parts=MOST_PARTS)
+        self.file = SpooledTemporaryFile(max_size=BUFFERED_BYTES)  # noqa: SIM115 - it is closed with this object
         self._name: str | None = None
         self._collected: bytearray | None = None
 
@@ -57,7 +57,7 @@ class Upload:
     ) -> None:
         self.file.close()
 
-    def receive(self, chunks: Iterable[bytes]) -> Self:
+    def receive(self, chunks: Iterable[bytes]) -> None:
         """Take the whole body.
 
         Raises InvalidRequest where it is no form, or has a field that decides about the call twice.
@@ -66,8 +66,6 @@ class Upload:
             self.file.write(chunk)
             self._decode(chunk)
         self._decode(None)
-        self.file.seek(0)
-        return self
 
     def _decode(self, chunk: bytes | None) -> None:
         try:

@@ -41,7 +41,7 @@ def read_response(body: dict[str, Any]) -> Question:
     """Read the input: a text or items, of which the last, if it is a message, is the question."""
     given = body.get("input")
     items = given if isinstance(given, list) else [{"role": "user", "content": given}]
-    if not items or not all(isinstance(item, dict) for item in items):
+    if given is None or not items or not all(isinstance(item, dict) for item in items):
         raise Refusal(400, "'input' must be a text or items.", param="input")
     spoken = [texts(item.get("content")) + texts(item.get("output")) for item in items]
     characters = sum(len(text) for each in [*spoken, texts(body.get("instructions"))] for text in each)
