@@ -9,9 +9,7 @@ from tempfile import SpooledTemporaryFile
 from types import TracebackType
 from typing import Self
 
-from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.http import parse_options_header
-from werkzeug.sansio.multipart import NEED_DATA, Data, Epilogue, Event, Field, File, MultipartDecoder, Preamble
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from tokenrouter.errors import InvalidRequest
 
@@ -24,7 +22,8 @@ FORM = "multipart/form-data"
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _FILENAMES = rf"(?:\s*;\s*filename\*?\s*=\s*(?:{_QUOTED}|[^\";\s]+))*"
 _DISPOSITION = re.compile(
-    rf'form-data{_FILENAMES}\s*;\s*name="?(?P<name>[^"\\;\x00-\x1f\x7f]+)"?{_FILENAMES}\s*', re.IGNORECASE
+    rf'form-data(?P<before>{_FILENAMES})\s*;\s*name="?(?P<name>[^"%\\;\x00-\x1f\x7f]+)"?(?P<after>{_FILENAMES})\s*',
+    re.IGNORECASE,
 )
 _BOUNDARIES = re.compile(r";\s*boundary\s*[*\d]*\s*=", re.IGNORECASE)
 _BOUNDARY = re.compile(r"[A-Za-z0-9'()+_,./:=? -]{0,69}[A-Za-z0-9'()+_,./:=?-]")  # RFC 2046, 5.1.1
@@ -41,13 +40,16 @@ class Upload:
 
         Raises InvalidRequest where the type of the content is not that of a form.
         """
+        boundary = _boundary_of(content_type)
         self.content_type = content_type
         self.fields: dict[str, str] = {}
         self.files = 0
-        self._decoder = MultipartDecoder(_boundary_of(content_type), BUFFERED_BYTES, max_parts=MOST_PARTS)
-        self.file = SpooledTemporaryFile(max_size=BUFFERED_BYTES)  # noqa: SIM115 - it is closed with this object
+        self._parser = PushMultipartParser(boundary, max_segment_count=MOST_PARTS)
+        self._delimiters = _Count(b"--" + boundary.encode())
+        self._parts = 0
         self._name: str | None = None
-        self._collected: bytearray | None = None
+        self._collected = bytearray()
+        self.file = SpooledTemporaryFile(max_size=BUFFERED_BYTES)  # noqa: SIM115 - it is closed with this object
 
     def __enter__(self) -> Self:
         return self
@@ -62,61 +64,74 @@ class Upload:
 
         Raises InvalidRequest where it is no form, or has a field that decides about the call twice.
         """
-        for chunk in chunks:
-            self.file.write(chunk)
-            self._decode(chunk)
-        self._decode(None)
-
-    def _decode(self, chunk: bytes | None) -> None:
         try:
-            self._decoder.receive_data(chunk)
-            while (event := self._decoder.next_event()) is not NEED_DATA:
-                self._take(event)
-                if isinstance(event, Epilogue):
-                    return
-        except (ValueError, RequestEntityTooLarge):
-            raise InvalidRequest("The body is not a whole and valid form.") from None
+            for chunk in chunks:
+                self.file.write(chunk)
+                self._delimiters.feed(chunk)
+                for event in self._parser.parse(chunk):
+                    self._take(event)
+            self._parser.close()
+        except MultipartError as error:
+            raise InvalidRequest(f"The body is not a valid form: {error}") from None
+        if self._delimiters.count != self._parts + 1:
+            raise InvalidRequest("The body is not a valid form: its boundary stands within a part or after the last.")
 
-    def _take(self, event: Event) -> None:
-        if isinstance(event, Field | File):
+    def _take(self, event: MultipartSegment | bytes | bytearray | None) -> None:
+        if isinstance(event, MultipartSegment):
             self._begin(event)
-        elif isinstance(event, Data):
-            self._collect(event)
-        elif isinstance(event, Preamble | Epilogue) and event.data.strip():
-            raise ValueError("something before the first or after the last part")
+        elif self._name is None:
+            return
+        elif event is None:
+            self._end()
+        else:
+            self._collected += event
+            if len(self._collected) > LONGEST_FIELD:
+                raise InvalidRequest(f"{self._name} is longer than {LONGEST_FIELD:,} bytes.", param=self._name)
 
-    def _begin(self, part: Field | File) -> None:
-        headers = part.headers.getlist("Content-Disposition")
+    def _begin(self, part: MultipartSegment) -> None:
+        headers = [value for name, value in part.headerlist if name == "Content-Disposition"]
         match = _DISPOSITION.fullmatch(headers[0]) if len(headers) == 1 else None
         if match is None or match["name"] != part.name:
-            raise ValueError("a part whose name may be read in two ways")
-        self.files += isinstance(part, File)
+            raise InvalidRequest("The body is not a valid form: a part's name could be read in two ways.")
+        is_file = match["before"] or match["after"]
+        self._parts += 1
+        self.files += bool(is_file)
         self._name = part.name if part.name in READ_FIELDS else None
         if self._name is None:
             return
-        if isinstance(part, File):
+        if is_file:
             raise InvalidRequest(f"{self._name} is a file, and not a text.", param=self._name)
         if self._name in self.fields:
             raise InvalidRequest(f"{self._name} is there more than once.", param=self._name)
         self._collected = bytearray()
 
-    def _collect(self, data: Data) -> None:
-        if self._name is None or self._collected is None:
-            return
-        self._collected += data.data
-        if len(self._collected) > LONGEST_FIELD:
-            raise InvalidRequest(f"{self._name} is longer than {LONGEST_FIELD:,} bytes.", param=self._name)
-        if not data.more_data:
-            try:
-                self.fields[self._name] = self._collected.decode()
-            except UnicodeDecodeError:
-                raise InvalidRequest(f"{self._name} is not in UTF-8.", param=self._name) from None
-            self._collected = None
+    def _end(self) -> None:
+        try:
+            self.fields[self._name] = self._collected.decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"{self._name} is not in UTF-8.", param=self._name) from None
 
 
-def _boundary_of(content_type: str) -> bytes:
+class _Count:
+    """How often a mark stands in bytes that come in pieces."""
+
+    def __init__(self, mark: bytes) -> None:
+        self.count = 0
+        self._mark = mark
+        self._tail = b""
+
+    def feed(self, data: bytes) -> None:
+        data = self._tail + data
+        end = 0
+        while (at := data.find(self._mark, end)) >= 0:
+            self.count += 1
+            end = at + len(self._mark)
+        self._tail = data[max(end, len(data) - len(self._mark) + 1) :]
+
+
+def _boundary_of(content_type: str) -> str:
     kind, options = parse_options_header(content_type)
     boundary = options.get("boundary", "")
-    if kind.lower() != FORM or len(_BOUNDARIES.findall(content_type)) != 1 or not _BOUNDARY.fullmatch(boundary):
+    if kind != FORM or len(_BOUNDARIES.findall(content_type)) != 1 or not _BOUNDARY.fullmatch(boundary):
         raise InvalidRequest(f"The body is not {FORM} with a boundary.")
-    return boundary.encode()
+    return boundary

@@ -160,7 +160,7 @@ class StandInProvider:
 def fields_of(call: Call) -> dict[str, Any]:
     """Return the request's body; raises Refusal if it is not an object or a form with a model."""
     try:
-        body = read_form(call) if "multipart" in call.headers.get("content-type", "") else call.json
+        body = read_form(call) if "multipart" in call.headers.get("content-type", "").lower() else call.json
     except ValueError as error:
         raise Refusal(400, "We could not parse the body of your request.") from error
     if not isinstance(body, dict) or not isinstance(body.get("model"), str):
