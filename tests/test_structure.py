@@ -14,7 +14,7 @@ from tokenrouter.config import SETTINGS
 
 PACKAGE = ROOT / "tokenrouter"
 LADDER = (
-    "config errors sse estimate driver",
+    "config errors sse estimate driver transport",
     "models metering",
     "events",
     "auth payload provider ledger reports teams schema sessions places uploads",

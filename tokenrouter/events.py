@@ -64,6 +64,10 @@ class TypedMeter:
             self.failed = True
         return False
 
+    def read_like_last(self, data: bytes) -> bool:
+        """Return False: an event of this kind has to be read to be told from the last one."""
+        return False
+
     def _note(self, kind: str, document: dict[str, Any]) -> None:
         self.began = self.began or self.usage is not None or not (kind in OPENING or kind in self._last.bad)
         delta = document.get("delta")

@@ -1,5 +1,6 @@
 """Usage: read it from an answer or its events, estimate it before a call, count it where nobody reported it."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,6 +138,8 @@ def _call_texts(message: Mapping[str, Any]) -> list[str]:
     ]
 
 
+CONTENT = re.compile(rb'"content"\s*:\s*"([^"]*)"')
+NO_EVENT = b"\0"  # begins and ends none
 TEXT_KEYS = ("content", "reasoning_content", "reasoning", "refusal", "text")
 
 
@@ -177,55 +180,77 @@ class StreamMeter:
         """Start before the first event."""
         self.usage: Usage | None = None
         self.done = False  # [DONE] was seen
-        self.reported = False  # the event that only reports usage was seen, after which nothing of an answer comes
         self.failed = False  # the provider sent an error
+        self.ended = False  # either of these, after which nothing counts
+        self.reported = False  # the event that only reports usage was seen, after which nothing of an answer comes
         self.began = False  # something of an answer was seen
         self._finished: set[str] = set()  # the choices that said why they ended
-        self._texts: list[str] = []
+        self._texts: list[bytes] = []
         self._estimated_tokens = 0
         self._estimated_texts = 0
+        self._before_text = self._after_text = NO_EVENT
 
     def read(self, event: bytes) -> bool:
         """Take note of an event; return whether it is the extra one that only reports usage."""
+        return not self.read_like_last(event) and self._read_whole(event)
+
+    def read_like_last(self, data: bytes) -> bool:
+        """Take note of bytes that are one event and differ from an earlier chunk in its text alone, or return False."""
+        if data.startswith(self._before_text) and data.endswith(self._after_text):
+            text = data[len(self._before_text) : -len(self._after_text)]
+            if b'"' not in text and b"\\" not in text:
+                self._texts.append(text)
+                return True
+        return False
+
+    def _read_whole(self, event: bytes) -> bool:
         data = sse.event_data(event)
         if data.strip() == b"[DONE]":
-            self.done = True
+            self.done = self.ended = True
             return False
         document = parse_json(data)
         if not isinstance(document, dict):
             return False
         if document.get("error"):
-            self.failed = True
+            self.failed = self.ended = True
             return False
         choices = document.get("choices")
         if (text := _plain_text(choices)) is not None and not document.get("usage"):
             self.began = True
-            self._texts.append(text)
+            self._texts.append(text.encode())
+            self._remember(event)
             return False
         self.usage = read_usage(document) or self.usage
-        self._texts += answer_texts(document)
+        self._texts += [text.encode() for text in answer_texts(document)]
         self.began = self.began or bool(choices)
         self._finished |= {str(choice.get("index")) for choice in _dicts(choices) if choice.get("finish_reason")}
         only_usage = choices == [] and isinstance(document.get("usage"), dict)
         self.reported = self.reported or only_usage
         return only_usage
 
+    def _remember(self, event: bytes) -> None:
+        """Keep what surrounds the text of a plain chunk: one that differs in its text alone need not be parsed.
+
+        That holds where the event has no escapes, so that its one `content` is the one whose text was read.
+        """
+        if b"\\" not in event and event.count(b'"content"') == 1 and (text := CONTENT.search(event)):
+            self._before_text, self._after_text = event[: text.start(1)], event[text.end(1) :]
+
     def is_whole(self, choices: int) -> bool:
         """Tell whether nothing is missing though [DONE] never came."""
         return self.done or self.reported or len(self._finished) >= choices
 
-    @property
-    def ended(self) -> bool:
-        """Whether the last event was seen: [DONE], or an error."""
-        return self.done or self.failed
-
     def completion_tokens(self) -> int:
         """Count what has arrived, exactly."""
-        return count_tokens(["".join(self._texts)])
+        return count_tokens([_text(self._texts)])
 
     def estimated_tokens(self) -> int:
         """Estimate what has arrived; each call looks only at what is new, so it may come often."""
         new = self._texts[self._estimated_texts :]
         self._estimated_texts += len(new)
-        self._estimated_tokens += estimate_text_tokens("".join(new))
+        self._estimated_tokens += estimate_text_tokens(_text(new))
         return self._estimated_tokens
+
+
+def _text(parts: list[bytes]) -> str:
+    return b"".join(parts).decode(errors="replace")

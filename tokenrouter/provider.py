@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import IO, Any, NoReturn
 from urllib.parse import quote
 
@@ -26,6 +27,7 @@ from tokenrouter.errors import (
     ProviderUnreachable,
 )
 from tokenrouter.metering import parse_json
+from tokenrouter.transport import READ_SIZE, Answer, ProviderConnection
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,6 @@ logger = logging.getLogger(__name__)
 FORWARDED_REQUEST_HEADERS = ("Accept", "User-Agent", "OpenAI-Beta")
 FORWARDED_RESPONSE_HEADERS = ("Content-Type", "Retry-After", "OpenAI-Processing-Ms", "OpenAI-Version")
 FORWARDED_RESPONSE_PREFIX = "x-ratelimit-"
-READ_SIZE = 64 * 1024
 ERROR_SIZE = 1024 * 1024
 SHOWN_ERROR_CHARACTERS = 500
 LONGEST_NAME = 100
@@ -82,11 +83,11 @@ class Reply:
 
         Raises ProviderTimeout after too long a silence, and ProviderBadResponse when it breaks off.
         """
-        read = self._response.raw.read1
+        raw, answer = self._response.raw, getattr(self._response, "answer", None)
         try:
-            while data := read(READ_SIZE, decode_content=True):
-                yield data
-        except ReadTimeoutError as error:
+            yield from answer.pieces() if answer else iter(partial(raw.read1, READ_SIZE, decode_content=True), b"")
+            raw.release_conn()
+        except (ReadTimeoutError, TimeoutError, BlockingIOError) as error:
             raise ProviderTimeout("The provider was silent for too long.") from error
         except (HTTPError, http.client.HTTPException, OSError) as error:
             raise ProviderBadResponse("The provider's answer broke off.") from error
@@ -129,33 +130,11 @@ class Reply:
 _RESPONSE_HEADERS = frozenset(name.title() for name in FORWARDED_RESPONSE_HEADERS)
 
 
-class OneWrite:
-    """A connection that sends head and body of a request in one write, where http.client makes two: 30 µs a call."""
-
-    _gathered: list[bytes] | None = None
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        """Send a request; nothing leaves before all of it is there, except of a file."""
-        if hasattr(kwargs.get("body"), "read"):
-            super().request(*args, **kwargs)
-            return
-        self._gathered = []
-        try:
-            super().request(*args, **kwargs)
-        finally:
-            gathered, self._gathered = self._gathered, None
-        super().send(b"".join(gathered))
-
-    def send(self, data: bytes) -> None:
-        """Send bytes, or keep them until the request is whole."""
-        if self._gathered is None:
-            super().send(data)
-        else:
-            self._gathered.append(data)
-
-
 class LeanResponse(requests.Response):
     """What the relay needs of a response: its own constructor makes a cookie jar."""
+
+    answer: Answer | None = None
+    """What reads the body fast; None where only urllib3 can."""
 
     def __init__(self) -> None:
         """Leave everything to whoever builds it."""
@@ -180,7 +159,7 @@ class ProviderAdapter(HTTPAdapter):
             if self._pool is None:
                 pool = super().get_connection_with_tls_context(*args, **kwargs)
                 super().cert_verify(pool, args[0].url, args[1], kwargs.get("cert"))
-                pool.ConnectionCls = type("ProviderConnection", (OneWrite, pool.ConnectionCls), {})
+                pool.ConnectionCls = type("Connection", (ProviderConnection, pool.ConnectionCls), {})
                 self._pool = pool
             return self._pool
 
@@ -200,6 +179,8 @@ class ProviderAdapter(HTTPAdapter):
         response.status_code = resp.status
         response.headers = resp.headers
         response.raw = resp
+        if resp.headers.get("Content-Encoding", "identity") == "identity":
+            response.answer = resp.connection.answer
         return response
 
 

@@ -296,42 +296,68 @@ def _relay_stream(booking: Booking, finish: ExitStack, kind: "type[Stream | Bina
     if first is None:
         raise ProviderBadResponse("The provider's stream ended before its first event.")
     booking.first_byte()
-    stream = kind(booking, chunks, finish.pop_all())
-    response = Response(stream.relayed(first), reply.status, reply.headers)
+    stream = kind(booking, chain((first,), chunks), finish.pop_all())
+    response = Response(stream, reply.status, reply.headers, direct_passthrough=True)
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back
-    response.call_on_close(stream.close)  # a generator that never started cleans up nothing
     return response
 
 
 class Stream:
-    """A streamed answer on its way to the caller."""
+    """A streamed answer on its way to the caller, as WSGI takes it: iterated once, and closed in any case."""
 
     def __init__(self, booking: Booking, chunks: Iterator[bytes], finish: ExitStack) -> None:
-        """Take over a reply whose first chunk was read, and what `finish` gives back at the end."""
+        """Take over what is read of a reply, and what `finish` gives back at the end."""
         self._booking = booking
         self._chunks = chunks
         self._finish = finish
         self._meter = self._new_meter()
         self._splitter = EventSplitter()
+        self._wants_usage = booking.call.wants_usage
         booking.watch(self._meter)
 
     def _new_meter(self) -> StreamMeter | TypedMeter:
         return StreamMeter()
 
-    def relayed(self, first: bytes) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes]:
         """Yield whole events as they arrive; what ends the stream comes once the call is booked."""
+        meter, splitter = self._meter, self._splitter
         try:
-            for chunk in chain((first,), self._chunks):
-                yield from self._pass_on(self._splitter.feed(chunk))
-                if self._meter.ended:
+            for chunk in self._chunks:
+                if splitter.is_empty and meter.read_like_last(chunk):
+                    yield chunk  # the short way of most chunks, at half the cost
+                    continue
+                shown, last = self._sift(splitter.feed(chunk))
+                if shown:
+                    yield shown
+                if last is not None:
+                    self._book_end()
+                    yield last
+                    yield from self._after_last()
                     return
-            yield from self._last_event(self._splitter.rest())
+            yield from self._last_event(splitter.rest())
         except ProviderError as error:
             yield self._error_event(error)
         except Exception:
             logger.exception("Relaying a stream failed")
             yield self._error_event(APIError("TokenRouter failed in the middle of this stream."))
+        finally:
+            self.close()
+
+    def _sift(self, events: list[bytes]) -> tuple[bytes, bytes | None]:
+        """Meter events; return those that the caller may see, in one piece, and apart the one that ends the stream."""
+        meter = self._meter
+        shown = []
+        for event in events:
+            only_usage = meter.read(event)
+            if meter.ended:
+                return b"".join(shown), event
+            if not only_usage or self._wants_usage:
+                shown.append(event)
+        return b"".join(shown), None
+
+    def _after_last(self) -> Iterator[bytes]:
+        return iter(())
 
     def _last_event(self, rest: bytes) -> Iterator[bytes]:
         """End a stream that closed without [DONE]: it is whole if nothing is missing, else it broke off.
@@ -342,28 +368,12 @@ class Stream:
         if not (self._meter.failed or self._meter.is_whole(self._booking.call.answers)):
             raise ProviderBadResponse("The provider's stream broke off.")
         self._book_end()
-        if rest and not (only_usage and not self._booking.call.wants_usage):
+        if rest and (self._wants_usage or not only_usage):
             yield rest
 
     def _error_event(self, error: APIError) -> bytes:
         self._cut(PROVIDER_ERROR, error.code)
         return b"data: " + error.body() + b"\n\n"
-
-    def _pass_on(self, events: list[bytes]) -> Iterator[bytes]:
-        """Yield the events that the caller is to see: in one piece, except for the one that ends the stream."""
-        shown: list[bytes] = []
-        for event in events:
-            only_usage = self._meter.read(event)
-            if self._meter.ended:
-                if shown:
-                    yield b"".join(shown)
-                self._book_end()
-                yield event
-                return
-            if not only_usage or self._booking.call.wants_usage:
-                shown.append(event)
-        if shown:
-            yield b"".join(shown)
 
     def _book_end(self) -> None:
         if self._meter.failed:
@@ -381,7 +391,10 @@ class Stream:
         self._booking.cut(status, self._meter.usage, self._meter.completion_tokens, code)
 
     def close(self) -> None:
-        """Book the stream as left by its caller, if it has not ended; give the connection and the place back."""
+        """Book the stream as left by its caller, if it has not ended; give the connection and the place back.
+
+        The server calls it too, since a stream that was never iterated ends nowhere else.
+        """
         with self._finish:
             if not self._meter.ended:
                 self._cut(CLIENT_CLOSED, None)
@@ -394,32 +407,24 @@ class Stream:
 class TypedStream(Stream):
     """A streamed answer whose events name their type, and whose last one is known by it."""
 
-    _after_last = b""
-
     def _new_meter(self) -> TypedMeter:
         call = self._booking.call
         return TypedMeter(call.endpoint.last_events, call.answers)
 
-    def relayed(self, first: bytes) -> Iterator[bytes]:
-        """Yield events likewise; what a provider still sends after the last one, such as [DONE], is passed on."""
-        yield from super().relayed(first)
-        if self._meter.ended and not self._meter.failed:
-            rest = self._after_last + self._splitter.rest() + self._booking.reply.read_end(self._chunks)
-            if rest:
-                yield rest
-
-    def _pass_on(self, events: list[bytes]) -> Iterator[bytes]:
+    def _sift(self, events: list[bytes]) -> tuple[bytes, bytes | None]:
         for at, event in enumerate(events):
             self._meter.read(event)
             if self._meter.ended:
-                if at:
-                    yield b"".join(events[:at])
-                self._book_end()
-                self._after_last = b"".join(events[at + 1 :])
-                yield event
-                return
-        if events:
-            yield b"".join(events)
+                rest = b"" if self._meter.failed else b"".join(events[at + 1 :])
+                return b"".join(events[:at]), event + rest
+        return b"".join(events), None
+
+    def _after_last(self) -> Iterator[bytes]:
+        """Yield what a provider still sends after the last event, such as [DONE]."""
+        if not self._meter.failed:
+            rest = self._splitter.rest() + self._booking.reply.read_end(self._chunks)
+            if rest:
+                yield rest
 
     def _book_whole(self) -> None:
         self._booking.answered(self._meter.usage, self._meter.completion_tokens, self._meter.response_id)
@@ -429,23 +434,25 @@ class BinaryStream:
     """A binary answer on its way to the caller, of which nothing is known but that it comes."""
 
     def __init__(self, booking: Booking, chunks: Iterator[bytes], finish: ExitStack) -> None:
-        """Take over a reply whose first chunk was read, and what `finish` gives back at the end."""
+        """Take over what is read of a reply, and what `finish` gives back at the end."""
         self._booking = booking
         self._chunks = chunks
         self._finish = finish
 
-    def relayed(self, first: bytes) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes]:
         """Yield the bytes as they arrive; their end is told to the caller once the call is booked.
 
         Raises ConnectionResetError where they break off, so that the caller's connection does too: nothing that could
         be sent would tell it.
         """
         try:
-            yield from chain((first,), self._chunks)
+            yield from self._chunks
+            self._booking.answered(None, int)
         except ProviderError as error:
             self._booking.cut(PROVIDER_ERROR, None, int, error.code)
             raise ConnectionResetError(errno.ECONNRESET, error.message) from error
-        self._booking.answered(None, int)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Book the answer as left by its caller, if it has not ended; give the connection and the place back."""

@@ -8,6 +8,7 @@ _LINE_END = rb"(?:\r\n|\n|\r(?!\n)(?!\Z))"
 _EVENT_END = re.compile(_LINE_END + _LINE_END + rb"|\r\r\Z")
 _LINE = re.compile(rb"\r\n|\n|\r")
 _LONGEST_END = 4
+SHORT = 64 * 1024  # may be joined again with what comes next; an event of megabytes not
 
 
 class EventSplitter:
@@ -16,17 +17,30 @@ class EventSplitter:
     def __init__(self) -> None:
         """Start at the beginning of a stream."""
         self._parts: list[bytes] = []
+        self._is_simple = True  # what is held is short and has no CR
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of an event is held."""
+        return not self._parts
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the events that `data` completes, in order, as they were sent."""
-        if not self._parts and data.endswith(b"\n\n") and b"\r" not in data:
-            return [event + b"\n\n" for event in data[:-2].split(b"\n\n")]  # most reads are whole events already
-        return self._feed_slowly(data)
+        if not self._is_simple or b"\r" in data:
+            return self._feed_slowly(data)
+        *events, rest = b"".join((*self._parts, data)).split(b"\n\n")
+        self._hold(rest)
+        return [event + b"\n\n" for event in events]
+
+    def _hold(self, rest: bytes) -> None:
+        self._parts = [rest] if rest else []
+        self._is_simple = len(rest) <= SHORT and b"\r" not in rest
 
     def _feed_slowly(self, data: bytes) -> list[bytes]:
         # An event of megabytes comes in many reads: keep them apart, and look for its end in the new bytes alone.
         seam = b"".join(self._parts[-_LONGEST_END:])[-_LONGEST_END:]
         self._parts.append(data)
+        self._is_simple = False
         if not _EVENT_END.search(seam + data):
             return []
         whole = b"".join(self._parts)
@@ -34,7 +48,7 @@ class EventSplitter:
         for match in _EVENT_END.finditer(whole):
             events.append(whole[start : match.end()])
             start = match.end()
-        self._parts = [whole[start:]] if start < len(whole) else []
+        self._hold(whole[start:])
         return events
 
     def rest(self) -> bytes:
