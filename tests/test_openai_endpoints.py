@@ -11,6 +11,7 @@ from pathlib import Path
 
 import openai
 import pytest
+import requests
 from conftest import PROVIDER_KEY, Server, running_server
 from openai import OpenAI
 from pydantic import BaseModel
@@ -220,6 +221,17 @@ def test_speech_comes_piece_by_piece(service: Service, client: OpenAI):
         assert len(next(pieces)) == 1024
         assert len(service.provider.finished) == before
         assert sum(map(len, pieces)) == 3 * 1024
+
+
+def test_speech_that_breaks_off_breaks_the_callers_connection(service: Service, client: OpenAI):
+    body = {"model": MODEL, "voice": "alloy", "input": "[[cut=2]]"}
+    bearer = {"Authorization": f"Bearer {client.api_key}"}
+    with requests.post(f"{service.server.url}/v1/audio/speech", json=body, headers=bearer, stream=True) as reply:
+        assert reply.status_code == 200
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            list(reply.iter_content(None))
+    assert service.newest()["status"] == "provider_error"
+    assert "Traceback" not in service.server.log.read_text()
 
 
 def test_speech_by_events(service: Service, client: OpenAI):

@@ -17,7 +17,7 @@ LADDER = (
     "config errors sse estimate driver transport",
     "models metering",
     "events",
-    "auth payload provider ledger reports teams schema sessions places uploads",
+    "auth payload provider ledger reports teams schema sessions places uploads incoming",
     "catalogue booking",
     "proxy",
     "v1 api pages admin cli demo standin",

@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Flask, Response, current_app, g, request
 
-from tokenrouter import auth, payload
+from tokenrouter import auth, incoming, payload
 from tokenrouter.auth import Caller
 from tokenrouter.booking import Booking
 from tokenrouter.catalogue import Catalogue
@@ -23,7 +23,6 @@ from tokenrouter.errors import (
     ModelNotFound,
     ProviderBadResponse,
     ProviderError,
-    RequestTooLarge,
     ResponseNotFound,
     StorageUnavailable,
     TeamDisabled,
@@ -41,7 +40,6 @@ from tokenrouter.uploads import Upload
 logger = logging.getLogger(__name__)
 
 LOGGED_MODEL_LENGTH = 200
-READ_SIZE = 64 * 1024
 
 
 @dataclass
@@ -86,14 +84,15 @@ def handle(endpoint: Endpoint) -> Response:
 
     Raises the APIError that the caller is to see.
     """
-    check_size()
+    most_bytes = relay().settings.max_request_bytes
+    incoming.check_size(most_bytes)
     caller = authenticate(endpoint.path)
-    check_encoding()
+    incoming.check_encoding()
     if endpoint.is_form and request.mimetype != "application/json":
         with Upload(request.headers.get("Content-Type", "")) as upload:
-            upload.receive(body_chunks())
+            upload.receive(incoming.body_pieces(most_bytes))
             return _answer(endpoint, caller, payload.form_body(upload.fields), upload)
-    return _answer(endpoint, caller, payload.parse(read_body()))
+    return _answer(endpoint, caller, payload.parse(incoming.read_body(most_bytes)))
 
 
 def _answer(endpoint: Endpoint, caller: Caller, body: dict[str, Any], upload: Upload | None = None) -> Response:
@@ -125,56 +124,6 @@ def _answer(endpoint: Endpoint, caller: Caller, body: dict[str, Any], upload: Up
     if reservation.output_limit is not None:
         response.headers["x-tokenrouter-output-limit"] = str(reservation.output_limit)
     return response
-
-
-def check_size() -> None:
-    """Raise RequestTooLarge, before anything of the body is read, where its length is known to be too much."""
-    if (request.content_length or 0) > relay().settings.max_request_bytes:
-        raise _too_large()
-
-
-def read_body() -> bytes:
-    """Return the current request's body.
-
-    Raises RequestTooLarge, also for a chunked body, of which no more is read than may come.
-    """
-    if request.content_length is not None:
-        return request.get_data(cache=False)
-    if "wsgi.input_terminated" not in request.environ:
-        return b""  # the server does not say where the body ends, so there is none
-    most = relay().settings.max_request_bytes
-    body: bytes = request.environ["wsgi.input"].read(most + 1)
-    if len(body) > most:
-        raise _too_large()
-    return body
-
-
-def body_chunks() -> Iterator[bytes]:
-    """Yield the current request's body piece by piece.
-
-    Raises RequestTooLarge, likewise.
-    """
-    if request.content_length is None and "wsgi.input_terminated" not in request.environ:
-        return
-    body = request.stream if request.content_length is not None else request.environ["wsgi.input"]
-    left = relay().settings.max_request_bytes
-    while data := body.read(READ_SIZE):
-        left -= len(data)
-        if left < 0:
-            raise _too_large()
-        yield data
-
-
-def check_encoding() -> None:
-    """Raise InvalidRequest where the body is compressed: what it grows to could not be bounded by its length."""
-    encoding = request.environ.get("HTTP_CONTENT_ENCODING", "")
-    if encoding and encoding.lower() != "identity":
-        raise InvalidRequest("The body is compressed. Send it without Content-Encoding.")
-
-
-def _too_large() -> RequestTooLarge:
-    most = relay().settings.max_request_bytes
-    return RequestTooLarge(f"The body is larger than {most:,} bytes, the most taken here.")
 
 
 def authenticate(endpoint_path: str) -> Caller:
