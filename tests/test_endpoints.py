@@ -365,6 +365,20 @@ def test_failed_response_costs_the_usage_it_reports_where_that_is_more(
     assert_booked(team, "provider_error", max(reported, estimated), "provider")
 
 
+@pytest.mark.parametrize("endpoint", ["embeddings", "images/generations", "images/edits", "moderations"])
+def test_broken_answer_that_is_no_text_costs_its_prompt(client: FlaskClient, team: Member, endpoint: str):
+    assert ask(client, team, endpoint, "cut=60").status_code == 502
+    assert_booked(team, "provider_error", prompt_of(endpoint, "cut=60"), "estimated")
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "responses", "audio/transcriptions"])
+def test_broken_answer_in_text_costs_what_arrived_too(client: FlaskClient, team: Member, endpoint: str):
+    assert ask(client, team, endpoint, "cut=60").status_code == 502
+    charged = stored(team).settled_tokens
+    assert prompt_of(endpoint, "cut=60") + 10 < charged < prompt_of(endpoint, "cut=60") + 60
+    assert_booked(team, "provider_error", charged, "estimated")
+
+
 @pytest.mark.parametrize("directives", ["cut=2", "half_chunk=2", "reset=2"])
 def test_speech_that_breaks_off_breaks_the_callers_connection(client: FlaskClient, team: Member, directives: str):
     reply = post(client, team, "audio/speech", directives)

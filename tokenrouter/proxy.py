@@ -212,7 +212,8 @@ def _relay_json(booking: Booking) -> Response:
             body += chunk
     except ProviderError as error:
         if body:
-            booking.cut(PROVIDER_ERROR, None, lambda: count_tokens([body.decode(errors="replace")]), error.code)
+            text = body.decode(errors="replace") if booking.call.endpoint.answers_in_text else ""
+            booking.cut(PROVIDER_ERROR, None, lambda: count_tokens([text]), error.code)
         raise
     document = parse_json(body)
     if not (isinstance(document, dict) or booking.call.takes_plain_text):

@@ -49,6 +49,11 @@ class Endpoint:
     is_free_without_usage: bool = False
 
     @property
+    def answers_in_text(self) -> bool:
+        """Whether what arrived of a broken answer is text, and neither numbers nor an image's letters."""
+        return bool(self.limits or self.text_formats)
+
+    @property
     def name(self) -> str:
         """Its path in the letters of a Python name."""
         return self.path.strip("/").replace("/", "_")
