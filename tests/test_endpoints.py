@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from asking import ENDPOINTS, FORMS, JSON_ENDPOINTS, MODEL, ask, body_of, post
-from conftest import PROVIDER_KEY, Member, eventually, stored
+from conftest import PROVIDER_KEY, ROOT, Member, eventually, stored
+from flask import Flask
 from flask.testing import FlaskClient
 
 from tokenrouter import ledger, payload, proxy, reports
@@ -63,6 +64,16 @@ def prompt_of(endpoint: str, directives: str = "", **fields: object) -> int:
 def events_of(stream: bytes) -> list[dict]:
     lines = [line.removeprefix("data: ") for line in stream.decode().split("\n") if line.startswith("data: ")]
     return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+# The table
+
+
+def test_every_row_has_its_route_and_its_place_in_the_readme(app: Flask):
+    posts = {rule.rule for rule in app.url_map.iter_rules() if rule.rule.startswith("/v1/") and "POST" in rule.methods}
+    assert posts == {f"/v1{row.path}" for row in payload.ENDPOINTS} == {f"/v1/{name}" for name in ENDPOINTS}
+    told = (ROOT / "README.md").read_text()
+    assert [path for path in posts if f"{path}`" not in told] == []
 
 
 # The way there and back
