@@ -3,8 +3,6 @@
 import resource
 import sys
 
-from gunicorn.workers.base import Worker
-
 # Loaded here, in the master: the workers share its memory, all run the same code, and what fails here ends the start,
 # while a worker that exits is started again for ever. On HUP gunicorn reads this file again, so what is loaded is
 # forgotten first. A reload that would fail changes nothing.
@@ -13,6 +11,7 @@ for name in running:
     del sys.modules[name]
 try:
     from tokenrouter import prepare
+    from tokenrouter.serving import Worker
 
     settings = prepare()
 except Exception as error:
@@ -20,6 +19,7 @@ except Exception as error:
         print(f"Error: {error}. What runs goes on as it is.", file=sys.stderr, flush=True)
         sys.modules.update(running)
         settings = running["tokenrouter.config"].load_for_serving()
+        Worker = running["tokenrouter.serving"].Worker
     elif isinstance(error, ValueError):
         sys.exit(f"Error: {error}")
     else:
@@ -28,7 +28,7 @@ except Exception as error:
 SPARE_THREADS = 16  # for health, panel and refusals while all places for calls are taken
 
 bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
-worker_class = "gthread"
+worker_class = Worker  # gthread, with lighter threads
 workers = settings.web_concurrency
 threads = settings.threads + SPARE_THREADS
 worker_connections = threads * 2 + 1000  # connections kept open between calls count too

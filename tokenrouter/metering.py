@@ -185,9 +185,9 @@ class StreamMeter:
         self.reported = False  # the event that only reports usage was seen, after which nothing of an answer comes
         self.began = False  # something of an answer was seen
         self._finished: set[str] = set()  # the choices that said why they ended
-        self._texts: list[bytes] = []
+        self._text = bytearray()  # all that arrived; a list of its pieces would take several times as much
         self._estimated_tokens = 0
-        self._estimated_texts = 0
+        self._estimated_bytes = 0
         self._before_text = self._after_text = NO_EVENT
 
     def read(self, event: bytes) -> bool:
@@ -199,7 +199,7 @@ class StreamMeter:
         if data.startswith(self._before_text) and data.endswith(self._after_text):
             text = data[len(self._before_text) : -len(self._after_text)]
             if b'"' not in text and b"\\" not in text:
-                self._texts.append(text)
+                self._text += text
                 return True
         return False
 
@@ -217,11 +217,11 @@ class StreamMeter:
         choices = document.get("choices")
         if (text := _plain_text(choices)) is not None and not document.get("usage"):
             self.began = True
-            self._texts.append(text.encode())
+            self._text += text.encode()
             self._remember(event)
             return False
         self.usage = read_usage(document) or self.usage
-        self._texts += [text.encode() for text in answer_texts(document)]
+        self._text += "".join(answer_texts(document)).encode()
         self.began = self.began or bool(choices)
         self._finished |= {str(choice.get("index")) for choice in _dicts(choices) if choice.get("finish_reason")}
         only_usage = choices == [] and isinstance(document.get("usage"), dict)
@@ -242,15 +242,11 @@ class StreamMeter:
 
     def completion_tokens(self) -> int:
         """Count what has arrived, exactly."""
-        return count_tokens([_text(self._texts)])
+        return count_tokens([self._text.decode(errors="replace")])
 
     def estimated_tokens(self) -> int:
         """Estimate what has arrived; each call looks only at what is new, so it may come often."""
-        new = self._texts[self._estimated_texts :]
-        self._estimated_texts += len(new)
-        self._estimated_tokens += estimate_text_tokens(_text(new))
+        new = bytes(self._text[self._estimated_bytes :])
+        self._estimated_bytes += len(new)
+        self._estimated_tokens += estimate_text_tokens(new.decode(errors="replace"))
         return self._estimated_tokens
-
-
-def _text(parts: list[bytes]) -> str:
-    return b"".join(parts).decode(errors="replace")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-READ_SIZE, LONG_READ = 8 * 1024, 64 * 1024
+READ_SIZE, LONG_READ = 4 * 1024, 64 * 1024
 LONGEST_LINE = 64 * 1024
 MOST_HEADERS = 200
 HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)\r?\n")
@@ -167,6 +167,7 @@ class Answer(http.client.HTTPResponse):
         Python waits for a socket with a timeout by a system call of its own before each read, and gives its lock away
         for both; where the kernel keeps the time it is one. That is a sixth of a chunk's CPU. TLS needs Python's way.
         """
+        self.fp = self.fp.detach()  # its buffer would stay for as long as the answer
         timeout_s = self._sock.gettimeout()
         if timeout_s and not isinstance(self._sock, ssl.SSLSocket):
             whole_s, part = divmod(timeout_s, 1)
