@@ -574,3 +574,55 @@ def test_many_streams_run_at_once(provider):
                 pass
     assert time.monotonic() - started < 5
     assert len(provider.finished) == 200
+
+
+# The other endpoints
+
+
+def respond(provider: StandInProvider, text: str = "Hello!", **more: Any) -> Reply:
+    return call(provider, {"model": "GPT-5-nano", "input": text, **more}, "responses")
+
+
+def test_events_of_a_response_name_their_type_twice_and_no_done_ends_them(provider):
+    reply = respond(provider, stream=True)
+    names = [line[7:] for line in reply.body.decode().split("\n") if line.startswith("event: ")]
+    assert names == [event["type"] for event in reply.events]
+    assert (names[0], names[-1]) == ("response.created", "response.completed")
+    assert b"[DONE]" not in reply.body
+
+
+@pytest.mark.parametrize(("directive", "last"), [("failed=3", "response.failed"), ("error_event=3", "error")])
+def test_a_response_may_fail_after_some_events(provider, directive: str, last: str):
+    reply = respond(provider, f"[[{directive}]]", stream=True)
+    assert [event["type"] for event in reply.events][3:] == [last]
+    assert provider.finished == []
+
+
+def test_a_response_is_counted_by_input_and_output(provider):
+    usage = respond(provider, "[[words=3 prompt_tokens=5]]").json["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (5, 3, 8)
+    assert provider.tokens_served == 8
+
+
+@pytest.mark.parametrize("usage", ["none", "null"])
+def test_usage_of_a_response_may_be_missing(provider, usage: str):
+    assert respond(provider, f"[[usage={usage}]]").json.get("usage") is None
+
+
+def test_a_form_without_a_file_is_refused(sdk):
+    with pytest.raises(APIStatusError) as caught:
+        sdk.post("/audio/transcriptions", body={"model": "GPT-5-nano"}, cast_to=object)
+    assert caught.value.status_code == 400
+
+
+def test_a_transcription_may_report_its_duration(sdk):
+    file = ("a.mp3", b"sound")
+    answer = sdk.audio.transcriptions.create(model="GPT-5-nano", file=file, prompt="[[usage=duration]]")
+    assert (answer.usage.type, answer.usage.seconds) == ("duration", 9)
+
+
+def test_speech_has_a_piece_for_each_word_and_its_faults(provider):
+    body = {"model": "GPT-5-nano", "voice": "alloy"}
+    assert len(call(provider, {**body, "input": "[[words=3]]"}, "audio/speech").body) == 3 * 1024
+    broken = call(provider, {**body, "input": "[[words=3 cut=2]]"}, "audio/speech")
+    assert (len(broken.body), broken.broken) == (2 * 1024, http.client.IncompleteRead)

@@ -63,6 +63,12 @@ class ModelNotFound(APIError):
     status, type, code = 404, "invalid_request_error", "model_not_found"
 
 
+class ResponseNotFound(APIError):
+    """The team was given no such response, whoever else was."""
+
+    status, type, code = 404, "invalid_request_error", "previous_response_not_found"
+
+
 class QuotaExceeded(APIError):
     """The team's quota is used up."""
 

@@ -36,16 +36,27 @@ class Usage:
     completion_tokens: int
     total_tokens: int
 
+    def __add__(self, other: "Usage") -> "Usage":
+        """Return the sum of what two parts of an answer report."""
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.total_tokens + other.total_tokens,
+        )
+
 
 def read_usage(document: object) -> Usage | None:
     """Return the usage that an answer or an event reports; None where there is none, or none to be believed.
 
-    A total counts as it is reported, also where it is not the sum; without one the sum counts.
+    A total counts as it is reported, also where it is not the sum; without one the sum counts. Responses, images and
+    sound report input and output tokens in place of prompt and completion tokens.
     """
     usage = document.get("usage") if isinstance(document, dict) else None
     if not isinstance(usage, dict):
         return None
-    prompt, completion, total = (usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    completion = usage.get("completion_tokens", usage.get("output_tokens"))
+    total = usage.get("total_tokens")
     counts = [count for count in (prompt, completion, total) if count is not None]
     if not counts or not all(type(count) is int and 0 <= count <= ABSURD_TOKENS for count in counts):
         return None

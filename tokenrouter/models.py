@@ -205,6 +205,17 @@ class UsageDaily(Base):
     __table_args__ = (Index("ix_usage_daily_day", "day"),)
 
 
+class GivenResponse(Base):
+    """A response that a team was given, and may go on from: at the provider it belongs to the whole account."""
+
+    __tablename__ = "responses"
+
+    team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), primary_key=True)
+    response_hash: Mapped[str] = mapped_column(String(64), primary_key=True)  # SHA-256 of its id, in hexadecimal
+    total_tokens: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class epoch_now(FunctionElement[float]):  # noqa: N801 - it stands in statements like func.now()
     """The database's clock, in seconds since 1970."""
 

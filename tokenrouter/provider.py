@@ -2,10 +2,11 @@
 
 import http.client
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 from urllib.parse import quote
 
 import requests
@@ -107,15 +108,16 @@ class Reply:
             return body
         return body
 
-    def read_end(self, chunks: Iterator[bytes]) -> None:
-        """Read what follows the last event, nothing but the end of the body, and wait only shortly for it."""
+    def read_end(self, chunks: Iterator[bytes]) -> bytes:
+        """Read what follows the last event, most often only the end of the body, and wait only shortly for it."""
         connection = self._response.raw.connection
         if connection is not None and connection.sock is not None:
             connection.sock.settimeout(LAST_BYTES_TIMEOUT_S)
         try:
-            next(chunks, b"")
+            return next(chunks, b"")
         except ProviderError as error:
             logger.debug("A stream did not end after its last event: %s", error)
+            return b""
 
     def close(self) -> None:
         """Return the connection to the pool where the body was read to its end; else close it, which stops the cost."""
@@ -213,6 +215,13 @@ class Provider:
         """
         return self._send("POST", path, body, headers)
 
+    def post_file(self, path: str, file: IO[bytes], content_type: str, headers: Mapping[str, str]) -> Reply:
+        """Send a file as the body, likewise, without ever having all of it in memory."""
+        file.seek(0, os.SEEK_END)
+        length = file.tell()
+        file.seek(0)
+        return self._send("POST", path, file, headers, content=(content_type, length))
+
     def get(self, path: str) -> Reply:
         """Ask for a small document of the provider's, likewise, and wait only shortly."""
         return self._send("GET", path, None, {}, timeout=self._short_timeout)
@@ -221,14 +230,17 @@ class Provider:
         self,
         method: str,
         path: str,
-        body: bytes | None,
+        body: bytes | IO[bytes] | None,
         headers: Mapping[str, str],
         timeout: Timeout | None = None,
+        content: tuple[str, int] | None = None,
     ) -> Reply:
         prepared = requests.PreparedRequest()
         prepared.method = method
         prepared.url = self._root + quote(path)
-        prepared.headers = self._headers(headers, body)
+        if isinstance(body, bytes):
+            content = "application/json", len(body)
+        prepared.headers = self._headers(headers, content)
         prepared.body = body
         adapter = self._session.get_adapter(prepared.url)
         try:
@@ -246,13 +258,13 @@ class Provider:
             self._refuse(reply)
         return reply
 
-    def _headers(self, callers: Mapping[str, str], body: bytes | None) -> dict[str, str]:
+    def _headers(self, callers: Mapping[str, str], content: tuple[str, int] | None) -> dict[str, str]:
         headers = {name: value for name in FORWARDED_REQUEST_HEADERS if (value := callers.get(name))}
         headers["Authorization"] = f"Bearer {self._key}"
         headers["Accept-Encoding"] = "identity"  # what is relayed is metered on its way
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-            headers["Content-Length"] = str(len(body))
+        if content is not None:
+            headers["Content-Type"] = content[0]
+            headers["Content-Length"] = str(content[1])
         return headers
 
     def _refuse(self, reply: Reply) -> NoReturn:

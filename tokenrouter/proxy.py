@@ -1,72 +1,45 @@
 """One call from body to response, told top to bottom: check, reserve, send, relay, settle."""
 
+import errno
 import logging
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
+from typing import Any
 
 from flask import Flask, Response, current_app, g, request
 
-from tokenrouter import auth, payload
+from tokenrouter import auth, incoming, payload
 from tokenrouter.auth import Caller
+from tokenrouter.booking import Booking
 from tokenrouter.catalogue import Catalogue
 from tokenrouter.config import Settings
 from tokenrouter.driver import Readers
 from tokenrouter.errors import (
     APIError,
+    InvalidRequest,
     ModelNotFound,
-    Overloaded,
     ProviderBadResponse,
     ProviderError,
-    RequestTooLarge,
+    ResponseNotFound,
     StorageUnavailable,
     TeamDisabled,
 )
-from tokenrouter.ledger import Ask, Ledger, Outcome, Reservation
-from tokenrouter.metering import StreamMeter, Usage, answer_texts, count_tokens, parse_json, read_usage
-from tokenrouter.models import BY_PROVIDER, CLIENT_CLOSED, ESTIMATED, NOT_COUNTED, OK, PROVIDER_ERROR, db
+from tokenrouter.events import TypedMeter
+from tokenrouter.ledger import Ask, Ledger, tokens_of_response
+from tokenrouter.metering import StreamMeter, count_tokens, parse_json, read_usage
+from tokenrouter.models import CLIENT_CLOSED, PROVIDER_ERROR, db
 from tokenrouter.payload import Call, Endpoint
+from tokenrouter.places import Places
 from tokenrouter.provider import Provider, RelayedError, Reply
 from tokenrouter.sse import EventSplitter
+from tokenrouter.uploads import Upload
 
 logger = logging.getLogger(__name__)
 
 LOGGED_MODEL_LENGTH = 200
-
-
-class Places:
-    """How many calls this worker has at the provider at once, in all and for each team."""
-
-    def __init__(self, limit: int, team_limit: int | None) -> None:
-        """Let at most `limit` calls through at once, and `team_limit` of one team."""
-        self._limit = limit
-        self._team_limit = limit if team_limit is None else team_limit
-        self._taken: Counter[int] = Counter()
-        self._lock = threading.Lock()
-
-    def take(self, team_id: int) -> Callable[[], None]:
-        """Take a place, and return what gives it back.
-
-        Raises Overloaded.
-        """
-        with self._lock:
-            if self._taken.total() >= self._limit:
-                raise Overloaded("Too many calls are in flight here. Try again in a moment.")
-            if self._taken[team_id] >= self._team_limit:
-                raise Overloaded("Your team has too many calls in flight here. Try again in a moment.")
-            self._taken[team_id] += 1
-        return lambda: self._give_back(team_id)
-
-    def _give_back(self, team_id: int) -> None:
-        with self._lock:
-            self._taken[team_id] -= 1
-            if not self._taken[team_id]:
-                del self._taken[team_id]
 
 
 @dataclass
@@ -111,15 +84,28 @@ def handle(endpoint: Endpoint) -> Response:
 
     Raises the APIError that the caller is to see.
     """
-    own = relay()
-    check_size()
+    most_bytes = relay().settings.max_request_bytes
+    incoming.check_size(most_bytes)
     caller = authenticate(endpoint.path)
-    body = payload.parse(read_body())
-    model = payload.model_of(body, own.settings.default_model)
+    incoming.check_encoding()
+    if endpoint.is_form and request.mimetype != "application/json":
+        with Upload(request.headers.get("Content-Type", "")) as upload:
+            upload.receive(incoming.body_pieces(most_bytes))
+            return _answer(endpoint, caller, payload.form_body(upload.fields), upload)
+    return _answer(endpoint, caller, payload.parse(incoming.read_body(most_bytes)))
+
+
+def _answer(endpoint: Endpoint, caller: Caller, body: dict[str, Any], upload: Upload | None = None) -> Response:
+    own = relay()
+    model = payload.model_of(body, own.settings.default_model if endpoint.has_default_model else None)
     call = payload.check(endpoint, body, model, own.settings)
+    if upload is not None:
+        call.add_prompt(upload.files * endpoint.file_tokens)
     ask = new_ask(caller, endpoint.path, model, stream=call.stream)
     with _logged_refusal(own.ledger, ask):
         payload.check_model(model, own.settings.allowed_models, caller.models)
+    if call.previous_response is not None:
+        call.add_prompt(_tokens_of_response(own, caller, call.previous_response))
     with ExitStack() as finish:
         finish.callback(own.places.take(caller.team_id))
         reservation = own.ledger.reserve(
@@ -129,42 +115,15 @@ def handle(endpoint: Endpoint) -> Response:
             call.limit_output(reservation.output_limit)
         booking = Booking(own.ledger, reservation, call, started=g.started)
         try:
-            reply = booking.reply = _send(own.provider, call, request.headers)
+            reply = booking.reply = _send(own.provider, call, request.headers, upload)
             finish.callback(reply.close)
-            response = _relay_stream(booking, finish) if reply.is_stream else _relay_json(booking)
+            response = _relay(booking, finish)
         except Exception as error:  # whatever went wrong, the hold is given back
             booking.failed(error)
             raise
     if reservation.output_limit is not None:
         response.headers["x-tokenrouter-output-limit"] = str(reservation.output_limit)
     return response
-
-
-def check_size() -> None:
-    """Raise RequestTooLarge, before anything of the body is read, where its length is known to be too much."""
-    if (request.content_length or 0) > relay().settings.max_request_bytes:
-        raise _too_large()
-
-
-def read_body() -> bytes:
-    """Return the current request's body.
-
-    Raises RequestTooLarge, also for a chunked body, of which no more is read than may come.
-    """
-    if request.content_length is not None:
-        return request.get_data(cache=False)
-    if "wsgi.input_terminated" not in request.environ:
-        return b""  # the server does not say where the body ends, so there is none
-    most = relay().settings.max_request_bytes
-    body: bytes = request.environ["wsgi.input"].read(most + 1)
-    if len(body) > most:
-        raise _too_large()
-    return body
-
-
-def _too_large() -> RequestTooLarge:
-    most = relay().settings.max_request_bytes
-    return RequestTooLarge(f"The body is larger than {most:,} bytes, the most taken here.")
 
 
 def authenticate(endpoint_path: str) -> Caller:
@@ -208,101 +167,38 @@ def _logged_refusal(ledger: Ledger, ask: Ask) -> Iterator[None]:
         raise
 
 
-class Booking:
-    """The one settlement of a call, whichever of its endings comes first."""
+def _tokens_of_response(own: Relay, caller: Caller, response_id: object) -> int:
+    """Return what an earlier response of the same team's adds to the prompt.
 
-    reply: Reply
-
-    def __init__(self, ledger: Ledger, reservation: Reservation, call: Call, started: float) -> None:
-        """Take over a reservation; `started` is when the request came, by time.perf_counter."""
-        self.call = call
-        self._ledger = ledger
-        self._reservation = reservation
-        self._started = started
-        self._first_byte_ms: int | None = None
-        self._open = True
-        self._lock = threading.Lock()
-
-    def first_byte(self) -> None:
-        """Note when the answer began."""
-        self._first_byte_ms = self._elapsed_ms()
-
-    def watch(self, meter: StreamMeter) -> None:
-        """Have the meter's estimate saved from time to time, for the case that this worker dies."""
-        ceiling = self.call.output_ceiling()
-        self._reservation.progress = lambda: _within(meter.estimated_tokens(), ceiling)
-
-    def answered(self, usage: Usage | None, count_completion: Callable[[], int]) -> None:
-        """Book a whole answer, by what the provider reported, else by a count of its texts."""
-        if not self._claim():
-            return
-        if usage is not None:
-            self._settle(OK, usage, BY_PROVIDER)
-        else:
-            self._settle(OK, self._counted(count_completion), ESTIMATED)
-
-    def cut(self, status: str, reported: Usage | None, count_completion: Callable[[], int], code: str | None) -> None:
-        """Book an answer that was cut short: what arrived is charged, or what was reported where that is more."""
-        if not self._claim():
-            return
-        usage = self._counted(count_completion)
-        if reported is not None:
-            usage = max(reported, usage, key=lambda usage: usage.total_tokens)
-        self._settle(status, usage, ESTIMATED if reported is None else BY_PROVIDER, error_code=code)
-
-    def failed(self, error: Exception) -> None:
-        """Book a call that brought nothing of an answer: it costs nothing."""
-        if not self._claim():
-            return
-        api_error = error if isinstance(error, APIError) else APIError(str(error))
-        code = api_error.code or api_error.type
-        self._settle(PROVIDER_ERROR, Usage(0, 0, 0), NOT_COUNTED, status_code=api_error.status, error_code=code)
-
-    def _claim(self) -> bool:
-        """Return True once: to the ending that came first."""
-        with self._lock:
-            first, self._open = self._open, False
-        return first
-
-    def _counted(self, count_completion: Callable[[], int]) -> Usage:
-        prompt, completion = self.call.prompt.count(), _within(count_completion(), self.call.output_ceiling())
-        return Usage(prompt, completion, prompt + completion)
-
-    def _settle(
-        self, status: str, usage: Usage, source: str, *, status_code: int = 200, error_code: str | None = None
-    ) -> None:
-        outcome = Outcome(
-            status=status,
-            status_code=status_code,
-            charged_tokens=usage.total_tokens,
-            usage_source=source,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            total_tokens=usage.total_tokens,
-            latency_ms=self._elapsed_ms(),
-            first_byte_ms=self._first_byte_ms,
-            error_code=error_code,
-            provider_request_id=self.reply.request_id if hasattr(self, "reply") else None,
-        )
-        self._ledger.settle(self._reservation, outcome)
-
-    def _elapsed_ms(self) -> int:
-        return round((time.perf_counter() - self._started) * 1000)
+    Raises InvalidRequest, ResponseNotFound and StorageUnavailable.
+    """
+    if not isinstance(response_id, str):
+        raise InvalidRequest("previous_response_id is not a string.", param="previous_response_id")
+    tokens = tokens_of_response(own.readers, caller.team_id, response_id)
+    if tokens is None:
+        raise ResponseNotFound("Your team was given no response of this id.", param="previous_response_id")
+    return tokens
 
 
-def _within(tokens: int, ceiling: int | None) -> int:
-    """Keep a count of ours within the request's output limit, which the provider's own count cannot exceed."""
-    return tokens if ceiling is None else min(tokens, ceiling)
-
-
-def _send(provider: Provider, call: Call, headers: Mapping[str, str]) -> Reply:
+def _send(provider: Provider, call: Call, headers: Mapping[str, str], upload: Upload | None) -> Reply:
     """Call the provider; once more, without our request for usage, where it refuses that."""
+    if upload is not None:
+        return provider.post_file(call.endpoint.path, upload.file, upload.content_type, headers)
     try:
         return provider.post(call.endpoint.path, call.encode(), headers)
     except RelayedError as error:
         if call.asks_for_usage_unasked and error.names("stream_options"):
             return provider.post(call.endpoint.path, call.encode_as_asked(), headers)
         raise
+
+
+def _relay(booking: Booking, finish: ExitStack) -> Response:
+    endpoint = booking.call.endpoint
+    if booking.reply.is_stream and endpoint.may_stream:
+        return _relay_stream(booking, finish, TypedStream if endpoint.last_events else Stream)
+    if endpoint.is_binary:
+        return _relay_stream(booking, finish, BinaryStream)
+    return _relay_json(booking)
 
 
 def _relay_json(booking: Booking) -> Response:
@@ -316,19 +212,33 @@ def _relay_json(booking: Booking) -> Response:
             body += chunk
     except ProviderError as error:
         if body:
-            booking.cut(PROVIDER_ERROR, None, lambda: count_tokens([body.decode(errors="replace")]), error.code)
+            text = body.decode(errors="replace") if booking.call.endpoint.answers_in_text else ""
+            booking.cut(PROVIDER_ERROR, None, lambda: count_tokens([text]), error.code)
         raise
     document = parse_json(body)
-    if not isinstance(document, dict):
+    if not (isinstance(document, dict) or booking.call.takes_plain_text):
         raise ProviderBadResponse("The provider's answer is not a JSON object.")
-    if document.get("error") and not document.get("choices"):
-        booking.failed(ProviderError("The provider answered with an error under status 200."))
-    else:
-        booking.answered(read_usage(document), lambda: count_tokens(answer_texts(document)))
+    _book_document(booking, document if isinstance(document, dict) else {})
     return Response(bytes(body), reply.status, reply.headers)
 
 
-def _relay_stream(booking: Booking, finish: ExitStack) -> Response:
+def _book_document(booking: Booking, document: dict[str, Any]) -> None:
+    usage = read_usage(document)
+    endpoint = booking.call.endpoint
+
+    def count_completion() -> int:
+        return count_tokens(endpoint.read_answer(document))
+
+    if not document.get("error") or document.get("choices"):
+        response_id = document.get("id")
+        booking.answered(usage, count_completion, response_id if isinstance(response_id, str) else None)
+    elif usage is not None or document.get("output"):  # a response that failed on its way
+        booking.cut(PROVIDER_ERROR, usage, count_completion, ProviderError.code)
+    else:
+        booking.failed(ProviderError("The provider answered with an error under status 200."))
+
+
+def _relay_stream(booking: Booking, finish: ExitStack, kind: "type[Stream | BinaryStream]") -> Response:
     """Wait for the first bytes, so that a failure before them still has its own status; then relay event by event."""
     reply = booking.reply
     chunks = reply.chunks()
@@ -336,7 +246,7 @@ def _relay_stream(booking: Booking, finish: ExitStack) -> Response:
     if first is None:
         raise ProviderBadResponse("The provider's stream ended before its first event.")
     booking.first_byte()
-    stream = Stream(booking, chain((first,), chunks), finish.pop_all())
+    stream = kind(booking, chain((first,), chunks), finish.pop_all())
     response = Response(stream, reply.status, reply.headers, direct_passthrough=True)
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back
@@ -351,10 +261,13 @@ class Stream:
         self._booking = booking
         self._chunks = chunks
         self._finish = finish
-        self._meter = StreamMeter()
+        self._meter = self._new_meter()
         self._splitter = EventSplitter()
         self._wants_usage = booking.call.wants_usage
         booking.watch(self._meter)
+
+    def _new_meter(self) -> StreamMeter | TypedMeter:
+        return StreamMeter()
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield whole events as they arrive; what ends the stream comes once the call is booked."""
@@ -370,6 +283,7 @@ class Stream:
                 if last is not None:
                     self._book_end()
                     yield last
+                    yield from self._after_last()
                     return
             yield from self._last_event(splitter.rest())
         except ProviderError as error:
@@ -392,13 +306,16 @@ class Stream:
                 shown.append(event)
         return b"".join(shown), None
 
+    def _after_last(self) -> Iterator[bytes]:
+        return iter(())
+
     def _last_event(self, rest: bytes) -> Iterator[bytes]:
         """End a stream that closed without [DONE]: it is whole if nothing is missing, else it broke off.
 
         An event whose empty line never came is passed on only if the stream is whole.
         """
         only_usage = self._meter.read(rest)
-        if not (self._meter.failed or self._meter.is_whole(self._booking.call.choices)):
+        if not (self._meter.failed or self._meter.is_whole(self._booking.call.answers)):
             raise ProviderBadResponse("The provider's stream broke off.")
         self._book_end()
         if rest and (self._wants_usage or not only_usage):
@@ -412,7 +329,10 @@ class Stream:
         if self._meter.failed:
             self._cut(PROVIDER_ERROR, "provider_error")
         else:
-            self._booking.answered(self._meter.usage, self._meter.completion_tokens)
+            self._book_whole()
+
+    def _book_whole(self) -> None:
+        self._booking.answered(self._meter.usage, self._meter.completion_tokens)
 
     def _cut(self, status: str, code: str | None) -> None:
         if not self._meter.began and status == PROVIDER_ERROR:
@@ -432,3 +352,59 @@ class Stream:
             self._book_end()
             # the end of the body alone is to come; read, it lets the next call use this connection
             self._booking.reply.read_end(self._chunks)
+
+
+class TypedStream(Stream):
+    """A streamed answer whose events name their type, and whose last one is known by it."""
+
+    def _new_meter(self) -> TypedMeter:
+        call = self._booking.call
+        return TypedMeter(call.endpoint.last_events, call.answers)
+
+    def _sift(self, events: list[bytes]) -> tuple[bytes, bytes | None]:
+        for at, event in enumerate(events):
+            self._meter.read(event)
+            if self._meter.ended:
+                rest = b"" if self._meter.failed else b"".join(events[at + 1 :])
+                return b"".join(events[:at]), event + rest
+        return b"".join(events), None
+
+    def _after_last(self) -> Iterator[bytes]:
+        """Yield what a provider still sends after the last event, such as [DONE]."""
+        if not self._meter.failed:
+            rest = self._splitter.rest() + self._booking.reply.read_end(self._chunks)
+            if rest:
+                yield rest
+
+    def _book_whole(self) -> None:
+        self._booking.answered(self._meter.usage, self._meter.completion_tokens, self._meter.response_id)
+
+
+class BinaryStream:
+    """A binary answer on its way to the caller, of which nothing is known but that it comes."""
+
+    def __init__(self, booking: Booking, chunks: Iterator[bytes], finish: ExitStack) -> None:
+        """Take over what is read of a reply, and what `finish` gives back at the end."""
+        self._booking = booking
+        self._chunks = chunks
+        self._finish = finish
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the bytes as they arrive; their end is told to the caller once the call is booked.
+
+        Raises ConnectionResetError where they break off, so that the caller's connection does too: nothing that could
+        be sent would tell it.
+        """
+        try:
+            yield from self._chunks
+            self._booking.answered(None, int)
+        except ProviderError as error:
+            self._booking.cut(PROVIDER_ERROR, None, int, error.code)
+            raise ConnectionResetError(errno.ECONNRESET, error.message) from error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Book the answer as left by its caller, if it has not ended; give the connection and the place back."""
+        with self._finish:
+            self._booking.cut(CLIENT_CLOSED, None, int, None)

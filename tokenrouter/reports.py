@@ -1,12 +1,15 @@
 """Read-only views for the commands, the panel and the API: what a team or a call looks like from outside."""
 
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from tokenrouter.models import ApiToken, RequestLog, Team, db
+from tokenrouter.models import ApiToken, RequestLog, Team, UsageDaily, db
+
+DAYS_SHOWN = 30
 
 
 def timestamp(moment: datetime | None) -> str | None:
@@ -62,6 +65,34 @@ def log_view(row: RequestLog) -> dict[str, Any]:
         "first_byte_ms": row.first_byte_ms,
         "created_at": timestamp(row.created_at),
     }
+
+
+def own_usage(team_id: int, models: Sequence[str]) -> dict[str, Any]:
+    """Return what a team is told of itself: its quota, the names and prefixes that it may call, and its last days."""
+    with Session(db.engine) as session:
+        team = session.get_one(Team, team_id)
+        days = _last_days(session, team_id)
+    told = ("quota_tokens", "used_tokens", "held_tokens", "remaining_tokens")
+    return {
+        "team": team.name,
+        **{name: getattr(team, name) for name in told},
+        "models": list(models),
+        "by_day": days,
+    }
+
+
+def _last_days(session: Session, team_id: int) -> list[dict[str, Any]]:
+    """Return a row for each of the last 30 days in UTC, today the last, also where nothing was called."""
+    today = datetime.now(UTC).date()
+    days = [today - timedelta(days=before) for before in reversed(range(DAYS_SHOWN))]
+    query = (
+        select(UsageDaily.day, func.sum(UsageDaily.requests), func.sum(UsageDaily.total_tokens))
+        .where(UsageDaily.team_id == team_id, UsageDaily.day >= days[0])
+        .group_by(UsageDaily.day)
+    )
+    sums = {day: (int(requests), int(tokens)) for day, requests, tokens in session.execute(query)}
+    rows = [(day, *sums.get(day, (0, 0))) for day in days]
+    return [{"date": day.isoformat(), "requests": requests, "total_tokens": tokens} for day, requests, tokens in rows]
 
 
 def newest_calls(team_ids: list[int] | None, limit: int) -> list[RequestLog]:

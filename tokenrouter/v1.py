@@ -1,22 +1,45 @@
-"""Blueprint "v1": what the callers' OpenAI SDKs talk to, one line of work a route."""
+"""Blueprint "v1": what the callers' OpenAI SDKs talk to, a route for each endpoint in payload's table."""
 
-from flask import Blueprint, Response
+from functools import partial
 
-from tokenrouter import payload, proxy
+from flask import Blueprint
+
+from tokenrouter import payload, proxy, reports
+from tokenrouter.auth import Caller
+from tokenrouter.errors import ModelNotFound
 
 blueprint = Blueprint("v1", __name__, url_prefix="/v1")
 
 
-@blueprint.post("/chat/completions")
-def chat_completions() -> Response:
-    """Answer a chat, whole or as a stream."""
-    return proxy.handle(payload.CHAT)
+for endpoint in payload.ENDPOINTS:
+    blueprint.post(endpoint.path, endpoint=endpoint.name)(partial(proxy.handle, endpoint))
 
 
 @blueprint.get("/models")
 def models() -> dict[str, object]:
     """List the models that the caller's team may call."""
+    return {"object": "list", "data": _models_of(proxy.authenticate("/models"))}
+
+
+@blueprint.get("/models/<path:model_id>")
+def model(model_id: str) -> dict[str, object]:
+    """Return one of the models that the caller's team may call."""
     caller = proxy.authenticate("/models")
+    payload.check_model(model_id, proxy.relay().settings.allowed_models, caller.models)
+    for model_object in _models_of(caller):
+        if model_object["id"] == model_id:
+            return model_object
+    raise ModelNotFound(f"The model `{model_id}` is not one that the provider has.", param="model")
+
+
+def _models_of(caller: Caller) -> list[dict[str, object]]:
     own = proxy.relay()
-    names = payload.narrowed(own.settings.allowed_models, caller.models)
-    return {"object": "list", "data": own.catalogue.models(names)}
+    return own.catalogue.models(payload.narrowed(own.settings.allowed_models, caller.models))
+
+
+@blueprint.get("/usage")
+def usage() -> dict[str, object]:
+    """Tell the caller's team what it used, in all and of late."""
+    caller = proxy.authenticate("/usage")
+    models = payload.narrowed(proxy.relay().settings.allowed_models, caller.models)
+    return reports.own_usage(caller.team_id, models)

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Row
 
 from tokenrouter.driver import DriverConnection, Statement
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
+from tokenrouter.ledger.responses import remember
 from tokenrouter.ledger.rules import Ask, Balance, Outcome, Reservation, decide
 from tokenrouter.models import (
     INTERRUPTED,
@@ -122,6 +123,8 @@ class Settle:
 
     reservation: Reservation
     outcome: Outcome
+    given_id: str | None = None
+    """The id of a response that the team may name from now on."""
     must_happen: ClassVar[bool] = True
     durable: ClassVar[bool] = True
     tries: int = 0
@@ -139,6 +142,8 @@ class Settle:
         if taken.rowcount == 1:
             tx.balances[call.team_id].settle(call.held_tokens, self.outcome.charged_tokens)
             tx.count(call.team_id, call.day, call.model, self.outcome)
+            if self.given_id is not None:
+                remember(tx.connection, call.team_id, self.given_id, self.outcome.charged_tokens)
             return True
         # after a try whose commit was lost on the way back, the row may bear this very outcome
         return self.tries > 1 and self._stands_in_log(tx)

@@ -122,13 +122,14 @@ class Ledger:
         """
         self._writer.run(Reject(ask, status_code, error_code))
 
-    def settle(self, reservation: Reservation, outcome: Outcome) -> None:
+    def settle(self, reservation: Reservation, outcome: Outcome, given_id: str | None = None) -> None:
         """Book the end of a call: charge, give the hold back and complete the row, safe against a power cut.
 
+        In the same transaction the id of a response that the team was given is remembered.
         Return when that is committed, or after 5 s without a database; it is then tried again in the background.
         """
         deadline = time.monotonic() + SETTLE_WAIT_S
-        ticket = self._writer.submit(Settle(reservation, outcome), then=self._settled)
+        ticket = self._writer.submit(Settle(reservation, outcome, given_id), then=self._settled)
         if not ticket.wait(max(0.0, deadline - time.monotonic())):
             logger.warning("Call %d is answered before its settlement could be written", reservation.call_id)
 

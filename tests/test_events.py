@@ -1,0 +1,118 @@
+"""Typed event streams: what is read of each event, and when the stream is over."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tokenrouter.events import TypedMeter, response_texts
+from tokenrouter.metering import Usage, count_tokens
+from tokenrouter.payload.endpoints import IMAGES, RESPONSES, SPEECH, TRANSCRIPTIONS
+
+USAGE = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
+
+
+def event(kind: str, **members: Any) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **members})}\n\n".encode()
+
+
+def read(*events: bytes, endpoint=RESPONSES, answers: int = 1) -> TypedMeter:
+    meter = TypedMeter(endpoint.last_events, answers)
+    assert [meter.read(each) for each in events] == [False] * len(events)
+    return meter
+
+
+@pytest.mark.parametrize("kind", ["response.completed", "response.incomplete"])
+def test_last_event_of_a_response_ends_it_and_brings_usage_and_id(kind: str):
+    meter = read(event(kind, response={"id": "resp_1", "usage": USAGE}))
+    assert meter.ended and meter.is_whole(1) and not meter.failed
+    assert (meter.usage, meter.response_id) == (Usage(3, 4, 7), "resp_1")
+
+
+FAILURES = [
+    event("response.failed", response={}),
+    event("error", message="x"),
+    b'data: {"error": {"message": "x"}}\n\n',
+]
+
+
+@pytest.mark.parametrize("last", FAILURES)
+def test_failure_ends_a_response(last: bytes):
+    meter = read(event("response.output_text.delta", delta="a"), last)
+    assert meter.failed and meter.ended and not meter.is_whole(1)
+
+
+@pytest.mark.parametrize("kind", ["response.created", "response.queued", "response.in_progress", "error"])
+def test_opening_events_are_nothing_of_an_answer(kind: str):
+    assert not read(event(kind, response={"usage": None})).began
+
+
+@pytest.mark.parametrize("kind", ["response.output_item.added", "response.output_text.delta", "response.unheard.of"])
+def test_any_other_event_is_something_of_an_answer(kind: str):
+    assert read(event(kind)).began
+
+
+def test_texts_of_deltas_and_names_of_functions_are_counted():
+    meter = read(
+        event("response.output_item.added", item={"type": "function_call", "name": "weather"}),
+        event("response.function_call_arguments.delta", delta='{"city":'),
+        event("response.reasoning_summary_text.delta", delta="Thinking"),
+        event("response.audio.delta", delta="QUJD" * 1000),
+        event("response.output_text.done", text="Thinking"),
+    )
+    assert meter.completion_tokens() == count_tokens(['weather{"city":Thinking'])
+    assert 0 < meter.estimated_tokens() < 50
+
+
+def test_whole_answer_in_the_last_event_counts_in_place_of_its_pieces():
+    output = [{"type": "message", "content": [{"type": "output_text", "text": "One two three"}]}]
+    meter = read(
+        event("response.output_text.delta", delta="One"), event("response.completed", response={"output": output})
+    )
+    assert (meter.usage, meter.completion_tokens()) == (None, count_tokens(["One two three"]))
+
+
+def test_texts_of_a_response_are_its_messages_reasoning_and_calls():
+    output = [
+        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "a"}]},
+        {"type": "function_call", "name": "b", "arguments": "c", "call_id": "call_1"},
+        {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "d"}]},
+        {"type": "message", "content": [{"type": "output_text", "text": "e", "annotations": [{"text": "no"}]}]},
+    ]
+    assert response_texts({"output": output}) == ["a", "b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize("document", [None, [], {}, {"output": None}, {"output": "text"}, {"output": [1, None, "x"]}])
+def test_what_is_no_response_has_no_texts(document: object):
+    assert response_texts(document) == []
+
+
+@pytest.mark.parametrize("data", [b"data: [DONE]\n\n", b": ping\n\n", b"data: [1]\n\n", b"data: {\n\n", b"\n\n"])
+def test_what_is_no_typed_event_changes_nothing(data: bytes):
+    meter = read(data)
+    assert not (meter.began or meter.ended or meter.is_whole(1))
+
+
+def test_type_that_is_no_text_is_passed_over():
+    assert not read(b'data: {"type": ["response.completed"], "delta": 1}\n\n').ended
+
+
+def test_each_image_has_its_last_event_and_its_usage():
+    done = event("image_generation.completed", usage=USAGE)
+    partial = event("image_generation.partial_image", b64_json="AAAA")
+    assert not read(partial, done, endpoint=IMAGES, answers=2).ended
+    meter = read(partial, done, partial, done, endpoint=IMAGES, answers=2)
+    assert (meter.ended, meter.usage) == (True, Usage(6, 8, 14))
+
+
+def test_fewer_images_than_asked_for_are_a_whole_answer():
+    assert read(event("image_generation.completed"), endpoint=IMAGES, answers=2).is_whole(2)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "kind"), [(SPEECH, "speech.audio.done"), (TRANSCRIPTIONS, "transcript.text.done")]
+)
+def test_sound_is_over_with_its_last_event(endpoint, kind: str):
+    meter = read(event(kind, usage=USAGE), endpoint=endpoint)
+    assert (meter.ended, meter.usage) == (True, Usage(3, 4, 7))
+    assert not read(event("response.completed"), endpoint=endpoint).ended

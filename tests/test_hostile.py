@@ -1,0 +1,230 @@
+"""Bodies made to harm: the right 400, or passed on as they are; nothing charged, nothing forwarded, no 5xx."""
+
+import gzip
+import json
+import time
+
+import pytest
+from asking import FORMS, JSON_ENDPOINTS, MODEL, ask, body_of
+from conftest import Member, stored
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from tokenrouter import reports
+from tokenrouter.standin import StandInProvider
+
+
+def assert_refused(reply: TestResponse, provider: StandInProvider, param: str | None, status: int = 400) -> None:
+    assert (reply.status_code, reply.json["error"]["param"]) == (status, param), reply.data[:300]
+    assert reply.json["error"]["type"] == "invalid_request_error"
+    assert len(reply.data) < 1000
+    assert (provider.calls, reports.newest_calls(None, 1)) == ([], [])
+
+
+def post_raw(client: FlaskClient, team: Member, endpoint: str, data: bytes, **headers: str) -> TestResponse:
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    return client.post(f"/v1/{endpoint}", data=data, headers=team.headers | headers, content_type="application/json")
+
+
+NO_OBJECTS = {
+    "empty": b"",
+    "array": b"[]",
+    "null": b"null",
+    "NaN": b'{"temperature": NaN}',
+    "minus infinity": b'{"temperature": -Infinity}',
+    "number beyond floats": b'{"temperature": 1e400}',
+    "half a surrogate": b'{"model": "\\ud800"}',
+    "10,000 arrays": b'{"input": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+    "10,000 objects": b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+    "900 levels": b'{"input": ' + b"[" * 900 + b"]" * 900 + b"}",
+    "binary": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("endpoint", JSON_ENDPOINTS)
+@pytest.mark.parametrize("name", NO_OBJECTS)
+def test_what_is_no_usable_json_object_is_refused(
+    client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, name: str
+):
+    assert_refused(post_raw(client, team, endpoint, NO_OBJECTS[name]), provider, None)
+
+
+COUNTS = [10**9, 10**19, 10**30, -1, 0, 1.5, "2", True, [], {}]
+LIMITS = [10**10, 10**19, 10**30, -1, 1.5, "5", True, [], {}]
+FIELDS = {
+    "chat/completions": {"n": COUNTS, "max_tokens": LIMITS, "max_completion_tokens": LIMITS},
+    "completions": {"n": COUNTS, "best_of": COUNTS, "max_tokens": LIMITS},
+    "responses": {"max_output_tokens": LIMITS, "tools": ["search"]},
+    "images/generations": {"n": COUNTS, "stream": ["yes", 1]},
+    "audio/speech": {"stream": ["yes", 1], "stream_options": [1]},
+}
+MODELS = [1, ["GPT-5-nano"], {"id": "GPT-5-nano"}, True, "GPT-5-nano\n", "GPT-5-nano\0"]
+WRONG = [(endpoint, name, value) for endpoint, fields in FIELDS.items() for name in fields for value in fields[name]]
+WRONG += [(endpoint, "model", value) for endpoint in JSON_ENDPOINTS for value in MODELS]
+
+
+@pytest.mark.parametrize(("endpoint", "field", "value"), WRONG)
+def test_field_of_the_wrong_type_or_size_is_named(
+    client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, field: str, value: object
+):
+    assert_refused(ask(client, team, endpoint, **{field: value}), provider, field)
+
+
+FORM_FIELDS = [("n", value) for value in ("0", "-1", "1.5", "1e3", "two", "", "\u0662", str(10**9), "9" * 5000)]
+FORM_FIELDS += [("model", "GPT-5-nano\n")]
+
+
+@pytest.mark.parametrize(("field", "value"), FORM_FIELDS)
+def test_field_of_a_form_is_checked_likewise(
+    client: FlaskClient, team: Member, provider: StandInProvider, field: str, value: str
+):
+    assert_refused(ask(client, team, "images/edits", **{field: value}), provider, field)
+
+
+SPELLINGS = {
+    "a megabyte": "x" * 1_000_000,
+    "small": "gpt-5-nano",
+    "space after": "GPT-5-nano ",
+    "wide letter": "\uff27PT-5-nano",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("endpoint", [*JSON_ENDPOINTS, *FORMS])
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_model_of_any_other_spelling_is_not_found(
+    client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, name: str
+):
+    reply = ask(client, team, endpoint, model=SPELLINGS[name])
+    assert (reply.status_code, reply.json["error"]["code"]) == (404, "model_not_found")
+    assert len(reply.data) < 1000
+    (row,) = reports.newest_calls(None, 2)
+    assert (row.status, len(row.model) <= 200) == ("rejected", True)
+    assert (provider.calls, stored(team).settled_tokens) == ([], 0)
+
+
+PASSED_ON = [
+    ("chat/completions", {"max_tokens": 0, "max_completion_tokens": None}),
+    ("completions", {"max_tokens": 0, "n": None, "best_of": None}),
+    ("responses", {"max_output_tokens": 0}),
+    ("responses", {"max_output_tokens": None, "tools": None, "stream": None}),
+    ("responses", {"input": None}),
+    ("embeddings", {"input": None}),
+    ("completions", {"prompt": None}),
+    ("moderations", {"input": {"unheard": ["of"]}}),
+    ("images/generations", {"prompt": 5}),
+    ("audio/speech", {"input": [None, 1.5, "x"]}),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "fields"), PASSED_ON)
+def test_what_is_the_providers_to_judge_is_passed_on_as_it_is(
+    client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, fields: dict[str, object]
+):
+    body = body_of(endpoint) | fields
+    reply = client.post(f"/v1/{endpoint}", json=body, headers=team.headers)
+    assert reply.status_code < 500
+    assert provider.calls[0].json == body
+    assert stored(team).held_tokens == 0
+
+
+@pytest.mark.parametrize("endpoint", JSON_ENDPOINTS)
+def test_missing_input_is_the_providers_to_refuse(
+    client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str
+):
+    reply = client.post(f"/v1/{endpoint}", json={"model": MODEL}, headers=team.headers)
+    assert reply.status_code == 400
+    assert [call.json for call in provider.calls] == [{"model": MODEL}]
+    assert (stored(team).settled_tokens, stored(team).held_tokens) == (0, 0)
+
+
+# Numbers and names that could be read in two ways
+
+
+@pytest.mark.parametrize(
+    "digits",
+    [b"18446744073709551616", b"-9223372036854775809", b"1" + b"0" * 30, b"9" * 300],
+    ids=["2**64", "-2**63-1", "10**30", "300 digits"],
+)
+def test_integer_that_would_change_on_its_way_is_refused(
+    client: FlaskClient, team: Member, provider: StandInProvider, digits: bytes
+):
+    body = json.dumps(body_of("chat/completions")).encode()
+    nested = body[:-1] + b', "metadata": {"a": [' + digits + b"]}}"
+    assert_refused(post_raw(client, team, "chat/completions", nested), provider, None)
+    assert_refused(
+        post_raw(client, team, "chat/completions", body[:-1] + b', "seed": ' + digits + b"}"), provider, "seed"
+    )
+
+
+@pytest.mark.parametrize("number", [2**64 - 1, -(2**63), 1234567890123456789])
+def test_integer_of_64_bits_arrives_exactly(client: FlaskClient, team: Member, provider: StandInProvider, number: int):
+    assert ask(client, team, "chat/completions", seed=number).status_code == 200
+    assert provider.calls[0].json["seed"] == number
+    assert str(number).encode() in provider.calls[0].body
+
+
+def test_long_digits_in_a_text_or_a_fraction_are_no_integer(
+    client: FlaskClient, team: Member, provider: StandInProvider
+):
+    fields = {"user": "1" * 400, "temperature": 0.1234567890123456789}
+    assert ask(client, team, "chat/completions", **fields).status_code == 200
+    assert provider.calls[0].json["user"] == "1" * 400
+
+
+def test_of_duplicate_keys_the_last_is_checked_and_sent(client: FlaskClient, team: Member, provider: StandInProvider):
+    messages = json.dumps(body_of("chat/completions")["messages"])
+    for models, status in ((("gpt-4", MODEL), 200), ((MODEL, "gpt-4"), 404)):
+        first, second = models
+        data = f'{{"model": "{first}", "messages": {messages}, "model": "{second}"}}'
+        assert post_raw(client, team, "chat/completions", data.encode()).status_code == status
+    assert [call.json["model"] for call in provider.calls] == [MODEL]
+    assert provider.calls[0].body.count(b'"model"') == 1
+
+
+# Compression
+
+
+BOMB = gzip.compress(b" " * 20_000_000)
+
+
+@pytest.mark.parametrize("endpoint", ["chat/completions", "responses", "audio/transcriptions"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip"])
+def test_compressed_body_is_refused(
+    client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, encoding: str
+):
+    reply = post_raw(client, team, endpoint, BOMB, Content_Encoding=encoding)
+    assert_refused(reply, provider, None)
+    assert "Content-Encoding" in reply.json["error"]["message"]
+
+
+def test_encoding_may_be_said_to_be_none(client: FlaskClient, team: Member):
+    data = json.dumps(body_of("chat/completions")).encode()
+    assert post_raw(client, team, "chat/completions", data, Content_Encoding="identity").status_code == 200
+
+
+# Time and memory
+
+
+LARGE = {
+    "tokens": lambda: {"model": MODEL, "input": [7] * 2_000_000},
+    "texts": lambda: {"model": MODEL, "input": ["word"] * 500_000},
+    "one text": lambda: {"model": MODEL, "input": "word " * 1_000_000},
+    "no spaces": lambda: {"model": MODEL, "input": "x" * 5_000_000},
+    "digits": lambda: {"model": MODEL, "input": "7" * 5_000_000},
+    "items": lambda: {"model": MODEL, "input": [{"role": "user", "content": [{}] * 10}] * 50_000},
+    "names": lambda: {"model": MODEL, "input": "", **{f"name {at}": at for at in range(300_000)}},
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("endpoint", ["responses", "embeddings"])
+def test_large_body_is_judged_within_seconds(
+    client: FlaskClient, new_team, provider: StandInProvider, endpoint: str, name: str
+):
+    team = new_team(quota_tokens=0)
+    data = json.dumps(LARGE[name]()).encode()
+    started = time.perf_counter()
+    assert post_raw(client, team, endpoint, data).status_code == 429
+    assert time.perf_counter() - started < 5
+    assert provider.calls == []

@@ -1,0 +1,115 @@
+"""The one settlement of a call."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from tokenrouter.errors import APIError
+from tokenrouter.events import TypedMeter
+from tokenrouter.ledger import Ledger, Outcome, Reservation
+from tokenrouter.metering import StreamMeter, Usage
+from tokenrouter.models import BY_PROVIDER, ESTIMATED, NOT_COUNTED, OK, PROVIDER_ERROR
+from tokenrouter.payload import Call
+from tokenrouter.provider import Reply
+
+
+class Booking:
+    """The one settlement of a call, whichever of its endings comes first."""
+
+    reply: Reply
+
+    def __init__(self, ledger: Ledger, reservation: Reservation, call: Call, started: float) -> None:
+        """Take over a reservation; `started` is when the request came, by time.perf_counter."""
+        self.call = call
+        self._ledger = ledger
+        self._reservation = reservation
+        self._started = started
+        self._first_byte_ms: int | None = None
+        self._open = True
+        self._lock = threading.Lock()
+
+    def first_byte(self) -> None:
+        """Note when the answer began."""
+        self._first_byte_ms = self._elapsed_ms()
+
+    def watch(self, meter: StreamMeter | TypedMeter) -> None:
+        """Have the meter's estimate saved from time to time, for the case that this worker dies."""
+        ceiling = self.call.output_ceiling()
+        self._reservation.progress = lambda: _within(meter.estimated_tokens(), ceiling)
+
+    def answered(
+        self, usage: Usage | None, count_completion: Callable[[], int], response_id: str | None = None
+    ) -> None:
+        """Book a whole answer, by what the provider reported, else by a count of its texts.
+
+        The id of a response that a later call may name is remembered with it.
+        """
+        if not self._claim():
+            return
+        given_id = response_id if self.call.can_be_gone_on_from else None
+        if usage is not None:
+            self._settle(OK, usage, BY_PROVIDER, given_id=given_id)
+        elif self.call.endpoint.is_free_without_usage:
+            self._settle(OK, Usage(0, 0, 0), NOT_COUNTED)
+        else:
+            self._settle(OK, self._counted(count_completion), ESTIMATED, given_id=given_id)
+
+    def cut(self, status: str, reported: Usage | None, count_completion: Callable[[], int], code: str | None) -> None:
+        """Book an answer that was cut short: what arrived is charged, or what was reported where that is more."""
+        if not self._claim():
+            return
+        usage = self._counted(count_completion)
+        if reported is not None:
+            usage = max(reported, usage, key=lambda usage: usage.total_tokens)
+        self._settle(status, usage, ESTIMATED if reported is None else BY_PROVIDER, error_code=code)
+
+    def failed(self, error: Exception) -> None:
+        """Book a call that brought nothing of an answer: it costs nothing."""
+        if not self._claim():
+            return
+        api_error = error if isinstance(error, APIError) else APIError(str(error))
+        code = api_error.code or api_error.type
+        self._settle(PROVIDER_ERROR, Usage(0, 0, 0), NOT_COUNTED, status_code=api_error.status, error_code=code)
+
+    def _claim(self) -> bool:
+        """Return True once: to the ending that came first."""
+        with self._lock:
+            first, self._open = self._open, False
+        return first
+
+    def _counted(self, count_completion: Callable[[], int]) -> Usage:
+        prompt, completion = self.call.prompt.count(), _within(count_completion(), self.call.output_ceiling())
+        return Usage(prompt, completion, prompt + completion)
+
+    def _settle(
+        self,
+        status: str,
+        usage: Usage,
+        source: str,
+        *,
+        status_code: int = 200,
+        error_code: str | None = None,
+        given_id: str | None = None,
+    ) -> None:
+        outcome = Outcome(
+            status=status,
+            status_code=status_code,
+            charged_tokens=usage.total_tokens,
+            usage_source=source,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.total_tokens,
+            latency_ms=self._elapsed_ms(),
+            first_byte_ms=self._first_byte_ms,
+            error_code=error_code,
+            provider_request_id=self.reply.request_id if hasattr(self, "reply") else None,
+        )
+        self._ledger.settle(self._reservation, outcome, given_id)
+
+    def _elapsed_ms(self) -> int:
+        return round((time.perf_counter() - self._started) * 1000)
+
+
+def _within(tokens: int, ceiling: int | None) -> int:
+    """Keep a count of ours within the request's output limit, which the provider's own count cannot exceed."""
+    return tokens if ceiling is None else min(tokens, ceiling)

@@ -1,0 +1,127 @@
+"""Watch streams whose events name their type, and which one of certain types ends, as those of responses do.
+
+Source: OpenAI's API reference: streaming events of responses, images, speech and transcriptions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tokenrouter import sse
+from tokenrouter.estimate import estimate_text_tokens
+from tokenrouter.metering import Usage, count_tokens, parse_json, read_usage
+
+OPENING = frozenset(("response.created", "response.queued", "response.in_progress", "keepalive"))
+"""Events that bring nothing of an answer."""
+BINARY_DELTA = "response.audio.delta"
+
+
+@dataclass(frozen=True)
+class LastEvents:
+    """The types of the events after which nothing of an answer comes: it is whole, or it failed."""
+
+    good: frozenset[str] = frozenset()
+    bad: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        """Tell whether any event is the last one by its type."""
+        return bool(self.good)
+
+
+NOTHING_LAST = LastEvents()
+
+
+class TypedMeter:
+    """Watch the events of one streamed answer, with the claims and figures of `metering.StreamMeter`."""
+
+    def __init__(self, last_events: LastEvents, answers: int) -> None:
+        """Start before the first event of so many answers: each image has a last event of its own."""
+        self.usage: Usage | None = None
+        self.failed = False
+        self.began = False
+        self.response_id: str | None = None
+        self._last = last_events
+        self._to_come = answers
+        self._came = 0
+        self._texts: list[str] = []
+        self._estimated_tokens = 0
+        self._estimated_texts = 0
+
+    def read(self, event: bytes) -> bool:
+        """Take note of an event; return False: none of them is there for usage alone."""
+        document = parse_json(sse.event_data(event))
+        if not isinstance(document, dict):
+            return False
+        kind = document.get("type") if isinstance(document.get("type"), str) else ""
+        response = document.get("response")
+        if (usage := read_usage(response) or read_usage(document)) is not None:
+            self.usage = usage + self.usage if self._came and self.usage else usage
+        self._note(kind, document)
+        if kind in self._last.good:
+            self._came += 1
+            self._take_whole(response)
+        elif kind in self._last.bad or document.get("error"):
+            self.failed = True
+        return False
+
+    def read_like_last(self, data: bytes) -> bool:
+        """Return False: an event of this kind has to be read to be told from the last one."""
+        return False
+
+    def _note(self, kind: str, document: dict[str, Any]) -> None:
+        self.began = self.began or self.usage is not None or not (kind in OPENING or kind in self._last.bad)
+        delta = document.get("delta")
+        if kind.endswith(".delta") and isinstance(delta, str) and kind != BINARY_DELTA:
+            self._texts.append(delta)
+        item = document.get("item")
+        if kind == "response.output_item.added" and isinstance(item, dict) and isinstance(item.get("name"), str):
+            self._texts.append(item["name"])
+
+    def _take_whole(self, response: object) -> None:
+        """Trust the whole answer, where the last event repeats it, more than its pieces."""
+        if isinstance(response, dict):
+            if isinstance(response.get("id"), str):
+                self.response_id = response["id"]
+            self._texts = response_texts(response) or self._texts
+
+    def is_whole(self, answers: int) -> bool:
+        """Tell whether an answer came to its end, though perhaps not as many as were asked for."""
+        return self._came > 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last event was seen."""
+        return self._came >= self._to_come or self.failed
+
+    def completion_tokens(self) -> int:
+        """Count what has arrived, exactly."""
+        return count_tokens(["".join(self._texts)])
+
+    def estimated_tokens(self) -> int:
+        """Estimate what has arrived; each call looks only at what is new, so it may come often."""
+        new = self._texts[self._estimated_texts :]
+        self._estimated_texts += len(new)
+        self._estimated_tokens += estimate_text_tokens("".join(new))
+        return self._estimated_tokens
+
+
+def response_texts(document: object) -> list[str]:
+    """Return every text that a response's output brings: messages, reasoning, and calls of functions."""
+    output = document.get("output") if isinstance(document, dict) else None
+    return list(_texts_within(output)) if isinstance(output, list) else []
+
+
+TEXT_KEYS = frozenset(("text", "refusal", "name", "arguments", "input", "code", "transcript"))
+
+
+def _texts_within(value: object) -> Iterator[str]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _texts_within(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if isinstance(item, str):
+                if name in TEXT_KEYS:
+                    yield item
+            elif name != "annotations":
+                yield from _texts_within(item)

@@ -1,0 +1,19 @@
+"""Check and normalise a request's body, and work out what the call may cost. Knows neither Flask nor the database."""
+
+from tokenrouter.payload.allowlist import check_model, model_of, narrowed
+from tokenrouter.payload.calls import Call, check
+from tokenrouter.payload.documents import form_body, parse
+from tokenrouter.payload.endpoints import CHAT, ENDPOINTS, Endpoint
+
+__all__ = [
+    "CHAT",
+    "ENDPOINTS",
+    "Call",
+    "Endpoint",
+    "check",
+    "check_model",
+    "form_body",
+    "model_of",
+    "narrowed",
+    "parse",
+]

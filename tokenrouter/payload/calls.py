@@ -1,0 +1,137 @@
+"""Check the fields that decide what a call costs, and set what the settings and the quota demand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from tokenrouter.config import Settings
+from tokenrouter.errors import InvalidRequest
+from tokenrouter.metering import Prompt
+from tokenrouter.payload.endpoints import Endpoint
+
+MOST_CHOICES = 128  # OpenAI's own limit for n
+MOST_OUTPUT_TOKENS = 2**31 - 1
+
+
+@dataclass
+class Call:
+    """A checked request: what will be sent, and the most it may cost."""
+
+    endpoint: Endpoint
+    body: dict[str, Any]
+    model: str
+    stream: bool
+    wants_usage: bool
+    """Whether the caller asked for the event that reports usage."""
+    prompt: Prompt
+    prompt_tokens: int
+    output_tokens: int
+    choices: int
+    """How many outputs count, each of which a limit may hold back; none where the answer is no text."""
+    answers: int
+    """How many of them the caller will see."""
+
+    def limit_output(self, tokens: int) -> None:
+        """Limit each choice, in the field or fields that the caller used."""
+        used = [name for name in self.endpoint.limits if self.body.get(name) is not None]
+        for name in used or self.endpoint.limits[-1:]:
+            self.body[name] = tokens
+
+    def output_ceiling(self) -> int | None:
+        """Return the most tokens that an answer within the request's limit can have; None where it has none."""
+        limits = [limit for name in self.endpoint.limits if (limit := self.body.get(name))]
+        return self.choices * max(limits) if limits else None
+
+    def add_prompt(self, tokens: int) -> None:
+        """Count more to the prompt than the body says."""
+        self.prompt.flat_tokens += tokens
+        self.prompt_tokens += tokens
+
+    @property
+    def previous_response(self) -> Any:
+        """The response that this call goes on from, as the body names it."""
+        return self.body.get(self.endpoint.goes_on_from) if self.endpoint.goes_on_from else None
+
+    @property
+    def can_be_gone_on_from(self) -> bool:
+        """Whether a later call may name the answer to this one."""
+        return bool(self.endpoint.goes_on_from) and self.body.get("store") is not False
+
+    @property
+    def takes_plain_text(self) -> bool:
+        """Whether the answer may be a text as well as JSON."""
+        return self.body.get("response_format") in self.endpoint.text_formats if self.endpoint.text_formats else False
+
+    @property
+    def asks_for_usage_unasked(self) -> bool:
+        """Whether what is sent asks for the usage of a stream though the caller did not."""
+        return self.stream and not self.wants_usage and self.endpoint.usage_is_asked_for
+
+    def encode(self) -> bytes:
+        """Return the body to send: of a stream, the provider is always asked for its usage."""
+        if not self.asks_for_usage_unasked:
+            return self.encode_as_asked()
+        options = self.body.get("stream_options") or {}
+        return orjson.dumps({**self.body, "stream_options": {**options, "include_usage": True}})
+
+    def encode_as_asked(self) -> bytes:
+        """Return the body with nothing but the caller's own stream options."""
+        return orjson.dumps(self.body)
+
+
+def check(endpoint: Endpoint, body: dict[str, Any], model: str, settings: Settings) -> Call:
+    """Check the fields that decide what a call costs, set what the settings demand, and leave all others alone.
+
+    Raises InvalidRequest, naming the field.
+    """
+    body["model"] = model
+    stream = endpoint.may_stream and bool(_of_type(body, "stream", bool, "a boolean"))
+    options = _of_type(body, "stream_options", dict, "an object") or {}
+    for name in endpoint.lists:
+        _of_type(body, name, list, "an array")
+    for refuse in endpoint.refusals:
+        refuse(body)
+    counts = {name: _whole_number(body, name, 1, MOST_CHOICES) or 1 for name in endpoint.choices}
+    given = [limit for name in endpoint.limits if (limit := _whole_number(body, name, 0, MOST_OUTPUT_TOKENS))]
+    prompts = endpoint.count_prompts(body) if endpoint.count_prompts else 1
+    choices = prompts * max(counts.values(), default=1) if endpoint.limits else 0
+    limit = max(given, default=settings.max_output_tokens or settings.output_reserve_tokens)
+    prompt = endpoint.read_prompt(body)
+    call = Call(
+        endpoint=endpoint,
+        body=body,
+        model=model,
+        stream=stream,
+        wants_usage=options.get("include_usage") is True,
+        prompt=prompt,
+        prompt_tokens=max(1, prompt.estimate()),  # so that a quota of 0 blocks what asks for nothing, too
+        output_tokens=choices * limit,
+        choices=choices,
+        answers=prompts * counts.get("n", 1),
+    )
+    if endpoint.limits:
+        _set_ceiling(call, given, settings.max_output_tokens)
+    return call
+
+
+def _set_ceiling(call: Call, given: list[int], ceiling: int | None) -> None:
+    if ceiling is None or (given and max(given) <= ceiling):
+        return
+    call.limit_output(ceiling)
+    call.output_tokens = call.choices * ceiling
+
+
+def _of_type(body: Mapping[str, Any], name: str, kind: type, words: str) -> Any:
+    value = body.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise InvalidRequest(f"{name} is not {words}.", param=name)
+    return value
+
+
+def _whole_number(body: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
+    value = body.get(name)
+    if value is not None and (type(value) is not int or not least <= value <= most):
+        raise InvalidRequest(f"{name} is not a whole number from {least} to {most:,}.", param=name)
+    return value
