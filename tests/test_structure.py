@@ -16,6 +16,7 @@ PACKAGE = ROOT / "tokenrouter"
 LADDER = (
     "config errors sse estimate driver",
     "models metering",
+    "changes",
     "auth payload provider ledger reports teams schema sessions",
     "catalogue",
     "proxy",

@@ -12,7 +12,7 @@ from tokenrouter.config import ConfigError
 from tokenrouter.models import db
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0001"
+HEAD = "0002"
 
 
 class DatabaseUnreachable(ConfigError):

@@ -1,0 +1,97 @@
+"""The record of who changed what: written in the transaction of the change itself, and never edited."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import insert, select
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session
+
+from tokenrouter.models import NAME_LENGTH, Change, db
+
+PANEL = "panel"
+CLI = "cli"
+API = "api"
+
+TEAM_CREATE = "team.create"
+TEAM_UPDATE = "team.update"
+TEAM_DELETE = "team.delete"
+USAGE_RESET = "usage.reset"
+TOKEN_CREATE = "token.create"
+TOKEN_REVOKE = "token.revoke"
+TOKEN_ROTATE = "token.rotate"
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who makes a change: `kind` is panel, cli or api; `detail` an address, `user@host`, or a token's label."""
+
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class ChangesPage:
+    """Changes, newest first, and the ids to hand to `page` for those around them; None where there are none."""
+
+    rows: list[Change]
+    before_id: int | None
+    """The `before_id` of the next older page."""
+    after_id: int | None
+    """The `after_id` of the next newer page."""
+
+
+def record(
+    connection: Session | Connection,
+    by: Actor,
+    action: str,
+    team_id: int | None,
+    team_name: str | None,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a change down in the caller's transaction.
+
+    `before` and `after` hold the changed fields alone, as JSON can tell them, and never a secret.
+    """
+    values = {
+        "at": datetime.now(UTC),
+        "actor_kind": by.kind,
+        "actor_detail": by.detail[:NAME_LENGTH],
+        "action": action,
+        "team_id": team_id,
+        "team_name": team_name,
+        "before": before and dict(before),
+        "after": after and dict(after),
+    }
+    connection.execute(insert(Change).values(values))
+
+
+def page(
+    before_id: int | None = None, after_id: int | None = None, limit: int = 50, team_id: int | None = None
+) -> ChangesPage:
+    """Return the changes next older than `before_id`, or next newer than `after_id`, or the newest; of a team, or all.
+
+    They are detached.
+    """
+    query = select(Change).limit(limit + 1)
+    if team_id is not None:
+        query = query.where(Change.team_id == team_id)
+    with Session(db.engine) as session:
+        if after_id is not None:
+            newer = list(session.scalars(query.where(Change.id > after_id).order_by(Change.id)))
+            if len(newer) > limit:
+                rows = newer[limit - 1 :: -1]
+                return ChangesPage(rows, rows[-1].id, rows[0].id)
+            before_id = None  # there is no full page of newer ones: these are among the newest
+        if before_id is not None:
+            query = query.where(Change.id < before_id)
+        rows = list(session.scalars(query.order_by(Change.id.desc())))
+    shown = rows[:limit]
+    return ChangesPage(
+        shown,
+        before_id=shown[-1].id if len(rows) > limit else None,
+        after_id=shown[0].id if shown and before_id is not None else None,
+    )
