@@ -34,13 +34,13 @@ class Actor:
 
 @dataclass(frozen=True)
 class ChangesPage:
-    """Changes, newest first, and the ids to hand to `page` for those around them; None where there are none."""
+    """Changes, newest first, and where to go on."""
 
     rows: list[Change]
     before_id: int | None
-    """The `before_id` of the next older page."""
+    """The `before_id` of the next page; None where there is no older change."""
     after_id: int | None
-    """The `after_id` of the next newer page."""
+    """The `after_id` of the page before; None on the newest page."""
 
 
 def record(
@@ -72,26 +72,22 @@ def record(
 def page(
     before_id: int | None = None, after_id: int | None = None, limit: int = 50, team_id: int | None = None
 ) -> ChangesPage:
-    """Return the changes next older than `before_id`, or next newer than `after_id`, or the newest; of a team, or all.
+    """Return the changes next older than `before_id`, or next newer than `after_id`, or the newest, detached.
 
-    They are detached.
+    They are those of a team, or all.
     """
     query = select(Change).limit(limit + 1)
     if team_id is not None:
         query = query.where(Change.team_id == team_id)
     with Session(db.engine) as session:
         if after_id is not None:
-            newer = list(session.scalars(query.where(Change.id > after_id).order_by(Change.id)))
-            if len(newer) > limit:
-                rows = newer[limit - 1 :: -1]
-                return ChangesPage(rows, rows[-1].id, rows[0].id)
-            before_id = None  # there is no full page of newer ones: these are among the newest
+            above = list(session.scalars(query.where(Change.id > after_id).order_by(Change.id)))
+            if len(above) > limit:
+                rows = above[:limit][::-1]
+                return ChangesPage(rows, before_id=rows[-1].id, after_id=rows[0].id)
+            before_id = None  # what is above does not fill a page: the newest page has it
         if before_id is not None:
             query = query.where(Change.id < before_id)
         rows = list(session.scalars(query.order_by(Change.id.desc())))
-    shown = rows[:limit]
-    return ChangesPage(
-        shown,
-        before_id=shown[-1].id if len(rows) > limit else None,
-        after_id=shown[0].id if shown and before_id is not None else None,
-    )
+    older = rows[limit - 1].id if len(rows) > limit else None
+    return ChangesPage(rows[:limit], older, after_id=None if before_id is None else before_id - 1)
