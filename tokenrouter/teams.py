@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, false, select
 from sqlalchemy import update as update_rows
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -21,7 +21,7 @@ from tokenrouter import changes
 from tokenrouter.auth import SHOWN_CHARACTERS, new_bearer_token, token_hash
 from tokenrouter.changes import Actor
 from tokenrouter.config import parse_models
-from tokenrouter.models import NAME_LENGTH, ApiToken, Team, db, writing
+from tokenrouter.models import NAME_LENGTH, ApiToken, Team, db, near_id, writing
 
 MOST_QUOTA_TOKENS = 10**15
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
@@ -160,9 +160,14 @@ def get(team_id: int) -> Team:
         return _find(session, team_id)
 
 
-def _find(session: Session, which: str | int) -> Team:
-    is_meant = Team.id == which if isinstance(which, int) else Team.name == which
-    query = select(Team).where(is_meant, Team.deleted_at.is_(None)).with_for_update(key_share=True)
+def _find(session: Session, which: str | int, *, locked: bool = False) -> Team:
+    if isinstance(which, int):
+        is_meant = Team.id == near_id(which)
+    else:
+        is_meant = Team.name == which if "\0" not in which else false()  # PostgreSQL refuses such a text
+    query = select(Team).where(is_meant, Team.deleted_at.is_(None))
+    if locked:
+        query = query.with_for_update(key_share=True)
     if (team := session.scalars(query).one_or_none()) is None:
         raise NotFound("There is no such team." if isinstance(which, int) else f"There is no team {which!r}.")
     return team
@@ -239,7 +244,7 @@ def update(
     Raises InvalidValue, NotFound and NameTaken.
     """
     with _unique_name(rename or str(which)), _changing() as session:
-        team = _find(session, which)
+        team = _find(session, which, locked=True)
         before = _fields(team)
         if rename is not None:
             team.name = check_name(rename)
@@ -283,7 +288,7 @@ def delete(which: str | int, *, by: Actor) -> Team:
     Raises NotFound.
     """
     with _changing() as session:
-        team = _find(session, which)
+        team = _find(session, which, locked=True)
         _delete(session, team, by)
     return team
 
@@ -316,7 +321,7 @@ def create_token(
     if expires_at is not None and expires_at <= datetime.now(UTC):
         raise InvalidValue("expires_at", "A token cannot expire in the past.")
     with _changing() as session:
-        team = _find(session, which)
+        team = _find(session, which, locked=True)
         token, bearer_token = _add_token(session, team, label, expires_at)
         changes.record(session, by, changes.TOKEN_CREATE, team.id, team.name, after=_token_fields(token))
     return token, bearer_token
@@ -362,7 +367,7 @@ def revoke_token(which: str | int, token: str | int, *, by: Actor) -> ApiToken:
     Raises NotFound, also where several tokens begin like that.
     """
     with _changing() as session:
-        team = _find(session, which)
+        team = _find(session, which, locked=True)
         found = _find_token(session, team, token)
         found.revoked_at = datetime.now(UTC)
         changes.record(session, by, changes.TOKEN_REVOKE, team.id, team.name, before=_token_fields(found))
@@ -378,7 +383,7 @@ def rotate_token(which: str | int, token_id: int, grace: timedelta, *, by: Actor
     if not timedelta(0) <= grace <= LONGEST_GRACE:
         raise InvalidValue("grace", f"A replaced token works for 0 to {LONGEST_GRACE.days} days more.")
     with _changing() as session:
-        team = _find(session, which)
+        team = _find(session, which, locked=True)
         old = _find_token(session, team, token_id)
         if old.replaced_by_id is not None or (old.expires_at and old.expires_at <= datetime.now(UTC)):
             why = "expired" if old.replaced_by_id is None else "been replaced"

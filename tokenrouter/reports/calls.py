@@ -14,15 +14,18 @@ from typing import Any
 from sqlalchemy import ColumnElement, false, func, literal_column, select
 from sqlalchemy.engine import Connection, Row
 
-from tokenrouter.models import PENDING, RARE_STATUSES, ApiToken, RequestLog, Team, UsageDaily
+from tokenrouter.models import PENDING, RARE_STATUSES, ApiToken, RequestLog, Team, UsageDaily, near_id
 from tokenrouter.reports.reading import reading
 
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 DISORDER = timedelta(minutes=5)  # a row may be that much older than one before it: machines' clocks differ
 WINDOW_ROWS = 5_000
 CHUNK_ROWS = 1_000
 SEARCH_S = 0.15
 RECENT_ROWS = 20_000
 RECENT_DAYS = 30
+
+COMPARED = ("request_id", "team_id", "token_id", "token_prefix", "status", "model", "endpoint")
 
 CallRow = Row[Any]  # with the columns of the log as attributes
 Step = Callable[[Connection, int, int], tuple[list[CallRow], int | None]]
@@ -110,7 +113,7 @@ def call(call_id: int) -> CallDetail | None:
         select(RequestLog.__table__, ApiToken.label.label("token_label"), Team.deleted_at)
         .join(Team, Team.id == RequestLog.team_id)
         .outerjoin(ApiToken, ApiToken.id == RequestLog.token_id)
-        .where(RequestLog.id == call_id)
+        .where(RequestLog.id == near_id(call_id))
     )
     with reading() as connection:
         row = connection.execute(query).one_or_none()
@@ -145,16 +148,18 @@ class _Search:
         self.first = 0
         self.end = (connection.execute(select(func.max(RequestLog.id))).scalar() or 0) + 1
         if filter.since is not None:
-            others.append(RequestLog.created_at >= filter.since)
-            self.first = _first_id_since(connection, filter.since - DISORDER, self.end)
+            since = min(max(filter.since, EARLIEST), LATEST)
+            others.append(RequestLog.created_at >= since)
+            self.first = _first_id_since(connection, since - DISORDER, self.end)
         if filter.until is not None:
-            others.append(RequestLog.created_at < filter.until)
-            self.end = _first_id_since(connection, filter.until + DISORDER, self.end)
+            until = min(max(filter.until, EARLIEST), LATEST)
+            others.append(RequestLog.created_at < until)
+            self.end = _first_id_since(connection, until + DISORDER, self.end)
         self.rows = select(RequestLog.__table__).where(*self.indexed, *others)
 
     def page_down(self, connection: Connection, before_id: int | None, limit: int, search_s: float) -> CallsPage:
         """Return the page below an id, or the newest."""
-        start = self.end if before_id is None else min(before_id, self.end)
+        start = self.end if before_id is None else min(near_id(before_id), self.end)
         rows, rest = _collect(self.older, connection, start, limit + 1, search_s)
         shown = rows[:limit]
         newer = start - 1 if before_id is not None else None
@@ -165,6 +170,7 @@ class _Search:
 
     def page_up(self, connection: Connection, after_id: int, limit: int, search_s: float) -> CallsPage | None:
         """Return the page above an id, or None where what is there does not fill one: the newest page has it."""
+        after_id = min(near_id(after_id), self.end)
         rows, rest = _collect(self.newer, connection, after_id, limit + 1, search_s)
         if rest is None:
             return None
@@ -214,24 +220,34 @@ def _collect(
 def _conditions(
     connection: Connection, filter: CallFilter
 ) -> tuple[list[ColumnElement[bool]], list[ColumnElement[bool]]]:
-    """Return the conditions that one index serves, and the others but for the dates."""
-    conditions = {
-        name: getattr(RequestLog, name) == value
-        for name in ("request_id", "team_id", "token_id", "token_prefix", "status", "model", "endpoint")
-        if (value := getattr(filter, name)) is not None
-    }
-    indexed = ["request_id", "team_id"]
-    if filter.status == PENDING or filter.status in RARE_STATUSES:
-        indexed.insert(1 if filter.status == PENDING else 2, "status")
-        # spelled out, not bound: only so can an index of some statuses alone serve
-        conditions["status"] = RequestLog.status == literal_column(f"'{filter.status}'")
+    """Return the condition that an index serves best, if one does, and the others but for the dates."""
+    given = {name: getattr(filter, name) for name in COMPARED if getattr(filter, name) is not None}
+    if any(isinstance(value, str) and "\0" in value for value in given.values()):
+        return [false()], []  # PostgreSQL refuses such a text
+    conditions = {name: getattr(RequestLog, name) == value for name, value in given.items()}
+    by_index = ["request_id", "team_id"]
+    if filter.status == PENDING:
+        by_index.insert(1, "status")
+        conditions["status"] = RequestLog.id.in_(PENDING_IDS)  # else SQLite would go through the log from its end
+    elif filter.status in RARE_STATUSES:
+        by_index.append("status")
+        conditions["status"] = _has_status(filter.status)
     if "team_id" not in conditions and (owners := _teams_of_token(connection, filter)) is not None:
         if not owners:
             return [false()], []
         if len(owners) == 1:
             conditions["team_id"] = RequestLog.team_id == owners[0]
-    best = [conditions.pop(name) for name in indexed if name in conditions][:1]
-    return best, list(conditions.values())
+    best = next((name for name in by_index if name in conditions), None)
+    indexed = [] if best is None else [conditions.pop(best)]
+    return indexed, list(conditions.values())
+
+
+def _has_status(status: str) -> ColumnElement[bool]:
+    """Spell the status out, not bind it: only so can an index of some statuses alone serve."""
+    return RequestLog.status == literal_column(f"'{status}'")
+
+
+PENDING_IDS = select(RequestLog.id).where(_has_status(PENDING)).correlate(None)
 
 
 def _teams_of_token(connection: Connection, filter: CallFilter) -> list[int] | None:

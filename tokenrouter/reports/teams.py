@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, bindparam, case, func, or_, select
+from sqlalchemy import ColumnElement, bindparam, case, false, func, or_, select
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.orm import aliased
 
@@ -177,7 +177,9 @@ def teams_page(
 
 def _fitting(search: str, state: State | None, near_quota: Nearness | None) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = [Team.deleted_at.is_(None)]
-    if search:
+    if "\0" in search:
+        conditions.append(false())  # PostgreSQL refuses such a text
+    elif search:
         conditions.append(Team.name.icontains(search, autoescape=True))
     if state is not None:
         conditions.append(Team.active if state == "active" else ~Team.active)
