@@ -43,30 +43,24 @@ class ChangesPage:
     """The `after_id` of the page before; None on the newest page."""
 
 
-def record(
-    connection: Session | Connection,
-    by: Actor,
-    action: str,
-    team_id: int | None,
-    team_name: str | None,
-    before: Mapping[str, Any] | None = None,
-    after: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a change down in the caller's transaction.
+@dataclass(frozen=True)
+class Changed:
+    """What changed of a team; `before` and `after` hold the changed fields alone, as JSON can tell them."""
 
-    `before` and `after` hold the changed fields alone, as JSON can tell them, and never a secret.
+    team_id: int
+    team_name: str
+    before: Mapping[str, Any] | None = None
+    after: Mapping[str, Any] | None = None
+
+
+def record(connection: Session | Connection, by: Actor, action: str, *changed: Changed) -> None:
+    """Write down what somebody does to a team, or to several, in the transaction in which it is done.
+
+    No secret may be in it.
     """
-    values = {
-        "at": datetime.now(UTC),
-        "actor_kind": by.kind,
-        "actor_detail": by.detail[:NAME_LENGTH],
-        "action": action,
-        "team_id": team_id,
-        "team_name": team_name,
-        "before": before and dict(before),
-        "after": after and dict(after),
-    }
-    connection.execute(insert(Change).values(values))
+    who = {"at": datetime.now(UTC), "actor_kind": by.kind, "actor_detail": by.detail[:NAME_LENGTH], "action": action}
+    if changed:
+        connection.execute(insert(Change), [who | vars(each) for each in changed])
 
 
 def page(

@@ -6,7 +6,7 @@ id, which is an int.
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from tokenrouter import changes
 from tokenrouter.auth import SHOWN_CHARACTERS, new_bearer_token, token_hash
-from tokenrouter.changes import Actor
+from tokenrouter.changes import Actor, Changed
 from tokenrouter.config import parse_models
 from tokenrouter.models import NAME_LENGTH, ApiToken, Team, db, near_id, writing
 
@@ -124,7 +124,7 @@ def format_quota(quota_tokens: int | None) -> str:
     for suffix, size in SHORT_FORMS:
         if quota_tokens >= size:
             number = Decimal(quota_tokens) / size
-            return f"{number.normalize():f}{suffix}" if number == round(number, 2) else f"{quota_tokens:,}"
+            return f"{number.normalize():,f}{suffix}" if number == round(number, 2) else f"{quota_tokens:,}"
     return f"{quota_tokens:,}"
 
 
@@ -213,7 +213,7 @@ def create(name: str, quota_tokens: int | None = None, models: str | None = None
         session.flush()
         token, bearer_token = _add_token(session, team, None, None)
         after = _fields(team) | {"token": token.prefix}
-        changes.record(session, by, changes.TEAM_CREATE, team.id, team.name, after=after)
+        changes.record(session, by, changes.TEAM_CREATE, Changed(team.id, team.name, after=after))
     return team, bearer_token
 
 
@@ -254,32 +254,24 @@ def update(
             team.quota_tokens = check_quota(quota_tokens)
         if models is not KEEP:
             team.models = check_models(models)
-        _record_update(session, by, team, before)
+        changed = {name: value for name, value in _fields(team).items() if value != before[name]}
+        if changed:
+            old = {name: before[name] for name in changed}
+            changes.record(session, by, changes.TEAM_UPDATE, Changed(team.id, before["name"], old, changed))
     return team
 
 
-def _record_update(session: Session, by: Actor, team: Team, before: Mapping[str, Any]) -> bool:
-    """Record the fields that differ; return whether any does."""
-    changed = {name: value for name, value in _fields(team).items() if value != before[name]}
-    if changed:
-        old = {name: before[name] for name in changed}
-        changes.record(session, by, changes.TEAM_UPDATE, team.id, before["name"], old, changed)
-    return bool(changed)
-
-
 def set_active(team_ids: Iterable[int], active: bool, *, by: Actor) -> list[Team]:
-    """Let the calls of teams through, or refuse them; return those that this changed.
+    """Let the calls of teams through, or refuse them, all or none; return those that this changed.
 
     Teams that are gone, and those that are so already, are passed over.
     """
     with _changing() as session:
-        changed = []
-        for team in _those(session, team_ids):
-            before = _fields(team)
-            team.active = active
-            if _record_update(session, by, team, before):
-                changed.append(team)
-    return changed
+        teams = [team for team in _those(session, team_ids) if team.active != active]
+        session.execute(update_rows(Team).where(Team.id.in_([team.id for team in teams])).values(active=active))
+        changed = [Changed(team.id, team.name, {"active": not active}, {"active": active}) for team in teams]
+        changes.record(session, by, changes.TEAM_UPDATE, *changed)
+    return teams
 
 
 def delete(which: str | int, *, by: Actor) -> Team:
@@ -289,7 +281,7 @@ def delete(which: str | int, *, by: Actor) -> Team:
     """
     with _changing() as session:
         team = _find(session, which, locked=True)
-        _delete(session, team, by)
+        _delete(session, [team], by)
     return team
 
 
@@ -297,17 +289,17 @@ def delete_several(team_ids: Iterable[int], *, by: Actor) -> list[Team]:
     """Delete teams like `delete`, all or none; return those deleted. Teams that are gone already are passed over."""
     with _changing() as session:
         teams = _those(session, team_ids)
-        for team in teams:
-            _delete(session, team, by)
+        _delete(session, teams, by)
     return teams
 
 
-def _delete(session: Session, team: Team, by: Actor) -> None:
-    team.deleted_at = datetime.now(UTC)
-    revoked = update_rows(ApiToken).where(ApiToken.team_id == team.id, ApiToken.revoked_at.is_(None))
-    session.execute(revoked.values(revoked_at=team.deleted_at))
-    before = _fields(team) | {"used_tokens": team.used_tokens}
-    changes.record(session, by, changes.TEAM_DELETE, team.id, team.name, before=before)
+def _delete(session: Session, teams: list[Team], by: Actor) -> None:
+    ids, now = [team.id for team in teams], datetime.now(UTC)
+    session.execute(update_rows(Team).where(Team.id.in_(ids)).values(deleted_at=now))
+    is_theirs = ApiToken.team_id.in_(ids), ApiToken.revoked_at.is_(None)
+    session.execute(update_rows(ApiToken).where(*is_theirs).values(revoked_at=now))
+    lost = [Changed(team.id, team.name, _fields(team) | {"used_tokens": team.used_tokens}) for team in teams]
+    changes.record(session, by, changes.TEAM_DELETE, *lost)
 
 
 def create_token(
@@ -323,7 +315,7 @@ def create_token(
     with _changing() as session:
         team = _find(session, which, locked=True)
         token, bearer_token = _add_token(session, team, label, expires_at)
-        changes.record(session, by, changes.TOKEN_CREATE, team.id, team.name, after=_token_fields(token))
+        changes.record(session, by, changes.TOKEN_CREATE, Changed(team.id, team.name, after=_token_fields(token)))
     return token, bearer_token
 
 
@@ -370,7 +362,7 @@ def revoke_token(which: str | int, token: str | int, *, by: Actor) -> ApiToken:
         team = _find(session, which, locked=True)
         found = _find_token(session, team, token)
         found.revoked_at = datetime.now(UTC)
-        changes.record(session, by, changes.TOKEN_REVOKE, team.id, team.name, before=_token_fields(found))
+        changes.record(session, by, changes.TOKEN_REVOKE, Changed(team.id, team.name, _token_fields(found)))
         return found
 
 
@@ -392,7 +384,7 @@ def rotate_token(which: str | int, token_id: int, grace: timedelta, *, by: Actor
         before = _token_fields(old)
         _retire(old, new, grace)
         after = {"token": new.prefix, "old_token_until": _token_fields(old)["expires_at"]}
-        changes.record(session, by, changes.TOKEN_ROTATE, team.id, team.name, before, after)
+        changes.record(session, by, changes.TOKEN_ROTATE, Changed(team.id, team.name, before, after))
     return new, bearer_token
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, case, delete, func, literal_column, or_, selec
 from sqlalchemy.engine import Engine, Row
 
 from tokenrouter import changes
-from tokenrouter.changes import Actor
+from tokenrouter.changes import Actor, Changed
 from tokenrouter.ledger.operations import (
     IS_PENDING,
     PENDING_CALLS,
@@ -85,9 +85,8 @@ def reset(engine: Engine, team_ids: Iterable[int], *, by: Actor) -> int:
         teams = connection.execute(chosen.order_by(Team.id).with_for_update(key_share=True)).all()
         ids = [team.id for team in teams]
         connection.execute(update(Team).where(Team.id.in_(ids)).values(reset_mark_tokens=Team.settled_tokens))
-        for team in teams:
-            before, after = {"used_tokens": team.used_tokens}, {"used_tokens": 0}
-            changes.record(connection, by, changes.USAGE_RESET, team.id, team.name, before, after)
+        changed = [Changed(each.id, each.name, {"used_tokens": each.used_tokens}, {"used_tokens": 0}) for each in teams]
+        changes.record(connection, by, changes.USAGE_RESET, *changed)
     return len(teams)
 
 
