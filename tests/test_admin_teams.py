@@ -98,12 +98,8 @@ def test_names_are_text_and_whole(panel: Panel, new_team, client: FlaskClient, n
     call_id = chat(client, member)
     teams.create_token(member.team.id, name, by=BY)
     panel.post("/admin/teams/action/", {"action": "disable", "rowid": member.team.id, "confirmed": "1"})
-    own = (
-        team_path(member.team.id),
-        team_path(member.team.id, "edit/"),
-        f"/admin/logs/{call_id}/",
-        f"/admin/logs/?team={quote(name)}",
-    )
+    own = [team_path(member.team.id), team_path(member.team.id, "edit/"), f"/admin/logs/{call_id}/"]
+    own.append(f"/admin/logs/?team={quote(name)}")
     for path in (*own, "/admin/", "/admin/teams/", "/admin/logs/", "/admin/changes/"):
         page = panel.get(path).text
         assert str(escape(name)) in page, path
@@ -150,10 +146,8 @@ def test_bulk_action_says_what_it_will_do_before_it_does_it(
     assert f"{told}: 2 teams." in panel.messages()
     changed = [was != stored(each) for was, each in zip(before, (one, two, other), strict=True)]
     assert changed == [True, True, False]
-    assert (changes.page(limit=1).rows[0].actor_kind, changes.page(limit=1).rows[0].actor_detail) == (
-        "panel",
-        "127.0.0.1",
-    )
+    recorded = changes.page(limit=1).rows[0]
+    assert (recorded.actor_kind, recorded.actor_detail) == ("panel", "127.0.0.1")
 
 
 def test_all_teams_are_reset_at_once(panel: Panel, new_team, client: FlaskClient):
