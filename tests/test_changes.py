@@ -17,7 +17,7 @@ from tokenrouter.changes import Actor
 from tokenrouter.models import Change, Team, db
 from tokenrouter.teams import TeamError
 
-pytestmark = pytest.mark.both_databases
+both_databases = pytest.mark.both_databases
 
 PANEL = Actor("panel", "192.0.2.7")
 
@@ -35,6 +35,7 @@ def use(member: Member, tokens: int) -> None:
         )
 
 
+@both_databases
 def test_creation_tells_who_when_and_what(app: Flask):
     before = datetime.now(UTC)
     team, bearer_token = teams.create("blue", 2_500_000, "GPT-5-nano", by=PANEL)
@@ -46,6 +47,7 @@ def test_creation_tells_who_when_and_what(app: Flask):
     assert before <= row.at <= datetime.now(UTC)
 
 
+@both_databases
 def test_update_tells_the_changed_fields_alone(team: Member):
     teams.update("team", rename="red", quota_tokens=5, active=True, by=TESTER)
     before, after = {"name": "team", "quota_tokens": 100_000}, {"name": "red", "quota_tokens": 5}
@@ -82,6 +84,7 @@ def test_change_whose_record_fails_is_not_made(team: Member, monkeypatch: pytest
     assert len(teams.tokens("team")) == 1
 
 
+@both_databases
 def test_reset_tells_what_had_been_used(team: Member):
     use(team, 4711)
     assert ledger.reset(db.engine, [team.team.id], by=TESTER) == 1
@@ -93,6 +96,7 @@ def test_reset_of_what_was_not_used_is_not_recorded(team: Member):
     assert recorded() == []
 
 
+@both_databases
 def test_reset_passes_over_deleted_and_unknown_teams(team: Member, new_team: Callable[..., Member]):
     gone = new_team("gone")
     for member in (team, gone):
@@ -121,6 +125,7 @@ def test_tokens_are_told_by_first_characters_and_label(team: Member):
     assert recorded() == [("token.create", "team", None, told), ("token.revoke", "team", told, None)]
 
 
+@both_databases
 def test_rotation_tells_both_tokens_and_the_end_of_the_old_one(team: Member):
     (old,) = teams.tokens("team")
     new, _ = teams.rotate_token("team", old.id, timedelta(hours=1), by=TESTER)
@@ -183,6 +188,7 @@ def ids(page: changes.ChangesPage) -> list[int]:
     return [row.id for row in page.rows]
 
 
+@both_databases
 def test_pages_lead_to_the_oldest_and_back(seven: list[int]):
     pages = [changes.page(limit=3)]
     while pages[-1].before_id is not None:
@@ -207,6 +213,7 @@ def test_page_may_be_of_one_team(seven: list[int], new_team: Callable[..., Membe
     assert ids(changes.page(limit=100, team_id=team_id)) == seven
 
 
+@both_databases
 @pytest.mark.parametrize("number", [0, -5, 10**30, -(10**30)])
 def test_ids_that_cannot_be_are_no_crash(seven: list[int], number: int):
     changes.page(before_id=number, limit=3)
