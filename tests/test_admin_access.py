@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from adminclient import LOGIN, PASSWORD, Panel, address, panel_rules
 from conftest import Member
 from flask import Flask
 from flask.testing import FlaskClient
-from panel import LOGIN, PASSWORD, Panel, address, panel_rules
 from sqlalchemy import text
 
 from tokenrouter import create_app, proxy

@@ -8,10 +8,10 @@ from pathlib import Path
 import openai
 import pytest
 import requests
+from adminclient import NASTY_NAMES, PAGES, PASSWORD
 from browser import DESKTOP, SIZES, Visitor, running_browser
 from conftest import PROVIDER_KEY, Server, hello, running_server
 from openai import OpenAI
-from panel import NASTY_NAMES, PAGES, PASSWORD
 from playwright.sync_api import Browser, expect
 
 from tokenrouter import create_app, proxy, teams

@@ -7,9 +7,9 @@ import secrets
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from adminclient import PAGES, PASSWORD, Panel, team_path
 from conftest import PROVIDER_KEY, Member, chat, stored
 from flask.testing import FlaskClient
-from panel import PAGES, PASSWORD, Panel, team_path
 from sqlalchemy import update
 
 from tokenrouter import teams

@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 import pytest
+from adminclient import NASTY_NAMES, PAGES, Panel, team_path
 from conftest import Member, chat, stored
 from flask import Flask
 from flask.testing import FlaskClient
 from markupsafe import escape
-from panel import NASTY_NAMES, PAGES, Panel, team_path
 
 from tokenrouter import changes, ledger, teams
 from tokenrouter.changes import Actor

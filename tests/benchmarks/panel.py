@@ -14,8 +14,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2])]
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
+from adminclient import PASSWORD, Panel  # noqa: E402
 from flask import Flask  # noqa: E402
 from logrows import RARE_MODEL, fill  # noqa: E402
 
@@ -70,6 +71,33 @@ def report_functions(now: datetime) -> Measured:
     }
 
 
+def pages(app: Flask, now: datetime) -> Measured:
+    """Return the panel's pages, from request to rendered page, by name."""
+    panel = Panel(app.test_client())
+    assert panel.sign_in().status_code == 302
+    month_ago = (now - timedelta(days=30)).date()
+    paths = {
+        "dashboard": "/admin/",
+        "teams": "/admin/teams/",
+        "teams by use, the last page": f"/admin/teams/?sort=share&descending=1&page={TEAMS // 50}",
+        "teams searched": "/admin/teams/?search=led+1&near_quota=over80",
+        "a team": f"/admin/teams/{BIG}/",
+        "logs": "/admin/logs/",
+        "logs of a day a month ago": f"/admin/logs/?since={month_ago}&until={month_ago}",
+        "logs of failures": "/admin/logs/?status=provider_error",
+        "changes": "/admin/changes/",
+        "settings": "/admin/settings/",
+    }
+
+    def get(path: str) -> Callable[[], object]:
+        def checked() -> None:
+            assert panel.get(path).status_code == 200, path
+
+        return checked
+
+    return {f"page: {name}": get(path) for name, path in paths.items()}
+
+
 def dashboard(now: datetime) -> Measured:
     """Return the parts of the first page."""
     return {
@@ -122,7 +150,7 @@ def measure(app: Flask) -> bool:
     """Measure everything; return whether the bar is met."""
     now = datetime.now(UTC)
     with app.app_context():
-        met = print_medians(report_functions(now))
+        met = print_medians(report_functions(now) | pages(app, now))
         print_export(now)
         print_search()
     return met
@@ -137,7 +165,9 @@ def main() -> int:
         url = f"sqlite:///{(given or Path(folder) / 'filled.db').resolve()}"
         if given is None:
             fill(url, rows=ROWS, teams=TEAMS)
-        app = create_app({"DATABASE_URL": url, "PROVIDER_API_KEY": "unused", "SECRET_KEY": "unused"})
+        app = create_app(
+            {"DATABASE_URL": url, "PROVIDER_API_KEY": "unused", "SECRET_KEY": "unused", "ADMIN_PASSWORD": PASSWORD}
+        )
         try:
             return 0 if measure(app) else 1
         finally:
