@@ -92,6 +92,7 @@ def prepare() -> Settings:
     settings = config.load_for_serving()
     app = _assemble(settings, {})
     schema.ensure(app)
+    admin.prepare(app)
     with app.app_context():
         models.db.engine.dispose()
     return settings

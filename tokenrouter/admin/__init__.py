@@ -6,7 +6,7 @@ from flask_admin.theme import Bootstrap4Theme
 from flask_login import current_user
 
 from tokenrouter import auth
-from tokenrouter.admin import access, formats
+from tokenrouter.admin import access, compiled, formats
 from tokenrouter.admin.changes import ChangesView
 from tokenrouter.admin.home import HomeView
 from tokenrouter.admin.logs import RequestLogView
@@ -17,8 +17,8 @@ from tokenrouter.models import RequestLog, Team, db
 
 def init_app(app: Flask) -> None:
     """Build the panel for this app: one `Admin` shared by two apps would register its views once."""
-    access.init_app(app)
-    formats.init_app(app)
+    for part in (access, compiled, formats):
+        part.init_app(app)
     panel = Admin(
         app,
         name="TokenRouter",
@@ -34,3 +34,8 @@ def init_app(app: Flask) -> None:
         current_user=current_user,
         has_default_password=lambda: auth.has_default_password(access.settings()),
     )
+
+
+def prepare(app: Flask) -> None:
+    """Do in gunicorn's master what all its workers would do."""
+    compiled.compile_all(app)
