@@ -29,6 +29,7 @@ COLUMNS = [column.key for column in RequestLog.__table__.columns if column.key !
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few calls be what thousands are in earnest."""
     monkeypatch.setattr(calls, "WINDOW_ROWS", 4)
+    monkeypatch.setattr(calls, "SCATTERED_ROWS", 2)
     monkeypatch.setattr(calls, "CHUNK_ROWS", 3)
 
 
@@ -110,6 +111,7 @@ def test_ids_that_cannot_be_are_no_crash(ten: list[int], number: int):
     for filter in (CallFilter(), CallFilter(model="m"), CallFilter(team_id=1)):
         assert set(ids(reports.calls_page(filter, before_id=number))) <= set(ten)
         assert set(ids(reports.calls_page(filter, after_id=number))) <= set(ten)
+    assert found(CallFilter(team_id=number)) == found(CallFilter(token_id=number)) == []
     assert reports.call(number) is None
 
 

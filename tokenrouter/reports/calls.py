@@ -19,7 +19,8 @@ from tokenrouter.reports.reading import reading
 
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 DISORDER = timedelta(minutes=5)  # a row may be that much older than one before it: machines' clocks differ
-WINDOW_ROWS = 5_000
+WINDOW_ROWS = 10_000
+SCATTERED_ROWS = 2_000  # that an index gives: each may lie on a page of its own
 CHUNK_ROWS = 1_000
 SEARCH_S = 0.15
 RECENT_ROWS = 20_000
@@ -144,7 +145,7 @@ class _Search:
 
     def __init__(self, connection: Connection, filter: CallFilter) -> None:
         self.indexed, others = _conditions(connection, filter)
-        self.by_window = bool(others)
+        self.window_rows = (SCATTERED_ROWS if self.indexed else WINDOW_ROWS) if others else None
         self.first = 0
         self.end = (connection.execute(select(func.max(RequestLog.id))).scalar() or 0) + 1
         if filter.since is not None:
@@ -199,10 +200,10 @@ class _Search:
 
     def _edge(self, connection: Connection, beyond: ColumnElement[bool], order: ColumnElement[int]) -> int | None:
         """Return the last id of the next window, or None where it has no end."""
-        if not self.by_window:
+        if self.window_rows is None:
             return None
         query = select(RequestLog.id).where(*self.indexed, beyond).order_by(order)
-        return connection.execute(query.limit(1).offset(WINDOW_ROWS - 1)).scalar()
+        return connection.execute(query.limit(1).offset(self.window_rows - 1)).scalar()
 
 
 def _collect(
@@ -224,7 +225,10 @@ def _conditions(
     given = {name: getattr(filter, name) for name in COMPARED if getattr(filter, name) is not None}
     if any(isinstance(value, str) and "\0" in value for value in given.values()):
         return [false()], []  # PostgreSQL refuses such a text
-    conditions = {name: getattr(RequestLog, name) == value for name, value in given.items()}
+    conditions = {
+        name: getattr(RequestLog, name) == (near_id(value) if isinstance(value, int) else value)
+        for name, value in given.items()
+    }
     by_index = ["request_id", "team_id"]
     if filter.status == PENDING:
         by_index.insert(1, "status")
@@ -253,7 +257,7 @@ PENDING_IDS = select(RequestLog.id).where(_has_status(PENDING)).correlate(None)
 def _teams_of_token(connection: Connection, filter: CallFilter) -> list[int] | None:
     """Return the teams that have the token, and with it an index to search by; None where no token is asked for."""
     if filter.token_id is not None:
-        is_meant = ApiToken.id == filter.token_id
+        is_meant = ApiToken.id == near_id(filter.token_id)
     elif filter.token_prefix is not None:
         is_meant = ApiToken.prefix == filter.token_prefix
     else:
