@@ -105,7 +105,7 @@ def test_administrator_goes_through_the_life_of_a_team(visit, service: Server, s
     page.get_by_role("button", name="Apply").click()
     rows = page.get_by_role("group", name="Table of calls").locator("tbody tr")
     expect(rows).to_have_count(1)
-    rows.first.get_by_role("link").click()
+    rows.first.get_by_role("link", name="Call req_").click()
     expect(page.get_by_text("reported by the provider")).to_be_visible()
 
     # edit the quota in the list, exhaust it, and see the refusal
@@ -130,7 +130,7 @@ def test_administrator_goes_through_the_life_of_a_team(visit, service: Server, s
     page.get_by_role("button", name="Reset usage").click()
     expect(page.get_by_text("What is used counts from zero again")).to_be_visible()
     visitor.check_page()
-    page.get_by_role("button", name="Reset usage it").click()
+    page.get_by_role("button", name="Reset usage of this team").click()
     expect(page.get_by_text(f"Usage reset: “{name}”.")).to_be_visible()
     assert call(service, token)
 
@@ -269,4 +269,4 @@ def test_bulk_buttons_wait_for_a_selection(visitor: Visitor, furnished: Server):
     page.get_by_label("Select all teams on this page").check()
     expect(page.get_by_text("selected")).to_be_visible()
     reset.click()
-    expect(page.get_by_role("heading", level=1)).to_contain_text("Reset usage:")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Reset usage of")

@@ -154,7 +154,7 @@ def test_all_teams_are_reset_at_once(panel: Panel, new_team, client: FlaskClient
     members = [new_team(name) for name in ("one", "two")]
     for member in members:
         chat(client, member)
-    assert "Reset usage: 2 teams?" in re.sub(
+    assert "Reset usage of 2 teams?" in re.sub(
         r"\s+", " ", panel.post("/admin/teams/action/", {"action": "reset", "all": "1"}).text
     )
     panel.post("/admin/teams/action/", {"action": "reset", "all": "1", "confirmed": "1"})

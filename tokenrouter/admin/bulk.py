@@ -10,9 +10,13 @@ from tokenrouter.models import Team, db
 
 @dataclass(frozen=True)
 class BulkAction:
-    """A button: what it says, what it will do in words, and what does it and returns how many teams it changed."""
+    """A button: what it says, alone and before whom it is about, what it will do in words, and what does it.
+
+    `perform` returns how many teams it changed.
+    """
 
     label: str
+    verb: str
     will_do: str
     done: str
     perform: Callable[[Sequence[int], Actor], int]
@@ -38,13 +42,15 @@ def _delete(team_ids: Sequence[int], by: Actor) -> int:
 ACTIONS = {
     "reset": BulkAction(
         "Reset usage",
+        "Reset usage of",
         "What is used counts from zero again, so the whole quota is free. The log and the charts stay as they are; "
         "calls in flight are charged to the new count.",
         "Usage reset",
         _reset,
     ),
-    "enable": BulkAction("Enable", "Calls are let through again from the next one on.", "Enabled", _enable),
+    "enable": BulkAction("Enable", "Enable", "Calls are let through again from the next one on.", "Enabled", _enable),
     "disable": BulkAction(
+        "Disable",
         "Disable",
         "Calls are refused with status 403 from the next one on; calls in flight finish. Tokens and usage stay.",
         "Disabled",
@@ -52,6 +58,7 @@ ACTIONS = {
         is_dangerous=True,
     ),
     "delete": BulkAction(
+        "Delete",
         "Delete",
         "All tokens stop working with the next call, and this cannot be undone. Calls in flight finish and are booked; "
         "the log keeps its rows and the name, and the name becomes free.",
