@@ -17,6 +17,8 @@ from tokenrouter.config import ConfigError, Settings
 
 logger = logging.getLogger(__name__)
 
+_prepared: list[Flask] = []
+
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "object-src 'none'",
@@ -47,10 +49,14 @@ def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
 
 
 def _make_app(overrides: Mapping[str, object] | None, *, serving: bool) -> Flask:
-    settings = config.load_for_serving() if serving and overrides is None else config.load(overrides)
-    app = _assemble(settings, {name: value for name, value in (overrides or {}).items() if name not in config.SETTINGS})
+    if serving and overrides is None and _prepared:
+        app = _prepared.pop()
+    else:
+        settings = config.load_for_serving() if serving and overrides is None else config.load(overrides)
+        others = {name: value for name, value in (overrides or {}).items() if name not in config.SETTINGS}
+        app = _assemble(settings, others)
     if serving:
-        app.config["SECRET_KEY"] = settings.secret_key or config.generated_secret_key(Path(app.instance_path))
+        app.config["SECRET_KEY"] = app.secret_key or config.generated_secret_key(Path(app.instance_path))
         try:
             schema.ensure(app)
         except schema.DatabaseUnreachable as error:
@@ -84,9 +90,10 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
 
 
 def prepare() -> Settings:
-    """Read the settings and bring the database up to date, in the process that serving starts from.
+    """Read the settings, make the app and bring the database up to date, in the process that serving starts from.
 
-    Nothing stays open: the workers, copies of this process, must not share a connection.
+    Its workers, copies of this process, share the app's memory until they write to it: each takes it as its own by
+    `create_app`. Nothing of it runs or stays open, since they must not share a connection.
     Raises ConfigError.
     """
     settings = config.load_for_serving()
@@ -95,6 +102,7 @@ def prepare() -> Settings:
     admin.prepare(app)
     with app.app_context():
         models.db.engine.dispose()
+    _prepared[:] = [app]
     return settings
 
 
