@@ -51,7 +51,8 @@ class TeamView(PanelView, ModelView):
         found = reports.teams_page(**asked, per_page=PER_PAGE)
 
         def link(**changes: Any) -> str:
-            return url_for(".index_view", **{name: value or None for name, value in (asked | changes).items()})
+            wanted = asked | changes
+            return url_for(".index_view", **{name: int(v) if v is True else v or None for name, v in wanted.items()})
 
         return self.render(
             "admin/teams.html",
@@ -240,7 +241,7 @@ def _asked(args: MultiDict[str, str]) -> dict[str, Any]:
         "state": one_of("state", STATES),
         "near_quota": one_of("near_quota", NEARNESS),
         "sort": one_of("sort", reports.SORTS) or "name",
-        "descending": int(args.get("descending") == "1"),
+        "descending": args.get("descending") == "1",
         "page": min(max(1, args.get("page", 1, type=int)), LAST_PAGE),
     }
 
