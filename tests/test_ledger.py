@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
-from conftest import Member, eventually, stored
+from conftest import TESTER, Member, eventually, stored
 from flask import Flask
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import OperationalError
@@ -214,7 +214,7 @@ def test_closing_gives_the_lease_back(new_ledger: Callable[[], Ledger], team: Me
 def test_reset_counts_from_now_and_charges_running_calls_to_the_new_count(books: Ledger, team: Member):
     books.settle(books.reserve(ask(team)), ok(40))
     running = books.reserve(ask(team))
-    ledger.reset(db.engine, [team.team.id])
+    ledger.reset(db.engine, [team.team.id], by=TESTER)
     assert stored(team).settled_tokens - stored(team).reset_mark_tokens == 0
     assert stored(team).held_tokens == 100
     books.settle(running, ok(30))
@@ -226,13 +226,13 @@ def test_raised_quota_lets_the_next_call_through(books: Ledger, new_team: Callab
     member = new_team(quota_tokens=0)
     with pytest.raises(QuotaExceeded):
         books.reserve(ask(member))
-    teams.update("team", quota_tokens=1000)
+    teams.update("team", quota_tokens=1000, by=TESTER)
     assert books.reserve(ask(member)).held_tokens == 100
 
 
 def test_lowered_quota_refuses_new_calls_and_lets_running_ones_end(books: Ledger, team: Member):
     running = books.reserve(ask(team))
-    teams.update("team", quota_tokens=1)
+    teams.update("team", quota_tokens=1, by=TESTER)
     with pytest.raises(QuotaExceeded):
         books.reserve(ask(team))
     books.settle(running, ok(100))
@@ -241,7 +241,7 @@ def test_lowered_quota_refuses_new_calls_and_lets_running_ones_end(books: Ledger
 
 def test_deleted_teams_running_calls_are_booked(books: Ledger, team: Member):
     running = books.reserve(ask(team))
-    teams.delete("team")
+    teams.delete("team", by=TESTER)
     books.settle(running, ok(100))
     assert (stored(team).settled_tokens, stored(team).held_tokens) == (100, 0)
     assert row(running).team_name == "team"
@@ -254,9 +254,9 @@ def test_counters_stay_right_while_the_administrator_changes_everything(app: Fla
     def meddle() -> None:
         with app.app_context():
             while not stop.is_set():
-                teams.update("team", quota_tokens=90_000, active=False)
-                ledger.reset(db.engine, [team.team.id])
-                teams.update("team", quota_tokens=None, active=True)
+                teams.update("team", quota_tokens=90_000, active=False, by=TESTER)
+                ledger.reset(db.engine, [team.team.id], by=TESTER)
+                teams.update("team", quota_tokens=None, active=True, by=TESTER)
                 ledger.verify(db.engine)
 
     meddler = threading.Thread(target=meddle)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import pytest
+from conftest import TESTER
 from flask import Flask
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -62,7 +63,10 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         run = next(_serial)
         self.names = [f"run {run} team {number}" for number in range(3)]
-        self.ids = [teams.create(name, quota)[0].id for name, quota in zip(self.names, (None, 3000, 500), strict=True)]
+        self.ids = [
+            teams.create(name, quota, by=TESTER)[0].id
+            for name, quota in zip(self.names, (None, 3000, 500), strict=True)
+        ]
         self.teams = dict(zip(self.ids, (ModelTeam(None), ModelTeam(3000), ModelTeam(500)), strict=True))
         self.processes = [Process(Ledger(self.engine, OUTPUT_RESERVE)) for _ in range(2)]
 
@@ -136,13 +140,13 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 2))
     def reset(self, number: int) -> None:
-        ledger.reset(self.engine, [self.ids[number]])
+        ledger.reset(self.engine, [self.ids[number]], by=TESTER)
         team = self.teams[self.ids[number]]
         team.mark = team.settled
 
     @rule(number=st.integers(0, 2), quota=QUOTAS)
     def change_quota(self, number: int, quota: int | None) -> None:
-        teams.update(self.names[number], quota_tokens=quota)
+        teams.update(self.names[number], quota_tokens=quota, by=TESTER)
         self.teams[self.ids[number]].quota = quota
 
     @rule(worker=st.integers(0, 1))

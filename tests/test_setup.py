@@ -399,3 +399,21 @@ def test_first_start_makes_database_and_secret_key_for_the_owner_alone(started: 
     made = [path for path in (started.folder / "instance").rglob("*") if path.is_file()]
     assert {path.name for path in made} >= {"secret_key", "tokenrouter.db"}
     assert {oct(stat.S_IMODE(path.stat().st_mode)) for path in made} == {"0o600"}
+
+
+def test_worker_takes_the_app_that_was_prepared_and_only_once(tmp_path: Path):
+    settings = {
+        "PROVIDER_API_KEY": "key",
+        "DATABASE_URL": f"sqlite:///{tmp_path / 'tokenrouter.db'}",
+        "SECRET_KEY": "s",
+    }
+    script = """
+import tokenrouter
+tokenrouter.prepare()
+(prepared,) = tokenrouter._prepared
+assert tokenrouter.create_app() is prepared and prepared.secret_key == "s"
+assert tokenrouter.create_app() is not prepared
+"""
+    environment = os.environ | settings | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "tokenrouter"
 LADDER = (
     "config errors sse estimate driver transport",
     "models metering",
-    "events",
+    "events changes",
     "auth payload provider ledger reports teams schema sessions places uploads incoming",
     "catalogue booking",
     "proxy",

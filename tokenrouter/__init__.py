@@ -8,13 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import click
-from flask import Flask, Response, g
+from flask import Flask, Response, g, request
 from flask.cli import run_command
+from werkzeug.middleware.proxy_fix import ProxyFix
 
-from tokenrouter import cli, config, demo, errors, models, proxy, schema, sessions, v1
+from tokenrouter import admin, cli, config, demo, errors, models, proxy, schema, sessions, v1
 from tokenrouter.config import ConfigError, Settings
 
 logger = logging.getLogger(__name__)
+
+_prepared: list[Flask] = []
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+    "object-src 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",  # for browsers that do not know frame-ancestors
+}
 
 
 def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
@@ -38,10 +49,14 @@ def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
 
 
 def _make_app(overrides: Mapping[str, object] | None, *, serving: bool) -> Flask:
-    settings = config.load_for_serving() if serving and overrides is None else config.load(overrides)
-    app = _assemble(settings, {name: value for name, value in (overrides or {}).items() if name not in config.SETTINGS})
+    if serving and overrides is None and _prepared:
+        app = _prepared.pop()
+    else:
+        settings = config.load_for_serving() if serving and overrides is None else config.load(overrides)
+        others = {name: value for name, value in (overrides or {}).items() if name not in config.SETTINGS}
+        app = _assemble(settings, others)
     if serving:
-        app.config["SECRET_KEY"] = settings.secret_key or config.generated_secret_key(Path(app.instance_path))
+        app.config["SECRET_KEY"] = app.secret_key or config.generated_secret_key(Path(app.instance_path))
         try:
             schema.ensure(app)
         except schema.DatabaseUnreachable as error:
@@ -59,29 +74,35 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
         SECRET_KEY=settings.secret_key or None,
     )
     app.config.update(flask_config)
-    app.session_interface = sessions.PanelSessions()
     app.url_map.merge_slashes = False  # `//v1` is not `/v1`: no redirect, with a body, to elsewhere
     app.before_request(_begin)
     app.after_request(_label)
-    for part in (errors, models, schema, cli):
+    for part in (errors, models, schema, sessions, cli):
         part.init_app(app)
     proxy.init_app(app, settings)
     app.cli.add_command(demo.command(create_app))
     app.register_blueprint(v1.blueprint)
+    admin.init_app(app)
+    if settings.trusted_proxies:
+        hops = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
     return app
 
 
 def prepare() -> Settings:
-    """Read the settings and bring the database up to date, in the process that serving starts from.
+    """Read the settings, make the app and bring the database up to date, in the process that serving starts from.
 
-    Nothing stays open: the workers, copies of this process, must not share a connection.
+    Its workers, copies of this process, share the app's memory until they write to it: each takes it as its own by
+    `create_app`. Nothing of it runs or stays open, since they must not share a connection.
     Raises ConfigError.
     """
     settings = config.load_for_serving()
     app = _assemble(settings, {})
     schema.ensure(app)
+    admin.prepare(app)
     with app.app_context():
         models.db.engine.dispose()
+    _prepared[:] = [app]
     return settings
 
 
@@ -92,4 +113,11 @@ def _begin() -> None:
 
 def _label(response: Response) -> Response:
     response.headers["x-request-id"] = g.request_id
+    return response if errors.is_api_path(request.path) else _harden(response)
+
+
+def _harden(response: Response) -> Response:
+    """Tell browsers to run and load nothing but what comes from here, and to show it in no one's frame."""
+    for name, value in PAGE_HEADERS.items():
+        response.headers.setdefault(name, value)
     return response

@@ -2,15 +2,27 @@
 
 import threading
 import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from tokenrouter.config import is_allowed
-from tokenrouter.errors import APIError
+from tokenrouter.errors import APIError, ProviderBadResponse
 from tokenrouter.metering import parse_json
-from tokenrouter.provider import Provider
+from tokenrouter.provider import Provider, RelayedError
 
 CACHE_S = 300.0
 FAILURE_CACHE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """What came of asking the provider for its models: their names, or what is wrong."""
+
+    at: datetime
+    models: tuple[str, ...] | None
+    problem: str | None = None
+    code: str | None = None
 
 
 class Catalogue:
@@ -22,6 +34,7 @@ class Catalogue:
         self._listed: dict[str, dict[str, Any]] = {}
         self._fresh_until = float("-inf")
         self._lock = threading.Lock()
+        self.last_check: Check | None = None
 
     def models(self, patterns: tuple[str, ...]) -> list[dict[str, Any]]:
         """Return OpenAI's model objects for names and prefixes: exact names always, what prefixes cover if known."""
@@ -31,28 +44,48 @@ class Catalogue:
         names += [name for name in listed if name not in names and is_allowed(name, prefixes)]
         return [_model_object(name, listed.get(name, {})) for name in names]
 
+    def check(self, within_s: float = 0.0) -> Check:
+        """Ask the provider for its models, unless that was done within the last seconds, and say what came of it."""
+        with self._lock:
+            last = self.last_check
+            if last is None or (datetime.now(UTC) - last.at).total_seconds() >= within_s:
+                last = self._ask()
+            return last
+
     def _provider_models(self) -> dict[str, dict[str, Any]]:
         with self._lock:
             if time.monotonic() > self._fresh_until:
-                asked = self._ask()
-                self._listed = self._listed if asked is None else asked
-                self._fresh_until = time.monotonic() + (FAILURE_CACHE_S if asked is None else CACHE_S)
+                self._ask()
             return self._listed
 
-    def _ask(self) -> dict[str, dict[str, Any]] | None:
-        """Return the provider's list by name, or None when it cannot be had."""
+    def _ask(self) -> Check:
+        """Ask, keep what was known before where that fails, and remember when to ask again."""
         try:
-            reply = self._provider.get("/models")
-            try:
-                document = parse_json(reply.read())
-            finally:
-                reply.close()
-        except APIError:
-            return None
+            self._listed = self._fetch()
+            models, problem, code, cache_s = tuple(self._listed), None, None, CACHE_S
+        except APIError as error:
+            models, problem, code, cache_s = None, _words(error), error.code, FAILURE_CACHE_S
+        self._fresh_until = time.monotonic() + cache_s
+        self.last_check = Check(datetime.now(UTC), models, problem, code)
+        return self.last_check
+
+    def _fetch(self) -> dict[str, dict[str, Any]]:
+        reply = self._provider.get("/models")
+        try:
+            document = parse_json(reply.read())
+        finally:
+            reply.close()
         listed = document.get("data") if isinstance(document, dict) else None
         if not isinstance(listed, list):
-            return None
+            raise ProviderBadResponse("The provider's answer is not a list of models.")
         return {model["id"]: model for model in listed if isinstance(model, dict) and isinstance(model.get("id"), str)}
+
+
+def _words(error: APIError) -> str:
+    """Say what is wrong; of an error that callers see as it is, the status and the provider's own message."""
+    if not isinstance(error, RelayedError):
+        return error.message
+    return f"The provider answered with status {error.status}: {parse_json(error.body())['error']['message'][:500]}"
 
 
 def _model_object(name: str, listed: dict[str, Any]) -> dict[str, Any]:

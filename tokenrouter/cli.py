@@ -1,6 +1,9 @@
 """The `flask` commands: each is one call of the domain and one echo."""
 
+import getpass
 import json
+import os
+import socket
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -11,12 +14,11 @@ from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 from tabulate import tabulate
 
-from tokenrouter import config, ledger, reports, schema
+from tokenrouter import changes, config, ledger, reports, schema
 from tokenrouter import teams as team_store
+from tokenrouter.changes import Actor
 from tokenrouter.models import Team, db
-from tokenrouter.teams import KEEP, TeamError
-
-UNLIMITED = "unlimited"
+from tokenrouter.teams import KEEP, UNLIMITED, TeamError
 
 
 class Group(AppGroup):
@@ -68,7 +70,7 @@ def init_app(app: Flask) -> None:
 @click.option("--quota", type=Quota(), help="Tokens in all, such as 250000, 250k or 2.5M. Unlimited if not given.")
 def create_team(name: str, quota: int | None) -> None:
     """Create the team NAME and print its API token, for the only time."""
-    team, bearer_token = team_store.create(name, quota)
+    team, bearer_token = team_store.create(name, quota, by=_me())
     click.echo(f"Created the team {team.name!r}, quota {_quota(team.quota_tokens)}. Its API token, shown only now:")
     click.echo(bearer_token)
 
@@ -100,7 +102,7 @@ def update_team(name: str, quota: Any, rename: str | None, active: bool | None, 
     if quota is KEEP and rename is None and active is None and models is None:
         raise click.UsageError("Give at least one of --quota, --rename, --enable, --disable and --models.")
     own_models = KEEP if models is None else None if models == "default" else models
-    team = team_store.update(name, rename=rename, active=active, quota_tokens=quota, models=own_models)
+    team = team_store.update(name, rename=rename, active=active, quota_tokens=quota, models=own_models, by=_me())
     _show_one(reports.team_view(team), as_json=False)
 
 
@@ -111,7 +113,7 @@ def delete_team(name: str, yes: bool) -> None:
     """Delete the team NAME and revoke its tokens; its log rows keep the name."""
     team_store.find(name)
     _confirm(f"Delete the team {name!r} and revoke its tokens?", yes)
-    team_store.delete(name)
+    team_store.delete(name, by=_me())
     click.echo(f"Deleted the team {name!r}.")
 
 
@@ -126,7 +128,7 @@ def delete_team(name: str, yes: bool) -> None:
 def create_token(team: str, label: str | None, expires: datetime | None) -> None:
     """Give TEAM one more API token and print it, for the only time."""
     expires_at = expires and expires.replace(tzinfo=UTC)
-    _, bearer_token = team_store.create_token(team, label, expires_at)
+    _, bearer_token = team_store.create_token(team, label, expires_at, by=_me())
     click.echo(f"Created a token for the team {team!r}, shown only now:")
     click.echo(bearer_token)
 
@@ -145,7 +147,7 @@ def list_tokens(team: str, as_json: bool) -> None:
 @click.argument("prefix")
 def revoke_token(team: str, prefix: str) -> None:
     """Revoke the token of TEAM that begins with PREFIX; it is refused from its next call on."""
-    token = team_store.revoke_token(team, prefix)
+    token = team_store.revoke_token(team, prefix, by=_me())
     click.echo(f"Revoked the token {token.prefix}… of the team {team!r}.")
 
 
@@ -172,7 +174,7 @@ def reset_usage(team: str | None, all_teams: bool, yes: bool) -> None:
     chosen: list[Team] = team_store.living() if team is None else [team_store.find(team)]
     whom = f"all {len(chosen)} teams" if team is None else f"the team {team!r}, {chosen[0].used_tokens:,} tokens"
     _confirm(f"Reset the use of {whom}?", yes)
-    ledger.reset(db.engine, [each.id for each in chosen])
+    ledger.reset(db.engine, [each.id for each in chosen], by=_me())
     click.echo(f"Reset the use of {whom}.")
 
 
@@ -206,6 +208,15 @@ def setup() -> None:
         config.ask(config.load())
     except config.ConfigError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _me() -> Actor:
+    """Return who runs the command, for the record of changes."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have a number alone
+        user = str(os.getuid())
+    return Actor(changes.CLI, f"{user}@{socket.gethostname()}")
 
 
 def _confirm(question: str, yes: bool) -> None:

@@ -310,9 +310,10 @@ def generated_secret_key(folder: Path) -> str:
     Several workers may ask at once: a link is made whole or not at all, so all of them read the same key.
     """
     path = folder / "secret_key"
-    if not path.exists() or not path.stat().st_size:  # a power cut can leave an empty file
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.exists() and not path.stat().st_size:  # a power cut can leave an empty file
         path.unlink(missing_ok=True)
+    if not path.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = folder / f".secret_key.{os.getpid()}.{secrets.token_hex(4)}"
         draft.touch(mode=0o600)
         draft.write_text(secrets.token_hex(32))

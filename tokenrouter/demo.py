@@ -10,7 +10,8 @@ import click
 from flask import Flask
 from werkzeug.serving import make_server
 
-from tokenrouter import proxy, schema, teams
+from tokenrouter import changes, proxy, schema, teams
+from tokenrouter.changes import Actor
 from tokenrouter.config import default_settings
 from tokenrouter.standin import StandInProvider
 
@@ -68,7 +69,7 @@ def command(create_app: Callable[[dict[str, str]], Flask]) -> click.Command:
 def _serve(app: Flask, port: int, password: str) -> None:
     schema.ensure(app)
     with app.app_context():
-        _, bearer_token = teams.create(TEAM, QUOTA_TOKENS)
+        _, bearer_token = teams.create(TEAM, QUOTA_TOKENS, by=Actor(changes.CLI, "flask demo"))
     with _listener(port) as listener:
         port = listener.getsockname()[1]
         server = make_server(HOST, port, app, threaded=True, fd=listener.fileno())

@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import BigInteger, DateTime, ForeignKey, Index, Integer, String, event, text
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, String, event, text
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -24,6 +24,10 @@ CLIENT_CLOSED = "client_closed"
 PROVIDER_ERROR = "provider_error"
 REJECTED = "rejected"
 INTERRUPTED = "interrupted"
+STATUSES = (OK, PENDING, CLIENT_CLOSED, PROVIDER_ERROR, REJECTED, INTERRUPTED)
+RARE_STATUSES = (CLIENT_CLOSED, PROVIDER_ERROR, REJECTED, INTERRUPTED)
+# With these words, since SQLite takes a partial index where a query's term is one of its own.
+IS_RARE = " OR ".join(f"status = '{status}'" for status in RARE_STATUSES)
 
 BY_PROVIDER = "provider"
 ESTIMATED = "estimated"
@@ -60,6 +64,11 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 # SQLite counts rows up by itself only in a column that is exactly INTEGER.
 RowId = BigInteger().with_variant(Integer, "sqlite")
+
+
+def near_id(number: int) -> int:
+    """Return a number that somebody gave for an id, or, where no database could hold it, one that no row has either."""
+    return min(max(number, -1), 2**63 - 1)
 
 
 class Team(Base):
@@ -131,6 +140,7 @@ class ApiToken(Base):
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    replaced_by_id: Mapped[int | None] = mapped_column(BigInteger)  # the token that it was rotated into
 
 
 class Worker(Base):
@@ -185,6 +195,8 @@ class RequestLog(Base):
             sqlite_where=text("status = 'pending'"),
             postgresql_where=text("status = 'pending'"),
         ),
+        # for the newest failures: calls that end well, nearly all, cost it nothing
+        Index("ix_request_logs_rare", "status", "id", sqlite_where=text(IS_RARE), postgresql_where=text(IS_RARE)),
     )
 
 
@@ -214,6 +226,46 @@ class GivenResponse(Base):
     response_hash: Mapped[str] = mapped_column(String(64), primary_key=True)  # SHA-256 of its id, in hexadecimal
     total_tokens: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Change(Base):
+    """A change that somebody made to a team or a token: who, what, and the changed fields before and after."""
+
+    __tablename__ = "changes"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    actor_kind: Mapped[str] = mapped_column(String(16))
+    actor_detail: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    action: Mapped[str] = mapped_column(String(32))
+    team_id: Mapped[int | None] = mapped_column(ForeignKey("teams.id"))
+    team_name: Mapped[str | None] = mapped_column(String(NAME_LENGTH))  # as it was before the change
+    before: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    after: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+    __table_args__ = (Index("ix_changes_team_id_id", "team_id", "id"),)
+
+
+class PanelSession(Base):
+    """A session in which the administrator signed in, and was not signed out of."""
+
+    __tablename__ = "panel_sessions"
+
+    id_hash: Mapped[str] = mapped_column(String(64), primary_key=True)  # SHA-256 in hexadecimal
+    password_print: Mapped[str] = mapped_column(String(128))  # it changes with the password, and so ends the session
+    signed_in_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class SignInAttempt(Base):
+    """A try to sign in as administrator that was wrong, or is being checked; kept for a minute."""
+
+    __tablename__ = "sign_in_attempts"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    address: Mapped[str] = mapped_column(String(64), index=True)
+    at: Mapped[float]  # seconds since 1970 by the database's clock
+
+    __table_args__ = ({"sqlite_autoincrement": True},)  # an attempt gives back its own id, never a later one's
 
 
 class epoch_now(FunctionElement[float]):  # noqa: N801 - it stands in statements like func.now()
@@ -246,8 +298,13 @@ def init_app(app: Flask) -> None:
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
     connection.isolation_level = None  # the driver would begin by itself, and late; _begin_sqlite does it
+    connection.create_function("lower", 1, _lower, deterministic=True)  # its own knows ASCII letters only
     for pragma in (f"busy_timeout = {BUSY_TIMEOUT_S * 1000}", "journal_mode = WAL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -1,9 +1,19 @@
-"""Sessions for the pages alone."""
+"""Sessions for the pages alone, and the record of those in which an administrator is signed in."""
 
-from flask import Flask, Request
+import hashlib
+import hmac
+import secrets
+from datetime import UTC, datetime, timedelta
+
+from flask import Flask, Request, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from sqlalchemy import delete, insert, select
 
 from tokenrouter.errors import is_api_path
+from tokenrouter.models import PanelSession, db, writing
+
+IDLE_LIFETIME = timedelta(hours=12)
+LIFETIME = timedelta(days=7)
 
 
 class PanelSessions(SecureCookieSessionInterface):
@@ -11,4 +21,52 @@ class PanelSessions(SecureCookieSessionInterface):
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         """Return the session of a page; an API call would pay 15 µs for one that it never uses."""
-        return None if is_api_path(request.path) else super().open_session(app, request)
+        is_for_pages = not is_api_path(request.path) and not request.path.startswith(("/static/", "/admin/static/"))
+        return super().open_session(app, request) if is_for_pages else None
+
+    def get_cookie_secure(self, app: Flask) -> bool:
+        """Tell whether the browser is to send the cookie over https alone: where it came by https."""
+        return request.is_secure
+
+
+def init_app(app: Flask) -> None:
+    """Give the app its sessions."""
+    app.session_interface = PanelSessions()
+    app.config.update(
+        SESSION_COOKIE_NAME="tokenrouter_session",
+        SESSION_COOKIE_HTTPONLY=True,
+        SESSION_COOKIE_SAMESITE="Lax",
+        PERMANENT_SESSION_LIFETIME=IDLE_LIFETIME,
+    )
+
+
+def begin(password_print: str) -> str:
+    """Write down that the administrator signed in, and return what the cookie will say; sessions long over go."""
+    session_id = secrets.token_urlsafe(32)
+    now = datetime.now(UTC)
+    with writing(db.engine) as connection:
+        connection.execute(delete(PanelSession).where(PanelSession.signed_in_at < now - LIFETIME))
+        connection.execute(
+            insert(PanelSession).values(id_hash=_hash(session_id), password_print=password_print, signed_in_at=now)
+        )
+    return session_id
+
+
+def is_open(session_id: str, password_print: str) -> bool:
+    """Tell whether the session is neither ended nor too old, and began with the password that still holds."""
+    query = select(PanelSession.password_print).where(
+        PanelSession.id_hash == _hash(session_id), PanelSession.signed_in_at >= datetime.now(UTC) - LIFETIME
+    )
+    with db.engine.connect() as connection:
+        began_with = connection.execute(query).scalar()
+    return began_with is not None and hmac.compare_digest(began_with, password_print)
+
+
+def end(session_id: str) -> None:
+    """End the session, whoever holds its cookie."""
+    with writing(db.engine) as connection:
+        connection.execute(delete(PanelSession).where(PanelSession.id_hash == _hash(session_id)))
+
+
+def _hash(session_id: str) -> str:
+    return hashlib.sha256(session_id.encode()).hexdigest()

@@ -1,23 +1,34 @@
-"""Create, change and delete a team and its tokens. Every function is one transaction and commits."""
+"""Create, change and delete a team and its tokens.
+
+Every function is one transaction, which records who made the change, and commits. A team is told by its name, or by its
+id, which is an int.
+"""
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, false, select
+from sqlalchemy import update as update_rows
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from tokenrouter import changes
 from tokenrouter.auth import SHOWN_CHARACTERS, new_bearer_token, token_hash
+from tokenrouter.changes import Actor, Changed
 from tokenrouter.config import parse_models
-from tokenrouter.models import NAME_LENGTH, ApiToken, Team, db, writing
+from tokenrouter.models import NAME_LENGTH, ApiToken, Team, db, near_id, writing
 
 MOST_QUOTA_TOKENS = 10**15
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 QUOTA = re.compile(r"(?P<number>-?[0-9][0-9,_ ]{0,30}(\.[0-9]{1,9})?) ?(?P<suffix>[kmb]?)")
+SHORT_FORMS = (("B", 10**9), ("M", 10**6), ("k", 10**3))
+UNLIMITED = "unlimited"
+LONGEST_GRACE = timedelta(days=90)
 KEEP = object()
 
 
@@ -31,6 +42,10 @@ class NotFound(TeamError):
 
 class NameTaken(TeamError):
     """Another team has the name."""
+
+
+class NotUsable(TeamError):
+    """The token has expired, or has been replaced by another."""
 
 
 class InvalidValue(TeamError):
@@ -90,7 +105,7 @@ def parse_quota(text: str) -> int | None:
     Raises InvalidValue.
     """
     spelling = text.strip().lower()
-    if spelling == "unlimited":
+    if spelling == UNLIMITED:
         return None
     match = QUOTA.fullmatch(spelling)
     if match is None:
@@ -100,6 +115,17 @@ def parse_quota(text: str) -> int | None:
     if number != int(number):
         raise NotANumber("quota_tokens", f"{text!r} is not a whole number of tokens.")
     return check_quota(int(number))
+
+
+def format_quota(quota_tokens: int | None) -> str:
+    """Write a quota as `parse_quota` reads it: `2.5M` where two decimals tell all of it, else `2,500,001`."""
+    if quota_tokens is None:
+        return UNLIMITED
+    for suffix, size in SHORT_FORMS:
+        if quota_tokens >= size:
+            number = Decimal(quota_tokens) / size
+            return f"{number.normalize():,f}{suffix}" if number == round(number, 2) else f"{quota_tokens:,}"
+    return f"{quota_tokens:,}"
 
 
 def check_models(text: str | None) -> str | None:
@@ -125,11 +151,32 @@ def find(name: str) -> Team:
         return _find(session, name)
 
 
-def _find(session: Session, name: str) -> Team:
-    query = select(Team).where(Team.name == name, Team.deleted_at.is_(None)).with_for_update(key_share=True)
+def get(team_id: int) -> Team:
+    """Return the living team of this id, detached.
+
+    Raises NotFound.
+    """
+    with Session(db.engine) as session:
+        return _find(session, team_id)
+
+
+def _find(session: Session, which: str | int, *, locked: bool = False) -> Team:
+    if isinstance(which, int):
+        is_meant = Team.id == near_id(which)
+    else:
+        is_meant = Team.name == which if "\0" not in which else false()  # PostgreSQL refuses such a text
+    query = select(Team).where(is_meant, Team.deleted_at.is_(None))
+    if locked:
+        query = query.with_for_update(key_share=True)
     if (team := session.scalars(query).one_or_none()) is None:
-        raise NotFound(f"There is no team {name!r}.")
+        raise NotFound("There is no such team." if isinstance(which, int) else f"There is no team {which!r}.")
     return team
+
+
+def _those(session: Session, team_ids: Iterable[int]) -> list[Team]:
+    """Lock and return the living teams among these, in the order in which all lock them."""
+    query = select(Team).where(Team.id.in_(list(team_ids)), Team.deleted_at.is_(None)).order_by(Team.id)
+    return list(session.scalars(query.with_for_update(key_share=True)))
 
 
 def ids_ever_named(name: str) -> list[int]:
@@ -150,7 +197,7 @@ def living() -> list[Team]:
         return list(session.scalars(select(Team).where(Team.deleted_at.is_(None)).order_by(Team.name)))
 
 
-def create(name: str, quota_tokens: int | None = None, models: str | None = None) -> tuple[Team, str]:
+def create(name: str, quota_tokens: int | None = None, models: str | None = None, *, by: Actor) -> tuple[Team, str]:
     """Create a team with its first token; return both, the token for the only time.
 
     Raises InvalidValue and NameTaken.
@@ -164,7 +211,9 @@ def create(name: str, quota_tokens: int | None = None, models: str | None = None
     with _unique_name(team.name), _changing() as session:
         session.add(team)
         session.flush()
-        _, bearer_token = _add_token(session, team, None, None)
+        token, bearer_token = _add_token(session, team, None, None)
+        after = _fields(team) | {"token": token.prefix}
+        changes.record(session, by, changes.TEAM_CREATE, Changed(team.id, team.name, after=after))
     return team, bearer_token
 
 
@@ -176,9 +225,15 @@ def _unique_name(name: str) -> Iterator[None]:
         raise NameTaken(f"There is a team {name!r} already.") from error
 
 
+def _fields(team: Team) -> dict[str, Any]:
+    """Return what people set of a team."""
+    return {"name": team.name, "quota_tokens": team.quota_tokens, "active": team.active, "models": team.models}
+
+
 def update(
-    name: str,
+    which: str | int,
     *,
+    by: Actor,
     rename: str | None = None,
     active: bool | None = None,
     quota_tokens: int | object | None = KEEP,
@@ -188,8 +243,9 @@ def update(
 
     Raises InvalidValue, NotFound and NameTaken.
     """
-    with _unique_name(rename or name), _changing() as session:
-        team = _find(session, name)
+    with _unique_name(rename or str(which)), _changing() as session:
+        team = _find(session, which, locked=True)
+        before = _fields(team)
         if rename is not None:
             team.name = check_name(rename)
         if active is not None:
@@ -198,24 +254,57 @@ def update(
             team.quota_tokens = check_quota(quota_tokens)
         if models is not KEEP:
             team.models = check_models(models)
+        changed = {name: value for name, value in _fields(team).items() if value != before[name]}
+        if changed:
+            old = {name: before[name] for name in changed}
+            changes.record(session, by, changes.TEAM_UPDATE, Changed(team.id, before["name"], old, changed))
     return team
 
 
-def delete(name: str) -> None:
+def set_active(team_ids: Iterable[int], active: bool, *, by: Actor) -> list[Team]:
+    """Let the calls of teams through, or refuse them, all or none; return those that this changed.
+
+    Teams that are gone, and those that are so already, are passed over.
+    """
+    with _changing() as session:
+        teams = [team for team in _those(session, team_ids) if team.active != active]
+        session.execute(update_rows(Team).where(Team.id.in_([team.id for team in teams])).values(active=active))
+        changed = [Changed(team.id, team.name, {"active": not active}, {"active": active}) for team in teams]
+        changes.record(session, by, changes.TEAM_UPDATE, *changed)
+    return teams
+
+
+def delete(which: str | int, *, by: Actor) -> Team:
     """Delete a team and revoke its tokens. Its running calls are booked as they end, and its log keeps its name.
 
     Raises NotFound.
     """
     with _changing() as session:
-        team = _find(session, name)
-        team.deleted_at = datetime.now(UTC)
-        for token in session.scalars(
-            select(ApiToken).where(ApiToken.team_id == team.id, ApiToken.revoked_at.is_(None))
-        ):
-            token.revoked_at = team.deleted_at
+        team = _find(session, which, locked=True)
+        _delete(session, [team], by)
+    return team
 
 
-def create_token(team_name: str, label: str | None = None, expires_at: datetime | None = None) -> tuple[ApiToken, str]:
+def delete_several(team_ids: Iterable[int], *, by: Actor) -> list[Team]:
+    """Delete teams like `delete`, all or none; return those deleted. Teams that are gone already are passed over."""
+    with _changing() as session:
+        teams = _those(session, team_ids)
+        _delete(session, teams, by)
+    return teams
+
+
+def _delete(session: Session, teams: list[Team], by: Actor) -> None:
+    ids, now = [team.id for team in teams], datetime.now(UTC)
+    session.execute(update_rows(Team).where(Team.id.in_(ids)).values(deleted_at=now))
+    is_theirs = ApiToken.team_id.in_(ids), ApiToken.revoked_at.is_(None)
+    session.execute(update_rows(ApiToken).where(*is_theirs).values(revoked_at=now))
+    lost = [Changed(team.id, team.name, _fields(team) | {"used_tokens": team.used_tokens}) for team in teams]
+    changes.record(session, by, changes.TEAM_DELETE, *lost)
+
+
+def create_token(
+    which: str | int, label: str | None = None, expires_at: datetime | None = None, *, by: Actor
+) -> tuple[ApiToken, str]:
     """Give a team one more token; return its record and, for the only time, the token itself.
 
     Raises InvalidValue and NotFound.
@@ -224,7 +313,10 @@ def create_token(team_name: str, label: str | None = None, expires_at: datetime 
     if expires_at is not None and expires_at <= datetime.now(UTC):
         raise InvalidValue("expires_at", "A token cannot expire in the past.")
     with _changing() as session:
-        return _add_token(session, _find(session, team_name), label, expires_at)
+        team = _find(session, which, locked=True)
+        token, bearer_token = _add_token(session, team, label, expires_at)
+        changes.record(session, by, changes.TOKEN_CREATE, Changed(team.id, team.name, after=_token_fields(token)))
+    return token, bearer_token
 
 
 def _add_token(session: Session, team: Team, label: str | None, expires_at: datetime | None) -> tuple[ApiToken, str]:
@@ -242,35 +334,80 @@ def _add_token(session: Session, team: Team, label: str | None, expires_at: date
     return token, bearer_token
 
 
-def tokens(team_name: str) -> list[ApiToken]:
+def _token_fields(token: ApiToken) -> dict[str, Any]:
+    """Return what the record of changes may tell of a token."""
+    expires_at = token.expires_at and token.expires_at.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return {"token": token.prefix, "label": token.label, "expires_at": expires_at}
+
+
+def tokens(which: str | int) -> list[ApiToken]:
     """Return a team's tokens that are not revoked, oldest first, detached.
 
     Raises NotFound.
     """
     with Session(db.engine) as session:
-        return list(session.scalars(_living_tokens(_find(session, team_name))))
+        return list(session.scalars(_living_tokens(_find(session, which))))
 
 
 def _living_tokens(team: Team) -> Select[tuple[ApiToken]]:
     return select(ApiToken).where(ApiToken.team_id == team.id, ApiToken.revoked_at.is_(None)).order_by(ApiToken.id)
 
 
-def revoke_token(team_name: str, prefix: str) -> ApiToken:
-    """Revoke the team's token that begins with `prefix`, its shown characters or all of it.
+def revoke_token(which: str | int, token: str | int, *, by: Actor) -> ApiToken:
+    """Revoke the team's token that has this id, or that begins with this text, its shown characters or all of it.
 
     Raises NotFound, also where several tokens begin like that.
     """
     with _changing() as session:
-        living_tokens = session.scalars(_living_tokens(_find(session, team_name))).all()
-        fitting = [token for token in living_tokens if _is_meant(token, prefix)]
-        if len(fitting) != 1:
-            many = "several tokens that begin" if fitting else "no token that begins"
-            raise NotFound(f"The team {team_name!r} has {many} with {prefix[:SHOWN_CHARACTERS]!r}.")
-        fitting[0].revoked_at = datetime.now(UTC)
-        return fitting[0]
+        team = _find(session, which, locked=True)
+        found = _find_token(session, team, token)
+        found.revoked_at = datetime.now(UTC)
+        changes.record(session, by, changes.TOKEN_REVOKE, Changed(team.id, team.name, _token_fields(found)))
+        return found
 
 
-def _is_meant(token: ApiToken, prefix: str) -> bool:
-    if len(prefix) > SHOWN_CHARACTERS:
-        return token.token_hash == token_hash(prefix)
-    return bool(prefix) and token.prefix.startswith(prefix)
+def rotate_token(which: str | int, token_id: int, grace: timedelta, *, by: Actor) -> tuple[ApiToken, str]:
+    """Make a token in place of another, with its label and its expiry; return it as `create_token` does.
+
+    The old one still works for `grace`, or until it expires if that is sooner; without any it is refused from now on.
+    Raises InvalidValue, NotFound, and NotUsable for a token that has expired or is in its grace already.
+    """
+    if not timedelta(0) <= grace <= LONGEST_GRACE:
+        raise InvalidValue("grace", f"A replaced token works for 0 to {LONGEST_GRACE.days} days more.")
+    with _changing() as session:
+        team = _find(session, which, locked=True)
+        old = _find_token(session, team, token_id)
+        if old.replaced_by_id is not None or (old.expires_at and old.expires_at <= datetime.now(UTC)):
+            why = "expired" if old.replaced_by_id is None else "been replaced"
+            raise NotUsable(f"The token {old.prefix}… of the team {team.name!r} has {why} already.")
+        new, bearer_token = _add_token(session, team, old.label, old.expires_at)
+        before = _token_fields(old)
+        _retire(old, new, grace)
+        after = {"token": new.prefix, "old_token_until": _token_fields(old)["expires_at"]}
+        changes.record(session, by, changes.TOKEN_ROTATE, Changed(team.id, team.name, before, after))
+    return new, bearer_token
+
+
+def _retire(old: ApiToken, new: ApiToken, grace: timedelta) -> None:
+    old.replaced_by_id = new.id
+    end = new.created_at + grace
+    old.expires_at = min(old.expires_at or end, end)
+    if not grace:
+        old.revoked_at = new.created_at
+
+
+def _find_token(session: Session, team: Team, which: str | int) -> ApiToken:
+    fitting = [token for token in session.scalars(_living_tokens(team)) if _is_meant(token, which)]
+    if len(fitting) != 1:
+        many = "several tokens that begin" if fitting else "no token that begins"
+        told = "no such token" if isinstance(which, int) else f"{many} with {which[:SHOWN_CHARACTERS]!r}"
+        raise NotFound(f"The team {team.name!r} has {told}.")
+    return fitting[0]
+
+
+def _is_meant(token: ApiToken, which: str | int) -> bool:
+    if isinstance(which, int):
+        return token.id == which
+    if len(which) > SHOWN_CHARACTERS:
+        return token.token_hash == token_hash(which)
+    return bool(which) and token.prefix.startswith(which)

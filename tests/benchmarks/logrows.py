@@ -1,40 +1,104 @@
-"""Fill an SQLite database with teams and with rows of the log that add up, for measurements at size."""
+"""Fill an SQLite database with teams, tokens and rows of the log that add up, for measurements at size.
 
-from sqlalchemy import text
+`python tests/benchmarks/logrows.py FILE` writes 2,000 teams and five million rows of the last 60 days.
+"""
 
-from tokenrouter import create_app
-from tokenrouter.models import db, writing
+import argparse
+import sys
+import time
+from pathlib import Path
 
-FIRST_SECOND = 1_770_000_000
-CALLS_PER_S = 4
+sys.path[:0] = [str(Path(__file__).parents[2])]
+
+from sqlalchemy import text  # noqa: E402
+from sqlalchemy.engine import Connection  # noqa: E402
+
+from tokenrouter import create_app  # noqa: E402
+from tokenrouter.models import IS_RARE, db, writing  # noqa: E402
+
+RARE_MODEL = "o-seldom"
+CACHE_KIB = 512 * 1024
+# The first teams make many more calls than the last: of 2,000 the first makes one in 45. Each run draws the same.
+CALLS = f"""
+    WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :rows),
+    drawn AS (SELECT i, (i * 2654435761) % 4294967296 / 1000 AS chance, (i * 7919) % :teams AS draw FROM n),
+    call AS (SELECT *, 1 + draw * draw / :teams AS team, 50 + chance % 700 AS prompt, chance / 7 % 900 AS completion,
+        CASE WHEN chance % 1000 < 940 THEN 'ok' WHEN chance % 1000 < 960 THEN 'client_closed'
+            WHEN chance % 1000 < 975 THEN 'provider_error' WHEN chance % 1000 < 999 THEN 'rejected'
+            ELSE 'interrupted' END AS status FROM drawn)
+    INSERT INTO request_logs (id, request_id, team_id, team_name, token_id, token_prefix, worker_id, model, endpoint,
+        status, status_code, error_code, stream, held_tokens, prompt_tokens, completion_tokens, total_tokens,
+        charged_tokens, usage_source, latency_ms, first_byte_ms, created_at)
+    SELECT i, printf('req_%012x%020x', i, i * 7919), team, 'filled ' || team, 2 * team - (i % 7 > 0),
+        printf('tr-%05d', 2 * team - (i % 7 > 0)), 0,
+        CASE WHEN i % 100000 = 0 THEN '{RARE_MODEL}' WHEN chance / 3 % 100 < 55 THEN 'GPT-5-nano'
+            WHEN chance / 3 % 100 < 80 THEN 'GPT-5-mini' WHEN chance / 3 % 100 < 95 THEN 'Gemini-2.5-flash'
+            ELSE 'Gemini-2.5-pro' END,
+        CASE WHEN chance / 5 % 100 < 90 THEN '/v1/chat/completions' WHEN chance / 5 % 100 < 97 THEN '/v1/responses'
+            ELSE '/v1/embeddings' END,
+        status, CASE status WHEN 'ok' THEN 200 WHEN 'rejected' THEN 429 WHEN 'provider_error' THEN 502 END,
+        CASE status WHEN 'rejected' THEN 'insufficient_quota' WHEN 'provider_error' THEN 'provider_unreachable' END,
+        i % 2, prompt + 1024, prompt, completion * counts, (prompt + completion) * counts,
+        (prompt + completion) * counts, CASE WHEN status = 'ok' THEN 'provider' WHEN counts THEN 'estimated'
+            ELSE 'none' END,
+        CASE WHEN status <> 'rejected' THEN 500 + chance % 9000 END, CASE WHEN counts THEN 200 + chance % 800 END,
+        strftime('%Y-%m-%d %H:%M:%f', julianday('now') - :days + i * :days / (:rows + 0.0)) || '000'
+    FROM (SELECT *, status IN ('ok', 'client_closed', 'interrupted') AS counts FROM call)"""
 STATEMENTS = (
-    """INSERT INTO teams (id, name, quota_tokens, active, created_at)
+    "DROP INDEX ix_request_logs_team_id_id",
+    "DROP INDEX ix_request_logs_rare",
+    """INSERT INTO teams (id, name, active, created_at)
     WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :teams)
-    SELECT i, 'filled ' || i, 10000000000, 1, '2026-01-01 00:00:00.000000' FROM n""",
-    """INSERT INTO request_logs (id, request_id, team_id, team_name, token_id, token_prefix, worker_id, model, endpoint,
-        status, status_code, stream, held_tokens, prompt_tokens, completion_tokens, total_tokens, charged_tokens,
-        usage_source, latency_ms, first_byte_ms, created_at)
-    WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :rows)
-    SELECT i, printf('req_%012x%020x', i, i * 7919), 1 + (i * 7919) % :teams, 'filled ' || (1 + (i * 7919) % :teams), 1,
-        'tr-filled', 0, 'GPT-5-nano', '/v1/chat/completions', 'ok', 200, i % 2, 1100, i % 100, i % 300,
-        i % 100 + i % 300, i % 100 + i % 300, 'provider', 1000 + i % 500, i % 300,
-        datetime(:first + i / :pace, 'unixepoch') || '.000000' FROM n""",
-    """INSERT INTO usage_daily (team_id, day, model, requests, errors, prompt_tokens, completion_tokens, total_tokens)
-    SELECT team_id, date(created_at), model, count(*), 0, sum(prompt_tokens), sum(completion_tokens),
+    SELECT i, 'filled ' || i, i % 50 > 0, '2026-01-01 00:00:00.000000' FROM n""",
+    """INSERT INTO api_tokens (id, team_id, label, prefix, token_hash, created_at)
+    WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2 * :teams)
+    SELECT i, (i + 1) / 2, CASE WHEN i % 2 THEN 'laptop' END, printf('tr-%05d', i), printf('%064x', i),
+        '2026-01-01 00:00:00.000000' FROM n""",
+    CALLS,
+    "CREATE INDEX ix_request_logs_team_id_id ON request_logs (team_id, id)",
+    f"CREATE INDEX ix_request_logs_rare ON request_logs (status, id) WHERE {IS_RARE}",
+    """INSERT INTO usage_daily (day, team_id, model, requests, errors, prompt_tokens, completion_tokens, total_tokens)
+    SELECT date(created_at) AS day, team_id, model, count(*),
+        sum(status IN ('provider_error', 'rejected', 'interrupted')), sum(prompt_tokens), sum(completion_tokens),
         sum(charged_tokens)
-    FROM request_logs GROUP BY team_id + 0, date(created_at), model""",
+    FROM request_logs GROUP BY day, team_id + 0, model""",
     """UPDATE teams SET settled_tokens =
     coalesce((SELECT sum(total_tokens) FROM usage_daily WHERE team_id = teams.id), 0)""",
+    """UPDATE teams SET reset_mark_tokens = settled_tokens * (id % 4) / 4,
+    quota_tokens = CASE WHEN id % 10 THEN settled_tokens * (80 + id % 97) / 80 END""",
+    """UPDATE api_tokens SET last_used_at =
+    (SELECT max(day) FROM usage_daily WHERE team_id = api_tokens.team_id) || ' 12:00:00.000000'""",
+    """INSERT INTO changes (at, actor_kind, actor_detail, action, team_id, team_name, after)
+    SELECT created_at, 'cli', 'filler@benchmarks', 'team.create', id, name, json_object('name', name) FROM teams""",
 )
 
 
-def fill(database_url: str, *, rows: int, teams: int) -> None:
-    """Make the database and write the rows; ten million take some two minutes."""
+def fill(database_url: str, *, rows: int, teams: int, days: int = 60) -> None:
+    """Make the database and write the rows, the last of them of this moment; five million take about a minute."""
     app = create_app({"DATABASE_URL": database_url, "PROVIDER_API_KEY": "unused", "SECRET_KEY": "unused"})
-    values = {"rows": rows, "teams": teams, "first": FIRST_SECOND, "pace": CALLS_PER_S}
+    values = {"rows": rows, "teams": teams, "days": days}
     with app.app_context():
         with writing(db.engine, durable=False) as connection:
+            connection.exec_driver_sql(f"PRAGMA cache_size = -{CACHE_KIB}")
             for statement in STATEMENTS:
-                names = {name: value for name, value in values.items() if f":{name}" in statement}
-                connection.execute(text(statement), names)
+                _execute(connection, statement, values)
         db.engine.dispose()
+
+
+def _execute(connection: Connection, statement: str, values: dict[str, int]) -> None:
+    statement = statement.replace("%H:%M:%f", r"%H\:%M\:%f")  # a colon begins a value
+    connection.execute(text(statement), {name: value for name, value in values.items() if f":{name}" in statement})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path, help="the SQLite file to make")
+    parser.add_argument("--teams", type=int, default=2_000)
+    parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--days", type=int, default=60)
+    arguments = parser.parse_args()
+    if arguments.file.exists():
+        parser.error(f"{arguments.file} exists already")
+    started = time.perf_counter()
+    fill(f"sqlite:///{arguments.file.resolve()}", rows=arguments.rows, teams=arguments.teams, days=arguments.days)
+    print(f"{arguments.rows:,} rows in {time.perf_counter() - started:.0f} s: {arguments.file}")

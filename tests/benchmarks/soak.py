@@ -42,12 +42,14 @@ sys.path.extend(str(folder) for folder in Path(__file__).resolve().parents[1:3])
 from serving import Server, eventually, running_server
 
 from tokenrouter import create_app, ledger, proxy, teams
+from tokenrouter.changes import CLI, Actor
 from tokenrouter.estimate import estimate_text_tokens
 from tokenrouter.models import BY_PROVIDER, INTERRUPTED, OK, PENDING, PROVIDER_ERROR, REJECTED, RequestLog, Team, db
 from tokenrouter.standin import Faults, StandInProvider, prose
 
 PROVIDER_KEY = "sk-provider-key-of-the-soak"
 OUTPUT_RESERVE_TOKENS = 32
+OPERATOR = Actor(CLI, "soak")
 QUOTA_TOKENS = 10_000  # some seconds of a team's work
 SHORTEST_ANSWER_WORDS, LONGEST_ANSWER_WORDS = 16, 120
 WORDS = ("please", "explain", "how", "the", "moon", "moves", "water", "on", "earth", "and", "why", "we", "see", "tides")
@@ -130,7 +132,7 @@ def new_members(sites: list[Site], count: int) -> list[Member]:
         site, sets_limit = sites[number % 2], number // 2 % 2 == 0
         with site.app.app_context():
             name = f"{'limited' if sets_limit else 'unlimited'}-{number}"
-            team, bearer_token = teams.create(name, QUOTA_TOKENS)
+            team, bearer_token = teams.create(name, QUOTA_TOKENS, by=OPERATOR)
             members.append(Member(site, team.id, name, bearer_token, sets_limit))
     return members
 
@@ -336,9 +338,9 @@ def administer_team(member: Member, chance: random.Random) -> str:
     """Do one thing, by the functions that the commands and the panel use, and say what."""
     with member.site.app.app_context():
         if chance.random() < 0.6:
-            ledger.reset(db.engine, [member.team_id])
+            ledger.reset(db.engine, [member.team_id], by=OPERATOR)
             return "resets"
-        teams.update(member.name, quota_tokens=round(QUOTA_TOKENS * chance.uniform(0.5, 2)))
+        teams.update(member.name, quota_tokens=round(QUOTA_TOKENS * chance.uniform(0.5, 2)), by=OPERATOR)
         return "quotas"
 
 

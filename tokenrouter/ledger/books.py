@@ -10,6 +10,8 @@ from typing import Any
 from sqlalchemy import bindparam, case, delete, func, literal_column, or_, select, update
 from sqlalchemy.engine import Engine, Row
 
+from tokenrouter import changes
+from tokenrouter.changes import Actor, Changed
 from tokenrouter.ledger.operations import (
     IS_PENDING,
     PENDING_CALLS,
@@ -70,11 +72,22 @@ def _interrupt(call: Row[Any], tx: Transaction) -> bool:
     return Settle(reservation_of(call), outcome).apply(tx)
 
 
-def reset(engine: Engine, team_ids: Iterable[int]) -> None:
-    """Count the teams' use from now on; calls in flight will be charged to the new count."""
+def reset(engine: Engine, team_ids: Iterable[int], *, by: Actor) -> int:
+    """Count the teams' use from now on; calls in flight will be charged to the new count.
+
+    Return how many teams had used anything. Those that had not, and deleted ones, stay as they are.
+    """
+    used = Team.settled_tokens - Team.reset_mark_tokens
+    chosen = select(Team.id, Team.name, used.label("used_tokens")).where(
+        Team.id.in_(list(team_ids)), Team.deleted_at.is_(None), used != 0
+    )
     with writing(engine) as connection:
-        ids = sorted(lock_balances(connection.connection.driver_connection, team_ids))
+        teams = connection.execute(chosen.order_by(Team.id).with_for_update(key_share=True)).all()
+        ids = [team.id for team in teams]
         connection.execute(update(Team).where(Team.id.in_(ids)).values(reset_mark_tokens=Team.settled_tokens))
+        changed = [Changed(each.id, each.name, {"used_tokens": each.used_tokens}, {"used_tokens": 0}) for each in teams]
+        changes.record(connection, by, changes.USAGE_RESET, *changed)
+    return len(teams)
 
 
 @dataclass

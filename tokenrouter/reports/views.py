@@ -1,4 +1,4 @@
-"""Read-only views for the commands, the panel and the API: what a team or a call looks like from outside."""
+"""What a team, a token or a call looks like from outside: the documents of the commands and the API."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta

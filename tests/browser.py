@@ -1,0 +1,78 @@
+"""A real browser in front of the panel, where the machine has one, which complains of whatever a page does wrong."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+SIZES = {"desktop": DESKTOP, "phone": PHONE}
+AXE = Axe()
+
+
+@contextmanager
+def running_browser() -> Iterator[Browser]:
+    """Run the machine's Chromium; skip the test where there is none."""
+    path = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"there is no browser on this machine: none of {', '.join(NAMES)} is in the PATH")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visitor:
+    """A window of the browser; `complaints` are what no page may cause."""
+
+    context: BrowserContext
+    root: str
+    complaints: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page: Page = self.context.new_page()
+        self.page.on("console", self._note_console)
+        self.page.on("pageerror", lambda error: self.complaints.append(f"{self.page.url}: {error}"))
+        self.page.on("request", self._note_request)
+
+    def _note_console(self, message: ConsoleMessage) -> None:
+        # a refused sign-in and the like: statuses that tests ask for
+        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
+            self.complaints.append(f"{self.page.url}: {message.text}")
+
+    def _note_request(self, request: Request) -> None:
+        if not request.url.startswith((self.root, "data:")):
+            self.complaints.append(f"{self.page.url} asked for {request.url}")
+
+    def open(self, path: str) -> None:
+        """Open a page and wait for what it fetches."""
+        self.page.goto(self.root + path)
+        self.page.wait_for_load_state("networkidle")
+
+    def sign_in(self, password: str) -> None:
+        """Type the password."""
+        self.open("/admin/")
+        self.page.get_by_label("Admin password").fill(password)
+        self.page.get_by_role("button", name="Sign in").click()
+        self.page.get_by_role("heading", name="Dashboard", level=1).wait_for()
+
+    def check_page(self) -> None:
+        """Fail where the page is wider than the window, or keeps someone from using it."""
+        width, window = self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert width <= window, f"{self.page.url} is {width} pixels wide in a window of {window}"
+        found = AXE.run(self.page).response["violations"]
+        grave = [
+            (violation["id"], [node["target"] for node in violation["nodes"]])
+            for violation in found
+            if violation["impact"] in ("serious", "critical")
+        ]
+        assert grave == [], self.page.url
+        assert self.complaints == []

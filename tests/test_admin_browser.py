@@ -1,0 +1,272 @@
+"""The panel in a real browser in front of a real gunicorn."""
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+import requests
+from adminclient import NASTY_NAMES, PAGES, PASSWORD
+from browser import DESKTOP, SIZES, Visitor, running_browser
+from conftest import PROVIDER_KEY, Server, hello, running_server
+from openai import OpenAI
+from playwright.sync_api import Browser, expect
+
+from tokenrouter import create_app, proxy, teams
+from tokenrouter.changes import Actor
+from tokenrouter.config import SETTINGS
+from tokenrouter.standin import StandInProvider
+
+MESSAGES = [{"role": "user", "content": "Hello!"}]
+LOOKS = [("desktop", "light"), ("phone", "dark")]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A gunicorn for all tests of this file."""
+    folder = tmp_path_factory.mktemp("service")
+    with StandInProvider(api_key=PROVIDER_KEY) as provider:
+        settings = {
+            "PROVIDER_API_KEY": PROVIDER_KEY,
+            "PROVIDER_BASE_URL": provider.base_url,
+            "DATABASE_URL": f"sqlite:///{folder / 'tokenrouter.db'}",
+            "SECRET_KEY": "secret-key-for-tests",
+            "ADMIN_PASSWORD": PASSWORD,
+        }
+        with running_server(settings, folder) as server:
+            yield server
+
+
+@pytest.fixture
+def visit(browser: Browser, service: Server):
+    """Open a window on the panel."""
+    contexts = []
+
+    def visit(**options: object) -> Visitor:
+        contexts.append(browser.new_context(locale="en-GB", timezone_id="Asia/Kolkata", **options))
+        return Visitor(contexts[-1], service.url)
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def visitor(visit) -> Visitor:
+    visitor = visit(**DESKTOP)
+    visitor.sign_in(PASSWORD)
+    return visitor
+
+
+def call(service: Server, token: str) -> str:
+    with OpenAI(api_key=token, base_url=f"{service.url}/v1", max_retries=0) as client:
+        return client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES).choices[0].message.content
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_administrator_goes_through_the_life_of_a_team(visit, service: Server, size: str, tmp_path: Path):
+    visitor: Visitor = visit(**SIZES[size])
+    visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page, name = visitor.page, f"Class on a {size}"
+    visitor.sign_in(PASSWORD)
+
+    # create a team, and copy its token
+    page.get_by_role("link", name="New team").click()
+    page.get_by_label("Name").fill(name)
+    page.get_by_label("Quota in tokens").fill("2.5M")
+    page.get_by_role("button", name="Create team").click()
+    expect(page.get_by_text(f"Created the team “{name}”.")).to_be_visible()
+    page.get_by_role("button", name="Copy", exact=True).click()
+    token = page.evaluate("navigator.clipboard.readText()")
+    assert token == page.locator("#token").text_content()
+    visitor.check_page()
+
+    # a reload neither shows it again nor makes another
+    page.reload()
+    expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
+    assert token not in page.content()
+
+    # make a call, and see it on the dashboard, the team's page and the log
+    assert call(service, token)
+    page.reload()
+    expect(page.get_by_role("group", name="Last calls").get_by_text("answered")).to_be_visible()
+    page.get_by_role("link", name="Dashboard").click()
+    expect(page.get_by_role("group", name="Nearest to their quota").get_by_role("link", name=name)).to_be_visible()
+    page.get_by_role("link", name="Logs").click()
+    page.get_by_label("Team").fill(name)
+    page.get_by_role("button", name="Apply").click()
+    rows = page.get_by_role("group", name="Table of calls").locator("tbody tr")
+    expect(rows).to_have_count(1)
+    rows.first.get_by_role("link", name="Call req_").click()
+    expect(page.get_by_text("reported by the provider")).to_be_visible()
+
+    # edit the quota in the list, exhaust it, and see the refusal
+    page.get_by_role("link", name="Teams", exact=True).first.click()
+    page.get_by_label("Name").fill(name)
+    page.get_by_role("button", name="Apply").click()
+    quota = page.get_by_label(f"Quota of {name}")
+    expect(quota).to_have_value("2.5M")
+    quota.fill("30")
+    quota.press("Enter")
+    expect(page.get_by_text(f"The quota of “{name}” is now 30.")).to_be_visible()
+    with pytest.raises(openai.RateLimitError, match="Quota exceeded"):
+        call(service, token)
+    page.get_by_role("link", name="Dashboard").click()
+    failures = page.get_by_role("group", name="Last failures")
+    expect(failures.get_by_text("insufficient_quota 429").first).to_be_visible()
+
+    # reset it, and call again
+    page.get_by_role("link", name=name).first.click()
+    page.get_by_label("Quota", exact=True).fill("5,000")
+    page.get_by_role("button", name="Save quota").click()
+    page.get_by_role("button", name="Reset usage").click()
+    expect(page.get_by_text("What is used counts from zero again")).to_be_visible()
+    visitor.check_page()
+    page.get_by_role("button", name="Reset usage of this team").click()
+    expect(page.get_by_text(f"Usage reset: “{name}”.")).to_be_visible()
+    assert call(service, token)
+
+    # rotate the token
+    page.get_by_text("Rotate…").click()
+    page.get_by_label("The old one still works").select_option("for 1 hour")
+    page.get_by_role("button", name="Rotate", exact=True).click()
+    fresh = page.locator("#token").text_content()
+    assert fresh != token
+    assert call(service, token) and call(service, fresh)
+    page.get_by_role("link", name="Done").click()
+    expect(page.get_by_text("works until it expires")).to_be_visible()
+    visitor.check_page()
+
+    # filter and export the log
+    page.get_by_role("link", name="All calls of this team").click()
+    page.get_by_label("Status").select_option("refused")
+    page.get_by_role("button", name="Apply").click()
+    expect(rows).to_have_count(1)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Export these as CSV").click()
+    download.value.save_as(tmp_path / "calls.csv")
+    with (tmp_path / "calls.csv").open(newline="") as file:
+        assert [(row["team_name"], row["status"]) for row in csv.DictReader(file)] == [(name, "rejected")]
+
+    # sign out
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_text("You are signed out.")).to_be_visible()
+    visitor.open("/admin/")
+    expect(page.get_by_label("Admin password")).to_be_visible()
+    assert visitor.complaints == []
+
+
+@pytest.fixture(scope="module")
+def furnished(service: Server) -> Iterator[Server]:
+    """A service with teams of every kind of name, calls of every ending, and one in flight."""
+    app = create_app({name: text for name, text in service.environment.items() if name in SETTINGS})
+    with app.app_context():
+        tokens = [teams.create(name, 3000, by=Actor("cli", "test"))[1] for name in NASTY_NAMES]
+    proxy.close(app)
+    for token, directives in zip(tokens, ("words=5", "status=500", "status=429", "cut=3", "words=9"), strict=False):
+        _send(service, token, directives)
+    _send(service, tokens[0], "words=5", model="unknown")
+    with OpenAI(api_key=tokens[0], base_url=f"{service.url}/v1") as client:
+        in_flight = client.chat.completions.create(**hello("words=3000 gap=0.1", stream=True))
+        yield service
+        in_flight.close()
+
+
+def _send(service: Server, token: str, directives: str, **fields: object) -> None:
+    call = requests.post(
+        f"{service.url}/v1/chat/completions",
+        json=hello(directives, stream=True, **fields),
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=20,
+    )
+    assert call.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(("size", "scheme"), LOOKS)
+def test_every_page_can_be_used_by_everyone(visit, furnished: Server, size: str, scheme: str):
+    visitor: Visitor = visit(**SIZES[size], color_scheme=scheme)
+    visitor.open("/admin/login")
+    visitor.check_page()
+    visitor.sign_in(PASSWORD)
+    ids = re.findall(r"/admin/teams/(\d+)/\"", visitor.page.content())
+    for path in (
+        *PAGES,
+        f"/admin/teams/{ids[0]}/",
+        f"/admin/teams/{ids[0]}/edit/",
+        "/admin/logs/1/",
+        "/admin/nowhere/",
+    ):
+        visitor.open(path)
+        for details in visitor.page.locator("details").all():
+            details.evaluate("element => { element.open = true }")
+        if path != "/admin/nowhere/":
+            visitor.check_page()
+    visitor.open("/admin/settings/")
+    visitor.page.get_by_role("button", name="Ask the provider").click()
+    expect(visitor.page.get_by_text("The provider answers, accepts the key")).to_be_visible()
+    visitor.check_page()
+
+
+def test_names_run_nothing_and_are_shown_whole(visitor: Visitor, furnished: Server):
+    dialogs = []
+    visitor.page.on("dialog", lambda dialog: dialogs.append(dialog.dismiss()))
+    visitor.open("/admin/teams/")
+    for name in NASTY_NAMES:
+        expect(visitor.page.get_by_role("link", name=name, exact=True)).to_be_visible()
+    assert dialogs == [] and visitor.complaints == []
+
+
+def test_times_are_the_readers_own_with_utc_on_hover(visitor: Visitor, furnished: Server):
+    visitor.open("/admin/logs/")
+    shown = visitor.page.locator("tbody time").first
+    utc = shown.get_attribute("title")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", utc)
+    in_kolkata = "new Intl.DateTimeFormat('en-GB', {dateStyle: 'medium', timeStyle: 'short', timeZone: 'Asia/Kolkata'})"
+    moment = shown.get_attribute("datetime")
+    kolkata = visitor.page.evaluate(f"{in_kolkata}.format(new Date('{moment}'))")
+    assert shown.text_content() == kolkata
+
+
+def test_panel_works_without_scripts(visit, furnished: Server):
+    visitor: Visitor = visit(**DESKTOP, java_script_enabled=False)
+    visitor.sign_in(PASSWORD)
+    page = visitor.page
+    page.get_by_role("link", name="Teams", exact=True).first.click()
+    page.locator("input[name=rowid]").first.check()
+    page.get_by_role("button", name="Disable").first.click()
+    expect(page.get_by_text("Calls are refused with status 403")).to_be_visible()
+    page.get_by_role("link", name="Cancel").click()
+    expect(page.locator("tbody time").first).to_contain_text("UTC")
+
+
+def test_panel_is_used_by_the_keyboard(visit, furnished: Server):
+    visitor: Visitor = visit(**DESKTOP)
+    page = visitor.page
+    visitor.open("/admin/")
+    page.keyboard.type(PASSWORD)  # the field has the focus
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Dashboard", level=1).wait_for()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="New team")).to_be_focused()
+
+
+def test_bulk_buttons_wait_for_a_selection(visitor: Visitor, furnished: Server):
+    page = visitor.page
+    visitor.open("/admin/teams/")
+    reset = page.get_by_role("button", name="Reset usage", exact=True)
+    expect(reset).to_be_disabled()
+    page.get_by_label("Select all teams on this page").check()
+    expect(page.get_by_text("selected")).to_be_visible()
+    reset.click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Reset usage of")

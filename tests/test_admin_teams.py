@@ -1,0 +1,234 @@
+"""Teams and tokens in the panel: what is shown, and changes, which are all the domain's own."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
+
+import pytest
+from adminclient import NASTY_NAMES, PAGES, Panel, team_path
+from conftest import Member, chat, stored
+from flask import Flask
+from flask.testing import FlaskClient
+from markupsafe import escape
+
+from tokenrouter import changes, ledger, teams
+from tokenrouter.changes import Actor
+from tokenrouter.models import db
+
+BY = Actor("cli", "test")
+TOKEN = re.compile(r"tr-[\w-]{43}")
+
+
+def test_new_team_shows_its_token_once(panel: Panel, app: Flask):
+    page = panel.post("/admin/teams/new/", {"name": "Physics", "quota": "2.5M"})
+    (token,) = set(TOKEN.findall(page.text))
+    assert 'base_url="http://localhost/v1"' in page.text.replace("&#34;", '"')
+    team = teams.find("Physics")
+    assert (team.quota_tokens, team.models) == (2_500_000, None)
+    everywhere = "".join(panel.get(path).text for path in (*PAGES, f"/admin/teams/{team.id}/"))
+    assert token not in everywhere
+    assert panel.get("/v1/models", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("typed", "stored_quota"), [("2.5M", 2_500_000), ("2,500,000", 2_500_000), ("unlimited", None), ("0", 0)]
+)
+def test_quota_is_typed_as_people_write_it(panel: Panel, team: Member, typed: str, stored_quota: int | None):
+    reply = panel.post(team_path(team.team.id, "quota"), {"quota": typed, "url": "/admin/teams/?page=1"})
+    assert reply.location == "/admin/teams/?page=1"
+    assert stored(team).quota_tokens == stored_quota
+    assert "The quota of “team” is now" in panel.messages()
+
+
+@pytest.mark.parametrize("typed", ["", "  ", "many", "-5", "1.5", "9" * 30])
+def test_quota_that_is_none_changes_nothing_and_says_so(panel: Panel, team: Member, typed: str):
+    panel.post(team_path(team.team.id, "quota"), {"quota": typed})
+    assert stored(team).quota_tokens == 100_000
+    assert "The quota of “team” stays as it is." in panel.messages()
+
+
+def test_team_is_edited(panel: Panel, team: Member):
+    fields = {"name": "Renamed", "quota": "", "models": "GPT-5-nano, GPT-5-mini"}
+    assert panel.post(team_path(team.team.id, "edit/"), fields).location == team_path(team.team.id)
+    row = stored(team)
+    assert (row.name, row.quota_tokens, row.models, row.active) == ("Renamed", None, "GPT-5-nano,GPT-5-mini", False)
+
+
+def test_edit_form_begins_with_what_is_set(panel: Panel, new_team):
+    member = new_team("Begins", quota_tokens=2_500_000, models="GPT-5*")
+    page = panel.get(team_path(member.team.id, "edit/")).text
+    assert all(f'value="{value}"' in page for value in ("Begins", "2.5M", "GPT-5*"))
+    assert re.search(r'name="active" value="y" checked', page)
+
+
+def test_no_form_saves_a_counter(panel: Panel, team: Member, client: FlaskClient):
+    panel.get(team_path(team.team.id, "edit/"))
+    chat(client, team)
+    used = stored(team).settled_tokens
+    counters = {"settled_tokens": "0", "reset_mark_tokens": "7", "held_tokens": "9", "used_tokens": "0"}
+    panel.post(team_path(team.team.id, "edit/"), {"name": "team", "quota": "100k", "active": "y", **counters})
+    row = stored(team)
+    assert (row.settled_tokens, row.reset_mark_tokens, row.held_tokens) == (used, 0, 0) and used > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"name": "taken"}, "There is a team &#39;taken&#39; already."),
+        ({"name": ""}, "Give the team a name."),
+        ({"name": "x" * 201}, "200 characters"),
+        ({"name": "bell\a"}, "no control characters"),
+        ({"name": "new", "quota": "lots"}, "is not a number of tokens"),
+        ({"name": "new", "models": "a*b"}, "each with at most a trailing *"),
+    ],
+)
+def test_what_is_wrong_with_a_new_team_stands_beside_its_field(
+    panel: Panel, new_team, fields: dict[str, str], told: str
+):
+    new_team("taken")
+    page = panel.post("/admin/teams/new/", fields).text
+    assert told in page
+    assert [team.name for team in teams.living()] == ["taken"]
+    assert f'value="{escape(fields["name"])}"' in page  # what was typed is not lost
+
+
+@pytest.mark.parametrize("name", NASTY_NAMES)
+def test_names_are_text_and_whole(panel: Panel, new_team, client: FlaskClient, name: str):
+    member = new_team(name, quota_tokens=1000)
+    call_id = chat(client, member)
+    teams.create_token(member.team.id, name, by=BY)
+    panel.post("/admin/teams/action/", {"action": "disable", "rowid": member.team.id, "confirmed": "1"})
+    own = [team_path(member.team.id), team_path(member.team.id, "edit/"), f"/admin/logs/{call_id}/"]
+    own.append(f"/admin/logs/?team={quote(name)}")
+    for path in (*own, "/admin/", "/admin/teams/", "/admin/logs/", "/admin/changes/"):
+        page = panel.get(path).text
+        assert str(escape(name)) in page, path
+        assert "<img src=x" not in page and "&amp;lt;" not in page, path
+
+
+def test_teams_are_searched_filtered_sorted_and_paged(panel: Panel, new_team):
+    for number in range(60):
+        new_team(f"Course {number:02}", quota_tokens=1000 + number)
+    teams.set_active([teams.find("Course 07").id], False, by=BY)
+
+    def names(query: str) -> list[str]:
+        return re.findall(r"<bdi>(Course \d\d)</bdi>", panel.get(f"/admin/teams/?{query}").text)
+
+    assert names("") == [f"Course {number:02}" for number in range(50)]
+    assert names("page=2") == [f"Course {number:02}" for number in range(50, 60)]
+    assert names("sort=quota&descending=1")[0] == "Course 59"
+    assert names("search=COURSE+1") == [f"Course {number:02}" for number in range(10, 20)]
+    assert names("state=disabled") == ["Course 07"]
+    assert names("near_quota=exhausted") == []
+    assert "No team fits" in panel.get("/admin/teams/?near_quota=exhausted").text
+    assert names("sort=nonsense&state=x&page=-3&near_quota=y") == names("")
+
+
+@pytest.mark.parametrize(
+    ("action", "told"),
+    [("reset", "Usage reset"), ("disable", "Disabled"), ("enable", "Enabled"), ("delete", "Deleted")],
+)
+def test_bulk_action_says_what_it_will_do_before_it_does_it(
+    panel: Panel, new_team, client: FlaskClient, action: str, told: str
+):
+    one, two, other = (new_team(name, quota_tokens=5000) for name in ("one", "two", "other"))
+    chat(client, one), chat(client, two)
+    if action == "enable":
+        teams.set_active([one.team.id, two.team.id], False, by=BY)
+    before = [stored(each) for each in (one, two, other)]
+    fields = {"action": action, "rowid": [one.team.id, two.team.id]}
+
+    question = panel.post("/admin/teams/action/", fields).text
+    assert "2 teams?" in question and "<bdi>one</bdi>" in question and "<bdi>two</bdi>" in question
+    assert [stored(each) for each in (one, two, other)] == before
+
+    panel.post("/admin/teams/action/", fields | {"confirmed": "1"})
+    assert f"{told}: 2 teams." in panel.messages()
+    changed = [was != stored(each) for was, each in zip(before, (one, two, other), strict=True)]
+    assert changed == [True, True, False]
+    recorded = changes.page(limit=1).rows[0]
+    assert (recorded.actor_kind, recorded.actor_detail) == ("panel", "127.0.0.1")
+
+
+def test_all_teams_are_reset_at_once(panel: Panel, new_team, client: FlaskClient):
+    members = [new_team(name) for name in ("one", "two")]
+    for member in members:
+        chat(client, member)
+    assert "Reset usage of 2 teams?" in re.sub(
+        r"\s+", " ", panel.post("/admin/teams/action/", {"action": "reset", "all": "1"}).text
+    )
+    panel.post("/admin/teams/action/", {"action": "reset", "all": "1", "confirmed": "1"})
+    assert [teams.get(member.team.id).used_tokens for member in members] == [0, 0]
+    assert not ledger.verify(db.engine).problems
+
+
+def test_bulk_action_on_nothing_asks_for_a_selection(panel: Panel, team: Member):
+    panel.post("/admin/teams/action/", {"action": "delete"})
+    assert "Select at least one team first." in panel.messages()
+    assert teams.get(team.team.id)
+
+
+def test_unknown_bulk_action_is_refused(panel: Panel, team: Member):
+    assert panel.post("/admin/teams/action/", {"action": "drop", "rowid": team.team.id}).status_code == 400
+
+
+def test_deleted_team_has_no_page_and_its_log_stays(panel: Panel, team: Member, client: FlaskClient):
+    call_id = chat(client, team)
+    panel.post("/admin/teams/action/", {"action": "delete", "rowid": team.team.id, "confirmed": "1"})
+    assert panel.get(team_path(team.team.id)).status_code == 404
+    assert "deleted" in panel.get(f"/admin/logs/{call_id}/").text
+    assert "<bdi>team</bdi>" in panel.get("/admin/logs/?team=team").text
+
+
+def test_flask_admins_own_ways_to_change_rows_are_shut(panel: Panel, team: Member):
+    panel.post("/admin/teams/delete/", {"id": team.team.id})
+    panel.post("/admin/logs/delete/", {"id": 1})
+    for path in ("/admin/teams/ajax/update/", "/admin/logs/ajax/update/"):
+        assert panel.post(path, {"list_form_pk": team.team.id, "name": "changed"}).status_code == 404
+    assert teams.get(team.team.id).name == "team"
+
+
+def test_token_is_created_with_label_and_end(panel: Panel, team: Member):
+    page = panel.post(team_path(team.team.id, "tokens"), {"label": "laptops", "expires": "2099-12-31"})
+    assert len(set(TOKEN.findall(page.text))) == 1
+    token = teams.tokens(team.team.id)[-1]
+    assert (token.label, token.expires_at) == ("laptops", datetime(2100, 1, 1, tzinfo=UTC))
+
+
+def test_token_that_would_have_expired_is_refused_beside_the_field(panel: Panel, team: Member):
+    page = panel.post(team_path(team.team.id, "tokens"), {"label": "kept", "expires": "2020-01-01"}).text
+    assert "A token cannot expire in the past." in page and 'value="kept"' in page
+    assert len(teams.tokens(team.team.id)) == 1
+
+
+def test_rotated_token_works_for_its_grace(panel: Panel, team: Member):
+    old = teams.tokens(team.team.id)[0]
+    page = panel.post(team_path(team.team.id, f"tokens/{old.id}/rotate"), {"grace": "1d"})
+    (new,) = set(TOKEN.findall(page.text))
+    for token in (new, team.bearer_token):
+        assert panel.get("/v1/models", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+    ends = teams.tokens(team.team.id)[0].expires_at - datetime.now(UTC)
+    assert timedelta(hours=23) < ends <= timedelta(days=1)
+
+
+def test_rotated_token_without_grace_is_refused(panel: Panel, team: Member):
+    panel.post(team_path(team.team.id, f"tokens/{teams.tokens(team.team.id)[0].id}/rotate"), {"grace": "0"})
+    assert panel.get("/v1/models", headers=team.headers).status_code == 401
+
+
+def test_grace_is_one_of_those_offered(panel: Panel, team: Member):
+    path = team_path(team.team.id, f"tokens/{teams.tokens(team.team.id)[0].id}/rotate")
+    assert panel.post(path, {"grace": "100y"}).status_code == 400
+
+
+def test_revoked_token_is_refused(panel: Panel, team: Member):
+    panel.post(team_path(team.team.id, f"tokens/{teams.tokens(team.team.id)[0].id}/revoke"))
+    assert f"Revoked the token {team.bearer_token[:8]}…" in panel.messages(team_path(team.team.id))
+    assert panel.get("/v1/models", headers=team.headers).status_code == 401
+
+
+def test_token_of_another_team_is_out_of_reach(panel: Panel, new_team):
+    one, other = new_team("one"), new_team("other")
+    panel.post(team_path(one.team.id, f"tokens/{teams.tokens(other.team.id)[0].id}/revoke"))
+    assert "has no such token" in panel.messages()
+    assert panel.get("/v1/models", headers=other.headers).status_code == 200

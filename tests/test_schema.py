@@ -1,0 +1,80 @@
+"""Migrations: they make what the models say, from nothing and from every earlier version, and keep what is there."""
+
+import click
+import flask_migrate
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from flask import Flask
+from sqlalchemy import inspect, text
+
+from tokenrouter import changes, create_app, ledger, proxy, reports, schema, teams
+from tokenrouter.changes import Actor
+from tokenrouter.models import db, writing
+
+pytestmark = pytest.mark.both_databases
+
+FILLED = (
+    """INSERT INTO teams (id, name, quota_tokens, active, settled_tokens, created_at)
+    VALUES (1, 'old team', 1000, true, 42, '2026-01-01 00:00:00')""",
+    """INSERT INTO api_tokens (id, team_id, prefix, token_hash, created_at)
+    VALUES (1, 1, 'tr-12345', 'abc', '2026-01-01 00:00:00')""",
+    """INSERT INTO request_logs (id, request_id, team_id, team_name, token_id, token_prefix, model, endpoint, status,
+        stream, held_tokens, prompt_tokens, completion_tokens, total_tokens, charged_tokens, usage_source, created_at)
+    VALUES (1, 'req_old', 1, 'old team', 1, 'tr-12345', 'm', '/v1/e', 'client_closed', false, 0, 2, 40, 42, 42,
+        'estimated', '2026-01-02 00:00:00')""",
+    """INSERT INTO usage_daily (team_id, day, model, requests, errors, prompt_tokens, completion_tokens, total_tokens)
+    VALUES (1, '2026-01-02', 'm', 1, 0, 2, 40, 42)""",
+)
+VERSIONS = sorted(path.name.partition("_")[0] for path in (schema.MIGRATIONS / "versions").glob("*.py"))
+
+
+@pytest.fixture
+def unmade(settings: dict[str, str]) -> Flask:
+    """An app whose database has no table yet, as a command finds it."""
+    with click.Context(click.Command("any")):
+        app = create_app(settings)
+    with app.app_context():
+        yield app
+    proxy.close(app)
+
+
+def migrate_to(version: str) -> None:
+    flask_migrate.upgrade(directory=schema.MIGRATIONS, revision=version)
+
+
+def differences() -> list[object]:
+    with db.engine.connect() as connection:
+        return compare_metadata(MigrationContext.configure(connection), db.metadata)
+
+
+def test_newest_migration_is_the_one_that_is_expected():
+    assert VERSIONS[-1] == schema.HEAD
+
+
+def test_tables_are_those_of_the_models(app: Flask):
+    assert differences() == []
+
+
+@pytest.mark.parametrize("version", VERSIONS[:-1])
+def test_earlier_database_is_brought_up_to_date_and_keeps_everything(unmade: Flask, version: str):
+    migrate_to(version)
+    with writing(db.engine) as connection:
+        for statement in FILLED:
+            connection.execute(text(statement))
+    schema.ensure(unmade)
+    assert differences() == []
+    assert ledger.verify(db.engine).problems == []
+    assert teams.find("old team").used_tokens == 42
+    (row,) = reports.calls_page(reports.CallFilter(status="client_closed")).rows
+    assert row.request_id == "req_old"
+    teams.update("old team", quota_tokens=5, by=Actor("cli", "tester"))
+    assert len(changes.page().rows) == 1
+
+
+def test_migrations_can_be_taken_back(app: Flask):
+    flask_migrate.downgrade(directory=schema.MIGRATIONS, revision=VERSIONS[0])
+    with db.engine.connect() as connection:
+        assert "changes" not in inspect(connection).get_table_names()
+    schema.ensure(app)
+    assert differences() == []

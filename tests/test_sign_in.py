@@ -1,0 +1,257 @@
+"""The administrator's password: compared, guessed at too often, and allowed to be the default on this machine alone."""
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from conftest import ROOT
+from flask import Flask
+from sqlalchemy import func, select, text, update
+
+from tokenrouter import auth, models
+from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, Settings, load
+from tokenrouter.models import SignInAttempt, db
+
+HERE, ELSEWHERE = "192.0.2.1", "192.0.2.2"
+GUESSER = """
+import sys
+from tokenrouter import auth, create_app
+from tokenrouter.config import load
+
+url, address, guesses = sys.argv[1:]
+values = {"DATABASE_URL": url, "PROVIDER_API_KEY": "unused", "SECRET_KEY": "unused", "ADMIN_PASSWORD": "right"}
+app, settings = create_app(values), load(values)
+print("ready", flush=True)
+sys.stdin.readline()
+looked_at = 0
+with app.app_context():
+    for _ in range(int(guesses)):
+        try:
+            auth.try_password(settings, "wrong", address)
+            looked_at += 1
+        except auth.TooManyWrongPasswords:
+            pass
+print(looked_at, flush=True)
+"""
+
+
+@pytest.fixture
+def own(app: Flask) -> Settings:
+    return load({"ADMIN_PASSWORD": "right"})
+
+
+def guess(own: Settings, password: str = "wrong", address: str = HERE) -> bool | str:
+    """Return whether the password was right, or "wait"."""
+    try:
+        return auth.try_password(own, password, address)
+    except auth.TooManyWrongPasswords:
+        return "wait"
+
+
+def let_pass(seconds: float) -> None:
+    """Make all attempts older."""
+    with models.writing(db.engine) as connection:
+        connection.execute(update(SignInAttempt).values(at=SignInAttempt.at - seconds))
+
+
+def kept_attempts() -> int:
+    with db.engine.connect() as connection:
+        return connection.execute(select(func.count()).select_from(SignInAttempt)).scalar_one()
+
+
+# The password
+
+
+@pytest.mark.parametrize("password", ["right", "", " right", "x" * 10_000, "pässwörd ✓", "\udcff", "a\0b"])
+def test_password_is_right_only_if_it_is_the_same(password: str):
+    own = replace(load({"ADMIN_PASSWORD": "x"}), admin_password=password)
+    assert auth.check_admin_password(own, password)
+    assert not auth.check_admin_password(own, password + "x")
+    assert not auth.check_admin_password(own, password[:-1] if password else "x")
+
+
+def test_fingerprint_changes_with_the_password_and_tells_nothing_of_it():
+    one, other = (auth.password_fingerprint(load({"ADMIN_PASSWORD": password})) for password in ("right", "other"))
+    assert one == auth.password_fingerprint(load({"ADMIN_PASSWORD": "right"})) != other
+    assert "right" not in one
+
+
+# Too many guesses
+
+both_databases = pytest.mark.both_databases
+
+
+@both_databases
+def test_sixth_guess_within_a_minute_is_not_looked_at(own: Settings):
+    assert [guess(own) for _ in range(6)] == [False] * 5 + ["wait"]
+    assert guess(own, "right") == "wait"
+
+
+@both_databases
+def test_right_password_counts_for_nothing(own: Settings):
+    assert [guess(own) for _ in range(4)] == [False] * 4
+    assert [guess(own, "right") for _ in range(10)] == [True] * 10
+    assert [guess(own) for _ in range(2)] == [False, "wait"]
+
+
+def test_another_address_may_still_try(own: Settings):
+    assert [guess(own) for _ in range(6)][-1] == "wait"
+    assert guess(own, "right", ELSEWHERE) is True
+
+
+@both_databases
+def test_wait_is_told_in_whole_seconds_until_the_first_guess_is_a_minute_old(own: Settings):
+    guess(own)
+    let_pass(20)
+    assert auth.sign_in_wait_s(HERE) == 0
+    for _ in range(4):
+        guess(own)
+    with pytest.raises(auth.TooManyWrongPasswords) as refusal:
+        auth.try_password(own, "right", HERE)
+    assert 38 <= refusal.value.wait_s <= 40
+    assert str(refusal.value.wait_s) in str(refusal.value)
+    assert auth.sign_in_wait_s(HERE) in (refusal.value.wait_s, refusal.value.wait_s - 1)
+    assert auth.sign_in_wait_s(ELSEWHERE) == 0
+
+
+@both_databases
+def test_one_more_guess_is_looked_at_for_each_that_is_a_minute_old(own: Settings):
+    guess(own)
+    let_pass(30)
+    for _ in range(4):
+        guess(own)
+    let_pass(30.5)
+    assert [guess(own) for _ in range(2)] == [False, "wait"]
+
+
+def test_guesses_refused_meanwhile_do_not_make_the_wait_longer(own: Settings):
+    for _ in range(5):
+        guess(own)
+    let_pass(59)
+    assert guess(own) == "wait"
+    let_pass(1.1)
+    assert guess(own, "right") is True
+
+
+@both_databases
+def test_attempts_are_forgotten_after_a_minute(own: Settings):
+    for number in range(20):
+        guess(own, address=f"192.0.2.{number}")
+    assert kept_attempts() == 20
+    let_pass(61)
+    guess(own)
+    assert kept_attempts() == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),  # one customer's network
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::1", "127.0.0.1", False),
+        ("", "192.0.2.1", False),
+        ("fe80::1%eth0", "fe80::1%eth0", True),
+        ("x" * 500, "x" * 500, True),
+    ],
+)
+def test_whose_guesses_are_counted_together(own: Settings, one: str, other: str, same: bool):
+    for _ in range(5):
+        guess(own, address=one)
+    assert (guess(own, address=other) == "wait") is same
+
+
+@both_databases
+@pytest.mark.parametrize("threads", [40])
+def test_threads_that_guess_at_once_have_five_looked_at(app: Flask, own: Settings, threads: int):
+    together = threading.Barrier(threads)
+
+    def one(_: int) -> bool | str:
+        with app.app_context():
+            together.wait(20)
+            return guess(own)
+
+    with ThreadPoolExecutor(threads) as pool:
+        outcomes = list(pool.map(one, range(threads)))
+    assert (outcomes.count(False), outcomes.count("wait")) == (5, threads - 5)
+
+
+@both_databases
+def test_processes_that_guess_at_once_have_five_looked_at(app: Flask, own: Settings, database_url: str):
+    command = [sys.executable, "-c", GUESSER, database_url, HERE, "10"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    guessers = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(4)]
+    assert [guesser.stdout.readline() for guesser in guessers] == ["ready\n"] * 4
+    for guesser in guessers:
+        guesser.stdin.write("go\n")
+        guesser.stdin.flush()
+    assert sum(int(guesser.communicate(timeout=30)[0]) for guesser in guessers) == 5
+
+
+def test_refused_guess_writes_nothing(own: Settings):
+    for _ in range(5):
+        guess(own)
+    with db.engine.connect() as connection:
+        before = connection.execute(text("PRAGMA data_version")).scalar()
+        assert guess(own) == "wait"
+        assert connection.execute(text("PRAGMA data_version")).scalar() == before
+
+
+# The default password
+
+THIS_MACHINE = {"remote_addr": "127.0.0.1", "host": "localhost:8000", "headers": ["Host"], "http_version": "HTTP/1.1"}
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        {},
+        {"host": "LOCALHOST"},
+        {"host": "127.0.0.1"},
+        {"host": "127.0.0.1:8000"},
+        {"host": "[::1]"},
+        {"host": "[::1]:65535", "remote_addr": "::1"},
+        {"remote_addr": "127.8.9.10"},
+        {"remote_addr": "::ffff:127.0.0.1"},
+        {"headers": ["Host", "User-Agent", "X-Request-Id", "Viaduct", "X-Forward"]},
+    ],
+)
+def test_default_password_is_allowed_on_this_machine(request_of: dict[str, object]):
+    assert auth.default_password_allowed(**THIS_MACHINE | request_of)
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        {"remote_addr": "192.0.2.1"},
+        {"remote_addr": "::ffff:192.0.2.1"},
+        {"remote_addr": ""},
+        {"remote_addr": None},
+        {"remote_addr": "localhost"},
+        {"host": ""},
+        {"host": "example.com"},
+        {"host": "localhost.example.com"},
+        {"host": "localhost:"},
+        {"host": "localhost:80:80"},
+        {"host": "localhost\n"},
+        {"host": "127.0.0.2"},
+        {"host": "127.0.0.1.nip.io"},
+        {"host": "::1"},
+        {"host": "192.0.2.1:8000"},
+        {"http_version": "HTTP/1.0"},
+        {"http_version": "HTTP/2"},
+        {"http_version": ""},
+        *({"headers": ["Host", name]} for name in ("Forwarded", "Via", "via", "X-Real-IP", "x-real-ip")),
+        *({"headers": [f"X-Forwarded-{name}", "Host"]} for name in ("For", "FOR", "Proto", "Host", "Port", "Anything")),
+    ],
+)
+def test_default_password_is_refused_from_elsewhere(request_of: dict[str, object]):
+    assert not auth.default_password_allowed(**THIS_MACHINE | request_of)
+
+
+def test_only_the_default_is_the_default_password():
+    assert auth.has_default_password(load())
+    assert not auth.has_default_password(load({"ADMIN_PASSWORD": DEFAULT_ADMIN_PASSWORD + "!"}))

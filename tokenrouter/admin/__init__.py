@@ -1,0 +1,41 @@
+"""The admin panel: Flask-Admin with the panel's own pages, for the one administrator."""
+
+from flask import Flask
+from flask_admin import Admin
+from flask_admin.theme import Bootstrap4Theme
+from flask_login import current_user
+
+from tokenrouter import auth
+from tokenrouter.admin import access, compiled, formats
+from tokenrouter.admin.changes import ChangesView
+from tokenrouter.admin.home import HomeView
+from tokenrouter.admin.logs import RequestLogView
+from tokenrouter.admin.settings import SettingsView
+from tokenrouter.admin.teams import TeamView
+from tokenrouter.models import RequestLog, Team, db
+
+
+def init_app(app: Flask) -> None:
+    """Build the panel for this app: one `Admin` shared by two apps would register its views once."""
+    for part in (access, compiled, formats):
+        part.init_app(app)
+    panel = Admin(
+        app,
+        name="TokenRouter",
+        index_view=HomeView(name="Dashboard"),
+        theme=Bootstrap4Theme(base_template="admin/layout.html"),
+    )
+    panel.add_view(TeamView(Team, db, name="Teams", endpoint="teams"))
+    panel.add_view(RequestLogView(RequestLog, db, name="Logs", endpoint="logs"))
+    panel.add_view(ChangesView(name="Changes", endpoint="changes"))
+    panel.add_view(SettingsView(name="Settings", endpoint="settings"))
+    app.jinja_env.globals.update(
+        panel=panel,
+        current_user=current_user,
+        has_default_password=lambda: auth.has_default_password(access.settings()),
+    )
+
+
+def prepare(app: Flask) -> None:
+    """Do in gunicorn's master what all its workers would do."""
+    compiled.compile_all(app)

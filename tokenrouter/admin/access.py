@@ -1,0 +1,144 @@
+"""Who may enter: the administrator's session, CSRF tokens, and the hooks that every view of the panel shares."""
+
+import logging
+from typing import Any
+from urllib.parse import urlsplit
+
+from flask import Blueprint, Flask, Response, abort, redirect, render_template, request, session, url_for
+from flask.typing import ResponseReturnValue
+from flask_admin import Admin, BaseView
+from flask_login import LoginManager, UserMixin, current_user, login_user
+from flask_wtf.csrf import validate_csrf
+from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import HTTPException
+from wtforms import ValidationError
+
+from tokenrouter import auth, changes, proxy, schema, sessions
+from tokenrouter.changes import Actor
+from tokenrouter.config import Settings
+
+logger = logging.getLogger(__name__)
+
+OPEN_ENDPOINTS = ("admin.login_view", "admin.static")
+
+
+class Administrator(UserMixin):
+    """The one administrator, in one of the sessions that are written down."""
+
+    def __init__(self, session_id: str) -> None:
+        self.id = session_id
+
+
+def init_app(app: Flask) -> None:
+    """Let Flask-Login know the administrator.
+
+    Its own init_app would add a hook to every response, those of the API too, for remember-me cookies, which nobody
+    gets here.
+    """
+    manager = LoginManager()
+    manager.user_loader(_administrator)
+    app.login_manager = manager  # type: ignore[attr-defined]
+    app.config["WTF_CSRF_TIME_LIMIT"] = None  # as long as the session: pages stay open all day
+
+
+def settings() -> Settings:
+    """Return the current app's settings."""
+    return proxy.relay().settings
+
+
+def _administrator(session_id: str) -> Administrator | None:
+    is_open = sessions.is_open(session_id, auth.password_fingerprint(settings()))
+    return Administrator(session_id) if is_open else None
+
+
+def sign_in() -> None:
+    """Begin a new session for the administrator; nothing of an older one stays."""
+    session.clear()
+    session.permanent = True
+    login_user(Administrator(sessions.begin(auth.password_fingerprint(settings()))))
+
+
+def sign_out() -> None:
+    """End the session, also for whoever kept a copy of its cookie."""
+    sessions.end(current_user.get_id())
+    session.clear()
+
+
+def is_on_this_machine() -> bool:
+    """Tell whether the request was made on this machine, whatever a proxy may say of it."""
+    peer = request.environ.get("werkzeug.proxy_fix.orig", request.environ)
+    return auth.default_password_allowed(
+        peer.get("REMOTE_ADDR"),
+        peer.get("HTTP_HOST", ""),
+        request.headers.keys(),
+        request.environ.get("SERVER_PROTOCOL", ""),
+    )
+
+
+def actor() -> Actor:
+    """Return who makes the current request's changes, for the record of changes."""
+    return Actor(changes.PANEL, request.remote_addr or "unknown")
+
+
+def safe_target(target: str | None) -> str:
+    """Return a path of the panel to go on to; the dashboard in place of any other address."""
+    parts = urlsplit(target or "")
+    is_ours = parts.path == "/admin" or parts.path.startswith("/admin/")
+    plain = not (parts.scheme or parts.netloc) and "\\" not in (target or "") and (target or "").isprintable()
+    return target if target and is_ours and plain else url_for("admin.index")
+
+
+class PanelView(BaseView):
+    """A view behind the sign-in, with a CSRF token in each POST and the panel's own pages for errors.
+
+    The hooks of its blueprint guard it, before Flask-Admin's `is_accessible` would be asked, and all that is on it.
+    """
+
+    def create_blueprint(self, admin: Admin) -> Blueprint:
+        """Make the blueprint with the hooks on it, so that no other request pays for them."""
+        blueprint = super().create_blueprint(admin)
+        blueprint.before_request(_turn_strangers_away)
+        blueprint.before_request(_check_csrf)
+        blueprint.after_request(_keep_private)
+        blueprint.register_error_handler(HTTPException, _show_error)
+        blueprint.register_error_handler(SQLAlchemyError, _show_database_error)
+        return blueprint
+
+    def _run_view(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        # Flask-Admin's own takes any TypeError for a sign of an old signature, and runs the view again
+        return fn(self, *args, **kwargs)
+
+
+def _turn_strangers_away() -> ResponseReturnValue | None:
+    if request.endpoint in OPEN_ENDPOINTS or current_user.is_authenticated:
+        return None
+    target = request.full_path.rstrip("?") if request.method == "GET" else None
+    return redirect(url_for("admin.login_view", next=target if target != url_for("admin.index") else None))
+
+
+def _check_csrf() -> None:
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return
+    try:
+        validate_csrf(request.form.get("csrf_token"))
+    except ValidationError:
+        abort(400, "This form is no longer valid. Go back, reload the page, and send it again.")
+
+
+def _keep_private(response: Response) -> Response:
+    if request.endpoint != "admin.static":
+        response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _show_error(error: HTTPException) -> ResponseReturnValue:
+    if error.response is not None:
+        return error.response
+    return render_template("admin/error.html", heading=error.name, message=error.description), error.code or 500
+
+
+def _show_database_error(error: SQLAlchemyError) -> ResponseReturnValue:
+    logger.error("%s %s: the database failed: %s", request.method, request.path, schema.cause_of(error))
+    message = f"The database failed: {schema.cause_of(error)}. Nothing was changed by this request. Try again."
+    page = render_template("admin/error.html", heading="The database does not answer", message=message, signed_in=False)
+    return page, 503

@@ -1,0 +1,85 @@
+"""What may be done to several teams at once: said before it is done, and done by the domain."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tokenrouter import ledger, teams
+from tokenrouter.changes import Actor
+from tokenrouter.models import Team, db
+
+
+@dataclass(frozen=True)
+class BulkAction:
+    """A button: what it says, alone and before whom it is about, what it will do in words, and what does it.
+
+    `perform` returns how many teams it changed.
+    """
+
+    label: str
+    verb: str
+    will_do: str
+    done: str
+    perform: Callable[[Sequence[int], Actor], int]
+    is_dangerous: bool = False
+
+
+def _reset(team_ids: Sequence[int], by: Actor) -> int:
+    return ledger.reset(db.engine, team_ids, by=by)
+
+
+def _enable(team_ids: Sequence[int], by: Actor) -> int:
+    return len(teams.set_active(team_ids, True, by=by))
+
+
+def _disable(team_ids: Sequence[int], by: Actor) -> int:
+    return len(teams.set_active(team_ids, False, by=by))
+
+
+def _delete(team_ids: Sequence[int], by: Actor) -> int:
+    return len(teams.delete_several(team_ids, by=by))
+
+
+ACTIONS = {
+    "reset": BulkAction(
+        "Reset usage",
+        "Reset usage of",
+        "What is used counts from zero again, so the whole quota is free. The log and the charts stay as they are; "
+        "calls in flight are charged to the new count.",
+        "Usage reset",
+        _reset,
+    ),
+    "enable": BulkAction("Enable", "Enable", "Calls are let through again from the next one on.", "Enabled", _enable),
+    "disable": BulkAction(
+        "Disable",
+        "Disable",
+        "Calls are refused with status 403 from the next one on; calls in flight finish. Tokens and usage stay.",
+        "Disabled",
+        _disable,
+        is_dangerous=True,
+    ),
+    "delete": BulkAction(
+        "Delete",
+        "Delete",
+        "All tokens stop working with the next call, and this cannot be undone. Calls in flight finish and are booked; "
+        "the log keeps its rows and the name, and the name becomes free.",
+        "Deleted",
+        _delete,
+        is_dangerous=True,
+    ),
+}
+
+
+def count(number: int) -> str:
+    """Write a number of teams."""
+    return "1 team" if number == 1 else f"{number:,} teams"
+
+
+def outcome(action: BulkAction, chosen: Sequence[Team], changed: int) -> str:
+    """Say what was done, naming the team where it is one."""
+    whom = f"“{chosen[0].name}”" if len(chosen) == 1 else count(len(chosen))
+    same = len(chosen) - changed
+    if not same:
+        return f"{action.done}: {whom}."
+    return (
+        f"Nothing to change: {whom}." if not changed else f"{action.done}: {count(changed)}; {same:,} were so already."
+    )

@@ -1,0 +1,129 @@
+"""How figures, moments and states are written on the pages."""
+
+import hashlib
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flask import Flask, url_for
+from flask_wtf.csrf import generate_csrf
+
+from tokenrouter.admin.charts import short
+from tokenrouter.teams import format_quota
+
+STATIC = Path(__file__).parent.parent / "static"
+STATUS_WORDS = {
+    "ok": "answered",
+    "pending": "in flight",
+    "client_closed": "caller left",
+    "provider_error": "provider error",
+    "rejected": "refused",
+    "interrupted": "interrupted",
+}
+STATUS_SENTENCES = {
+    "ok": "It was answered.",
+    "pending": "It is being answered now.",
+    "client_closed": "The caller left before the answer was complete; what had arrived is charged.",
+    "provider_error": "The provider failed or refused it; what had arrived of an answer by then is charged.",
+    "rejected": "TokenRouter refused it, for quota, model or a disabled team; the provider was not called.",
+    "interrupted": "The worker that answered it ended in the middle; what had arrived by then is charged.",
+}
+SOURCE_WORDS = {
+    "provider": "reported by the provider",
+    "estimated": "estimated",
+    "none": "not counted",
+}
+
+ACTION_WORDS = {
+    "team.create": "Created the team",
+    "team.update": "Changed the team",
+    "team.delete": "Deleted the team",
+    "usage.reset": "Reset its usage",
+    "token.create": "Created a token",
+    "token.revoke": "Revoked a token",
+    "token.rotate": "Replaced a token",
+}
+FIELD_WORDS = {
+    "quota_tokens": "quota",
+    "used_tokens": "used",
+    "active": "state",
+    "expires_at": "expires",
+    "old_token_until": "the old one works until",
+}
+
+
+class Share(NamedTuple):
+    """How much of a quota is used and held, in percent; used is cut at 100."""
+
+    used: float
+    held: float
+
+
+def share(team: Any) -> Share:
+    """Return a team's share of its quota. A quota of 0 is used up by definition."""
+    if not team.quota_tokens:
+        return Share(100.0, 0.0)
+    used = min(100.0, 100.0 * team.used_tokens / team.quota_tokens)
+    return Share(used, min(100.0 - used, 100.0 * team.held_tokens / team.quota_tokens))
+
+
+def iso(moment: datetime) -> str:
+    """Write a moment for a <time> element."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def utc(moment: datetime) -> str:
+    """Write a moment for people, exactly, in UTC."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def milliseconds(duration_ms: int | None) -> str:
+    """Write a duration: `340 ms`, `2.4 s`."""
+    if duration_ms is None:
+        return "–"
+    return f"{duration_ms} ms" if duration_ms < 1000 else f"{duration_ms / 1000:.1f} s"
+
+
+def status_words(status: str) -> str:
+    """Say what became of a call."""
+    return STATUS_WORDS.get(status, status)
+
+
+def status_sentence(status: str) -> str:
+    """Say what became of a call, and what that means."""
+    return STATUS_SENTENCES.get(status, status)
+
+
+def source_words(usage_source: str) -> str:
+    """Say how a call's tokens were counted."""
+    return SOURCE_WORDS.get(usage_source, usage_source)
+
+
+def action_words(action: str) -> str:
+    """Say what a change was."""
+    return ACTION_WORDS.get(action, action)
+
+
+def field_words(field: str) -> str:
+    """Name a field of a change."""
+    return FIELD_WORDS.get(field, field)
+
+
+@cache
+def _version(filename: str) -> str:
+    return hashlib.sha256((STATIC / filename).read_bytes()).hexdigest()[:10]
+
+
+def asset(filename: str) -> str:
+    """Return the URL of a file of ours, which changes with its content, so that browsers may keep it."""
+    return url_for("static", filename=filename, v=_version(filename))
+
+
+def init_app(app: Flask) -> None:
+    """Give the templates these words."""
+    words = status_words, status_sentence, source_words, action_words, field_words
+    for each in (short, share, iso, utc, milliseconds, *words):
+        app.jinja_env.filters[each.__name__] = each
+    app.jinja_env.filters["quota"] = format_quota
+    app.jinja_env.globals.update(asset=asset, csrf_token=generate_csrf)

@@ -1,0 +1,80 @@
+"""The panel's first page, and the way in and out."""
+
+from datetime import UTC, datetime
+
+from flask import flash, redirect, request, url_for
+from flask.typing import ResponseReturnValue
+from flask_admin import AdminIndexView, expose
+
+from tokenrouter import auth, proxy, reports
+from tokenrouter.admin import access
+from tokenrouter.admin.access import PanelView, settings
+from tokenrouter.admin.charts import tokens_chart
+
+CHART_DAYS = 30
+NEAREST = 8
+FAILURES = 8
+PROVIDER_ANSWER_S = 60
+REFUSED_DEFAULT = (
+    "The admin password is still the default, admin123, which opens the panel only from the machine that TokenRouter "
+    "runs on, without a proxy between. Set ADMIN_PASSWORD there, or run `flask setup`, and restart."
+)
+
+
+class HomeView(PanelView, AdminIndexView):
+    """The dashboard, and sign-in and sign-out, which are the blueprint "admin"."""
+
+    @expose("/")
+    def index(self) -> ResponseReturnValue:
+        """Show whether all is well, who is about to run out, and what failed."""
+        now = datetime.now(UTC)
+        exhausted, near = (
+            reports.teams_page(near_quota=nearness, state="active", per_page=1).total
+            for nearness in ("exhausted", "over80")
+        )
+        return self.render(
+            "admin/dashboard.html",
+            exhausted=exhausted,
+            near=near,
+            overview=reports.overview(now),
+            chart=tokens_chart(reports.tokens_per_day(CHART_DAYS, now)),
+            nearest=reports.nearest_to_quota(NEAREST),
+            failures=reports.last_failures(FAILURES),
+            check=proxy.relay().catalogue.last_check,
+        )
+
+    @expose("/provider")
+    def provider_view(self) -> ResponseReturnValue:
+        """Tell whether the provider answers; the dashboard asks this after it has come up."""
+        return self.render("admin/provider.html", check=proxy.relay().catalogue.check(within_s=PROVIDER_ANSWER_S))
+
+    @expose("/login", methods=("GET", "POST"))
+    def login_view(self) -> ResponseReturnValue:
+        """Ask for the password, and let the administrator in."""
+        target = access.safe_target(request.values.get("next"))
+        if access.current_user.is_authenticated:
+            return redirect(target)
+        problem, status = self._try_to_sign_in() if request.method == "POST" else (None, 200)
+        if request.method == "POST" and problem is None:
+            return redirect(target)
+        return self.render("admin/login.html", target=target, problem=problem), status
+
+    def _try_to_sign_in(self) -> tuple[str | None, int]:
+        """Return what to say to whoever stays outside, and the status."""
+        if auth.has_default_password(settings()) and not access.is_on_this_machine():
+            return REFUSED_DEFAULT, 403
+        try:
+            is_right = auth.try_password(settings(), request.form.get("password", ""), request.remote_addr or "")
+        except auth.TooManyWrongPasswords as error:
+            return str(error), 429
+        if not is_right:
+            return "This is not the admin password.", 401
+        access.sign_in()
+        return None, 200
+
+    @expose("/logout", methods=("POST",))
+    def logout_view(self) -> ResponseReturnValue:
+        """End the session."""
+        access.sign_out()
+        flash("You are signed out.", "success")
+        return redirect(url_for("admin.login_view"))

@@ -1,0 +1,138 @@
+"""The log of calls: filtered, paged by id, opened in full, and exported; read-only."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from flask import Response, abort, request, stream_with_context, url_for
+from flask.typing import ResponseReturnValue
+from flask_admin import expose
+from flask_admin.contrib.sqla import ModelView
+from werkzeug.datastructures import MultiDict
+
+from tokenrouter import reports, teams
+from tokenrouter.admin import spreadsheet
+from tokenrouter.admin.access import PanelView
+from tokenrouter.models import NAME_LENGTH, STATUSES
+from tokenrouter.reports import CallFilter
+
+PER_PAGE = 50
+TEXT_FILTERS = ("token", "model", "status", "endpoint", "request_id")
+FILTERS = ("team", *TEXT_FILTERS, "since", "until", "zone")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for in the address, and what could not be understood of it."""
+
+    filter: CallFilter
+    shown: dict[str, str]
+    problem: str | None = None
+
+    @property
+    def is_filtered(self) -> bool:
+        """Tell whether anything narrows the list."""
+        return any(value for name, value in self.shown.items() if name != "zone")
+
+
+class RequestLogView(PanelView, ModelView):
+    """Rows of the log, which only the ledger writes."""
+
+    column_list = ("created_at", "team_name", "model", "status")
+    can_create = can_edit = can_delete = False
+    can_export = True
+
+    @expose("/")
+    def index_view(self) -> ResponseReturnValue:
+        """Show a page of the calls that fit, the newest first; nothing is counted and nothing skipped."""
+        asked = read_filter(request.args)
+        before_id, after_id = (request.args.get(name, type=int) for name in ("before", "after"))
+        found = None if asked.problem else reports.calls_page(asked.filter, before_id, after_id, PER_PAGE)
+
+        def link(endpoint: str = ".index_view", **more: Any) -> str:
+            return url_for(endpoint, **{name: value for name, value in asked.shown.items() if value}, **more)
+
+        return self.render(
+            "admin/logs.html",
+            asked=asked,
+            found=found,
+            link=link,
+            models=reports.model_names(),
+            endpoints=reports.endpoint_names(),
+            statuses=STATUSES,
+        )
+
+    @expose("/<int:call_id>/")
+    def details_view(self, call_id: int) -> ResponseReturnValue:
+        """Show a call in full."""
+        detail = reports.call(call_id)
+        if detail is None:
+            abort(404, "There is no such call in the log.")
+        return self.render("admin/call.html", detail=detail)
+
+    @expose("/export/<export_type>/")
+    def export(self, export_type: str) -> ResponseReturnValue:
+        """Send the calls that fit as CSV, row by row, however many they are."""
+        asked = read_filter(request.args)
+        if export_type != "csv" or asked.problem:
+            abort(404, asked.problem or "There is only CSV to export.")
+        name = f"tokenrouter-calls-{datetime.now(UTC):%Y%m%d-%H%M%S}.csv"
+        rows: Iterator[str] = spreadsheet.lines(reports.iterate_calls(asked.filter))
+        return Response(
+            stream_with_context(rows),
+            mimetype="text/csv",
+            headers={"Content-Disposition": f'attachment; filename="{name}"'},
+        )
+
+
+def read_filter(args: MultiDict[str, str]) -> Asked:
+    """Read the filter from the address. A team that never was is a problem to tell, rather than no filter at all."""
+    shown = {name: args.get(name, "").strip()[:NAME_LENGTH] for name in FILTERS}
+    values = {name: shown[name] or None for name in TEXT_FILTERS}
+    values["token_prefix"] = values.pop("token")
+    team_id, problem = _team_id(shown["team"])
+    zone = _zone(shown["zone"])
+    since, until = _day(shown["since"]), _day(shown["until"])
+    if (shown["since"] and since is None) or (shown["until"] and until is None):
+        problem = "A date is written as 2026-01-31."
+    return Asked(
+        CallFilter(
+            team_id=team_id,
+            since=since and datetime.combine(since, time.min, zone),
+            until=until and datetime.combine(until + timedelta(days=1), time.min, zone),
+            **values,
+        ),
+        shown,
+        problem,
+    )
+
+
+def _team_id(name: str) -> tuple[int | None, str | None]:
+    """Return the team of this name, the living one before those that had it, and else what to say."""
+    if not name:
+        return None, None
+    try:
+        return teams.find(name).id, None
+    except teams.NotFound:
+        pass  # it may be one that was deleted
+    try:
+        return max(teams.ids_ever_named(name)), None
+    except teams.NotFound as error:
+        return None, str(error)
+
+
+def _day(text: str) -> date | None:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _zone(name: str) -> ZoneInfo:
+    """Return the browser's time zone, in which its dates are meant; UTC where that is not known here."""
+    try:
+        return ZoneInfo(name or "UTC")
+    except (ValueError, OSError, KeyError):
+        return ZoneInfo("UTC")

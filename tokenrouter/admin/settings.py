@@ -1,0 +1,117 @@
+"""The Settings page: what is configured and where it came from, never a secret, and whether the provider answers."""
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from flask.typing import ResponseReturnValue
+from flask_admin import expose
+from sqlalchemy.engine import make_url
+
+from tokenrouter import proxy
+from tokenrouter.admin.access import PanelView, settings
+from tokenrouter.catalogue import Check
+from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, SETTINGS, Settings, is_allowed
+
+SHOWN_CHARACTERS = 4
+ADVICE = {
+    "provider_auth_failed": "Check PROVIDER_API_KEY: run `flask setup` where TokenRouter is installed, and restart it.",
+    "provider_unreachable": "Check PROVIDER_BASE_URL, and whether this machine reaches it.",
+    "provider_timeout": "Check PROVIDER_BASE_URL; if it is right, the provider has a fault: see its status page.",
+    "provider_quota_exhausted": "Top up the account at the provider.",
+    "provider_bad_response": "PROVIDER_BASE_URL should be the root of an OpenAI-compatible API, and often ends in /v1.",
+    "provider_error": "PROVIDER_BASE_URL should be the root of an OpenAI-compatible API, and often ends in /v1.",
+}
+ORIGINS = {"override": "set by the program", "environment": "environment", ".env": ".env"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting on the page: its value, or words in place of one."""
+
+    name: str
+    value: str
+    words: str
+    origin: str
+
+
+class SettingsView(PanelView):
+    """Show the settings, and ask the provider for its models."""
+
+    @expose("/")
+    def index_view(self) -> ResponseReturnValue:
+        """Show the page, with what is known of the provider."""
+        return self._page(proxy.relay().catalogue.last_check)
+
+    @expose("/provider", methods=("POST",))
+    def ask_view(self) -> ResponseReturnValue:
+        """Ask the provider now."""
+        return self._page(proxy.relay().catalogue.check())
+
+    def _page(self, check: Check | None) -> ResponseReturnValue:
+        own = settings()
+        return self.render(
+            "admin/settings.html",
+            rows=rows(own),
+            provider_url=without_password(own.provider_base_url),
+            check=check,
+            advice=ADVICE.get(check.code or "") if check else None,
+            lacking=lacking(own.allowed_models, check.models) if check and check.models is not None else [],
+        )
+
+
+def lacking(patterns: tuple[str, ...], models: tuple[str, ...]) -> list[str]:
+    """Return the allowed names and prefixes that fit none of the provider's models."""
+    return [pattern for pattern in patterns if not any(is_allowed(model, (pattern,)) for model in models)]
+
+
+def rows(own: Settings) -> list[Row]:
+    """Return every setting as it may be shown."""
+    return [_row(name, getattr(own, name.lower()), own.origins[name]) for name in SETTINGS]
+
+
+def _row(name: str, value: Any, origin: str) -> Row:
+    shown, words = SHOWN.get(name, _plain)(value)
+    return Row(name, shown, words, ORIGINS.get(origin, origin))
+
+
+def _plain(value: Any) -> tuple[str, str]:
+    if isinstance(value, tuple):
+        return ", ".join(value), ""
+    return ("", "not set") if value is None else (f"{value:g}" if isinstance(value, float) else str(value), "")
+
+
+def _key(value: str) -> tuple[str, str]:
+    if not value:
+        return "", "not set"
+    # of a short key the last characters would be too much of it
+    return (
+        (f"…{value[-SHOWN_CHARACTERS:]}", "") if len(value) >= 4 * SHOWN_CHARACTERS else ("", "set, too short to show")
+    )
+
+
+def _password(value: str) -> tuple[str, str]:
+    return "", "still the default: choose your own" if value == DEFAULT_ADMIN_PASSWORD else "set"
+
+
+def _secret(value: str) -> tuple[str, str]:
+    return "", "set" if value else "generated, kept in instance/"
+
+
+def _database(value: str) -> tuple[str, str]:
+    return make_url(value).set(query={}).render_as_string(hide_password=True), ""
+
+
+def without_password(url: str) -> str:
+    """Return a URL without the name and password that may stand in it."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+SHOWN = {
+    "PROVIDER_API_KEY": _key,
+    "PROVIDER_BASE_URL": lambda value: (without_password(value), ""),
+    "ADMIN_PASSWORD": _password,
+    "SECRET_KEY": _secret,
+    "DATABASE_URL": _database,
+}

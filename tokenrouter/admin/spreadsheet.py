@@ -1,0 +1,57 @@
+"""Calls as CSV that a spreadsheet may open: no cell of it can become a formula."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tokenrouter.reports import timestamp
+
+COLUMNS = (
+    "created_at",
+    "request_id",
+    "team_id",
+    "team_name",
+    "token_prefix",
+    "model",
+    "endpoint",
+    "stream",
+    "status",
+    "status_code",
+    "error_code",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "charged_tokens",
+    "usage_source",
+    "first_byte_ms",
+    "latency_ms",
+)
+FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
+ROWS_AT_ONCE = 200
+
+
+def cell(value: Any) -> Any:
+    """Return what is written for a value. Source: OWASP, CSV Injection: a quote keeps text from being a formula."""
+    if isinstance(value, str) and value.startswith(FORMULA_BEGINS):
+        return f"'{value}"
+    return value
+
+
+def lines(calls: Iterable[Any]) -> Iterator[str]:
+    """Yield a header and a line a call, some of them together."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(COLUMNS)
+    for number, call in enumerate(calls, 1):
+        writer.writerow([timestamp(call.created_at), *(cell(getattr(call, name)) for name in COLUMNS[1:])])
+        if number % ROWS_AT_ONCE == 0:
+            yield _taken(buffer)
+    yield _taken(buffer)
+
+
+def _taken(buffer: io.StringIO) -> str:
+    text = buffer.getvalue()
+    buffer.seek(0)
+    buffer.truncate()
+    return text

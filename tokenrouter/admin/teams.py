@@ -1,0 +1,262 @@
+"""The teams: list, one team in large, its tokens, and what may be done to several at once."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import abort, flash, redirect, request, url_for
+from flask.typing import ResponseReturnValue
+from flask_admin import expose
+from flask_admin.contrib.sqla import ModelView
+from werkzeug.datastructures import MultiDict
+
+from tokenrouter import changes, payload, reports
+from tokenrouter import teams as team_store
+from tokenrouter.admin import access, bulk
+from tokenrouter.admin.access import PanelView, actor, settings
+from tokenrouter.admin.charts import tokens_chart
+from tokenrouter.admin.team_forms import (
+    GRACES,
+    TeamEditForm,
+    TeamForm,
+    TokenForm,
+    explain,
+    parse_typed_quota,
+)
+from tokenrouter.models import ApiToken, Team
+from tokenrouter.teams import NotFound, TeamError
+
+NO_TEAM = "There is no such team, or it was deleted. The log still has its calls."
+PER_PAGE = 50
+CHART_DAYS = 30
+LAST_CALLS = 10
+LAST_CHANGES = 10
+LAST_PAGE = 10**9
+STATES = ("active", "disabled")
+NEARNESS = ("exhausted", "over80")
+
+
+class TeamView(PanelView, ModelView):
+    """Teams, changed by the domain alone: no form here saves a row by itself, so none can undo a counter."""
+
+    form = TeamForm
+    column_list = ("name", "quota_tokens")
+    can_delete = False  # by action_view, which says first what it will do
+    can_export = False
+
+    @expose("/")
+    def index_view(self) -> ResponseReturnValue:
+        """List the teams: searched, filtered, sorted and paged by the database."""
+        asked = _asked(request.args)
+        found = reports.teams_page(**asked, per_page=PER_PAGE)
+
+        def link(**changes: Any) -> str:
+            wanted = asked | changes
+            return url_for(".index_view", **{name: int(v) if v is True else v or None for name, v in wanted.items()})
+
+        return self.render(
+            "admin/teams.html",
+            found=found,
+            asked=asked,
+            is_filtered=bool(asked["search"] or asked["state"] or asked["near_quota"]),
+            first=(asked["page"] - 1) * PER_PAGE + 1,
+            link=link,
+            actions=bulk.ACTIONS,
+            here=_here(),
+        )
+
+    def get_one(self, id: str) -> Team:
+        """Return a living team; 404 where there is none."""
+        return _found(int(id))
+
+    @expose("/new/", methods=("GET", "POST"))
+    def create_view(self) -> ResponseReturnValue:
+        """Create a team, and show its first token this once."""
+        form = self.create_form()
+        if self.validate_form(form) and (created := self.create_model(form)):
+            team, bearer_token = created
+            return self._show_token(team, bearer_token, f"Created the team “{team.name}”.")
+        return self.render("admin/team_form.html", form=form, team=None, allowed=settings().allowed_models)
+
+    def create_model(self, form: TeamForm) -> tuple[Team, str] | None:
+        """Have the domain create the team; explain in the form what it refuses."""
+        try:
+            return team_store.create(form.name.data, **form.values(), by=actor())
+        except TeamError as error:
+            explain(form, error)
+            return None
+
+    @expose("/<int:team_id>/edit/", methods=("GET", "POST"))
+    def edit_view(self, team_id: int) -> ResponseReturnValue:
+        """Change a team's name, quota, models and state."""
+        team = _found(team_id)
+        form = TeamEditForm(request.form if request.method == "POST" else None, obj=team)
+        if self.validate_form(form) and self.update_model(form, team):
+            flash(f"Saved the team “{form.name.data.strip()}”.", "success")
+            return redirect(url_for(".details_view", team_id=team_id))
+        return self.render("admin/team_form.html", form=form, team=team, allowed=settings().allowed_models)
+
+    def update_model(self, form: TeamEditForm, model: Team) -> bool:
+        """Have the domain change the team; explain in the form what it refuses."""
+        try:
+            team_store.update(model.id, rename=form.name.data, active=form.active.data, **form.values(), by=actor())
+        except TeamError as error:
+            explain(form, error)
+            return False
+        return True
+
+    @expose("/<int:team_id>/quota", methods=("POST",))
+    def quota_view(self, team_id: int) -> ResponseReturnValue:
+        """Set a quota typed into the list or the team's page."""
+        try:
+            team = team_store.update(team_id, quota_tokens=parse_typed_quota(request.form.get("quota", "")), by=actor())
+        except NotFound as error:
+            abort(404, str(error))
+        except TeamError as error:
+            flash(f"The quota of “{_found(team_id).name}” stays as it is. {error}", "error")
+        else:
+            flash(f"The quota of “{team.name}” is now {team_store.format_quota(team.quota_tokens)}.", "success")
+        return redirect(access.safe_target(request.form.get("url")))
+
+    @expose("/<int:team_id>/")
+    def details_view(self, team_id: int) -> ResponseReturnValue:
+        """Show one team in large."""
+        return self._team_page(team_id, TokenForm())
+
+    def _team_page(self, team_id: int, token_form: TokenForm) -> ResponseReturnValue:
+        now, team = datetime.now(UTC), _found(team_id)
+        detail = reports.team_detail(team_id, now)
+        if detail is None:
+            abort(404, NO_TEAM)
+        return self.render(
+            "admin/team.html",
+            detail=detail,
+            chart=tokens_chart(reports.tokens_per_day(CHART_DAYS, now, team_id=team_id)),
+            calls=reports.calls_page(reports.CallFilter(team_id=team_id), limit=LAST_CALLS).rows,
+            changes=changes.page(limit=LAST_CHANGES, team_id=team_id).rows,
+            actions=bulk.ACTIONS,
+            here=_here(),
+            token_form=token_form,
+            graces=GRACES,
+            now=now,
+            allowed=settings().allowed_models,
+            base_url=_base_url(),
+            model=_model_for(team),
+        )
+
+    @expose("/<int:team_id>/tokens", methods=("POST",))
+    def create_token_view(self, team_id: int) -> ResponseReturnValue:
+        """Give a team a further token, and show it this once."""
+        form = TokenForm(request.form)
+        if form.validate():
+            try:
+                _, bearer_token = team_store.create_token(team_id, form.label.data, form.expires_at(), by=actor())
+            except NotFound as error:
+                abort(404, str(error))
+            except TeamError as error:
+                explain(form, error)
+            else:
+                team = _found(team_id)
+                return self._show_token(team, bearer_token, f"Created a token for the team “{team.name}”.")
+        return self._team_page(team_id, form)
+
+    @expose("/<int:team_id>/tokens/<int:token_id>/rotate", methods=("POST",))
+    def rotate_token_view(self, team_id: int, token_id: int) -> ResponseReturnValue:
+        """Put a new token in the place of one, and show it this once."""
+        team = _found(team_id)
+        if request.form.get("grace") not in GRACES:
+            abort(400, "Choose how long the old token still works.")
+        words, grace = GRACES[request.form["grace"]]
+        try:
+            _, bearer_token = team_store.rotate_token(team_id, token_id, grace, by=actor())
+        except TeamError as error:
+            flash(str(error), "error")
+            return redirect(url_for(".details_view", team_id=team_id))
+        told = f"still works {words}" if grace else "is refused from now on"
+        return self._show_token(team, bearer_token, f"Replaced a token of “{team.name}”. The old one {told}.")
+
+    @expose("/<int:team_id>/tokens/<int:token_id>/revoke", methods=("POST",))
+    def revoke_token_view(self, team_id: int, token_id: int) -> ResponseReturnValue:
+        """Revoke a token."""
+        try:
+            token: ApiToken = team_store.revoke_token(team_id, token_id, by=actor())
+        except TeamError as error:
+            flash(str(error), "error")
+        else:
+            flash(f"Revoked the token {token.prefix}…: it is refused from its next call on.", "success")
+        return redirect(url_for(".details_view", team_id=team_id))
+
+    def _show_token(self, team: Team, bearer_token: str, done: str) -> ResponseReturnValue:
+        return self.render(
+            "admin/token.html",
+            team=team,
+            bearer_token=bearer_token,
+            done=done,
+            base_url=_base_url(),
+            model=_model_for(team),
+        )
+
+    @expose("/action/", methods=("POST",))
+    def action_view(self) -> ResponseReturnValue:
+        """Say what an action will do to the chosen teams; once that is confirmed, do it."""
+        action = bulk.ACTIONS.get(request.form.get("action", ""))
+        if action is None:
+            abort(400, "There is no such action.")
+        chosen = _chosen(request.form)
+        back = access.safe_target(request.form.get("url"))
+        if not chosen:
+            flash("Select at least one team first.", "error")
+            return redirect(back)
+        if "confirmed" not in request.form:
+            return self.render("admin/confirm.html", action=action, chosen=chosen, back=back, count=bulk.count)
+        changed = action.perform([team.id for team in chosen], actor())
+        flash(bulk.outcome(action, chosen, changed), "success")
+        return redirect(url_for(".index_view") if request.form["action"] == "delete" else back)
+
+
+def _found(team_id: int) -> Team:
+    try:
+        return team_store.get(team_id)
+    except NotFound:
+        abort(404, NO_TEAM)
+
+
+def _chosen(form: MultiDict[str, str]) -> Sequence[Team]:
+    """Return the living teams that are meant: those with a box ticked, or all."""
+    living = team_store.living()
+    if form.get("all"):
+        return living
+    ids = set(form.getlist("rowid"))
+    return [team for team in living if str(team.id) in ids]
+
+
+def _asked(args: MultiDict[str, str]) -> dict[str, Any]:
+    """Read what list is asked for; what makes no sense counts as not given."""
+
+    def one_of(name: str, choices: Iterable[str]) -> str | None:
+        return args[name] if args.get(name) in choices else None
+
+    return {
+        "search": args.get("search", "").strip(),
+        "state": one_of("state", STATES),
+        "near_quota": one_of("near_quota", NEARNESS),
+        "sort": one_of("sort", reports.SORTS) or "name",
+        "descending": args.get("descending") == "1",
+        "page": min(max(1, args.get("page", 1, type=int)), LAST_PAGE),
+    }
+
+
+def _here() -> str:
+    return request.full_path.rstrip("?") if request.method == "GET" else request.path
+
+
+def _base_url() -> str:
+    return f"{request.host_url}v1"
+
+
+def _model_for(team: Team) -> str:
+    """Return a model to show in an example: the default where the team may call it."""
+    names = payload.narrowed(settings().allowed_models, team.model_patterns)
+    default = settings().default_model
+    exact = [name for name in names if not name.endswith("*")]
+    return default if default in exact or not exact else exact[0]

@@ -1,0 +1,87 @@
+"""The record of who changed what: written in the transaction of the change itself, and never edited."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import insert, select
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session
+
+from tokenrouter.models import NAME_LENGTH, Change, db, near_id
+
+PANEL = "panel"
+CLI = "cli"
+API = "api"
+
+TEAM_CREATE = "team.create"
+TEAM_UPDATE = "team.update"
+TEAM_DELETE = "team.delete"
+USAGE_RESET = "usage.reset"
+TOKEN_CREATE = "token.create"
+TOKEN_REVOKE = "token.revoke"
+TOKEN_ROTATE = "token.rotate"
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who makes a change: `kind` is panel, cli or api; `detail` an address, `user@host`, or a token's label."""
+
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class ChangesPage:
+    """Changes, newest first, and where to go on."""
+
+    rows: list[Change]
+    before_id: int | None
+    """The `before_id` of the next page; None where there is no older change."""
+    after_id: int | None
+    """The `after_id` of the page before; None on the newest page."""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What changed of a team; `before` and `after` hold the changed fields alone, as JSON can tell them."""
+
+    team_id: int
+    team_name: str
+    before: Mapping[str, Any] | None = None
+    after: Mapping[str, Any] | None = None
+
+
+def record(connection: Session | Connection, by: Actor, action: str, *changed: Changed) -> None:
+    """Write down what somebody does to a team, or to several, in the transaction in which it is done.
+
+    No secret may be in it.
+    """
+    who = {"at": datetime.now(UTC), "actor_kind": by.kind, "actor_detail": by.detail[:NAME_LENGTH], "action": action}
+    if changed:
+        connection.execute(insert(Change), [who | vars(each) for each in changed])
+
+
+def page(
+    before_id: int | None = None, after_id: int | None = None, limit: int = 50, team_id: int | None = None
+) -> ChangesPage:
+    """Return the changes next older than `before_id`, or next newer than `after_id`, or the newest, detached.
+
+    They are those of a team, or all.
+    """
+    query = select(Change).limit(limit + 1)
+    if team_id is not None:
+        query = query.where(Change.team_id == near_id(team_id))
+    with Session(db.engine) as session:
+        if after_id is not None:
+            above = list(session.scalars(query.where(Change.id > near_id(after_id)).order_by(Change.id)))
+            if len(above) > limit:
+                rows = above[:limit][::-1]
+                return ChangesPage(rows, before_id=rows[-1].id, after_id=rows[0].id)
+            before_id = None  # what is above does not fill a page: the newest page has it
+        if before_id is not None:
+            query = query.where(Change.id < near_id(before_id))
+        rows = list(session.scalars(query.order_by(Change.id.desc())))
+    older = rows[limit - 1].id if len(rows) > limit else None
+    return ChangesPage(rows[:limit], older, after_id=None if before_id is None else before_id - 1)

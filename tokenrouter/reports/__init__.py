@@ -1,0 +1,58 @@
+"""Read-only sums, pages and documents for the panel, the API and the commands. Nothing here writes."""
+
+from tokenrouter.reports.calls import (
+    CallDetail,
+    CallFilter,
+    CallsPage,
+    call,
+    calls_page,
+    endpoint_names,
+    iterate_calls,
+    model_names,
+)
+from tokenrouter.reports.overview import DailyTokens, Overview, Period, Series, last_failures, overview, tokens_per_day
+from tokenrouter.reports.teams import (
+    SORTS,
+    TeamDetail,
+    TeamRow,
+    TeamsPage,
+    TeamUse,
+    TokenRow,
+    nearest_to_quota,
+    team_detail,
+    teams_page,
+)
+from tokenrouter.reports.views import log_view, newest_calls, own_usage, team_view, timestamp, token_view
+
+__all__ = [
+    "SORTS",
+    "CallDetail",
+    "CallFilter",
+    "CallsPage",
+    "DailyTokens",
+    "Overview",
+    "Period",
+    "Series",
+    "TeamDetail",
+    "TeamRow",
+    "TeamUse",
+    "TeamsPage",
+    "TokenRow",
+    "call",
+    "calls_page",
+    "endpoint_names",
+    "iterate_calls",
+    "last_failures",
+    "log_view",
+    "model_names",
+    "nearest_to_quota",
+    "newest_calls",
+    "overview",
+    "own_usage",
+    "team_detail",
+    "team_view",
+    "teams_page",
+    "timestamp",
+    "token_view",
+    "tokens_per_day",
+]

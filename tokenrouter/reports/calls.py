@@ -1,0 +1,286 @@
+"""The log of calls: pages of it, all of it, and one call, however many millions there are.
+
+Nothing is counted and nothing skipped. Ids rise with time, so a page begins at an id, and the ids of a range of dates
+are found by bisection. Where no index narrows a search down, it looks through the log window by window, and a page that
+is not full in time tells how far the search came.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, false, func, literal_column, select
+from sqlalchemy.engine import Connection, Row
+
+from tokenrouter.models import PENDING, RARE_STATUSES, ApiToken, RequestLog, Team, UsageDaily, near_id
+from tokenrouter.reports.reading import reading
+
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+DISORDER = timedelta(minutes=5)  # a row may be that much older than one before it: machines' clocks differ
+WINDOW_ROWS = 10_000
+SCATTERED_ROWS = 2_000  # that an index gives: each may lie on a page of its own
+CHUNK_ROWS = 1_000
+SEARCH_S = 0.15
+RECENT_ROWS = 20_000
+RECENT_DAYS = 30
+
+COMPARED = ("request_id", "team_id", "token_id", "token_prefix", "status", "model", "endpoint")
+
+CallRow = Row[Any]  # with the columns of the log as attributes
+Step = Callable[[Connection, int, int], tuple[list[CallRow], int | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallFilter:
+    """Which calls to show; None leaves it open. `until` itself is not within."""
+
+    team_id: int | None = None
+    token_id: int | None = None
+    token_prefix: str | None = None
+    model: str | None = None
+    status: str | None = None
+    endpoint: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True)
+class CallsPage:
+    """Calls, newest first, and where to go on."""
+
+    rows: list[CallRow]
+    before_id: int | None
+    """The `before_id` of the next page; None where no older call fits."""
+    after_id: int | None
+    """The `after_id` of the page before; None on the newest page."""
+    searched_back_to: datetime | None = None
+    """The time of the last call looked at, where the search stopped before the page was full; `before_id` resumes."""
+
+
+@dataclass(frozen=True)
+class CallDetail:
+    """A call, the label of its token, and whether its team still lives."""
+
+    row: CallRow
+    token_label: str | None
+    team_lives: bool
+
+
+def calls_page(
+    filter: CallFilter,
+    before_id: int | None = None,
+    after_id: int | None = None,
+    limit: int = 50,
+    *,
+    search_s: float = SEARCH_S,
+) -> CallsPage:
+    """Return the calls next older than `before_id`, or next newer than `after_id`, or the newest of all.
+
+    A search that does not fill the page within `search_s` stops; where it began is always looked at.
+    """
+    with reading() as connection:
+        search = _Search(connection, filter)
+        if after_id is not None:
+            page = search.page_up(connection, after_id, limit, search_s)
+            if page is not None:
+                return page
+            before_id = None
+        return search.page_down(connection, before_id, limit, search_s)
+
+
+def iterate_calls(filter: CallFilter) -> Iterator[CallRow]:
+    """Yield all calls that fit, newest first, without those that begin meanwhile.
+
+    They are read in chunks, each in a transaction of its own, so that neither memory nor a lock grows with them.
+    """
+    with reading() as connection:
+        search = _Search(connection, filter)
+    rest: int | None = search.end
+    while rest is not None:
+        with reading() as connection:
+            rows, rest = search.older(connection, rest, CHUNK_ROWS)
+        yield from rows
+
+
+def call(call_id: int) -> CallDetail | None:
+    """Return a call, or None where there is none.
+
+    Of one that is pending, `prompt_tokens` is the estimate and `completion_tokens` what has come so far.
+    """
+    query = (
+        select(RequestLog.__table__, ApiToken.label.label("token_label"), Team.deleted_at)
+        .join(Team, Team.id == RequestLog.team_id)
+        .outerjoin(ApiToken, ApiToken.id == RequestLog.token_id)
+        .where(RequestLog.id == near_id(call_id))
+    )
+    with reading() as connection:
+        row = connection.execute(query).one_or_none()
+    return None if row is None else CallDetail(row, row.token_label, row.deleted_at is None)
+
+
+def model_names() -> list[str]:
+    """Return the models that were used in the last 30 days."""
+    since = datetime.now(UTC).date() - timedelta(days=RECENT_DAYS)
+    query = select(UsageDaily.model).where(UsageDaily.day >= since, UsageDaily.model != "").distinct()
+    with reading() as connection:
+        return sorted(connection.execute(query).scalars())
+
+
+def endpoint_names() -> list[str]:
+    """Return the endpoints of the newest calls."""
+    newest = select(RequestLog.endpoint).order_by(RequestLog.id.desc()).limit(RECENT_ROWS).subquery()
+    with reading() as connection:
+        return sorted(connection.execute(select(newest.c.endpoint).distinct()).scalars())
+
+
+class _Search:
+    """A search through the calls that fit a filter; `older` and `newer` are its steps.
+
+    A step looks at one window of the rows that an index gives, returns at most `limit` of them that fit, and the id
+    from where to go on, None at the end.
+    """
+
+    def __init__(self, connection: Connection, filter: CallFilter) -> None:
+        self.indexed, others = _conditions(connection, filter)
+        self.window_rows = (SCATTERED_ROWS if self.indexed else WINDOW_ROWS) if others else None
+        self.first = 0
+        self.end = (connection.execute(select(func.max(RequestLog.id))).scalar() or 0) + 1
+        if filter.since is not None:
+            since = min(max(filter.since, EARLIEST), LATEST)
+            others.append(RequestLog.created_at >= since)
+            self.first = _first_id_since(connection, since - DISORDER, self.end)
+        if filter.until is not None:
+            until = min(max(filter.until, EARLIEST), LATEST)
+            others.append(RequestLog.created_at < until)
+            self.end = _first_id_since(connection, until + DISORDER, self.end)
+        self.rows = select(RequestLog.__table__).where(*self.indexed, *others)
+
+    def page_down(self, connection: Connection, before_id: int | None, limit: int, search_s: float) -> CallsPage:
+        """Return the page below an id, or the newest."""
+        start = self.end if before_id is None else min(near_id(before_id), self.end)
+        rows, rest = _collect(self.older, connection, start, limit + 1, search_s)
+        shown = rows[:limit]
+        newer = start - 1 if before_id is not None else None
+        if len(rows) > limit:
+            return CallsPage(shown, before_id=shown[-1].id, after_id=newer)
+        searched_back_to = None if rest is None else _time_of(connection, rest)
+        return CallsPage(shown, before_id=rest, after_id=newer, searched_back_to=searched_back_to)
+
+    def page_up(self, connection: Connection, after_id: int, limit: int, search_s: float) -> CallsPage | None:
+        """Return the page above an id, or None where what is there does not fill one: the newest page has it."""
+        after_id = min(near_id(after_id), self.end)
+        rows, rest = _collect(self.newer, connection, after_id, limit + 1, search_s)
+        if rest is None:
+            return None
+        shown = rows[:limit][::-1]
+        newer = shown[0].id if len(rows) > limit else rest
+        return CallsPage(shown, before_id=shown[-1].id if shown else after_id + 1, after_id=newer)
+
+    def older(self, connection: Connection, before_id: int, limit: int) -> tuple[list[CallRow], int | None]:
+        """Take a step down."""
+        edge = self._edge(connection, RequestLog.id < before_id, RequestLog.id.desc())
+        within = RequestLog.id < before_id, RequestLog.id >= max(self.first, edge or 0)
+        rows = list(connection.execute(self.rows.where(*within).order_by(RequestLog.id.desc()).limit(limit)))
+        if len(rows) == limit:
+            return rows, rows[-1].id
+        return rows, edge if edge is not None and edge > self.first else None
+
+    def newer(self, connection: Connection, after_id: int, limit: int) -> tuple[list[CallRow], int | None]:
+        """Take a step up."""
+        edge = self._edge(connection, RequestLog.id > after_id, RequestLog.id.asc())
+        last = self.end - 1 if edge is None else min(edge, self.end - 1)
+        within = RequestLog.id > max(after_id, self.first - 1), RequestLog.id <= last
+        rows = list(connection.execute(self.rows.where(*within).order_by(RequestLog.id).limit(limit)))
+        if len(rows) == limit:
+            return rows, rows[-1].id
+        return rows, last if last < self.end - 1 else None
+
+    def _edge(self, connection: Connection, beyond: ColumnElement[bool], order: ColumnElement[int]) -> int | None:
+        """Return the last id of the next window, or None where it has no end."""
+        if self.window_rows is None:
+            return None
+        query = select(RequestLog.id).where(*self.indexed, beyond).order_by(order)
+        return connection.execute(query.limit(1).offset(self.window_rows - 1)).scalar()
+
+
+def _collect(
+    step: Step, connection: Connection, start: int, limit: int, search_s: float
+) -> tuple[list[CallRow], int | None]:
+    """Take steps until enough is found, nothing is left, or the time is over."""
+    deadline = time.monotonic() + search_s
+    rows, rest = step(connection, start, limit)
+    while rest is not None and len(rows) < limit and time.monotonic() < deadline:
+        found, rest = step(connection, rest, limit - len(rows))
+        rows += found
+    return rows, rest
+
+
+def _conditions(
+    connection: Connection, filter: CallFilter
+) -> tuple[list[ColumnElement[bool]], list[ColumnElement[bool]]]:
+    """Return the condition that an index serves best, if one does, and the others but for the dates."""
+    given = {name: getattr(filter, name) for name in COMPARED if getattr(filter, name) is not None}
+    if any(isinstance(value, str) and "\0" in value for value in given.values()):
+        return [false()], []  # PostgreSQL refuses such a text
+    conditions = {
+        name: getattr(RequestLog, name) == (near_id(value) if isinstance(value, int) else value)
+        for name, value in given.items()
+    }
+    by_index = ["request_id", "team_id"]
+    if filter.status == PENDING:
+        by_index.insert(1, "status")
+        conditions["status"] = RequestLog.id.in_(PENDING_IDS)  # else SQLite would go through the log from its end
+    elif filter.status in RARE_STATUSES:
+        by_index.append("status")
+        conditions["status"] = _has_status(filter.status)
+    if "team_id" not in conditions and (owners := _teams_of_token(connection, filter)) is not None:
+        if not owners:
+            return [false()], []
+        if len(owners) == 1:
+            conditions["team_id"] = RequestLog.team_id == owners[0]
+    best = next((name for name in by_index if name in conditions), None)
+    indexed = [] if best is None else [conditions.pop(best)]
+    return indexed, list(conditions.values())
+
+
+def _has_status(status: str) -> ColumnElement[bool]:
+    """Spell the status out, not bind it: only so can an index of some statuses alone serve."""
+    return RequestLog.status == literal_column(f"'{status}'")
+
+
+PENDING_IDS = select(RequestLog.id).where(_has_status(PENDING)).correlate(None)
+
+
+def _teams_of_token(connection: Connection, filter: CallFilter) -> list[int] | None:
+    """Return the teams that have the token, and with it an index to search by; None where no token is asked for."""
+    if filter.token_id is not None:
+        is_meant = ApiToken.id == near_id(filter.token_id)
+    elif filter.token_prefix is not None:
+        is_meant = ApiToken.prefix == filter.token_prefix
+    else:
+        return None
+    return list(connection.execute(select(ApiToken.team_id).where(is_meant).distinct()).scalars())
+
+
+def _first_id_since(connection: Connection, moment: datetime, end: int) -> int:
+    """Return an id before which no call is from `moment` or later, by bisection; `end` where all are earlier.
+
+    Where times are out of order by less than the caller allowed for, no call is lost.
+    """
+    low, high = 0, end
+    probe = select(RequestLog.id, RequestLog.created_at).order_by(RequestLog.id).limit(1)
+    while low < high:
+        middle = (low + high) // 2
+        row = connection.execute(probe.where(RequestLog.id >= middle)).first()
+        if row is None or row.id >= high or row.created_at >= moment:
+            high = middle
+        else:
+            low = row.id + 1
+    return low
+
+
+def _time_of(connection: Connection, call_id: int) -> datetime | None:
+    return connection.execute(select(RequestLog.created_at).where(RequestLog.id == call_id)).scalar()

@@ -1,0 +1,194 @@
+"""What the dashboard shows: how much is used, by whom, what is in flight, and what failed.
+
+Sums are of the daily totals, in days of UTC, and hold what deleted teams used.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, literal_column, select, union_all
+from sqlalchemy.engine import Connection, Row
+
+from tokenrouter.models import INTERRUPTED, PENDING, PROVIDER_ERROR, REJECTED, RequestLog, Team, UsageDaily
+from tokenrouter.reports.reading import reading
+
+SHOWN_TEAMS = 8
+OTHER_TEAMS = "Other teams"
+DELETED_TEAMS = "Deleted teams"
+FAILURES = (PROVIDER_ERROR, INTERRUPTED, REJECTED)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What was used on some days; `tokens` are those charged."""
+
+    requests: int = 0
+    errors: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Period:
+    """Use from the day `since` until now, and on the earlier days that `previous_label` names."""
+
+    label: str
+    since: date
+    current: Sums
+    previous_label: str
+    previous: Sums
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The figures at the top of the dashboard."""
+
+    today: Period
+    week: Period
+    month: Period
+    in_flight: int
+    held_tokens: int
+
+    @property
+    def error_rate(self) -> float | None:
+        """Errors as a share of the calls that ended today, 0.0 to 1.0; None before the first."""
+        sums = self.today.current
+        return sums.errors / sums.requests if sums.requests else None
+
+
+@dataclass(frozen=True)
+class Series:
+    """Tokens by day, of a team, or of several together, for which `team_id` is None."""
+
+    team_id: int | None
+    name: str
+    tokens: list[int]
+
+
+@dataclass(frozen=True)
+class DailyTokens:
+    """Days, and series with a number for each of them."""
+
+    days: list[date]
+    series: list[Series]
+
+
+# The status is spelled out, not bound: only so can an index of some statuses alone serve.
+IN_FLIGHT = select(func.count()).select_from(RequestLog).where(RequestLog.status == literal_column(f"'{PENDING}'"))
+HELD = select(func.coalesce(func.sum(Team.held_tokens), 0))
+
+
+def overview(now: datetime) -> Overview:
+    """Return the use of today, of this week since Monday and of this month, and what is in flight.
+
+    Each is compared with as many days from the start of the period before. These are whole days, though today is not
+    over: the daily totals know no hours.
+    """
+    today = now.astimezone(UTC).date()
+    monday, first = today - timedelta(days=today.weekday()), today.replace(day=1)
+    last_monday, last_first = monday - timedelta(days=7), (first - timedelta(days=1)).replace(day=1)
+    with reading() as connection:
+        days = _sums_by_day(connection, min(last_monday, last_first), today)
+        in_flight = connection.execute(IN_FLIGHT).scalar_one()
+        held_tokens = int(connection.execute(HELD).scalar_one())
+    return Overview(
+        today=_period(days, "Today", today, today, today - timedelta(days=1), "yesterday, all day"),
+        week=_period(days, "This week", monday, today, last_monday, _last_week(today)),
+        month=_period(days, "This month", first, today, last_first, _last_month(last_first, first, today)),
+        in_flight=in_flight,
+        held_tokens=held_tokens,
+    )
+
+
+def _last_week(today: date) -> str:
+    return "Monday last week" if today.weekday() == 0 else f"Monday to {today:%A} last week"
+
+
+def _last_month(last_first: date, first: date, today: date) -> str:
+    last_day = min(today.day, (first - last_first).days)
+    return f"1 {last_first:%B}" if last_day == 1 else f"1 to {last_day} {last_first:%B}"
+
+
+def _period(days: dict[date, Sums], label: str, since: date, today: date, earlier: date, previous_label: str) -> Period:
+    """Compare the days since `since` with as many since `earlier`, as far as there are as many."""
+    until = min(earlier + (today - since), since - timedelta(days=1))
+    return Period(label, since, _total(days, since, today), previous_label, _total(days, earlier, until))
+
+
+def _total(days: dict[date, Sums], first: date, last: date) -> Sums:
+    chosen = [sums for day, sums in days.items() if first <= day <= last]
+    return Sums(sum(s.requests for s in chosen), sum(s.errors for s in chosen), sum(s.tokens for s in chosen))
+
+
+def _sums_by_day(connection: Connection, first: date, last: date) -> dict[date, Sums]:
+    columns = UsageDaily.requests, UsageDaily.errors, UsageDaily.total_tokens
+    query = select(UsageDaily.day, *map(func.sum, columns)).where(UsageDaily.day.between(first, last))
+    rows = connection.execute(query.group_by(UsageDaily.day))
+    return {day: Sums(*map(int, sums)) for day, *sums in rows}
+
+
+def tokens_per_day(days: int, now: datetime, team_id: int | None = None) -> DailyTokens:
+    """Return the tokens of each of the last `days` days, today the last, by team, or of the one team.
+
+    Of all teams the eight that used most come first, then the rest together, then the deleted ones; whoever used
+    nothing is left out.
+    """
+    today = now.astimezone(UTC).date()
+    shown = [today - timedelta(days=back) for back in reversed(range(days))]
+    with reading() as connection:
+        if team_id is None:
+            return DailyTokens(shown, _series(connection, shown))
+        name = connection.execute(select(Team.name).where(Team.id == team_id)).scalar_one()
+        tokens = _tokens_of(connection, shown, UsageDaily.team_id == team_id)
+        return DailyTokens(shown, [Series(team_id, name, tokens)])
+
+
+def _series(connection: Connection, days: list[date]) -> list[Series]:
+    """Split what was used on these days; its deleted part and the eight biggest are asked for, the rest is left."""
+    names = dict(connection.execute(select(Team.id, Team.name).where(Team.deleted_at.is_(None))).all())
+    biggest = [team_id for team_id in _biggest_first(connection, days) if team_id in names][:SHOWN_TEAMS]
+    series = [
+        Series(team_id, names[team_id], _tokens_of(connection, days, UsageDaily.team_id == team_id))
+        for team_id in biggest
+    ]
+    gone = select(Team.id).where(Team.deleted_at.is_not(None))
+    deleted = Series(None, DELETED_TEAMS, _tokens_of(connection, days, UsageDaily.team_id.in_(gone)))
+    parts = zip(*(each.tokens for each in (*series, deleted)), strict=True)
+    rest = [total - sum(part) for total, part in zip(_tokens_of(connection, days), parts, strict=True)]
+    return [each for each in (*series, Series(None, OTHER_TEAMS, rest), deleted) if any(each.tokens)]
+
+
+def _biggest_first(connection: Connection, days: list[date]) -> Iterable[int]:
+    # Grouped by a sum, so that SQLite follows the days' index; by the teams' it would read all days.
+    team = UsageDaily.team_id + literal_column("0")
+    query = select(team).where(UsageDaily.day.between(days[0], days[-1])).group_by(team)
+    return connection.execute(query.order_by(func.sum(UsageDaily.total_tokens).desc())).scalars()
+
+
+def _tokens_of(connection: Connection, days: list[date], *conditions: ColumnElement[bool]) -> list[int]:
+    query = select(UsageDaily.day, func.sum(UsageDaily.total_tokens)).where(
+        UsageDaily.day.between(days[0], days[-1]), *conditions
+    )
+    found = dict(connection.execute(query.group_by(UsageDaily.day)).all())
+    return [int(found.get(day, 0)) for day in days]
+
+
+def last_failures(limit: int) -> list[Row[Any]]:
+    """Return the newest calls that the provider or we refused or that were interrupted, newest first.
+
+    They have the log's columns as attributes.
+    """
+    newest = (
+        select(
+            select(RequestLog.id)
+            .where(RequestLog.status == literal_column(f"'{status}'"))
+            .order_by(RequestLog.id.desc())
+            .limit(limit)
+            .subquery()
+        )
+        for status in FAILURES
+    )
+    query = select(RequestLog.__table__).where(RequestLog.id.in_(union_all(*newest)))
+    with reading() as connection:
+        return list(connection.execute(query.order_by(RequestLog.id.desc()).limit(limit)))

@@ -1,0 +1,257 @@
+"""What the panel shows of teams: their quotas, how near they are to them, their tokens, and what they used lately."""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, bindparam, case, false, func, or_, select
+from sqlalchemy.engine import Connection, Row
+from sqlalchemy.orm import aliased
+
+from tokenrouter.models import ApiToken, Team, UsageDaily, near_id, split_models
+from tokenrouter.reports.reading import reading
+
+LATELY_DAYS = 7
+MODELS_DAYS = 30
+ENDED_TOKENS_DAYS = 30
+NEAR_SHARE = 0.8
+
+State = Literal["active", "disabled"]
+Nearness = Literal["exhausted", "over80"]
+TokenState = Literal["active", "replaced", "expired", "revoked"]
+
+
+@dataclass(frozen=True)
+class TeamUse:
+    """A living team and its counters."""
+
+    id: int
+    name: str
+    active: bool
+    quota_tokens: int | None
+    used_tokens: int
+    held_tokens: int
+
+    @property
+    def remaining_tokens(self) -> int | None:
+        """What the quota still lets through; None where it is unlimited."""
+        return None if self.quota_tokens is None else max(0, self.quota_tokens - self.used_tokens - self.held_tokens)
+
+    @property
+    def share(self) -> float | None:
+        """How much of the quota is used or held, 1.0 being all of it; None where it is unlimited."""
+        if self.quota_tokens is None:
+            return None
+        return (self.used_tokens + self.held_tokens) / self.quota_tokens if self.quota_tokens else 1.0
+
+
+@dataclass(frozen=True)
+class TeamRow(TeamUse):
+    """A team with what it did in the last seven days, today included."""
+
+    models: tuple[str, ...] | None
+    created_at: datetime
+    requests_7d: int
+    tokens_7d: int
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True)
+class TeamsPage:
+    """Some of the teams that fit, and how many fit in all."""
+
+    rows: list[TeamRow]
+    total: int
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A token of a team: `replaced` still works until `expires_at`; `expired` and `revoked` are refused."""
+
+    id: int
+    label: str | None
+    prefix: str
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    replaced_by: str | None
+    """The first characters of the token that it was rotated into."""
+    state: TokenState
+
+
+@dataclass(frozen=True)
+class ModelUse:
+    """What a team used of a model; the name is empty for calls that were refused before a model was chosen."""
+
+    model: str
+    requests: int
+    errors: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class TeamDetail:
+    """A team, its tokens with those that ended lately, and its use by model in the last 30 days, the most first."""
+
+    team: TeamRow
+    tokens: list[TokenRow]
+    models: list[ModelUse]
+
+
+def _lately(total: ColumnElement[int]) -> ColumnElement[int]:
+    days = UsageDaily.team_id == Team.id, UsageDaily.day >= bindparam("since")
+    return select(func.coalesce(func.sum(total), 0)).where(*days).correlate(Team).scalar_subquery()
+
+
+USED = Team.settled_tokens - Team.reset_mark_tokens
+TAKEN = USED + Team.held_tokens
+SHARE = case((Team.quota_tokens == 0, 1.0), else_=TAKEN * 1.0 / Team.quota_tokens)  # NULL where it is unlimited
+REQUESTS_7D = _lately(UsageDaily.requests)
+TOKENS_7D = _lately(UsageDaily.total_tokens)
+LAST_USED_AT = (
+    select(func.max(ApiToken.last_used_at)).where(ApiToken.team_id == Team.id).correlate(Team).scalar_subquery()
+)
+USE = Team.id, Team.name, Team.active, Team.quota_tokens, USED.label("used_tokens"), Team.held_tokens
+ROWS = select(
+    *USE,
+    Team.models,
+    Team.created_at,
+    REQUESTS_7D.label("requests_7d"),
+    TOKENS_7D.label("tokens_7d"),
+    LAST_USED_AT.label("last_used_at"),
+).where(Team.deleted_at.is_(None))
+SORTS: dict[str, ColumnElement[Any]] = {
+    "name": func.lower(Team.name),
+    "quota": Team.quota_tokens,
+    "used": USED,
+    "remaining": Team.quota_tokens - TAKEN,
+    "share": SHARE,
+    "requests": REQUESTS_7D,
+    "tokens": TOKENS_7D,
+    "last_used": LAST_USED_AT,
+    "created": Team.created_at,
+}
+NEARNESS = {"exhausted": Team.quota_tokens <= TAKEN, "over80": SHARE >= NEAR_SHARE}
+
+
+def nearest_to_quota(limit: int) -> list[TeamUse]:
+    """Return the active teams nearest to their quotas first, then the unlimited ones by use."""
+    query = (
+        select(*USE)
+        .where(Team.deleted_at.is_(None), Team.active)
+        .order_by(SHARE.desc().nulls_last(), USED.desc(), Team.id)
+        .limit(limit)
+    )
+    with reading() as connection:
+        return [TeamUse(**row) for row in connection.execute(query).mappings()]
+
+
+def teams_page(
+    *,
+    search: str | None = None,
+    state: State | None = None,
+    near_quota: Nearness | None = None,
+    sort: str = "name",
+    descending: bool = False,
+    page: int = 1,
+    per_page: int = 50,
+    now: datetime | None = None,
+) -> TeamsPage:
+    """Return a page of the living teams, the first being 1, and how many fit in all.
+
+    `search` is a part of the name, whatever its capitals; `sort` a key of SORTS. What has no value there, an unlimited
+    quota or the last use of a team that made no call, comes last either way.
+    """
+    fitting = _fitting((search or "").strip(), state, near_quota)
+    key = SORTS[sort]
+    order = (key.desc() if descending else key.asc()).nulls_last(), Team.id
+    shown = select(Team.id).where(*fitting).order_by(*order).limit(per_page).offset(near_id((page - 1) * per_page))
+    since = {"since": _first_day(now or datetime.now(UTC), LATELY_DAYS)}
+    with reading() as connection:
+        total = connection.execute(select(func.count()).select_from(Team).where(*fitting)).scalar_one()
+        ids = list(connection.execute(shown, since).scalars())
+        rows = {row.id: row for row in connection.execute(ROWS.where(Team.id.in_(ids)), since)}
+    return TeamsPage([_team_row(rows[team_id]) for team_id in ids], total)
+
+
+def _fitting(search: str, state: State | None, near_quota: Nearness | None) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [Team.deleted_at.is_(None)]
+    if "\0" in search:
+        conditions.append(false())  # PostgreSQL refuses such a text
+    elif search:
+        conditions.append(Team.name.icontains(search, autoescape=True))
+    if state is not None:
+        conditions.append(Team.active if state == "active" else ~Team.active)
+    if near_quota is not None:
+        conditions.append(NEARNESS[near_quota])
+    return conditions
+
+
+def _first_day(now: datetime, days: int) -> date:
+    return now.astimezone(UTC).date() - timedelta(days=days - 1)
+
+
+def _team_row(row: Row[Any]) -> TeamRow:
+    values = dict(row._mapping)
+    sums = {name: int(values[name]) for name in ("requests_7d", "tokens_7d")}  # PostgreSQL sums up to decimals
+    return TeamRow(**values | sums | {"models": split_models(row.models)})
+
+
+def team_detail(team_id: int, now: datetime | None = None) -> TeamDetail | None:
+    """Return all about a living team, or None where there is none.
+
+    Its tokens are oldest first; those that expired or were revoked more than 30 days ago are left out.
+    """
+    now = now or datetime.now(UTC)
+    with reading() as connection:
+        query = ROWS.where(Team.id == near_id(team_id))
+        row = connection.execute(query, {"since": _first_day(now, LATELY_DAYS)}).one_or_none()
+        if row is None:
+            return None
+        return TeamDetail(_team_row(row), _tokens(connection, team_id, now), _models(connection, team_id, now))
+
+
+def _tokens(connection: Connection, team_id: int, now: datetime) -> list[TokenRow]:
+    successor = aliased(ApiToken)
+    long_ago = now - timedelta(days=ENDED_TOKENS_DAYS)
+    query = (
+        select(
+            ApiToken.id,
+            ApiToken.label,
+            ApiToken.prefix,
+            ApiToken.created_at,
+            ApiToken.last_used_at,
+            ApiToken.expires_at,
+            ApiToken.revoked_at,
+            successor.prefix.label("replaced_by"),
+        )
+        .outerjoin(successor, successor.id == ApiToken.replaced_by_id)
+        .where(
+            ApiToken.team_id == team_id,
+            *(or_(end.is_(None), end > long_ago) for end in (ApiToken.expires_at, ApiToken.revoked_at)),
+        )
+        .order_by(ApiToken.id)
+    )
+    return [TokenRow(**row._mapping, state=_state(row, now)) for row in connection.execute(query)]
+
+
+def _state(token: Row[Any], now: datetime) -> TokenState:
+    if token.revoked_at is not None:
+        return "revoked"
+    if token.expires_at is not None and token.expires_at <= now:
+        return "expired"
+    return "replaced" if token.replaced_by is not None else "active"
+
+
+def _models(connection: Connection, team_id: int, now: datetime) -> list[ModelUse]:
+    requests, errors, tokens = (
+        func.sum(total) for total in (UsageDaily.requests, UsageDaily.errors, UsageDaily.total_tokens)
+    )
+    query = (
+        select(UsageDaily.model, requests, errors, tokens)
+        .where(UsageDaily.team_id == team_id, UsageDaily.day >= _first_day(now, MODELS_DAYS))
+        .group_by(UsageDaily.model)
+        .order_by(tokens.desc(), UsageDaily.model)
+    )
+    return [ModelUse(model, *map(int, sums)) for model, *sums in connection.execute(query)]
