@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from tokenrouter.driver import TRANSIENT_ERRORS
+from tokenrouter.driver import transient_errors
 from tokenrouter.errors import StorageUnavailable
 
 logger = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class Writer:
     def _carry_out(self, group: list[Ticket]) -> None:
         try:
             results = self._run([ticket.operation for ticket in group])
-        except TRANSIENT_ERRORS as error:
+        except transient_errors() as error:
             self._put_off(group, error)
         except Exception as error:
             self._isolate(group, error)
