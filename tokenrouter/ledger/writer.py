@@ -123,8 +123,9 @@ class Writer:
         """Start the thread; not earlier than it is needed, since threads do not live on in a forked worker."""
         with self._start_lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread  # only now: whoever closes this waits for it
 
     def _work(self) -> None:
         while not (self._closing and self._is_done()):
