@@ -17,7 +17,7 @@ LADDER = (
     "config errors sse estimate driver transport",
     "models metering",
     "events changes",
-    "auth payload provider ledger reports teams schema sessions places uploads incoming",
+    "auth payload provider ledger reports teams schema sessions places uploads incoming callers",
     "catalogue booking",
     "proxy",
     "v1 api pages admin cli demo standin serving",

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from tokenrouter.callers import CallEnded
 from tokenrouter.errors import APIError
 from tokenrouter.events import TypedMeter
 from tokenrouter.ledger import Ledger, Outcome, Reservation
@@ -64,12 +65,15 @@ class Booking:
         self._settle(status, usage, ESTIMATED if reported is None else BY_PROVIDER, error_code=code)
 
     def failed(self, error: Exception) -> None:
-        """Book a call that brought nothing of an answer: it costs nothing."""
+        """Book a call that brought nothing of an answer: it costs nothing, or its prompt if we ended it ourselves."""
         if not self._claim():
             return
         api_error = error if isinstance(error, APIError) else APIError(str(error))
+        status, usage, source = PROVIDER_ERROR, Usage(0, 0, 0), NOT_COUNTED
+        if isinstance(error, CallEnded):
+            status, usage, source = error.booked_as, self._counted(int), ESTIMATED
         code = api_error.code or api_error.type
-        self._settle(PROVIDER_ERROR, Usage(0, 0, 0), NOT_COUNTED, status_code=api_error.status, error_code=code)
+        self._settle(status, usage, source, status_code=api_error.status, error_code=code)
 
     def _claim(self) -> bool:
         """Return True once: to the ending that came first."""
@@ -108,6 +112,11 @@ class Booking:
 
     def _elapsed_ms(self) -> int:
         return round((time.perf_counter() - self._started) * 1000)
+
+
+def booked_as(error: APIError) -> str:
+    """Return the status of a call that this ended."""
+    return error.booked_as if isinstance(error, CallEnded) else PROVIDER_ERROR
 
 
 def _within(tokens: int, ceiling: int | None) -> int:

@@ -20,14 +20,13 @@ from tokenrouter.errors import (
     APIError,
     ProviderAuthFailed,
     ProviderBadResponse,
-    ProviderError,
     ProviderQuotaExhausted,
     ProviderRefusal,
     ProviderTimeout,
     ProviderUnreachable,
 )
 from tokenrouter.metering import parse_json
-from tokenrouter.transport import READ_SIZE, Answer, ProviderConnection
+from tokenrouter.transport import READ_SIZE, Answer, Line, ProviderConnection, at_work
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +64,10 @@ class RelayedError(APIError):
 class Reply:
     """The provider's answer, whose body is still to be read."""
 
-    def __init__(self, response: requests.Response) -> None:
+    def __init__(self, response: requests.Response, line: Line) -> None:
         """Wrap what requests gave."""
         self._response = response
+        self._line = line
         self.status = response.status_code
         content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         self.is_stream = content_type == "text/event-stream"
@@ -81,16 +81,25 @@ class Reply:
     def chunks(self) -> Iterator[bytes]:
         """Yield the body as it arrives, whatever its framing.
 
-        Raises ProviderTimeout after too long a silence, and ProviderBadResponse when it breaks off.
+        Raises ProviderTimeout after too long a silence, ProviderBadResponse when it breaks off, and the reason why the
+        line was cut.
         """
         raw, answer = self._response.raw, getattr(self._response, "answer", None)
         try:
             yield from answer.pieces() if answer else iter(partial(raw.read1, READ_SIZE, decode_content=True), b"")
+            self._line.release()
             raw.release_conn()
         except (ReadTimeoutError, TimeoutError, BlockingIOError) as error:
-            raise ProviderTimeout("The provider was silent for too long.") from error
+            raise self._line.reason or ProviderTimeout("The provider was silent for too long.") from error
         except (HTTPError, http.client.HTTPException, OSError) as error:
-            raise ProviderBadResponse("The provider's answer broke off.") from error
+            raise self._line.reason or ProviderBadResponse("The provider's answer broke off.") from error
+        if self._line.reason is not None and not self._tells_its_end():
+            raise self._line.reason
+
+    def _tells_its_end(self) -> bool:
+        """Tell whether a whole body can be told from one that was cut; what ends with its connection cannot."""
+        headers = self._response.headers
+        return "Content-Length" in headers or "Transfer-Encoding" in headers
 
     def read(self) -> bytes:
         """Return the whole body."""
@@ -115,12 +124,13 @@ class Reply:
             connection.sock.settimeout(LAST_BYTES_TIMEOUT_S)
         try:
             return next(chunks, b"")
-        except ProviderError as error:
+        except APIError as error:
             logger.debug("A stream did not end after its last event: %s", error)
             return b""
 
     def close(self) -> None:
         """Return the connection to the pool where the body was read to its end; else close it, which stops the cost."""
+        self._line.release()
         if self._response.raw.closed:
             self._response.raw.release_conn()
         else:
@@ -208,19 +218,22 @@ class Provider:
         """Close the pool."""
         self._session.close()
 
-    def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+    def post(self, path: str, body: bytes, headers: Mapping[str, str], line: Line | None = None) -> Reply:
         """Send a JSON body, with the caller's headers that the provider may see.
 
-        Raises ProviderUnreachable, ProviderTimeout, and what `_refuse` makes of an error.
+        Raises ProviderUnreachable, ProviderTimeout, what `_refuse` makes of an error, and the reason why the line was
+        cut.
         """
-        return self._send("POST", path, body, headers)
+        return self._send("POST", path, body, headers, line)
 
-    def post_file(self, path: str, file: IO[bytes], content_type: str, headers: Mapping[str, str]) -> Reply:
+    def post_file(
+        self, path: str, file: IO[bytes], content_type: str, headers: Mapping[str, str], line: Line | None = None
+    ) -> Reply:
         """Send a file as the body, likewise, without ever having all of it in memory."""
         file.seek(0, os.SEEK_END)
         length = file.tell()
         file.seek(0)
-        return self._send("POST", path, file, headers, content=(content_type, length))
+        return self._send("POST", path, file, headers, line, content=(content_type, length))
 
     def get(self, path: str) -> Reply:
         """Ask for a small document of the provider's, likewise, and wait only shortly."""
@@ -232,6 +245,7 @@ class Provider:
         path: str,
         body: bytes | IO[bytes] | None,
         headers: Mapping[str, str],
+        line: Line | None = None,
         timeout: Timeout | None = None,
         content: tuple[str, int] | None = None,
     ) -> Reply:
@@ -242,21 +256,39 @@ class Provider:
             content = "application/json", len(body)
         prepared.headers = self._headers(headers, content)
         prepared.body = body
-        adapter = self._session.get_adapter(prepared.url)
+        line = line or Line()
         try:
-            response = adapter.send(prepared, stream=True, timeout=timeout or self._timeout, **self._route)
+            response = self._exchange(prepared, timeout or self._timeout, line)
         except requests.ConnectTimeout as error:
             raise ProviderUnreachable("The provider could not be reached: connecting took too long.") from error
         except requests.ReadTimeout as error:
             raise ProviderTimeout("The provider was silent for too long.") from error
         except requests.RequestException as error:
+            if line.reason is not None:
+                raise line.reason from error
             if _is_nonsense(error):
                 raise ProviderBadResponse("The provider's answer is not HTTP.") from error
             raise ProviderUnreachable("The provider could not be reached.") from error
-        reply = Reply(response)
+        reply = Reply(response, line)
         if not 200 <= reply.status < 300:
             self._refuse(reply)
         return reply
+
+    def _exchange(self, prepared: requests.PreparedRequest, timeout: Timeout, line: Line) -> requests.Response:
+        """Send the request; once more where the provider had just closed the connection, which it had kept for long."""
+        adapter = self._session.get_adapter(prepared.url)
+        at_work.line = line
+        try:
+            return adapter.send(prepared, stream=True, timeout=timeout, **self._route)
+        except requests.ConnectionError:
+            if not line.was_stale():
+                raise
+            line.must_be_new = True
+            if hasattr(prepared.body, "seek"):
+                prepared.body.seek(0)
+            return adapter.send(prepared, stream=True, timeout=timeout, **self._route)
+        finally:
+            at_work.line = None
 
     def _headers(self, callers: Mapping[str, str], content: tuple[str, int] | None) -> dict[str, str]:
         headers = {name: value for name in FORWARDED_REQUEST_HEADERS if (value := callers.get(name))}

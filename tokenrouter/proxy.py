@@ -2,10 +2,12 @@
 
 import errno
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -13,7 +15,8 @@ from flask import Flask, Response, current_app, g, request
 
 from tokenrouter import auth, incoming, payload
 from tokenrouter.auth import Caller
-from tokenrouter.booking import Booking
+from tokenrouter.booking import Booking, booked_as
+from tokenrouter.callers import CallEnded, Callers
 from tokenrouter.catalogue import Catalogue
 from tokenrouter.config import Settings
 from tokenrouter.driver import Readers
@@ -35,6 +38,7 @@ from tokenrouter.payload import Call, Endpoint
 from tokenrouter.places import Places
 from tokenrouter.provider import Provider, RelayedError, Reply
 from tokenrouter.sse import EventSplitter
+from tokenrouter.transport import Line
 from tokenrouter.uploads import Upload
 
 logger = logging.getLogger(__name__)
@@ -52,6 +56,7 @@ class Relay:
     provider: Provider
     places: Places
     catalogue: Catalogue
+    callers: Callers
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -61,12 +66,13 @@ def init_app(app: Flask, settings: Settings) -> None:
         ledger = Ledger(db.engine, settings.output_reserve_tokens)
     provider = Provider(settings)
     places = Places(settings.threads, settings.team_calls)
-    app.extensions["relay"] = Relay(settings, readers, ledger, provider, places, Catalogue(provider))
+    app.extensions["relay"] = Relay(settings, readers, ledger, provider, places, Catalogue(provider), Callers())
 
 
 def close(app: Flask) -> None:
     """Write what is still to be booked, leave the workers, and close all connections."""
     own: Relay = app.extensions["relay"]
+    own.callers.close()
     own.ledger.close()
     own.provider.close()
     own.readers.close()
@@ -115,7 +121,10 @@ def _answer(endpoint: Endpoint, caller: Caller, body: dict[str, Any], upload: Up
             call.limit_output(reservation.output_limit)
         booking = Booking(own.ledger, reservation, call, started=g.started)
         try:
-            reply = booking.reply = _send(own.provider, call, request.headers, upload)
+            line = Line()
+            if (client := request.environ.get("gunicorn.socket")) is not None:
+                finish.callback(own.callers.watch(client, partial(_end, booking, line)))
+            reply = booking.reply = _send(own.provider, call, request.headers, upload, line)
             finish.callback(reply.close)
             response = _relay(booking, finish)
         except Exception as error:  # whatever went wrong, the hold is given back
@@ -124,6 +133,16 @@ def _answer(endpoint: Endpoint, caller: Caller, body: dict[str, Any], upload: Up
     if reservation.output_limit is not None:
         response.headers["x-tokenrouter-output-limit"] = str(reservation.output_limit)
     return response
+
+
+def _end(booking: Booking, line: Line, error: CallEnded) -> None:
+    """End a call from outside: its thread books it, woken by the end of its connection.
+
+    While there is no connection yet nothing can wake that thread, so that another one books the call, which costs no
+    more than its prompt: the request will not be sent.
+    """
+    if not line.cut(error):
+        threading.Thread(target=booking.failed, args=(error,), name="ending").start()
 
 
 def authenticate(endpoint_path: str) -> Caller:
@@ -180,15 +199,15 @@ def _tokens_of_response(own: Relay, caller: Caller, response_id: object) -> int:
     return tokens
 
 
-def _send(provider: Provider, call: Call, headers: Mapping[str, str], upload: Upload | None) -> Reply:
+def _send(provider: Provider, call: Call, headers: Mapping[str, str], upload: Upload | None, line: Line) -> Reply:
     """Call the provider; once more, without our request for usage, where it refuses that."""
     if upload is not None:
-        return provider.post_file(call.endpoint.path, upload.file, upload.content_type, headers)
+        return provider.post_file(call.endpoint.path, upload.file, upload.content_type, headers, line)
     try:
-        return provider.post(call.endpoint.path, call.encode(), headers)
+        return provider.post(call.endpoint.path, call.encode(), headers, line)
     except RelayedError as error:
         if call.asks_for_usage_unasked and error.names("stream_options"):
-            return provider.post(call.endpoint.path, call.encode_as_asked(), headers)
+            return provider.post(call.endpoint.path, call.encode_as_asked(), headers, line)
         raise
 
 
@@ -210,10 +229,10 @@ def _relay_json(booking: Booking) -> Response:
             if not body:
                 booking.first_byte()
             body += chunk
-    except ProviderError as error:
+    except (ProviderError, CallEnded) as error:
         if body:
             text = body.decode(errors="replace") if booking.call.endpoint.answers_in_text else ""
-            booking.cut(PROVIDER_ERROR, None, lambda: count_tokens([text]), error.code)
+            booking.cut(booked_as(error), None, lambda: count_tokens([text]), error.code)
         raise
     document = parse_json(body)
     if not (isinstance(document, dict) or booking.call.takes_plain_text):
@@ -286,7 +305,7 @@ class Stream:
                     yield from self._after_last()
                     return
             yield from self._last_event(splitter.rest())
-        except ProviderError as error:
+        except (ProviderError, CallEnded) as error:
             yield self._error_event(error)
         except Exception:
             logger.exception("Relaying a stream failed")
@@ -322,7 +341,7 @@ class Stream:
             yield rest
 
     def _error_event(self, error: APIError) -> bytes:
-        self._cut(PROVIDER_ERROR, error.code)
+        self._cut(booked_as(error), error.code)
         return b"data: " + error.body() + b"\n\n"
 
     def _book_end(self) -> None:
@@ -398,8 +417,8 @@ class BinaryStream:
         try:
             yield from self._chunks
             self._booking.answered(None, int)
-        except ProviderError as error:
-            self._booking.cut(PROVIDER_ERROR, None, int, error.code)
+        except (ProviderError, CallEnded) as error:
+            self._booking.cut(booked_as(error), None, int, error.code)
             raise ConnectionResetError(errno.ECONNRESET, error.message) from error
         finally:
             self.close()

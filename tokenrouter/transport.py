@@ -8,7 +8,9 @@ import re
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -80,6 +82,7 @@ class Answer(http.client.HTTPResponse):
         """Stand before the first byte of an answer on this socket."""
         super().__init__(sock, *args, **kwargs)
         self._sock = sock
+        self.began = False  # a first byte has come, so the request has been taken
 
     def begin(self) -> None:
         """Read the status line and the headers; the connection calls it.
@@ -101,7 +104,15 @@ class Answer(http.client.HTTPResponse):
         stays_open = "close" not in options and (self.version == 11 or "keep-alive" in options)
         self.will_close = not (stays_open and (self.chunked or self.length is not None))
 
+    def _await_first_byte(self) -> None:
+        try:
+            self.began = bool(self.fp.peek(1))
+        except ConnectionError as error:
+            raise http.client.RemoteDisconnected("The connection was reset without an answer") from error
+
     def _read_status_line(self) -> None:
+        if not self.began:
+            self._await_first_byte()
         line = self.fp.readline(LONGEST_LINE)
         if not line:
             raise http.client.RemoteDisconnected("The connection was closed without an answer")
@@ -190,14 +201,78 @@ class Answer(http.client.HTTPResponse):
         self.close()
 
 
+class Line:
+    """What one call has of the connections to the provider; another thread may cut it at any time."""
+
+    def __init__(self) -> None:
+        """Have none yet."""
+        self.reason: Exception | None = None  # why it was cut
+        self.must_be_new = False  # a connection that has been used before will not do
+        self._connection: ProviderConnection | None = None
+        self._was_used_before = False
+        self._was_connected = False
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    def take(self, connection: "ProviderConnection") -> None:
+        """Use this connection, whose socket may still be to be made.
+
+        Raises the reason if the line was cut.
+        """
+        self._connection = connection
+        self._was_used_before = connection.sock is not None
+        self.connect(connection.sock)
+
+    def connect(self, sock: socket.socket | None) -> None:
+        """Use this socket of the connection's, likewise."""
+        with self._lock:
+            if self.reason is not None:
+                raise self.reason
+            self._socket = sock
+            self._was_connected = self._was_connected or sock is not None
+
+    def release(self) -> None:
+        """Have nothing to do with the connection any more, which other calls may use."""
+        with self._lock:
+            self._socket = None
+
+    def cut(self, reason: Exception) -> bool:
+        """End what waits for the provider; return False where it was never connected and so wakes only later."""
+        with self._lock:
+            self.reason = self.reason or reason
+            if self._socket is not None:
+                with suppress(OSError):  # the other side was faster
+                    # not TLS's own method, which would have the rest of what was received taken for plain text
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            return self._was_connected
+
+    def was_stale(self) -> bool:
+        """Tell whether the provider had closed the connection, used before, when the call was sent: without a byte."""
+        answer = self._connection.answer if self._connection is not None else None
+        return self._was_used_before and self.reason is None and not (answer is not None and answer.began)
+
+
+at_work = threading.local()
+"""Has the `line` of the call that a thread sends, since urllib3 hands none through."""
+
+
 class ProviderConnection:
     """What a connection of urllib3's, to which this is mixed in, does otherwise with the provider."""
 
     answer: Answer | None = None
     _gathered: list[bytes] | None = None
 
+    def connect(self) -> None:
+        """Connect, and let the call's line know the socket."""
+        super().connect()
+        at_work.line.connect(self.sock)
+
     def request(self, *args: Any, **kwargs: Any) -> None:
         """Send a request, head and body in one write where http.client makes two: 30 µs a call. Files go in pieces."""
+        self.answer = None
+        if at_work.line.must_be_new:
+            self.close()
+        at_work.line.take(self)
         if hasattr(kwargs.get("body"), "read"):
             super().request(*args, **kwargs)
             return

@@ -1,0 +1,246 @@
+"""Callers who leave, or do not read: the provider's answer is stopped within two seconds, and the call booked."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from conftest import PROVIDER_KEY, TESTER, Member, Server, eventually, hello, running_server, stored
+from flask import Flask
+from rawhttp import chat_request, connect, reset
+from sqlalchemy import Row, select
+
+from tokenrouter import create_app, ledger, proxy, teams
+from tokenrouter.metering import read_chat_prompt
+from tokenrouter.models import RequestLog, db
+from tokenrouter.standin import StandInProvider
+
+PROMISE_S = 2.0
+SILENT = {
+    "json, before the head": hello("silent=1"),
+    "json, after the head": hello("hang=0"),
+    "json, in the body": hello("hang=20"),
+    "stream, before the head": hello("silent=1", stream=True),
+    "stream, before the first event": hello("hang=0", stream=True),
+    "stream, in the middle": hello("hang=5", stream=True),
+    "stream, that ends with its connection": hello("hang=5 framing=close", stream=True),
+    "stream, compressed": hello("hang=5 gzip=1", stream=True),
+    "json, that ends with its connection": hello("hang=20 framing=close"),
+}
+
+
+def leave_half(connection: socket.socket) -> None:
+    connection.shutdown(socket.SHUT_WR)
+
+
+WAYS = {"closed": socket.socket.close, "reset": reset, "half-closed": leave_half}
+
+
+@dataclass
+class Service:
+    """A gunicorn, its provider, and an app of this process on the same database."""
+
+    server: Server
+    provider: StandInProvider
+    app: Flask
+    settings: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("leaving")
+    with StandInProvider(api_key=PROVIDER_KEY) as provider:
+        settings = {
+            "PROVIDER_API_KEY": PROVIDER_KEY,
+            "PROVIDER_BASE_URL": provider.base_url,
+            "DATABASE_URL": f"sqlite:///{folder / 'tokenrouter.db'}",
+            "SECRET_KEY": "secret-key-for-tests",
+            "ADMIN_PASSWORD": "admin-password-for-tests",
+            "WEB_CONCURRENCY": "1",
+            "PROVIDER_READ_TIMEOUT": "30",
+        }
+        with running_server(settings, folder) as server:
+            app = create_app(settings)
+            yield Service(server, provider, app, settings)
+            proxy.close(app)
+
+
+names = (f"team {number}" for number in range(10**9))
+
+
+@pytest.fixture
+def new_members(service: Service) -> Iterator[Callable[[int], list[Member]]]:
+    """Make teams, whose rows of the log are those of one test."""
+    service.provider.calls.clear()
+    service.provider.aborted = 0
+    with service.app.app_context():
+        yield lambda count: [Member(*teams.create(next(names), 10_000_000, by=TESTER)) for _ in range(count)]
+
+
+@pytest.fixture
+def member(new_members: Callable[[int], list[Member]]) -> Member:
+    return new_members(1)[0]
+
+
+def rows_of(member: Member) -> list[Row]:
+    with db.engine.connect() as connection:
+        return connection.execute(select(RequestLog.__table__).filter_by(team_id=member.team.id)).all()
+
+
+def is_settled(member: Member) -> bool:
+    rows = rows_of(member)
+    return bool(rows) and "pending" not in {row.status for row in rows}
+
+
+def prompt_of(body: dict[str, object]) -> int:
+    return read_chat_prompt(body).count()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_clients_that_leave_a_silent_provider_stop_it_within_two_seconds(
+    service: Service, new_members: Callable[[int], list[Member]], way: str
+):
+    members = new_members(len(SILENT))
+    connections = [connect(service.server) for _ in SILENT]
+    for connection, member, body in zip(connections, members, SILENT.values(), strict=True):
+        connection.sendall(chat_request(member.bearer_token, body))
+    assert eventually(lambda: len(service.provider.calls) == len(SILENT))
+    time.sleep(0.3)  # until what the provider sends has arrived
+    for connection in connections:
+        WAYS[way](connection)
+    left_at = time.monotonic()
+    assert eventually(lambda: service.provider.aborted == len(SILENT) and all(map(is_settled, members)), 5)
+    assert time.monotonic() - left_at < PROMISE_S
+    for name, member in zip(SILENT, members, strict=True):
+        (row,) = rows_of(member)
+        assert (name, row.status, row.usage_source) == (name, "client_closed", "estimated")
+        prompt_tokens = prompt_of(SILENT[name])
+        assert prompt_tokens <= row.charged_tokens < prompt_tokens + 100
+        assert (stored(member).settled_tokens, stored(member).held_tokens) == (row.charged_tokens, 0)
+    for connection in connections:
+        connection.close()
+
+
+def test_client_that_sends_its_next_request_ahead_has_not_left(service: Service, member: Member):
+    with connect(service.server) as connection:
+        request = chat_request(member.bearer_token, hello("delay=1.5"))
+        connection.sendall(request)
+        assert eventually(lambda: service.provider.calls)
+        connection.sendall(request)
+        got = b""
+        while got.count(b'"usage"') < 2:
+            got += connection.recv(65536)
+    assert eventually(lambda: [row.status for row in rows_of(member)] == ["ok", "ok"])
+    assert got.count(b"HTTP/1.1 200") == 2
+
+
+def test_connection_to_the_provider_is_used_again_after_others_left(service: Service, member: Member):
+    """A caller who has left must not end the call that has its connection now."""
+    for _ in range(3):
+        with connect(service.server) as connection:
+            connection.sendall(chat_request(member.bearer_token, hello("delay=0.6")))
+            assert b"HTTP/1.1 200" in connection.recv(65536)
+    assert eventually(lambda: [row.status for row in rows_of(member)] == ["ok"] * 3)
+
+
+@pytest.fixture
+def deaf_port() -> Iterator[int]:
+    """A port on which connecting takes for ever, since nobody takes what waits there."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(address)
+        yield address[1]
+        for each in waiting:
+            each.close()
+
+
+def test_client_that_leaves_while_connecting_is_booked_and_its_request_never_sent(
+    service: Service, member: Member, deaf_port: int, tmp_path
+):
+    settings = service.settings | {
+        "PROVIDER_BASE_URL": f"http://127.0.0.1:{deaf_port}/v1",
+        "PROVIDER_CONNECT_TIMEOUT": "4",
+    }
+    with running_server(settings, tmp_path) as server:
+        connection = connect(server)
+        connection.sendall(chat_request(member.bearer_token, hello()))
+        assert eventually(lambda: rows_of(member))
+        connection.close()
+        left_at = time.monotonic()
+        assert eventually(lambda: is_settled(member), 5)
+        assert time.monotonic() - left_at < PROMISE_S
+        (row,) = rows_of(member)
+        assert (row.status, row.charged_tokens) == ("client_closed", prompt_of(hello()))
+        assert stored(member).held_tokens == 0
+        assert ledger.verify(db.engine).problems == []
+
+
+@pytest.fixture(scope="module")
+def impatient(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A service that lets go after two seconds."""
+    with running_server(
+        service.settings | {"PROVIDER_READ_TIMEOUT": "2"}, tmp_path_factory.mktemp("impatient")
+    ) as server:
+        yield server
+
+
+def small_window(server: Server) -> socket.socket:
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(30)
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    connection.connect((host, int(port)))
+    return connection
+
+
+def open_sockets(server: Server) -> int:
+    """Count the sockets that the worker has."""
+    (worker,) = server.worker_pids()
+    return len(list(_sockets(worker)))
+
+
+def _sockets(pid: int) -> Iterator[str]:
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:
+            continue
+        if target.startswith("socket:"):
+            yield target
+
+
+def test_client_that_reads_nothing_is_let_go(service: Service, member: Member, impatient: Server):
+    before = open_sockets(impatient)
+    with small_window(impatient) as connection:
+        body = hello("words=20000 burst=1", stream=True)
+        connection.sendall(chat_request(member.bearer_token, body))
+        assert eventually(lambda: is_settled(member), 15)
+        (row,) = rows_of(member)
+        assert (row.status, row.usage_source) == ("client_closed", "estimated")
+        assert eventually(lambda: open_sockets(impatient) <= before)
+    assert "Traceback" not in impatient.log.read_text()
+
+
+def test_client_that_does_not_read_an_answer_is_let_go(service: Service, member: Member, impatient: Server):
+    before = open_sockets(impatient)
+    with small_window(impatient) as connection:
+        connection.sendall(chat_request(member.bearer_token, hello("big=9000000")))
+        assert eventually(lambda: is_settled(member), 15)
+        assert [row.status for row in rows_of(member)] == ["ok"]
+        assert eventually(lambda: open_sockets(impatient) <= before + 1, 10)
+    assert "Traceback" not in impatient.log.read_text()
+
+
+def test_client_that_reads_slowly_gets_all(service: Service, member: Member, impatient: Server):
+    with small_window(impatient) as connection:
+        connection.sendall(chat_request(member.bearer_token, hello("words=3000 burst=1", stream=True)))
+        got = b""
+        while b"[DONE]" not in got:
+            got += connection.recv(65536)
+            time.sleep(0.02)
+    assert eventually(lambda: [row.status for row in rows_of(member)] == ["ok"])

@@ -1,0 +1,124 @@
+"""The callers who wait for an answer of the provider's: notice who has left, and end all calls when the worker ends."""
+
+import logging
+import select
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from tokenrouter.errors import APIError
+from tokenrouter.models import CLIENT_CLOSED, INTERRUPTED
+
+logger = logging.getLogger(__name__)
+
+SWEEP_S = 0.5
+# Without asking for bytes to read: those of a next request, sent ahead, say nothing. Only Linux tells a half-closed
+# connection from an open one.
+HAS_LEFT = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+
+
+class CallEnded(APIError):
+    """A call was ended from outside while the provider was at it; `booked_as` is its status in the log."""
+
+    booked_as: str
+
+
+class ClientLeft(CallEnded):
+    """The caller closed its connection; nobody is likely to read this."""
+
+    status = 499
+    booked_as = CLIENT_CLOSED
+
+    def __init__(self) -> None:
+        super().__init__("The connection was closed before the answer was complete.")
+
+
+class Restarting(CallEnded):
+    """The worker has to end and the call took longer than it could wait."""
+
+    status = 503
+    booked_as = INTERRUPTED
+    headers = {"Retry-After": "1"}
+
+    def __init__(self) -> None:
+        super().__init__("TokenRouter is being restarted and could not wait for the end of this answer.")
+
+
+@dataclass(eq=False, slots=True)
+class Caller:
+    """A client's connection, and what ends its call."""
+
+    client: socket.socket
+    end: Callable[[CallEnded], None]
+
+
+class Callers:
+    """Look twice a second at the connections of all callers at once, in one thread, which reads from none.
+
+    A call pays for it by one entry in a dictionary.
+    """
+
+    def __init__(self) -> None:
+        """Start nothing yet: no thread lives on in a worker that is forked from this process."""
+        self._waiting: dict[int, Caller] = {}
+        self._ended_by: type[CallEnded] | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+
+    def watch(self, client: socket.socket, end: Callable[[CallEnded], None]) -> Callable[[], object]:
+        """Call `end`, from another thread, once the client leaves or the worker ends; return what stops the watch.
+
+        It has to be stopped before the connection is closed.
+        """
+        if self._thread is None:
+            self._start()
+        caller = Caller(client, end)
+        self._waiting[id(caller)] = caller
+        if self._ended_by is not None:
+            end(self._ended_by())
+        return partial(self._waiting.pop, id(caller), None)
+
+    def end_all(self, ending: type[CallEnded]) -> None:
+        """End all calls, and those that still come."""
+        self._ended_by = ending
+        for caller in list(self._waiting.values()):
+            caller.end(ending())
+
+    def let_go_of_all(self) -> None:
+        """Close the connections of all whose calls have not ended yet, since they do not read what they are sent."""
+        for caller in list(self._waiting.values()):
+            with suppress(OSError):
+                caller.client.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._look, name="callers", daemon=True)
+                self._thread.start()
+
+    def _look(self) -> None:
+        while not self._stop.wait(SWEEP_S):
+            try:
+                self._sweep()
+            except Exception:
+                logger.exception("Looking for callers who left failed")  # the next time may succeed
+
+    def _sweep(self) -> None:
+        poll = select.poll()
+        callers = {caller.client.fileno(): caller for caller in list(self._waiting.values())}
+        for descriptor in callers.keys() - {-1}:
+            poll.register(descriptor, HAS_LEFT)
+        for descriptor, _ in poll.poll(0):
+            # who is still waiting was so all the time, so the descriptor was that caller's
+            if (caller := self._waiting.pop(id(callers[descriptor]), None)) is not None:
+                caller.end(ClientLeft())

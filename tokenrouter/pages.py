@@ -1,0 +1,28 @@
+"""Blueprint "pages": what needs no sign-in."""
+
+from flask import Blueprint
+from sqlalchemy import literal, select
+
+from tokenrouter import proxy
+from tokenrouter.driver import TRANSIENT_ERRORS, Statement
+
+blueprint = Blueprint("pages", __name__)
+
+ANYTHING = Statement(select(literal(1)))
+READY, NOT_READY = {"status": "ok"}, {"status": "database unavailable"}
+
+
+@blueprint.get("/healthz")
+def healthz() -> dict[str, str]:
+    """Tell that the process lives."""
+    return READY
+
+
+@blueprint.get("/readyz")
+def readyz() -> tuple[dict[str, str], int]:
+    """Tell whether the database answers."""
+    try:
+        proxy.relay().readers.one(ANYTHING, {})
+    except (*TRANSIENT_ERRORS, TimeoutError):
+        return NOT_READY, 503
+    return READY, 200
