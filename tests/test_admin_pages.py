@@ -149,6 +149,21 @@ def test_log_is_paged_in_both_directions(panel: Panel, team: Member, client: Fla
     assert shown_calls(panel, newer.partition("?")[2]) == ids[:50]
 
 
+def test_what_callers_and_the_provider_say_is_text(
+    panel: Panel, team: Member, client: FlaskClient, provider: StandInProvider
+):
+    call_id = chat(client, team, model="<script>alert(1)</script>")
+    teams.create_token(team.team.id, "<img src=x>", by=BY)
+    provider.defaults = {"status": "500", "message": "<img_src=x>"}
+    panel.post("/admin/settings/provider")
+    shown = ("", "logs/", f"logs/{call_id}/", "settings/", "provider", "changes/", f"teams/{team.team.id}/")
+    pages = [panel.get(f"/admin/{path}").text for path in shown]
+    assert [path for path, page in zip(shown, pages, strict=True) if re.search("<script>alert|<img src=x", page)] == []
+    assert (
+        sum("&lt;script&gt;" in page for page in pages) >= 4 and sum("&lt;img src=x&gt;" in page for page in pages) >= 5
+    )
+
+
 def test_call_opens_in_full(panel: Panel, team: Member, client: FlaskClient):
     call_id = chat(client, team, "words=20")
     page = panel.get(f"/admin/logs/{call_id}/").text
