@@ -12,7 +12,7 @@ from flask import Flask, Response, g, request
 from flask.cli import run_command
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from tokenrouter import admin, cli, config, demo, errors, models, proxy, schema, sessions, v1
+from tokenrouter import admin, cli, config, demo, errors, models, proxy, schema, sessions, site, v1
 from tokenrouter.config import ConfigError, Settings
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     proxy.init_app(app, settings)
     app.cli.add_command(demo.command(create_app))
     app.register_blueprint(v1.blueprint)
+    app.register_blueprint(site.blueprint)
     admin.init_app(app)
     if settings.trusted_proxies:
         hops = settings.trusted_proxies

@@ -11,6 +11,7 @@ from tokenrouter.reports.calls import (
     model_names,
 )
 from tokenrouter.reports.overview import DailyTokens, Overview, Period, Series, last_failures, overview, tokens_per_day
+from tokenrouter.reports.own import own_details
 from tokenrouter.reports.teams import (
     SORTS,
     TeamDetail,
@@ -48,6 +49,7 @@ __all__ = [
     "nearest_to_quota",
     "newest_calls",
     "overview",
+    "own_details",
     "own_usage",
     "team_detail",
     "team_view",
