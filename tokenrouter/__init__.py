@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from flask import Flask, Response, g, request
 from flask.cli import run_command
+from werkzeug.exceptions import NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from tokenrouter import admin, cli, config, demo, errors, models, pages, proxy, schema, sessions, v1
@@ -108,8 +109,14 @@ def prepare() -> Settings:
 
 
 def _begin() -> None:
+    """Give the request its id.
+
+    Raises NotFound for a path like `//v1`, which is not `/v1`, though routing takes it for that.
+    """
     g.started = time.perf_counter()
     g.request_id = f"req_{time.time_ns() // 1_000_000:012x}{uuid.uuid4().hex[:20]}"
+    if request.environ["PATH_INFO"].startswith("//"):
+        raise NotFound
 
 
 def _label(response: Response) -> Response:

@@ -1,8 +1,10 @@
 """The body of the current request: no more of it than may come, and not compressed."""
 
 from collections.abc import Iterator
+from typing import IO
 
 from flask import request
+from gunicorn.http.errors import ParseException
 
 from tokenrouter.errors import InvalidRequest, RequestTooLarge
 
@@ -25,30 +27,39 @@ def check_encoding() -> None:
 def read_body(most_bytes: int) -> bytes:
     """Return the whole body.
 
-    Raises RequestTooLarge, also for a chunked body, of which no more is read than may come.
+    Raises RequestTooLarge, also for a chunked body, of which no more is read than may come, and InvalidRequest where it
+    ends early or its framing is broken.
     """
-    if request.content_length is not None:
-        return request.get_data(cache=False)
     return b"".join(body_pieces(most_bytes))
 
 
 def body_pieces(most_bytes: int) -> Iterator[bytes]:
     """Yield the body piece by piece.
 
-    Raises RequestTooLarge, likewise.
+    Raises RequestTooLarge and InvalidRequest, likewise.
     """
-    if request.content_length is not None:
+    announced = request.content_length
+    if announced is not None:
         body = request.stream
     elif "wsgi.input_terminated" in request.environ:
         body = request.environ["wsgi.input"]
     else:
         return  # the server does not say where the body ends, so there is none
-    left = most_bytes
-    while data := body.read(READ_SIZE):
-        left -= len(data)
-        if left < 0:
+    received = 0
+    while received != announced and (data := _read(body)):
+        received += len(data)
+        if received > most_bytes:
             raise _too_large(most_bytes)
         yield data
+    if announced is not None and received != announced:
+        raise InvalidRequest(f"The body ended after {received:,} of {announced:,} bytes.")
+
+
+def _read(body: IO[bytes]) -> bytes:
+    try:
+        return body.read(READ_SIZE)
+    except (OSError, ParseException) as error:
+        raise InvalidRequest("The body did not come whole, or its framing is broken.") from error
 
 
 def _too_large(most_bytes: int) -> RequestTooLarge:

@@ -21,7 +21,7 @@ from tokenrouter.callers import Callers, Restarting
 
 HEAD_S = 20.0  # from a head's first byte to its last
 BODY_S, SLOWEST_BODY = 20.0, 50_000  # seconds for any body, and one more for so many bytes that it announces
-LEFT_BODY_S = 0.5  # for what the application left unread, so that the connection can be used again
+LEFT_BODY_S = 0.02  # for what the application left unread of a body; the connection can then be used again
 PARTING_S = 2.0
 READ_SIZE = 64 * 1024
 LAST_S = 3.0  # of the graceful timeout, to end and book what still runs
