@@ -14,7 +14,8 @@ from conftest import HELLO, PROVIDER_KEY, Member, Server, hello, stored
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from tokenrouter import metering, models, payload, proxy, reports
+from tokenrouter import models, payload, proxy, reports
+from tokenrouter.metering import StreamMeter
 from tokenrouter.models import ApiToken, Team, db
 from tokenrouter.standin import StandInProvider
 
@@ -489,8 +490,10 @@ def test_crash_gets_500_without_its_reason_and_leaves_no_hold(
 def test_crash_in_mid_stream_is_an_error_event_and_the_end(
     client: FlaskClient, team: Member, monkeypatch: pytest.MonkeyPatch
 ):
-    real = metering.parse_json
-    monkeypatch.setattr(metering, "parse_json", lambda data: crash() if b"demo;" in data else real(data))
+    real = StreamMeter.read_like_last
+    monkeypatch.setattr(
+        StreamMeter, "read_like_last", lambda meter, data: crash() if b"demo;" in data else real(meter, data)
+    )
     reply = client.post(CHAT, json=hello("gap=0.01", stream=True), headers=team.headers)
     events = reply.data.decode().split("\n\n")
     assert json.loads(events[-2].removeprefix("data: "))["error"]["type"] == "api_error"

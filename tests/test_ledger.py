@@ -69,6 +69,8 @@ def new_ledger(app: Flask) -> Iterator[Callable[[], Ledger]]:
 
     def make() -> Ledger:
         made.append(Ledger(db.engine, output_reserve_tokens=1024))
+        made[-1].start()
+        assert eventually(lambda: made[-1]._lease is not None)  # its first heartbeat must not come later by surprise
         return made[-1]
 
     yield make

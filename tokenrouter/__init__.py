@@ -100,7 +100,7 @@ def prepare() -> Settings:
     """
     settings = config.load_for_serving()
     app = _assemble(settings, {})
-    schema.ensure(app)
+    schema.ensure_apart(app)
     admin.prepare(app)
     with app.app_context():
         models.db.engine.dispose()

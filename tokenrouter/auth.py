@@ -15,7 +15,7 @@ from sqlalchemy import bindparam, delete, func, insert, or_, select
 from sqlalchemy.engine import Connection
 
 from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, Settings
-from tokenrouter.driver import TRANSIENT_ERRORS, Readers, Statement
+from tokenrouter.driver import Readers, Statement, transient_errors
 from tokenrouter.errors import InvalidAPIKey, StorageUnavailable
 from tokenrouter.models import (
     ApiToken,
@@ -82,7 +82,7 @@ def authenticate(readers: Readers, authorization: str | None) -> Caller:
         raise InvalidAPIKey
     try:
         row = readers.one(FIND_CALLER, {"token_hash": token_hash(bearer_token.strip()), "now": datetime.now(UTC)})
-    except (*TRANSIENT_ERRORS, TimeoutError) as error:
+    except (*transient_errors(), TimeoutError) as error:
         raise StorageUnavailable from error
     if row is None:
         raise InvalidAPIKey

@@ -5,14 +5,14 @@ more than the drivers take.
 """
 
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
-import psycopg
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,14 +23,25 @@ DIALECTS = {"sqlite": sqlite.dialect(paramstyle="named"), "postgresql": postgres
 READERS = 8
 READER_WAIT_S = 5.0
 
-DriverConnection = sqlite3.Connection | psycopg.Connection[Any]
-TRANSIENT_ERRORS = (
-    sqlite3.OperationalError,
-    psycopg.OperationalError,
-    psycopg.InterfaceError,
-    SQLAlchemyError,  # what opening a connection through the engine raises
-)
-"""What may pass by itself: a lock held too long, a full disk, a server that is away."""
+
+class DriverConnection(Protocol):
+    """What is asked of a connection of sqlite3's and of psycopg's alike."""
+
+    def execute(self, sql: str, values: Mapping[str, Any] = {}, /) -> Any:
+        """Run a statement, and return the cursor."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+def transient_errors() -> tuple[type[Exception], ...]:
+    """Return what may pass by itself: a lock held too long, a full disk, a server that is away.
+
+    SQLAlchemy loads psycopg where the database is PostgreSQL; elsewhere its 9 MB are not needed.
+    """
+    loaded = sys.modules.get("psycopg")
+    of_server = (loaded.OperationalError, loaded.InterfaceError) if loaded else ()
+    return (sqlite3.OperationalError, SQLAlchemyError, *of_server)  # SQLAlchemy's is raised by opening a connection
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ class WriteConnection:
     def _roll_back(self, connection: DriverConnection) -> None:
         try:
             connection.execute("ROLLBACK")
-        except (sqlite3.Error, psycopg.Error):
+        except (sqlite3.Error, *transient_errors()):
             self.close()  # nothing was begun, or the connection is lost: a new one will be opened
 
 
@@ -142,7 +153,7 @@ class Readers:
         """Return the first row, or None.
 
         A connection that the server closed meanwhile is replaced once.
-        Raises one of TRANSIENT_ERRORS, or TimeoutError when all connections stay in use.
+        Raises one of transient_errors, or TimeoutError when all connections stay in use.
         """
         try:
             connection = self._places.get(timeout=READER_WAIT_S)
@@ -152,7 +163,7 @@ class Readers:
             if connection is not None:
                 try:
                     return statement.execute(connection, values).fetchone()
-                except TRANSIENT_ERRORS:
+                except transient_errors():
                     connection = _closed(connection)
             connection = open_connection(self._engine)
             return statement.execute(connection, values).fetchone()

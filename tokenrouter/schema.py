@@ -1,8 +1,11 @@
 """Bring the database to the schema of this version, whoever starts first."""
 
+import importlib
+import os
 from pathlib import Path
+from typing import Any
 
-import flask_migrate
+import click
 from flask import Flask
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
@@ -20,8 +23,32 @@ class DatabaseUnreachable(ConfigError):
 
 
 def init_app(app: Flask) -> None:
-    """Give the app the `flask db` commands."""
-    flask_migrate.Migrate(app, db, directory=MIGRATIONS)
+    """Give the `flask` command its group `db`."""
+    if click.get_current_context(silent=True) is not None:
+        _flask_migrate(app)
+
+
+def _flask_migrate(app: Flask) -> Any:
+    """Return Flask-Migrate, which knows the app; it is loaded by who needs it, since Alembic takes 11 MB."""
+    flask_migrate = importlib.import_module("flask_migrate")
+    if "migrate" not in app.extensions:
+        flask_migrate.Migrate(app, db, directory=MIGRATIONS)
+    return flask_migrate
+
+
+def ensure_apart(app: Flask) -> None:
+    """Do the same as `ensure`, and migrate in a process of its own: what that loads would stay for months in this one.
+
+    For a process with one thread. Raises ConfigError.
+    """
+    child = os.fork()
+    if not child:
+        try:
+            ensure(app)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    ensure(app)  # finds nothing to do, or raises what ended the child
 
 
 def ensure(app: Flask) -> None:
@@ -37,7 +64,7 @@ def ensure(app: Flask) -> None:
                 return
             if revision is not None and not any(MIGRATIONS.glob(f"versions/{revision}_*.py")):
                 raise ConfigError(f"DATABASE_URL: the database is of a later version (revision {revision})")
-            flask_migrate.upgrade(directory=MIGRATIONS)
+            _flask_migrate(app).upgrade(directory=MIGRATIONS)
         except OperationalError as error:
             raise DatabaseUnreachable(f"DATABASE_URL: the database cannot be reached: {cause_of(error)}") from error
         except (OSError, DBAPIError) as error:

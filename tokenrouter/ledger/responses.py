@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tokenrouter.driver import TRANSIENT_ERRORS, DriverConnection, Readers, Statement
+from tokenrouter.driver import DriverConnection, Readers, Statement, transient_errors
 from tokenrouter.errors import StorageUnavailable
 from tokenrouter.models import GivenResponse
 
@@ -46,7 +46,7 @@ def tokens_of_response(readers: Readers, team_id: int, response_id: str) -> int 
     """
     try:
         row = readers.one(FIND_RESPONSE, {"team": team_id, "response_hash": _hash(response_id)})
-    except (*TRANSIENT_ERRORS, TimeoutError) as error:
+    except (*transient_errors(), TimeoutError) as error:
         raise StorageUnavailable from error
     return row[0] if row else None
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from tokenrouter.driver import TRANSIENT_ERRORS
+from tokenrouter.driver import transient_errors
 from tokenrouter.errors import StorageUnavailable
 
 logger = logging.getLogger(__name__)
@@ -123,8 +123,9 @@ class Writer:
         """Start the thread; not earlier than it is needed, since threads do not live on in a forked worker."""
         with self._start_lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread  # only now: whoever closes this waits for it
 
     def _work(self) -> None:
         while not (self._closing and self._is_done()):
@@ -170,7 +171,7 @@ class Writer:
     def _carry_out(self, group: list[Ticket]) -> None:
         try:
             results = self._run([ticket.operation for ticket in group])
-        except TRANSIENT_ERRORS as error:
+        except transient_errors() as error:
             self._put_off(group, error)
         except Exception as error:
             self._isolate(group, error)
