@@ -49,7 +49,8 @@ class Panel:
 
     def messages(self, path: str = "/admin/teams/") -> str:
         """Return what the next page tells of the change before."""
-        return " ".join(re.findall(r'class="note note-\w+" role="\w+">(.*?)</div>', self.get(path).text))
+        found = re.findall(r'class="note note-\w+" role="\w+">(.*?)</div>', self.get(path).text)
+        return re.sub("</?bdi>", "", " ".join(found))
 
     def sign_in(self, password: str = PASSWORD, **options: object) -> TestResponse:
         """Send the sign-in form."""

@@ -15,6 +15,11 @@ DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 SIZES = {"desktop": DESKTOP, "phone": PHONE}
 AXE = Axe()
+CLIPPED = """
+    [...document.querySelectorAll(".scroll:has(.cards)")]
+        .filter((region) => region.scrollWidth > region.clientWidth)
+        .map((region) => [region.textContent.trim().slice(0, 30), region.scrollWidth, region.clientWidth])
+"""
 
 
 @contextmanager
@@ -68,11 +73,13 @@ class Visitor:
         """Fail where the page is wider than the window, or keeps someone from using it."""
         width, window = self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert width <= window, f"{self.page.url} is {width} pixels wide in a window of {window}"
+        clipped = self.page.evaluate(CLIPPED)
+        assert clipped == [], f"{self.page.url} has tables to be scrolled sideways: {clipped}"
         found = AXE.run(self.page).response["violations"]
         grave = [
             (violation["id"], [node["target"] for node in violation["nodes"]])
             for violation in found
             if violation["impact"] in ("serious", "critical")
         ]
-        assert grave == [], self.page.url
+        assert grave == [], f"{self.page.url}: {grave}"
         assert self.complaints == []

@@ -23,6 +23,12 @@ ELSEWHERE = (
     "/v1/models",
     "/administrator",
     "/admin/\n//evil.example",
+    "/admin\t//evil.example",
+    " /admin/",
+    "//[",
+    "//evil\u2100.example",
+    "/%2f/evil.example",
+    "%2f%2fevil.example",
 )
 
 
@@ -91,6 +97,11 @@ def test_nobody_else_is_believed_that_the_browser_came_by_https(stranger: Panel)
     assert "Secure" not in stranger.get(LOGIN, headers={"X-Forwarded-Proto": "https"}).headers["Set-Cookie"]
 
 
+def test_page_that_renews_itself_keeps_no_session_open(panel: Panel):
+    assert "Set-Cookie" in panel.get("/admin/").headers
+    assert "Set-Cookie" not in panel.get("/admin/", headers={"X-Requested-With": "fetch"}).headers
+
+
 def test_sign_in_begins_a_new_session(stranger: Panel):
     stranger.get(LOGIN)
     with stranger.client.session_transaction() as session:
@@ -149,6 +160,13 @@ def test_guesses_behind_a_trusted_proxy_count_by_the_address_it_tells(stranger: 
     assert statuses == [429, 302]
 
 
+@pytest.mark.usefixtures("behind_proxy")
+def test_guesses_by_way_of_a_proxy_that_tells_ports_count_together(stranger: Panel):
+    for port in range(5):
+        stranger.sign_in("guess", headers={"X-Forwarded-For": f"192.0.2.1:{4000 + port}"})
+    assert stranger.sign_in(headers={"X-Forwarded-For": "192.0.2.1:5000"}).status_code == 429
+
+
 @pytest.mark.usefixtures("default_password")
 def test_default_password_opens_from_this_machine_and_is_warned_of_on_every_page(app: Flask, stranger: Panel):
     assert stranger.sign_in(DEFAULT_PASSWORD).status_code == 302
@@ -192,6 +210,24 @@ def test_every_form_without_its_csrf_token_is_refused(app: Flask, panel: Panel, 
             assert reply.status_code == 400, rule
             assert "This form is no longer valid." in reply.text
     assert panel.get("/admin/").status_code == 200
+
+
+@pytest.mark.parametrize("number", [0, 10**30])
+def test_every_address_with_a_number_that_nothing_has_says_so(app: Flask, panel: Panel, number: int):
+    for rule in panel_rules(app):
+        if "<int:" not in rule.rule:
+            continue
+        fields = {"grace": "0", "quota": "5"}
+        reply = panel.post(address(rule, number=number), fields) if "POST" in rule.methods else None
+        assert reply is None or reply.status_code in (302, 404), rule
+        assert "GET" not in rule.methods or panel.get(address(rule, number=number)).status_code == 404, rule
+
+
+def test_forms_with_nothing_in_them_break_nothing(app: Flask, panel: Panel, team: Member):
+    for rule in panel_rules(app):
+        if "POST" in rule.methods and rule.endpoint != "admin.logout_view":
+            assert panel.post(address(rule, number=team.team.id)).status_code < 500, rule
+    assert panel.get(f"/admin/teams/{team.team.id}/").status_code == 200
 
 
 def test_sign_in_without_its_csrf_token_is_refused(stranger: Panel):

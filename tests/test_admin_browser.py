@@ -2,8 +2,11 @@
 
 import csv
 import re
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import openai
 import pytest
@@ -229,10 +232,54 @@ def test_times_are_the_readers_own_with_utc_on_hover(visitor: Visitor, furnished
     shown = visitor.page.locator("tbody time").first
     utc = shown.get_attribute("title")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", utc)
-    in_kolkata = "new Intl.DateTimeFormat('en-GB', {dateStyle: 'medium', timeStyle: 'short', timeZone: 'Asia/Kolkata'})"
-    moment = shown.get_attribute("datetime")
-    kolkata = visitor.page.evaluate(f"{in_kolkata}.format(new Date('{moment}'))")
-    assert shown.text_content() == kolkata
+    moment = datetime.fromisoformat(shown.get_attribute("datetime")).astimezone(ZoneInfo("Asia/Kolkata"))
+    assert shown.text_content() == f"{moment:%H:%M:%S}"
+
+
+def test_times_of_another_day_tell_the_day(visitor: Visitor, furnished: Server):
+    moment = datetime.now(UTC)
+    for later, form in (
+        (timedelta(days=2), "{m.day} {m:%b}, {m:%H:%M:%S}"),
+        (timedelta(days=800), "{m.day} {m:%b %Y}, {m:%H:%M:%S}"),
+    ):
+        visitor.page.clock.set_fixed_time(moment + later)
+        visitor.open("/admin/logs/")
+        shown = visitor.page.locator("tbody time").first
+        local = datetime.fromisoformat(shown.get_attribute("datetime")).astimezone(ZoneInfo("Asia/Kolkata"))
+        year_is_over = (moment + later).astimezone(local.tzinfo).year > local.year
+        assert shown.text_content() == (form if not year_is_over else "{m.day} {m:%b %Y}, {m:%H:%M:%S}").format(m=local)
+
+
+def test_dashboard_that_stays_open_shows_what_is_so_now(visitor: Visitor, furnished: Server):
+    page = visitor.page
+    page.clock.install()
+    visitor.open("/admin/")
+    name = f"Created meanwhile {time.time_ns()}"
+    furnished.create_team(name, "--quota", "0")
+    page.clock.run_for(61_000)
+    expect(page.get_by_role("group", name="Nearest to their quota").get_by_role("link", name=name)).to_be_visible()
+    expect(page.get_by_text("The provider answers")).to_be_visible()
+    assert visitor.complaints == []
+
+
+def test_dashboard_is_not_renewed_under_the_fingers_of_whoever_types(visitor: Visitor, furnished: Server):
+    page = visitor.page
+    page.clock.install()
+    visitor.open("/admin/")
+    quota = page.get_by_label("Quota of").first
+    quota.fill("123k")
+    page.clock.run_for(61_000)
+    expect(quota).to_have_value("123k")
+
+
+def test_nothing_is_shown_again_by_the_back_button_after_sign_out(visitor: Visitor, furnished: Server):
+    page = visitor.page
+    visitor.open("/admin/teams/")
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_text("You are signed out.")).to_be_visible()
+    page.go_back()
+    expect(page.get_by_label("Admin password")).to_be_visible()
+    assert NASTY_NAMES[0] not in page.content()
 
 
 def test_panel_works_without_scripts(visit, furnished: Server):

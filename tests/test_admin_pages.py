@@ -5,6 +5,7 @@ import io
 import re
 import secrets
 from datetime import UTC, datetime, timedelta
+from html import unescape
 
 import pytest
 from adminclient import PAGES, PASSWORD, Panel, team_path
@@ -74,6 +75,48 @@ def test_log_is_filtered(panel: Panel, new_team, client: FlaskClient):
     assert shown_calls(panel, "endpoint=/v1/embeddings") == []
     assert shown_calls(panel, f"since={today}&until={today}") == [foreign, failed, ok]
     assert shown_calls(panel, f"until={today - timedelta(days=1)}") == []
+    assert shown_calls(panel, f"team=one&status=ok&model=GPT-5-nano&since={today}&endpoint=/v1/chat/completions") == [
+        ok
+    ]
+
+
+def test_calls_are_found_by_their_team_whatever_its_name_is_now(panel: Panel, team: Member, client: FlaskClient):
+    earlier = chat(client, team)
+    teams.update(team.team.id, rename="renamed", by=BY)
+    page = panel.get("/admin/logs/").text
+    (link,) = set(re.findall(r'href="/admin/logs/\?(team_id=\d+)"', page))
+    assert shown_calls(panel, link) == [earlier]
+    assert 'name="team" value="renamed"' in panel.get(f"/admin/logs/?{link}").text
+    assert shown_calls(panel, f"{link}&team=renamed") == [earlier]
+    teams.create("other", by=BY)
+    assert shown_calls(panel, f"{link}&team=other") == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "team_id=99",
+        "team_id=x",
+        f"team_id={10**30}",
+        "team=%00",
+        "request_id=%0d%0aSet-Cookie:x",
+        "status=unheard-of",
+        "since=9999-12-31",
+        "until=0001-01-01&zone=Pacific/Kiritimati",
+        f"before=-{10**30}",
+        f"model={'x' * 3000}",
+    ],
+)
+def test_nothing_fits_a_filter_that_means_nothing(panel: Panel, team: Member, client: FlaskClient, query: str):
+    chat(client, team)
+    assert panel.get(f"/admin/logs/?{query}").status_code == 200
+    assert shown_calls(panel, query) == []
+
+
+@pytest.mark.parametrize("query", ["until=9999-12-31", "since=0001-01-01&zone=Asia/Kolkata", f"after=-{10**30}"])
+def test_filter_at_the_end_of_time_leaves_nothing_out(panel: Panel, team: Member, client: FlaskClient, query: str):
+    call_id = chat(client, team)
+    assert shown_calls(panel, query) == [call_id]
 
 
 def test_dates_are_meant_in_the_readers_time_zone(panel: Panel, team: Member, client: FlaskClient):
@@ -104,6 +147,21 @@ def test_log_is_paged_in_both_directions(panel: Panel, team: Member, client: Fla
     assert shown_calls(panel, older.partition("?")[2]) == ids[50:]
     newer = re.search(r'href="([^"]+)" rel="prev"', panel.get(older).text)[1].replace("&amp;", "&")
     assert shown_calls(panel, newer.partition("?")[2]) == ids[:50]
+
+
+def test_what_callers_and_the_provider_say_is_text(
+    panel: Panel, team: Member, client: FlaskClient, provider: StandInProvider
+):
+    call_id = chat(client, team, model="<script>alert(1)</script>")
+    teams.create_token(team.team.id, "<img src=x>", by=BY)
+    provider.defaults = {"status": "500", "message": "<img_src=x>"}
+    panel.post("/admin/settings/provider")
+    shown = ("", "logs/", f"logs/{call_id}/", "settings/", "provider", "changes/", f"teams/{team.team.id}/")
+    pages = [panel.get(f"/admin/{path}").text for path in shown]
+    assert [path for path, page in zip(shown, pages, strict=True) if re.search("<script>alert|<img src=x", page)] == []
+    assert (
+        sum("&lt;script&gt;" in page for page in pages) >= 4 and sum("&lt;img src=x&gt;" in page for page in pages) >= 5
+    )
 
 
 def test_call_opens_in_full(panel: Panel, team: Member, client: FlaskClient):
@@ -141,15 +199,23 @@ def test_export_has_what_the_filter_shows(panel: Panel, new_team, client: FlaskC
     for member in (one, other, other):
         chat(client, member)
     assert len(exported(panel)) == 3
+    query = "team=one&endpoint=/v1/chat/completions"
+    (link,) = re.findall(r'href="/admin/logs/export/csv/\?([^"]*)"', panel.get(f"/admin/logs/?{query}").text)
+    assert [row["team_name"] for row in exported(panel, unescape(link))] == ["one"]
     rows = exported(panel, "team=other, with a comma")
     assert [row["team_name"] for row in rows] == ["other, with a comma"] * 2
     assert {row["charged_tokens"] for row in rows} == {str(stored(other).settled_tokens // 2)}
     assert datetime.fromisoformat(rows[0]["created_at"]).tzinfo is not None
 
 
-@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r"])
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r", "\n", "＝"])
 def test_no_cell_of_an_export_is_a_formula(begin: str):
     assert cell(f"{begin}1+1") == f"'{begin}1+1"
+
+
+def test_no_cell_that_a_semicolon_would_begin_is_a_formula():
+    assert cell("model;=1+1") == "model;'=1+1"
+    assert cell("GPT-5-nano; a+b") == "GPT-5-nano; a+b"
 
 
 def test_names_in_an_export_are_no_formulas(panel: Panel, new_team, client: FlaskClient):

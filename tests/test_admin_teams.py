@@ -31,7 +31,8 @@ def test_new_team_shows_its_token_once(panel: Panel, app: Flask):
 
 
 @pytest.mark.parametrize(
-    ("typed", "stored_quota"), [("2.5M", 2_500_000), ("2,500,000", 2_500_000), ("unlimited", None), ("0", 0)]
+    ("typed", "stored_quota"),
+    [("2.5M", 2_500_000), ("2,500,000", 2_500_000), (" 2 500 000 ", 2_500_000), ("unlimited", None), ("0", 0)],
 )
 def test_quota_is_typed_as_people_write_it(panel: Panel, team: Member, typed: str, stored_quota: int | None):
     reply = panel.post(team_path(team.team.id, "quota"), {"quota": typed, "url": "/admin/teams/?page=1"})
@@ -40,18 +41,51 @@ def test_quota_is_typed_as_people_write_it(panel: Panel, team: Member, typed: st
     assert "The quota of “team” is now" in panel.messages()
 
 
-@pytest.mark.parametrize("typed", ["", "  ", "many", "-5", "1.5", "9" * 30])
+@pytest.mark.parametrize("typed", ["", "  ", "many", "-5", "1.5", "9" * 30, "2,5M", "250.000"])
 def test_quota_that_is_none_changes_nothing_and_says_so(panel: Panel, team: Member, typed: str):
     panel.post(team_path(team.team.id, "quota"), {"quota": typed})
     assert stored(team).quota_tokens == 100_000
     assert "The quota of “team” stays as it is." in panel.messages()
 
 
+def edit_form(panel: Panel, member: Member) -> dict[str, str]:
+    """Open the form to edit a team, and return what it would send."""
+    page = panel.get(team_path(member.team.id, "edit/")).text
+    fields = dict(re.findall(r'name="(was_\w+|name|quota|models)" value="([^"]*)"', page))
+    return fields | {"active": fields["was_active"]}
+
+
 def test_team_is_edited(panel: Panel, team: Member):
-    fields = {"name": "Renamed", "quota": "", "models": "GPT-5-nano, GPT-5-mini"}
+    fields = edit_form(panel, team) | {"name": "Renamed", "quota": "", "models": "GPT-5-nano, GPT-5-mini", "active": ""}
     assert panel.post(team_path(team.team.id, "edit/"), fields).location == team_path(team.team.id)
     row = stored(team)
     assert (row.name, row.quota_tokens, row.models, row.active) == ("Renamed", None, "GPT-5-nano,GPT-5-mini", False)
+
+
+def test_edit_takes_back_nothing_that_another_administrator_changed_meanwhile(panel: Panel, team: Member):
+    opened = edit_form(panel, team)
+    teams.update(team.team.id, quota_tokens=7_000_000, models="GPT-5-mini", by=BY)
+    panel.post(team_path(team.team.id, "edit/"), opened | {"name": "Renamed"})
+    row = stored(team)
+    assert (row.name, row.quota_tokens, row.models, row.active) == ("Renamed", 7_000_000, "GPT-5-mini", True)
+
+
+def test_edit_of_what_another_administrator_changed_too_asks_again(panel: Panel, team: Member):
+    opened = edit_form(panel, team) | {"quota": "1M"}
+    teams.update(team.team.id, quota_tokens=7_000_000, by=BY)
+    page = panel.post(team_path(team.team.id, "edit/"), opened).text
+    assert "Somebody changed this to “7M” meanwhile." in page and stored(team).quota_tokens == 7_000_000
+    assert 'name="was_quota" value="7M"' in page and 'name="quota" value="1M"' in page
+    panel.post(team_path(team.team.id, "edit/"), opened | {"was_quota": "7M"})
+    assert stored(team).quota_tokens == 1_000_000
+
+
+@pytest.mark.parametrize("lacking", ["name", "quota", "models", "was_quota", "was_active"])
+def test_edit_form_with_a_field_missing_is_refused_and_changes_nothing(panel: Panel, team: Member, lacking: str):
+    fields = edit_form(panel, team) | {"name": "Renamed"}
+    fields.pop(lacking)
+    assert panel.post(team_path(team.team.id, "edit/"), fields).status_code == 400
+    assert stored(team).name == "team" and stored(team).active
 
 
 def test_edit_form_begins_with_what_is_set(panel: Panel, new_team):
@@ -62,13 +96,14 @@ def test_edit_form_begins_with_what_is_set(panel: Panel, new_team):
 
 
 def test_no_form_saves_a_counter(panel: Panel, team: Member, client: FlaskClient):
-    panel.get(team_path(team.team.id, "edit/"))
+    opened = edit_form(panel, team)
     chat(client, team)
     used = stored(team).settled_tokens
     counters = {"settled_tokens": "0", "reset_mark_tokens": "7", "held_tokens": "9", "used_tokens": "0"}
-    panel.post(team_path(team.team.id, "edit/"), {"name": "team", "quota": "100k", "active": "y", **counters})
+    panel.post(team_path(team.team.id, "edit/"), opened | {"quota": "200k", **counters})
     row = stored(team)
     assert (row.settled_tokens, row.reset_mark_tokens, row.held_tokens) == (used, 0, 0) and used > 0
+    assert row.quota_tokens == 200_000
 
 
 @pytest.mark.parametrize(
@@ -80,6 +115,7 @@ def test_no_form_saves_a_counter(panel: Panel, team: Member, client: FlaskClient
         ({"name": "bell\a"}, "no control characters"),
         ({"name": "new", "quota": "lots"}, "is not a number of tokens"),
         ({"name": "new", "models": "a*b"}, "each with at most a trailing *"),
+        ({"name": "new", "models": "a\0b"}, "names separated by commas"),
     ],
 )
 def test_what_is_wrong_with_a_new_team_stands_beside_its_field(
@@ -168,6 +204,36 @@ def test_bulk_action_on_nothing_asks_for_a_selection(panel: Panel, team: Member)
     assert teams.get(team.team.id)
 
 
+def test_bulk_action_on_a_team_that_was_deleted_meanwhile_says_so(panel: Panel, team: Member):
+    teams.delete(team.team.id, by=BY)
+    panel.post("/admin/teams/action/", {"action": "reset", "rowid": team.team.id, "confirmed": "1"})
+    assert "What you selected was deleted meanwhile." in panel.messages()
+
+
+def test_name_does_not_turn_the_sentence_that_tells_of_it(panel: Panel, new_team):
+    member = new_team("\u202ereversed")
+    panel.post(team_path(member.team.id, "quota"), {"quota": "5"})
+    assert "The quota of “<bdi>\u202ereversed</bdi>” is now 5." in panel.get("/admin/teams/").text
+
+
+@pytest.mark.parametrize(
+    ("models", "shown"), [(None, "GPT-5-nano"), ("GPT-5-mini", "GPT-5-mini"), ("Gemini*", "Gemini-2.5-flash")]
+)
+def test_example_names_a_model_that_the_team_may_call(panel: Panel, new_team, models: str | None, shown: str):
+    page = panel.get(team_path(new_team(models=models).team.id)).text
+    assert f'model="{shown}"' in page
+
+
+def test_example_names_a_model_of_the_providers_where_only_prefixes_are_allowed(
+    settings: dict[str, str], request: pytest.FixtureRequest
+):
+    settings["ALLOWED_MODELS"] = "GPT-5*,Gemini*"
+    panel: Panel = request.getfixturevalue("panel")
+    member = request.getfixturevalue("new_team")(models="Gemini*")
+    panel.get("/admin/provider")
+    assert 'model="Gemini-2.5-flash"' in panel.get(team_path(member.team.id)).text
+
+
 def test_unknown_bulk_action_is_refused(panel: Panel, team: Member):
     assert panel.post("/admin/teams/action/", {"action": "drop", "rowid": team.team.id}).status_code == 400
 
@@ -199,6 +265,11 @@ def test_token_that_would_have_expired_is_refused_beside_the_field(panel: Panel,
     page = panel.post(team_path(team.team.id, "tokens"), {"label": "kept", "expires": "2020-01-01"}).text
     assert "A token cannot expire in the past." in page and 'value="kept"' in page
     assert len(teams.tokens(team.team.id)) == 1
+
+
+def test_token_may_last_until_the_last_day_there_is(panel: Panel, team: Member):
+    assert panel.post(team_path(team.team.id, "tokens"), {"expires": "9999-12-31"}).status_code == 200
+    assert teams.tokens(team.team.id)[-1].expires_at.year == 9999
 
 
 def test_rotated_token_works_for_its_grace(panel: Panel, team: Member):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+import requests
 from conftest import PROVIDER_KEY, TESTER, Member, Server, eventually, hello, running_server, stored
 from flask import Flask
 from rawhttp import chat_request, connect, reset
@@ -63,6 +64,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         }
         with running_server(settings, folder) as server:
             app = create_app(settings)
+            with app.app_context():
+                warm = Member(*teams.create("warm", by=TESTER))
+            # the first count of a worker loads the tokenizer's tables, which takes a second of CPU
+            url = f"{server.url}/v1/chat/completions"
+            requests.post(url, json=hello("usage=none"), headers=warm.headers, timeout=30).raise_for_status()
             yield Service(server, provider, app, settings)
             proxy.close(app)
 

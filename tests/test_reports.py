@@ -54,24 +54,24 @@ def test_each_period_is_compared_with_as_many_days_of_the_one_before(team: Membe
         use(team, day, tokens)
     found = reports.overview(NOW)
     assert [(period.previous.tokens, period.previous_label) for period in (found.today, found.week, found.month)] == [
-        (1, "yesterday, all day"),
-        (30, "Monday to Wednesday last week"),
-        (300, "1 to 25 October"),
+        (1, "all of yesterday"),
+        (30, "Mon–Wed last week"),
+        (300, "1–25 October"),
     ]
 
 
 @pytest.mark.parametrize(
     ("now", "week", "month", "last_day"),
     [
-        (datetime(2026, 3, 31, tzinfo=UTC), "Monday to Tuesday last week", "1 to 28 February", "2026-02-28"),
-        (datetime(2028, 3, 31, tzinfo=UTC), "Monday to Friday last week", "1 to 29 February", "2028-02-29"),
+        (datetime(2026, 3, 31, tzinfo=UTC), "Mon–Tue last week", "1–28 February", "2026-02-28"),
+        (datetime(2028, 3, 31, tzinfo=UTC), "Mon–Fri last week", "1–29 February", "2028-02-29"),
         (datetime(2026, 6, 1, tzinfo=UTC), "Monday last week", "1 May", "2026-05-01"),
-        (datetime(2027, 1, 3, tzinfo=UTC), "Monday to Sunday last week", "1 to 3 December", "2026-12-03"),
+        (datetime(2027, 1, 3, tzinfo=UTC), "Mon–Sun last week", "1–3 December", "2026-12-03"),
         # it is still the 28th in UTC
         (
             datetime.fromisoformat("2026-03-01T01:00+02:00"),
-            "Monday to Saturday last week",
-            "1 to 28 January",
+            "Mon–Sat last week",
+            "1–28 January",
             "2026-01-28",
         ),
     ],

@@ -155,6 +155,9 @@ def test_attempts_are_forgotten_after_a_minute(own: Settings):
         ("::1", "127.0.0.1", False),
         ("", "192.0.2.1", False),
         ("fe80::1%eth0", "fe80::1%eth0", True),
+        ("192.0.2.1:4711", "192.0.2.1:4712", True),  # as some proxies tell it
+        ("192.0.2.1:4711", "192.0.2.1", True),
+        ("[2001:db8::1]:4711", "2001:db8::2", True),
         ("x" * 500, "x" * 500, True),
     ],
 )

@@ -251,6 +251,31 @@ def test_quota_is_shown_short_where_that_is_exact(quota: int | None, shown: str)
     assert teams.format_quota(quota) == shown
 
 
+@pytest.mark.parametrize(
+    ("typed", "quota"),
+    [
+        ("2500000", 2_500_000),
+        ("2,500,000", 2_500_000),
+        ("2_500_000", 2_500_000),
+        ("2 500 000", 2_500_000),
+        ("25,00,000", 2_500_000),
+        (" 2.5 m ", 2_500_000),
+        ("1,500k", 1_500_000),
+        ("Unlimited", None),
+    ],
+)
+def test_quota_is_read_as_people_write_it(typed: str, quota: int | None):
+    assert teams.parse_quota(typed) == quota
+
+
+@pytest.mark.parametrize(
+    "typed", ["2,5M", "1,50", "250.000", "1.5", "1e6", "+5", "２", "2.5MM", "0x10", "5 tokens", ""]
+)
+def test_quota_that_could_mean_another_number_is_none(typed: str):
+    with pytest.raises(teams.NotANumber):
+        teams.parse_quota(typed)
+
+
 @given(st.one_of(st.none(), st.integers(0, teams.MOST_QUOTA_TOKENS)))
 def test_shown_quota_reads_back_as_the_same(quota: int | None):
     assert teams.parse_quota(teams.format_quota(quota)) == quota

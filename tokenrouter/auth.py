@@ -32,6 +32,7 @@ TOKEN_PREFIX = "tr-"
 SHOWN_CHARACTERS = 8
 ATTEMPTS = 5
 ATTEMPTS_WITHIN_S = 60
+ADDRESS_WITH_PORT = re.compile(r"(?:(?P<v4>[0-9.]+)|\[(?P<v6>[^\]]*)\])(?::[0-9]+)?")
 THROTTLE_LOCK = 0x736967  # any number that no other advisory lock of ours has
 LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 PROXY_HEADER = re.compile(r"forwarded|via|x-forwarded-.*|x-real-ip", re.IGNORECASE)
@@ -169,6 +170,8 @@ def _is_loopback(address: str | None) -> bool:
 
 def _counted_address(address: str) -> str:
     """Return whom attempts are counted for: a network of IPv6, within which one sender has addresses without end."""
+    if with_port := ADDRESS_WITH_PORT.fullmatch(address):  # as some proxies tell it: each try has another
+        address = with_port["v4"] or with_port["v6"]
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

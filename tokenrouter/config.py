@@ -66,10 +66,10 @@ def _http_url(text: str) -> str:
 def parse_models(text: str) -> tuple[str, ...]:
     """Read names and prefixes of models separated by commas.
 
-    Raises ValueError where there is none, or a `*` before the end.
+    Raises ValueError where there is none, or one with a `*` before its end or with control characters.
     """
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names or any("*" in name[:-1] for name in names):
+    if not names or any("*" in name[:-1] or not name.isprintable() for name in names):
         raise ValueError
     return names
 

@@ -4,7 +4,7 @@ from flask import Blueprint
 from sqlalchemy import literal, select
 
 from tokenrouter import proxy
-from tokenrouter.driver import TRANSIENT_ERRORS, Statement
+from tokenrouter.driver import Statement, transient_errors
 
 blueprint = Blueprint("pages", __name__)
 
@@ -23,6 +23,6 @@ def readyz() -> tuple[dict[str, str], int]:
     """Tell whether the database answers."""
     try:
         proxy.relay().readers.one(ANYTHING, {})
-    except (*TRANSIENT_ERRORS, TimeoutError):
+    except (*transient_errors(), TimeoutError):
         return NOT_READY, 503
     return READY, 200

@@ -6,7 +6,7 @@ import secrets
 from datetime import UTC, datetime, timedelta
 
 from flask import Flask, Request, request
-from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface, SessionMixin
 from sqlalchemy import delete, insert, select
 
 from tokenrouter.errors import is_api_path
@@ -23,6 +23,11 @@ class PanelSessions(SecureCookieSessionInterface):
         """Return the session of a page; an API call would pay 15 µs for one that it never uses."""
         is_for_pages = not is_api_path(request.path) and not request.path.startswith(("/static/", "/admin/static/"))
         return super().open_session(app, request) if is_for_pages else None
+
+    def should_set_cookie(self, app: Flask, session: SessionMixin) -> bool:
+        """Tell whether the cookie begins anew to be valid: not for a page that renews itself with nobody before it."""
+        renews_itself = request.headers.get("X-Requested-With") == "fetch"
+        return session.modified or (not renews_itself and super().should_set_cookie(app, session))
 
     def get_cookie_secure(self, app: Flask) -> bool:
         """Tell whether the browser is to send the cookie over https alone: where it came by https."""

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Select, false, select
+from sqlalchemy import ColumnElement, Select, false, select
 from sqlalchemy import update as update_rows
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -25,7 +25,9 @@ from tokenrouter.models import NAME_LENGTH, ApiToken, Team, db, near_id, writing
 
 MOST_QUOTA_TOKENS = 10**15
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-QUOTA = re.compile(r"(?P<number>-?[0-9][0-9,_ ]{0,30}(\.[0-9]{1,9})?) ?(?P<suffix>[kmb]?)")
+# A comma parts thousands, the last of them three digits: `2,5M`, which may mean 2.5M, is none, nor is `250.000`.
+WHOLE = r"-?(?:[0-9]{1,3}(?:[,_ ][0-9]{2,3}){0,8}[,_ ][0-9]{3}|[0-9]{1,30})"
+QUOTA = re.compile(rf"(?P<number>{WHOLE}(?:\.[0-9]{{1,9}}(?= ?[kmb]))?) ?(?P<suffix>[kmb]?)")
 SHORT_FORMS = (("B", 10**9), ("M", 10**6), ("k", 10**3))
 UNLIMITED = "unlimited"
 LONGEST_GRACE = timedelta(days=90)
@@ -161,16 +163,17 @@ def get(team_id: int) -> Team:
 
 
 def _find(session: Session, which: str | int, *, locked: bool = False) -> Team:
-    if isinstance(which, int):
-        is_meant = Team.id == near_id(which)
-    else:
-        is_meant = Team.name == which if "\0" not in which else false()  # PostgreSQL refuses such a text
+    is_meant = Team.id == near_id(which) if isinstance(which, int) else _is_named(which)
     query = select(Team).where(is_meant, Team.deleted_at.is_(None))
     if locked:
         query = query.with_for_update(key_share=True)
     if (team := session.scalars(query).one_or_none()) is None:
         raise NotFound("There is no such team." if isinstance(which, int) else f"There is no team {which!r}.")
     return team
+
+
+def _is_named(name: str) -> ColumnElement[bool]:
+    return Team.name == name if "\0" not in name else false()  # PostgreSQL refuses such a text
 
 
 def _those(session: Session, team_ids: Iterable[int]) -> list[Team]:
@@ -185,7 +188,7 @@ def ids_ever_named(name: str) -> list[int]:
     Raises NotFound.
     """
     with Session(db.engine) as session:
-        ids = list(session.scalars(select(Team.id).where(Team.name == name)))
+        ids = list(session.scalars(select(Team.id).where(_is_named(name))))
     if not ids:
         raise NotFound(f"There is no team {name!r}.")
     return ids

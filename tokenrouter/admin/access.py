@@ -1,8 +1,8 @@
 """Who may enter: the administrator's session, CSRF tokens, and the hooks that every view of the panel shares."""
 
 import logging
+import re
 from typing import Any
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, abort, redirect, render_template, request, session, url_for
 from flask.typing import ResponseReturnValue
@@ -20,6 +20,7 @@ from tokenrouter.config import Settings
 logger = logging.getLogger(__name__)
 
 OPEN_ENDPOINTS = ("admin.login_view", "admin.static")
+OWN_PAGE = re.compile(r"/admin(?:[/?][^\\]*)?")  # browsers take a backslash for a slash
 
 
 class Administrator(UserMixin):
@@ -82,10 +83,8 @@ def actor() -> Actor:
 
 def safe_target(target: str | None) -> str:
     """Return a path of the panel to go on to; the dashboard in place of any other address."""
-    parts = urlsplit(target or "")
-    is_ours = parts.path == "/admin" or parts.path.startswith("/admin/")
-    plain = not (parts.scheme or parts.netloc) and "\\" not in (target or "") and (target or "").isprintable()
-    return target if target and is_ours and plain else url_for("admin.index")
+    is_ours = target and target.isprintable() and OWN_PAGE.fullmatch(target)
+    return target if target and is_ours else url_for("admin.index")
 
 
 class PanelView(BaseView):

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from tokenrouter import ledger, teams
+from tokenrouter.admin.formats import quoted
 from tokenrouter.changes import Actor
 from tokenrouter.models import Team, db
 
@@ -74,12 +77,10 @@ def count(number: int) -> str:
     return "1 team" if number == 1 else f"{number:,} teams"
 
 
-def outcome(action: BulkAction, chosen: Sequence[Team], changed: int) -> str:
+def outcome(action: BulkAction, chosen: Sequence[Team], changed: int) -> Markup:
     """Say what was done, naming the team where it is one."""
-    whom = f"“{chosen[0].name}”" if len(chosen) == 1 else count(len(chosen))
     same = len(chosen) - changed
-    if not same:
-        return f"{action.done}: {whom}."
-    return (
-        f"Nothing to change: {whom}." if not changed else f"{action.done}: {count(changed)}; {same:,} were so already."
-    )
+    if same and changed:
+        return Markup("{}: {}; {:,} were so already.").format(action.done, count(changed), same)
+    whom = quoted(chosen[0].name) if len(chosen) == 1 else count(len(chosen))
+    return Markup("{}: {}.").format(action.done if changed else "Nothing to change", whom)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from flask import Flask, url_for
 from flask_wtf.csrf import generate_csrf
+from markupsafe import Markup
 
 from tokenrouter.admin.charts import short
 from tokenrouter.teams import format_quota
@@ -76,6 +77,11 @@ def iso(moment: datetime) -> str:
 def utc(moment: datetime) -> str:
     """Write a moment for people, exactly, in UTC."""
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def quoted(name: str) -> Markup:
+    """Write a name into a sentence, whose direction it does not turn."""
+    return Markup("“<bdi>{}</bdi>”").format(name)
 
 
 def milliseconds(duration_ms: int | None) -> str:

@@ -41,6 +41,7 @@ class HomeView(PanelView, AdminIndexView):
             nearest=reports.nearest_to_quota(NEAREST),
             failures=reports.last_failures(FAILURES),
             check=proxy.relay().catalogue.last_check,
+            now=now,
         )
 
     @expose("/provider")

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any
+from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
-from flask import Response, abort, request, stream_with_context, url_for
+from flask import Response, abort, request, stream_with_context
 from flask.typing import ResponseReturnValue
 from flask_admin import expose
 from flask_admin.contrib.sqla import ModelView
@@ -20,7 +20,8 @@ from tokenrouter.reports import CallFilter
 
 PER_PAGE = 50
 TEXT_FILTERS = ("token", "model", "status", "endpoint", "request_id")
-FILTERS = ("team", *TEXT_FILTERS, "since", "until", "zone")
+FILTERS = ("team", "team_id", *TEXT_FILTERS, "since", "until", "zone")
+LAST_DAY = date.max - timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Asked:
     def is_filtered(self) -> bool:
         """Tell whether anything narrows the list."""
         return any(value for name, value in self.shown.items() if name != "zone")
+
+    def link(self, view: str, **more: int) -> str:
+        """Return the address of a view of what was asked for; `url_for` itself takes no value named `endpoint`."""
+        return f"{view}?{urlencode({name: value for name, value in self.shown.items() if value} | more)}"
 
 
 class RequestLogView(PanelView, ModelView):
@@ -51,14 +56,10 @@ class RequestLogView(PanelView, ModelView):
         before_id, after_id = (request.args.get(name, type=int) for name in ("before", "after"))
         found = None if asked.problem else reports.calls_page(asked.filter, before_id, after_id, PER_PAGE)
 
-        def link(endpoint: str = ".index_view", **more: Any) -> str:
-            return url_for(endpoint, **{name: value for name, value in asked.shown.items() if value}, **more)
-
         return self.render(
             "admin/logs.html",
             asked=asked,
             found=found,
-            link=link,
             models=reports.model_names(),
             endpoints=reports.endpoint_names(),
             statuses=STATUSES,
@@ -92,7 +93,7 @@ def read_filter(args: MultiDict[str, str]) -> Asked:
     shown = {name: args.get(name, "").strip()[:NAME_LENGTH] for name in FILTERS}
     values = {name: shown[name] or None for name in TEXT_FILTERS}
     values["token_prefix"] = values.pop("token")
-    team_id, problem = _team_id(shown["team"])
+    team_id, problem = _team(shown)
     zone = _zone(shown["zone"])
     since, until = _day(shown["since"]), _day(shown["until"])
     if (shown["since"] and since is None) or (shown["until"] and until is None):
@@ -107,6 +108,22 @@ def read_filter(args: MultiDict[str, str]) -> Asked:
         shown,
         problem,
     )
+
+
+def _team(shown: dict[str, str]) -> tuple[int | None, str | None]:
+    """Return the team that is meant, and else what to say.
+
+    A link tells its id, which finds it under an earlier name too, until another name is typed over its own.
+    """
+    if not shown["team_id"]:
+        return _team_id(shown["team"])
+    team_id = int(shown["team_id"]) if shown["team_id"].isdecimal() else -1
+    name = reports.team_name(team_id)
+    if shown["team"] not in ("", name):
+        shown["team_id"] = ""
+        return _team_id(shown["team"])
+    shown["team"] = name or ""
+    return (team_id, None) if name else (None, "There is no such team.")
 
 
 def _team_id(name: str) -> tuple[int | None, str | None]:
@@ -125,7 +142,7 @@ def _team_id(name: str) -> tuple[int | None, str | None]:
 
 def _day(text: str) -> date | None:
     try:
-        return date.fromisoformat(text)
+        return min(date.fromisoformat(text), LAST_DAY)
     except ValueError:
         return None
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -27,15 +28,14 @@ COLUMNS = (
     "first_byte_ms",
     "latency_ms",
 )
-FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
+# A spreadsheet may begin a cell at a semicolon too, where the comma is the decimal mark.
+FORMULA_BEGINS = re.compile(r"(^|[;\t\r\n])(?=[=+\-@\t\r\n＝＋－＠])")
 ROWS_AT_ONCE = 200
 
 
 def cell(value: Any) -> Any:
     """Return what is written for a value. Source: OWASP, CSV Injection: a quote keeps text from being a formula."""
-    if isinstance(value, str) and value.startswith(FORMULA_BEGINS):
-        return f"'{value}"
-    return value
+    return FORMULA_BEGINS.sub(r"\1'", value) if isinstance(value, str) else value
 
 
 def lines(calls: Iterable[Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
+from werkzeug.datastructures import MultiDict
 from wtforms import BooleanField, DateField, Form, StringField
 from wtforms.validators import DataRequired, Length, Optional
 
@@ -17,6 +18,9 @@ GRACES = {
     "7d": ("for 7 days", timedelta(days=7)),
     "30d": ("for 30 days", timedelta(days=30)),
 }
+MEANWHILE = "Somebody changed this to “{}” meanwhile. Save again to put yours in its place."
+LAST_DAY = date.max - timedelta(days=1)
+ARGUMENTS = {"name": "rename", "quota": "quota_tokens", "models": "models", "active": "active"}
 FIELDS = {"quota_tokens": "quota", "expires_at": "expires"}
 
 
@@ -37,13 +41,53 @@ class TeamForm(Form):
 
 
 class TeamEditForm(TeamForm):
-    """The same for a team that there is, which may be switched off."""
+    """The same for a team that there is, which may be switched off.
+
+    It is sent with what it showed when it was opened, and changes what was typed alone: whoever renames a team does not
+    take back the quota that another administrator gave it meanwhile.
+    """
 
     active = BooleanField("Active")
 
-    def __init__(self, formdata: Any = None, obj: Team | None = None, **kwargs: Any) -> None:
-        shown = {} if obj is None else {"quota": teams.format_quota(obj.quota_tokens)}
-        super().__init__(formdata, obj, data=shown, **kwargs)
+    def __init__(self, team: Team, formdata: MultiDict[str, str] | None = None) -> None:
+        """Begin with what the team has, or with what was typed; where a field of it is missing, that is a 400."""
+        self.stored = {
+            "name": team.name,
+            "quota": teams.format_quota(team.quota_tokens),
+            "models": team.models or "",
+            "active": "y" if team.active else "",
+        }
+        super().__init__(formdata, data=self.stored)
+        self._typed: set[str] = set()
+        self._overtaken: set[str] = set()
+        for name, stored in self.stored.items() if formdata is not None else ():
+            typed = formdata.get(name, "") if name == "active" else formdata[name]
+            was = formdata[f"was_{name}"]
+            if typed != was:
+                self._typed.add(name)
+                if stored not in (was, typed):
+                    self._overtaken.add(name)
+
+    def validate(self, extra_validators: Any = None) -> bool:
+        """Check the fields, and that nobody else changed what was typed over."""
+        is_valid = super().validate(extra_validators)
+        for name in self._overtaken:
+            self[name].errors = [*self[name].errors, MEANWHILE.format(_words(name, self.stored[name]))]
+        return is_valid and not self._overtaken
+
+    def changes(self) -> dict[str, Any]:
+        """Return what was typed as the domain takes it.
+
+        Raises InvalidValue.
+        """
+        values = self.values() | {"rename": self.name.data, "active": self.active.data}
+        return {argument: values[argument] for name, argument in ARGUMENTS.items() if name in self._typed}
+
+
+def _words(name: str, text: str) -> str:
+    if name == "active":
+        return "active" if text else "disabled"
+    return text or "all allowed"
 
 
 class TokenForm(Form):
@@ -55,7 +99,7 @@ class TokenForm(Form):
     def expires_at(self) -> datetime | None:
         """Return the end of the chosen day, in UTC."""
         day: date | None = self.expires.data
-        return day and datetime.combine(day, time.min, UTC) + timedelta(days=1)
+        return day and datetime.combine(min(day, LAST_DAY), time.min, UTC) + timedelta(days=1)
 
 
 def explain(form: Form, error: TeamError) -> None:

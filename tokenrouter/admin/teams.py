@@ -8,13 +8,15 @@ from flask import abort, flash, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_admin import expose
 from flask_admin.contrib.sqla import ModelView
+from markupsafe import Markup
 from werkzeug.datastructures import MultiDict
 
-from tokenrouter import changes, payload, reports
+from tokenrouter import changes, payload, proxy, reports
 from tokenrouter import teams as team_store
 from tokenrouter.admin import access, bulk
 from tokenrouter.admin.access import PanelView, actor, settings
 from tokenrouter.admin.charts import tokens_chart
+from tokenrouter.admin.formats import quoted
 from tokenrouter.admin.team_forms import (
     GRACES,
     TeamEditForm,
@@ -23,7 +25,8 @@ from tokenrouter.admin.team_forms import (
     explain,
     parse_typed_quota,
 )
-from tokenrouter.models import ApiToken, Team
+from tokenrouter.config import is_allowed
+from tokenrouter.models import Team
 from tokenrouter.teams import NotFound, TeamError
 
 NO_TEAM = "There is no such team, or it was deleted. The log still has its calls."
@@ -75,7 +78,7 @@ class TeamView(PanelView, ModelView):
         form = self.create_form()
         if self.validate_form(form) and (created := self.create_model(form)):
             team, bearer_token = created
-            return self._show_token(team, bearer_token, f"Created the team “{team.name}”.")
+            return self._show_token(team, bearer_token, Markup("Created the team {}."))
         return self.render("admin/team_form.html", form=form, team=None, allowed=settings().allowed_models)
 
     def create_model(self, form: TeamForm) -> tuple[Team, str] | None:
@@ -90,16 +93,16 @@ class TeamView(PanelView, ModelView):
     def edit_view(self, team_id: int) -> ResponseReturnValue:
         """Change a team's name, quota, models and state."""
         team = _found(team_id)
-        form = TeamEditForm(request.form if request.method == "POST" else None, obj=team)
+        form = TeamEditForm(team, request.form if request.method == "POST" else None)
         if self.validate_form(form) and self.update_model(form, team):
-            flash(f"Saved the team “{form.name.data.strip()}”.", "success")
+            flash(Markup("Saved the team {}.").format(quoted(form.name.data.strip())), "success")
             return redirect(url_for(".details_view", team_id=team_id))
         return self.render("admin/team_form.html", form=form, team=team, allowed=settings().allowed_models)
 
     def update_model(self, form: TeamEditForm, model: Team) -> bool:
         """Have the domain change the team; explain in the form what it refuses."""
         try:
-            team_store.update(model.id, rename=form.name.data, active=form.active.data, **form.values(), by=actor())
+            team_store.update(model.id, **form.changes(), by=actor())
         except TeamError as error:
             explain(form, error)
             return False
@@ -113,9 +116,11 @@ class TeamView(PanelView, ModelView):
         except NotFound as error:
             abort(404, str(error))
         except TeamError as error:
-            flash(f"The quota of “{_found(team_id).name}” stays as it is. {error}", "error")
+            told = Markup("The quota of {} stays as it is. {}")
+            flash(told.format(quoted(_found(team_id).name), error), "error")
         else:
-            flash(f"The quota of “{team.name}” is now {team_store.format_quota(team.quota_tokens)}.", "success")
+            told, quota = Markup("The quota of {} is now {}."), team_store.format_quota(team.quota_tokens)
+            flash(told.format(quoted(team.name), quota), "success")
         return redirect(access.safe_target(request.form.get("url")))
 
     @expose("/<int:team_id>/")
@@ -157,7 +162,7 @@ class TeamView(PanelView, ModelView):
                 explain(form, error)
             else:
                 team = _found(team_id)
-                return self._show_token(team, bearer_token, f"Created a token for the team “{team.name}”.")
+                return self._show_token(team, bearer_token, Markup("Created a token for the team {}."))
         return self._team_page(team_id, form)
 
     @expose("/<int:team_id>/tokens/<int:token_id>/rotate", methods=("POST",))
@@ -172,26 +177,26 @@ class TeamView(PanelView, ModelView):
         except TeamError as error:
             flash(str(error), "error")
             return redirect(url_for(".details_view", team_id=team_id))
-        told = f"still works {words}" if grace else "is refused from now on"
-        return self._show_token(team, bearer_token, f"Replaced a token of “{team.name}”. The old one {told}.")
+        then = f"still works {words}" if grace else "is refused from now on"
+        return self._show_token(team, bearer_token, Markup("Replaced a token of {}. The old one ") + f"{then}.")
 
     @expose("/<int:team_id>/tokens/<int:token_id>/revoke", methods=("POST",))
     def revoke_token_view(self, team_id: int, token_id: int) -> ResponseReturnValue:
         """Revoke a token."""
         try:
-            token: ApiToken = team_store.revoke_token(team_id, token_id, by=actor())
+            token = team_store.revoke_token(team_id, token_id, by=actor())
         except TeamError as error:
             flash(str(error), "error")
         else:
             flash(f"Revoked the token {token.prefix}…: it is refused from its next call on.", "success")
         return redirect(url_for(".details_view", team_id=team_id))
 
-    def _show_token(self, team: Team, bearer_token: str, done: str) -> ResponseReturnValue:
+    def _show_token(self, team: Team, bearer_token: str, done: Markup) -> ResponseReturnValue:
         return self.render(
             "admin/token.html",
             team=team,
             bearer_token=bearer_token,
-            done=done,
+            done=done.format(quoted(team.name)),
             base_url=_base_url(),
             model=_model_for(team),
         )
@@ -205,7 +210,8 @@ class TeamView(PanelView, ModelView):
         chosen = _chosen(request.form)
         back = access.safe_target(request.form.get("url"))
         if not chosen:
-            flash("Select at least one team first.", "error")
+            gone = "What you selected was deleted meanwhile." if "rowid" in request.form else None
+            flash(gone or "Select at least one team first.", "error")
             return redirect(back)
         if "confirmed" not in request.form:
             return self.render("admin/confirm.html", action=action, chosen=chosen, back=back, count=bulk.count)
@@ -256,7 +262,8 @@ def _base_url() -> str:
 
 def _model_for(team: Team) -> str:
     """Return a model to show in an example: the default where the team may call it."""
-    names = payload.narrowed(settings().allowed_models, team.model_patterns)
-    default = settings().default_model
-    exact = [name for name in names if not name.endswith("*")]
-    return default if default in exact or not exact else exact[0]
+    allowed = payload.narrowed(settings().allowed_models, team.model_patterns)
+    check = proxy.relay().catalogue.last_check
+    listed = check.models or () if check else ()
+    known = (settings().default_model, *(name for name in allowed if not name.endswith("*")), *listed)
+    return next((name for name in known if is_allowed(name, allowed)), settings().default_model)

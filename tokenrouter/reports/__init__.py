@@ -20,6 +20,7 @@ from tokenrouter.reports.teams import (
     TokenRow,
     nearest_to_quota,
     team_detail,
+    team_name,
     teams_page,
 )
 from tokenrouter.reports.views import log_view, newest_calls, own_usage, team_view, timestamp, token_view
@@ -50,6 +51,7 @@ __all__ = [
     "overview",
     "own_usage",
     "team_detail",
+    "team_name",
     "team_view",
     "teams_page",
     "timestamp",

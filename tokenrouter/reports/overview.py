@@ -93,7 +93,7 @@ def overview(now: datetime) -> Overview:
         in_flight = connection.execute(IN_FLIGHT).scalar_one()
         held_tokens = int(connection.execute(HELD).scalar_one())
     return Overview(
-        today=_period(days, "Today", today, today, today - timedelta(days=1), "yesterday, all day"),
+        today=_period(days, "Today", today, today, today - timedelta(days=1), "all of yesterday"),
         week=_period(days, "This week", monday, today, last_monday, _last_week(today)),
         month=_period(days, "This month", first, today, last_first, _last_month(last_first, first, today)),
         in_flight=in_flight,
@@ -102,12 +102,12 @@ def overview(now: datetime) -> Overview:
 
 
 def _last_week(today: date) -> str:
-    return "Monday last week" if today.weekday() == 0 else f"Monday to {today:%A} last week"
+    return "Monday last week" if today.weekday() == 0 else f"Mon–{today:%a} last week"
 
 
 def _last_month(last_first: date, first: date, today: date) -> str:
     last_day = min(today.day, (first - last_first).days)
-    return f"1 {last_first:%B}" if last_day == 1 else f"1 to {last_day} {last_first:%B}"
+    return f"1 {last_first:%B}" if last_day == 1 else f"1–{last_day} {last_first:%B}"
 
 
 def _period(days: dict[date, Sums], label: str, since: date, today: date, earlier: date, previous_label: str) -> Period:

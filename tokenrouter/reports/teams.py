@@ -212,6 +212,12 @@ def team_detail(team_id: int, now: datetime | None = None) -> TeamDetail | None:
         return TeamDetail(_team_row(row), _tokens(connection, team_id, now), _models(connection, team_id, now))
 
 
+def team_name(team_id: int) -> str | None:
+    """Return the name of a team, deleted ones included, or None where there is none."""
+    with reading() as connection:
+        return connection.execute(select(Team.name).where(Team.id == near_id(team_id))).scalar()
+
+
 def _tokens(connection: Connection, team_id: int, now: datetime) -> list[TokenRow]:
     successor = aliased(ApiToken)
     long_ago = now - timedelta(days=ENDED_TOKENS_DAYS)

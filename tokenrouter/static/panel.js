@@ -1,11 +1,25 @@
 // Comforts on top of pages that work without them.
 "use strict";
 
-const zoned = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const formats = {
+  plain: { dateStyle: "medium", timeStyle: "short" },
+  today: { timeStyle: "medium" },
+  thisYear: { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" },
+  earlier: { dateStyle: "medium", timeStyle: "medium" },
+};
+for (const name in formats) formats[name] = new Intl.DateTimeFormat(undefined, formats[name]);
+
+function formatFor(moment) {
+  const now = new Date();
+  if (moment.toDateString() === now.toDateString()) return formats.today;
+  return moment.getFullYear() === now.getFullYear() ? formats.thisYear : formats.earlier;
+}
 
 function showLocalTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]")) {
-    time.textContent = zoned.format(new Date(time.dateTime));
+    const moment = new Date(time.dateTime);
+    const format = "seconds" in time.dataset ? formatFor(moment) : formats.plain;
+    time.textContent = format.format(moment);
   }
 }
 
@@ -55,15 +69,34 @@ function nameZone(input) {
   for (const name of document.querySelectorAll("[data-zone-name]")) name.textContent = "";
 }
 
-showLocalTimes(document);
-for (const input of document.querySelectorAll("[data-zone-value]")) nameZone(input);
-for (const button of document.querySelectorAll("button[data-copy]")) {
-  button.hidden = false;
-  button.addEventListener("click", () => copy(button));
+// A page that stays open all day shows what is so now, except while somebody is doing something on it.
+async function renew(main) {
+  const isUsed = main.querySelector(":focus, details[open]") !== null || !getSelection().isCollapsed;
+  if (document.hidden || isUsed) return;
+  const answer = await fetch(location.href, { headers: { "X-Requested-With": "fetch" }, redirect: "manual" });
+  if (answer.type === "opaqueredirect") location.reload(); // the session is over: to the sign-in
+  if (!answer.ok) return;
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
+  main.replaceChildren(...fresh.childNodes);
+  prepare(main);
+  if (!("renewS" in fresh.dataset)) clearInterval(renewal);
 }
-for (const element of document.querySelectorAll("[data-fill]")) fill(element).catch(() => {});
-for (const form of document.querySelectorAll("form[data-bulk]")) watchSelection(form);
-for (const region of document.querySelectorAll(".scroll[data-newest-right]")) region.scrollLeft = region.scrollWidth;
+
+function prepare(root) {
+  showLocalTimes(root);
+  for (const input of root.querySelectorAll("[data-zone-value]")) nameZone(input);
+  for (const button of root.querySelectorAll("button[data-copy]")) {
+    button.hidden = false;
+    button.addEventListener("click", () => copy(button));
+  }
+  for (const element of root.querySelectorAll("[data-fill]")) fill(element).catch(() => {});
+  for (const form of root.querySelectorAll("form[data-bulk]")) watchSelection(form);
+  for (const region of root.querySelectorAll(".scroll[data-newest-right]")) region.scrollLeft = region.scrollWidth;
+}
+
+prepare(document);
+const main = document.querySelector("main[data-renew-s]");
+const renewal = main && setInterval(() => renew(main).catch(() => {}), 1000 * main.dataset.renewS);
 
 // A page that shows a new token came from a POST: reloading it must not make another one.
 const settled = document.querySelector("[data-reload-as]");
