@@ -529,3 +529,53 @@ def test_commands_are_those_of_the_contract(app: Flask):
     assert groups["usage"] == {"show", "reset", "verify"}
     assert groups["logs"] == {"list"}
     assert set(app.cli.commands) >= {"setup", "demo"}
+
+
+# management tokens
+
+
+def test_management_token_stands_alone_on_the_last_line_and_opens_the_api(runner: FlaskCliRunner, client: FlaskClient):
+    bearer_token = run(runner, "management-tokens", "create", "--label", "billing").splitlines()[-1]
+    assert re.fullmatch(r"trm-[\w-]{43}", bearer_token, re.ASCII)
+    assert client.get("/api/teams", headers={"Authorization": f"Bearer {bearer_token}"}).status_code == 200
+
+
+def test_management_tokens_are_listed_without_the_tokens(runner: FlaskCliRunner):
+    bearer_token = run(runner, "management-tokens", "create", "--label", "billing").splitlines()[-1]
+    (row,) = document(runner, "management-tokens", "list")
+    assert list(row) == TOKEN_FIELDS[:-1]
+    assert (row["label"], row["prefix"], row["last_used_at"]) == ("billing", bearer_token[:8], None)
+    shown = run(runner, "management-tokens", "list")
+    assert bearer_token[:8] in shown and bearer_token not in shown
+
+
+def test_management_token_is_stored_as_its_hash_alone(runner: FlaskCliRunner, tmp_path):
+    bearer_token = run(runner, "management-tokens", "create").splitlines()[-1]
+    with db.engine.connect() as connection:
+        row = connection.execute(text("SELECT prefix, token_hash FROM management_tokens")).one()
+    assert row == (bearer_token[:8], hashlib.sha256(bearer_token.encode()).hexdigest())
+    stored = b"".join(path.read_bytes() for path in tmp_path.glob("tokenrouter.db*"))
+    assert bearer_token[:9].encode() not in stored
+
+
+def test_revoked_management_token_is_refused_and_no_longer_listed(runner: FlaskCliRunner, client: FlaskClient):
+    bearer_token = run(runner, "management-tokens", "create").splitlines()[-1]
+    assert bearer_token[:8] in run(runner, "management-tokens", "revoke", bearer_token[:8])
+    assert client.get("/api/teams", headers={"Authorization": f"Bearer {bearer_token}"}).status_code == 401
+    assert document(runner, "management-tokens", "list") == []
+
+
+def test_management_token_that_is_not_told_apart_is_not_revoked(runner: FlaskCliRunner):
+    for _ in range(2):
+        run(runner, "management-tokens", "create")
+    assert "several" in refused(runner, "management-tokens", "revoke", "trm-")
+    assert "no management token" in refused(runner, "management-tokens", "revoke", "tr-")
+    assert len(document(runner, "management-tokens", "list")) == 2
+
+
+def test_changes_of_management_tokens_are_recorded(runner: FlaskCliRunner):
+    prefix = run(runner, "management-tokens", "create", "--label", "billing").splitlines()[-1][:8]
+    run(runner, "management-tokens", "revoke", prefix)
+    with db.engine.connect() as connection:
+        rows = connection.execute(text("SELECT action, team_id FROM changes ORDER BY id")).all()
+    assert rows == [("management_token.create", None), ("management_token.revoke", None)]

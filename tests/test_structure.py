@@ -17,7 +17,7 @@ LADDER = (
     "config errors sse estimate driver transport",
     "models metering",
     "events changes",
-    "auth payload provider ledger reports teams schema sessions places uploads incoming callers",
+    "auth payload provider ledger reports teams schema sessions places uploads incoming callers management",
     "catalogue booking",
     "proxy",
     "v1 api pages admin cli demo standin serving",
@@ -26,6 +26,8 @@ LEVELS = {name: level for level, names in enumerate(LADDER) for name in names.sp
 SIDEWAYS = {
     ("demo", "standin"),  # the demo is nothing else than the service with the stand-in beside it
     ("teams", "auth"),  # a new token is made where tokens are compared
+    ("management", "auth"),  # likewise
+    ("management", "teams"),  # a label is what it is for a team's token, and is refused alike
 }
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "migrations" not in path.parts)
 EXAMPLE = ROOT / ".env.example"

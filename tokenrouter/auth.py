@@ -72,17 +72,23 @@ def token_hash(bearer_token: str) -> str:
     return hashlib.sha256(bearer_token.encode()).hexdigest()
 
 
+def borne_token(authorization: str | None) -> str | None:
+    """Return the token in an Authorization header; None where it bears none. Source: RFC 6750, 2.1."""
+    scheme, _, bearer_token = (authorization or "").partition(" ")
+    return (bearer_token.strip() or None) if scheme.lower() == "bearer" else None
+
+
 def authenticate(readers: Readers, authorization: str | None) -> Caller:
-    """Return whose token an Authorization header bears. Source: RFC 6750, 2.1.
+    """Return whose token an Authorization header bears.
 
     The database is asked on every call, so that a revoked token is refused by every worker from then on.
     Raises InvalidAPIKey and StorageUnavailable.
     """
-    scheme, _, bearer_token = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not bearer_token.strip():
+    bearer_token = borne_token(authorization)
+    if bearer_token is None:
         raise InvalidAPIKey
     try:
-        row = readers.one(FIND_CALLER, {"token_hash": token_hash(bearer_token.strip()), "now": datetime.now(UTC)})
+        row = readers.one(FIND_CALLER, {"token_hash": token_hash(bearer_token), "now": datetime.now(UTC)})
     except (*transient_errors(), TimeoutError) as error:
         raise StorageUnavailable from error
     if row is None:

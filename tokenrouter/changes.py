@@ -22,6 +22,8 @@ USAGE_RESET = "usage.reset"
 TOKEN_CREATE = "token.create"
 TOKEN_REVOKE = "token.revoke"
 TOKEN_ROTATE = "token.rotate"
+MANAGEMENT_TOKEN_CREATE = "management_token.create"
+MANAGEMENT_TOKEN_REVOKE = "management_token.revoke"
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class ChangesPage:
 
 @dataclass(frozen=True)
 class Changed:
-    """What changed of a team; `before` and `after` hold the changed fields alone, as JSON can tell them."""
+    """What changed of a team, or of none; `before` and `after` hold the changed fields alone, as JSON can tell them."""
 
-    team_id: int
-    team_name: str
+    team_id: int | None
+    team_name: str | None
     before: Mapping[str, Any] | None = None
     after: Mapping[str, Any] | None = None
 

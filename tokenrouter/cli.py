@@ -14,7 +14,7 @@ from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 from tabulate import tabulate
 
-from tokenrouter import changes, config, ledger, reports, schema
+from tokenrouter import changes, config, ledger, management, reports, schema
 from tokenrouter import teams as team_store
 from tokenrouter.changes import Actor
 from tokenrouter.models import Team, db
@@ -55,13 +55,16 @@ tokens = Group("tokens", help="Give teams tokens, and revoke them.")
 usage = Group("usage", help="Show, reset and verify what was used.")
 logs = Group("logs", help="Read the log of calls.")
 
+
+management_tokens = Group("management-tokens", help="Keep the tokens of the management API.")
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 without_asking = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def init_app(app: Flask) -> None:
     """Register the commands."""
-    for command in (teams, tokens, usage, logs, setup):
+    for command in (teams, tokens, usage, logs, management_tokens, setup):
         app.cli.add_command(command)
 
 
@@ -199,6 +202,31 @@ def list_logs(team: str | None, limit: int, as_json: bool) -> None:
     team_ids = team_store.ids_ever_named(team) if team is not None else None
     views = [reports.log_view(row) for row in reports.newest_calls(team_ids, limit)]
     _show_list(views, _log_row, as_json, empty="No calls yet.")
+
+
+@management_tokens.command("create")
+@click.option("--label", help="What it is for; the record of changes names it.")
+def create_management_token(label: str | None) -> None:
+    """Make a token of the management API and print it, for the only time."""
+    _, bearer_token = management.create(label, by=_me())
+    click.echo("Created a management token, shown only now. It can change and delete every team:")
+    click.echo(bearer_token)
+
+
+@management_tokens.command("list")
+@as_json
+def list_management_tokens(as_json: bool) -> None:
+    """List the management tokens: their first characters and their use, never the tokens."""
+    views = [reports.management_token_view(token) for token in management.living()]
+    _show_list(views, dict, as_json, empty="There is no management token. Create one: flask management-tokens create")
+
+
+@management_tokens.command("revoke")
+@click.argument("prefix")
+def revoke_management_token(prefix: str) -> None:
+    """Revoke the management token that begins with PREFIX; it is refused from its next request on."""
+    token = management.revoke(prefix, by=_me())
+    click.echo(f"Revoked the management token {token.prefix}….")
 
 
 @click.command("setup")

@@ -45,6 +45,17 @@ class InvalidAPIKey(APIError):
         )
 
 
+class InvalidManagementToken(InvalidAPIKey):
+    """The management API was asked without a management token; a team's is none."""
+
+    def __init__(self) -> None:
+        APIError.__init__(
+            self,
+            "Incorrect or missing management token. Send it as `Authorization: Bearer TOKEN`; "
+            "`flask management-tokens create` makes one. A team's token does not open the management API.",
+        )
+
+
 class TeamDisabled(APIError):
     """The token is good, and its team is switched off."""
 
@@ -67,6 +78,18 @@ class ResponseNotFound(APIError):
     """The team was given no such response, whoever else was."""
 
     status, type, code = 404, "invalid_request_error", "previous_response_not_found"
+
+
+class NotFound(APIError):
+    """The management API knows no such team or token."""
+
+    status, type, code = 404, "invalid_request_error", "not_found"
+
+
+class NameTaken(APIError):
+    """Another team has the name."""
+
+    status, type, code = 409, "invalid_request_error", "name_taken"
 
 
 class QuotaExceeded(APIError):

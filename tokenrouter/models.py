@@ -143,6 +143,20 @@ class ApiToken(Base):
     replaced_by_id: Mapped[int | None] = mapped_column(BigInteger)  # the token that it was rotated into
 
 
+class ManagementToken(Base):
+    """A bearer token of the management API, which belongs to no team and is kept like a team's."""
+
+    __tablename__ = "management_tokens"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    label: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    prefix: Mapped[str] = mapped_column(String(8))
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)  # SHA-256 in hexadecimal
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # to the minute
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
 class Worker(Base):
     """A process that makes calls, and the time until which it is taken to be alive."""
 

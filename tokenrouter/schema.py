@@ -15,7 +15,7 @@ from tokenrouter.config import ConfigError
 from tokenrouter.models import db
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0003"
+HEAD = "0004"
 
 
 class DatabaseUnreachable(ConfigError):

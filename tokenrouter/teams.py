@@ -200,7 +200,9 @@ def living() -> list[Team]:
         return list(session.scalars(select(Team).where(Team.deleted_at.is_(None)).order_by(Team.name)))
 
 
-def create(name: str, quota_tokens: int | None = None, models: str | None = None, *, by: Actor) -> tuple[Team, str]:
+def create(
+    name: str, quota_tokens: int | None = None, models: str | None = None, *, active: bool = True, by: Actor
+) -> tuple[Team, str]:
     """Create a team with its first token; return both, the token for the only time.
 
     Raises InvalidValue and NameTaken.
@@ -209,6 +211,7 @@ def create(name: str, quota_tokens: int | None = None, models: str | None = None
         name=check_name(name),
         quota_tokens=check_quota(quota_tokens),
         models=check_models(models),
+        active=active,
         created_at=datetime.now(UTC),
     )
     with _unique_name(team.name), _changing() as session:

@@ -44,6 +44,8 @@ ACTION_WORDS = {
     "token.create": "Created a token",
     "token.revoke": "Revoked a token",
     "token.rotate": "Replaced a token",
+    "management_token.create": "Created a management token",
+    "management_token.revoke": "Revoked a management token",
 }
 FIELD_WORDS = {
     "quota_tokens": "quota",

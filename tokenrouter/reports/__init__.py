@@ -10,6 +10,7 @@ from tokenrouter.reports.calls import (
     iterate_calls,
     model_names,
 )
+from tokenrouter.reports.management import teams_after, usage
 from tokenrouter.reports.overview import DailyTokens, Overview, Period, Series, last_failures, overview, tokens_per_day
 from tokenrouter.reports.teams import (
     SORTS,
@@ -23,7 +24,15 @@ from tokenrouter.reports.teams import (
     team_name,
     teams_page,
 )
-from tokenrouter.reports.views import log_view, newest_calls, own_usage, team_view, timestamp, token_view
+from tokenrouter.reports.views import (
+    log_view,
+    management_token_view,
+    newest_calls,
+    own_usage,
+    team_view,
+    timestamp,
+    token_view,
+)
 
 __all__ = [
     "SORTS",
@@ -45,6 +54,7 @@ __all__ = [
     "iterate_calls",
     "last_failures",
     "log_view",
+    "management_token_view",
     "model_names",
     "nearest_to_quota",
     "newest_calls",
@@ -53,8 +63,10 @@ __all__ = [
     "team_detail",
     "team_name",
     "team_view",
+    "teams_after",
     "teams_page",
     "timestamp",
     "token_view",
     "tokens_per_day",
+    "usage",
 ]

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.orm import Session
 
-from tokenrouter.models import ApiToken, RequestLog, Team, UsageDaily, db
+from tokenrouter.models import ApiToken, ManagementToken, RequestLog, Team, UsageDaily, db
 
 DAYS_SHOWN = 30
 
@@ -45,7 +45,18 @@ def token_view(token: ApiToken) -> dict[str, Any]:
     }
 
 
-def log_view(row: RequestLog) -> dict[str, Any]:
+def management_token_view(token: ManagementToken) -> dict[str, Any]:
+    """Return what is told of a management token."""
+    return {
+        "id": token.id,
+        "label": token.label,
+        "prefix": token.prefix,
+        "created_at": timestamp(token.created_at),
+        "last_used_at": timestamp(token.last_used_at),
+    }
+
+
+def log_view(row: RequestLog | Row[Any]) -> dict[str, Any]:
     """Return what is told of a call."""
     return {
         "request_id": row.request_id,

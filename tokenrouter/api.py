@@ -1,0 +1,282 @@
+"""Blueprint "api": the management API, by which programs keep teams and read what was used."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from typing import Any
+
+from flask import Blueprint, Response, current_app, g, request
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from tokenrouter import changes, incoming, ledger, management, payload, reports, teams
+from tokenrouter.changes import Actor
+from tokenrouter.errors import APIError, InvalidRequest, NameTaken, NotFound, StorageUnavailable
+from tokenrouter.models import STATUSES, db, near_id
+from tokenrouter.teams import TeamError
+
+MOST_ROWS, ROWS = 1000, 100
+SEARCH_S = 1.0
+MOMENT = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d))?", re.ASCII)
+
+Document = dict[str, Any]
+
+blueprint = Blueprint("api", __name__, url_prefix="/api")
+
+
+@blueprint.before_request
+def _authenticate() -> None:
+    incoming.check_size(current_app.config["MAX_CONTENT_LENGTH"])
+    token = management.authenticate(request.headers.get("Authorization"))
+    g.actor = Actor(changes.API, token.label or token.prefix)
+
+
+@blueprint.errorhandler(TeamError)
+def _refuse(error: TeamError) -> tuple[bytes, int, dict[str, str]]:
+    told = _told(error)
+    return told.body(), told.status, {"Content-Type": "application/json"}
+
+
+def _told(error: TeamError) -> APIError:
+    if isinstance(error, teams.NotFound):
+        return NotFound(str(error))
+    if isinstance(error, teams.NameTaken):
+        return NameTaken(str(error), param="name")
+    return InvalidRequest(str(error), param=getattr(error, "field", None))
+
+
+@blueprint.errorhandler(OperationalError)
+@blueprint.errorhandler(PoolTimeout)
+def _without_database(error: Exception) -> tuple[bytes, int, dict[str, str]]:
+    current_app.logger.error("%s %s: the database failed: %s", request.method, request.path, error)
+    told = StorageUnavailable()
+    return told.body(), told.status, {"Content-Type": "application/json"}
+
+
+@blueprint.get("/teams")
+def list_teams() -> Document:
+    """List the teams by id."""
+    query = _query("limit", "after", "name")
+    rows, more = reports.teams_after(_after(query) or 0, _limit(query), query.get("name"))
+    return _page([reports.team_view(team) for team in rows], rows[-1].id if more else None)
+
+
+@blueprint.post("/teams")
+def create_team() -> tuple[Document, int]:
+    """Create a team; its first token is in the answer, once."""
+    fields = _body(TEAM_FIELDS)
+    if "name" not in fields:
+        raise InvalidRequest("A team needs a name.", param="name")
+    team, bearer_token = teams.create(**fields, by=g.actor)
+    return {**reports.team_view(team), "token": bearer_token}, 201
+
+
+@blueprint.get("/teams/<team_id>")
+def show_team(team_id: str) -> Document:
+    """Tell of a team."""
+    return reports.team_view(teams.get(_id(team_id)))
+
+
+@blueprint.patch("/teams/<team_id>")
+def update_team(team_id: str) -> Document:
+    """Change of a team what the body names."""
+    fields = _body(TEAM_FIELDS)
+    if "name" in fields:
+        fields["rename"] = teams.check_name(fields.pop("name"))
+    return reports.team_view(teams.update(_id(team_id), **fields, by=g.actor))
+
+
+@blueprint.delete("/teams/<team_id>")
+def delete_team(team_id: str) -> Response:
+    """Delete a team and revoke its tokens."""
+    teams.delete(_id(team_id), by=g.actor)
+    return Response(status=204)
+
+
+@blueprint.post("/teams/<team_id>/reset")
+def reset_team(team_id: str) -> tuple[Document, int]:
+    """Count a team's use from zero again."""
+    _body({})
+    team = teams.get(_id(team_id))
+    ledger.reset(db.engine, [team.id], by=g.actor)
+    return reports.team_view(teams.get(team.id)), 201
+
+
+@blueprint.get("/teams/<team_id>/tokens")
+def list_tokens(team_id: str) -> Document:
+    """List a team's tokens, oldest first, without those revoked."""
+    _query()
+    return _page([reports.token_view(token) for token in teams.tokens(_id(team_id))], None)
+
+
+@blueprint.post("/teams/<team_id>/tokens")
+def create_token(team_id: str) -> tuple[Document, int]:
+    """Give a team one more token, which is in the answer, once."""
+    token, bearer_token = teams.create_token(_id(team_id), **_body(TOKEN_FIELDS), by=g.actor)
+    return {**reports.token_view(token), "token": bearer_token}, 201
+
+
+@blueprint.delete("/teams/<team_id>/tokens/<token_id>")
+def revoke_token(team_id: str, token_id: str) -> Response:
+    """Revoke a token; it is refused from its next call on."""
+    teams.revoke_token(_id(team_id), _id(token_id), by=g.actor)
+    return Response(status=204)
+
+
+@blueprint.get("/logs")
+def list_logs() -> Document:
+    """List the calls, newest first."""
+    query = _query("team", "model", "status", "since", "until", "limit", "after")
+    calls = reports.CallFilter(
+        team_id=_team(query),
+        model=query.get("model"),
+        status=_choice(query, "status", STATUSES),
+        since=_moment(query, "since"),
+        until=_moment(query, "until"),
+    )
+    page = reports.calls_page(calls, _after(query), limit=_limit(query), search_s=SEARCH_S)
+    return _page([reports.log_view(row) for row in page.rows], page.before_id)
+
+
+@blueprint.get("/usage")
+def list_usage() -> Document:
+    """List what was used, by day, team or model."""
+    query = _query("team", "since", "until", "group_by")
+    group_by = _choice(query, "group_by", ("day", "team", "model")) or "day"
+    return _page(reports.usage(group_by, _team(query), _day(query, "since"), _day(query, "until")), None)
+
+
+def _page(data: list[Document], next_id: int | None) -> Document:
+    return {"data": data, "has_more": next_id is not None, "next": None if next_id is None else str(next_id)}
+
+
+def _id(text: str) -> int:
+    number = _number(text)
+    if number is None:
+        raise NotFound(f"There is nothing with the id {text[:40]!r}.")
+    return number
+
+
+def _number(text: str) -> int | None:
+    """Read an id; one longer than any that a database has becomes one that none has."""
+    if not (text.isascii() and text.isdecimal()):
+        return None
+    return near_id(int(text[:25]))
+
+
+def _query(*names: str) -> dict[str, str]:
+    """Return the query's parameters; a misspelt one would otherwise show more than was asked for."""
+    unknown = next((name for name in request.args if name not in names), None)
+    if unknown is not None:
+        taken = ", ".join(names) or "none"
+        raise InvalidRequest(f"Unknown parameter {unknown[:40]!r}. This path takes: {taken}.", param=unknown)
+    return request.args.to_dict()
+
+
+def _limit(query: dict[str, str]) -> int:
+    number = _number(query.get("limit", str(ROWS)))
+    if number is None or not 1 <= number <= MOST_ROWS:
+        raise InvalidRequest(f"limit is a whole number from 1 to {MOST_ROWS}.", param="limit")
+    return number
+
+
+def _after(query: dict[str, str]) -> int | None:
+    if "after" not in query:
+        return None
+    if (number := _number(query["after"])) is None:
+        raise InvalidRequest("after is what `next` was on the page before.", param="after")
+    return number
+
+
+def _team(query: dict[str, str]) -> int | None:
+    """Return the id of the team that is asked for by its id, or by its name unless that is a number."""
+    if "team" not in query:
+        return None
+    number = _number(query["team"])
+    return teams.find(query["team"]).id if number is None else number
+
+
+def _choice(query: dict[str, str], name: str, choices: tuple[str, ...]) -> Any:
+    value = query.get(name)
+    if value is not None and value not in choices:
+        raise InvalidRequest(f"{name} is one of {', '.join(choices)}.", param=name)
+    return value
+
+
+def _moment(query: dict[str, str], name: str) -> datetime | None:
+    return _parse_moment(query[name], name) if name in query else None
+
+
+def _day(query: dict[str, str], name: str) -> date | None:
+    moment = _moment(query, name)
+    if moment is None:
+        return None
+    if moment != datetime(moment.year, moment.month, moment.day, tzinfo=UTC):
+        raise InvalidRequest(f"{name} is a day in UTC, such as 2026-11-24: use is kept by day.", param=name)
+    return moment.date()
+
+
+def _parse_moment(text: str, name: str) -> datetime:
+    """Read a day, which is its beginning in UTC, or a moment with its zone. Source: RFC 3339, 5.6."""
+    wrong = InvalidRequest(f"{name} is a day or a time with its zone: 2026-11-24, 2026-11-24T08:00:00Z.", param=name)
+    if not MOMENT.fullmatch(text):
+        raise wrong
+    try:
+        moment = datetime.fromisoformat(text.upper())
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise wrong from None
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} is a text.", param=name)
+    return value
+
+
+def _optional_text(value: Any, name: str) -> str | None:
+    return None if value is None else _text(value, name)
+
+
+def _optional_moment(value: Any, name: str) -> datetime | None:
+    return None if value is None else _parse_moment(_text(value, name), name)
+
+
+def _boolean(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name} is true or false.", param=name)
+    return value
+
+
+def _quota(value: Any, name: str) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise InvalidRequest(f"{name} is a whole number of tokens, or null for no limit.", param=name)
+    return value
+
+
+def _models(value: Any, name: str) -> str | None:
+    """Join a list of names, as a team keeps it."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(each, str) and "," not in each for each in value):
+        raise InvalidRequest(f"{name} is a list of names without commas, or null for ALLOWED_MODELS.", param=name)
+    return ",".join(value)
+
+
+Fields = dict[str, Callable[[Any, str], Any]]
+TEAM_FIELDS: Fields = {"name": _text, "quota_tokens": _quota, "models": _models, "active": _boolean}
+TOKEN_FIELDS: Fields = {"label": _optional_text, "expires_at": _optional_moment}
+
+
+def _body(fields: Fields) -> Document:
+    """Return the body's fields, checked; no body is an object without any.
+
+    Raises InvalidRequest, naming the field that is unknown or of a wrong type.
+    """
+    incoming.check_encoding()
+    body = payload.parse(incoming.read_body(current_app.config["MAX_CONTENT_LENGTH"]) or b"{}")
+    unknown = next((name for name in body if name not in fields), None)
+    if unknown is not None:
+        taken = ", ".join(fields) or "none"
+        raise InvalidRequest(f"Unknown field {unknown[:40]!r}. The fields here: {taken}.", param=unknown)
+    return {name: fields[name](value, name) for name, value in body.items()}

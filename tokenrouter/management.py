@@ -1,0 +1,104 @@
+"""Tokens of the management API: made, listed and revoked by commands, and looked up at each of its requests."""
+
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session
+
+from tokenrouter import changes
+from tokenrouter.auth import SHOWN_CHARACTERS, borne_token, token_hash
+from tokenrouter.changes import Actor, Changed
+from tokenrouter.errors import InvalidManagementToken
+from tokenrouter.models import ManagementToken, db, writing
+from tokenrouter.teams import NotFound, check_label
+
+TOKEN_PREFIX = "trm-"
+USE_NOTED_EVERY = timedelta(minutes=1)
+
+
+def create(label: str | None = None, *, by: Actor) -> tuple[ManagementToken, str]:
+    """Make a management token and commit; return its record and, for the only time, the token itself.
+
+    Raises InvalidValue.
+    """
+    bearer_token = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    token = ManagementToken(
+        label=check_label(label),
+        prefix=bearer_token[:SHOWN_CHARACTERS],
+        token_hash=token_hash(bearer_token),
+        created_at=datetime.now(UTC),
+    )
+    with writing(db.engine) as connection, Session(connection, expire_on_commit=False) as session:
+        session.add(token)
+        session.flush()
+        changes.record(session, by, changes.MANAGEMENT_TOKEN_CREATE, Changed(None, None, after=_fields(token)))
+    return token, bearer_token
+
+
+def living() -> list[ManagementToken]:
+    """Return the tokens that are not revoked, oldest first, detached."""
+    with Session(db.engine) as session:
+        return _living(session)
+
+
+def revoke(beginning: str, *, by: Actor) -> ManagementToken:
+    """Revoke the token that begins with this text, its shown characters or all of it, and commit.
+
+    Raises NotFound, also where several tokens begin like that.
+    """
+    with writing(db.engine) as connection, Session(connection, expire_on_commit=False) as session:
+        fitting = [token for token in _living(session) if _begins(token, beginning)]
+        if len(fitting) != 1:
+            many = "are several management tokens that begin" if fitting else "is no management token that begins"
+            raise NotFound(f"There {many} with {beginning[:SHOWN_CHARACTERS]!r}.")
+        (token,) = fitting
+        token.revoked_at = datetime.now(UTC)
+        session.flush()
+        changes.record(session, by, changes.MANAGEMENT_TOKEN_REVOKE, Changed(None, None, _fields(token)))
+    return token
+
+
+def authenticate(authorization: str | None) -> ManagementToken:
+    """Return the management token that an Authorization header bears, detached, and note its use.
+
+    The database is asked at each request, so that a revoked token is refused from then on.
+    Raises InvalidManagementToken.
+    """
+    bearer_token = borne_token(authorization)
+    if bearer_token is None:
+        raise InvalidManagementToken
+    is_meant = ManagementToken.token_hash == token_hash(bearer_token), ManagementToken.revoked_at.is_(None)
+    with Session(db.engine) as session:
+        token = session.scalars(select(ManagementToken).where(*is_meant)).one_or_none()
+    if token is None:
+        raise InvalidManagementToken
+    _note_use(token)
+    return token
+
+
+def _note_use(token: ManagementToken) -> None:
+    now = datetime.now(UTC)
+    if token.last_used_at is not None and token.last_used_at > now - USE_NOTED_EVERY:
+        return
+    is_older = or_(ManagementToken.last_used_at.is_(None), ManagementToken.last_used_at < now)
+    with writing(db.engine, durable=False) as connection:
+        connection.execute(
+            update(ManagementToken).where(ManagementToken.id == token.id, is_older).values(last_used_at=now)
+        )
+
+
+def _living(session: Session) -> list[ManagementToken]:
+    query = select(ManagementToken).where(ManagementToken.revoked_at.is_(None)).order_by(ManagementToken.id)
+    return list(session.scalars(query))
+
+
+def _begins(token: ManagementToken, beginning: str) -> bool:
+    if len(beginning) > SHOWN_CHARACTERS:
+        return token.token_hash == token_hash(beginning)
+    return bool(beginning) and token.prefix.startswith(beginning)
+
+
+def _fields(token: ManagementToken) -> dict[str, Any]:
+    return {"token": token.prefix, "label": token.label}
