@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape, and the handlers that render them for every path under /v1 and /api."""
+"""Errors in OpenAI's shape, and the handlers that render them for every path that programs call."""
 
 import logging
 from collections.abc import Mapping
@@ -193,7 +193,7 @@ def error_body(message: str, type_: str, param: str | None, code: str | None) ->
 
 
 def init_app(app: Flask) -> None:
-    """Register the handlers; paths outside /v1 and /api keep Flask's own pages."""
+    """Register the handlers; all other paths keep Flask's own pages."""
     app.register_error_handler(APIError, _render)
     app.register_error_handler(HTTPException, _translate)
 
@@ -213,7 +213,7 @@ def _translate(error: HTTPException) -> Response | HTTPException:
 
 def is_api_path(path: str) -> bool:
     """Tell whether callers expect OpenAI's error shape here."""
-    return path in ("/v1", "/api") or path.startswith(("/v1/", "/api/"))
+    return path in ("/v1", "/api", "/usage/data") or path.startswith(("/v1/", "/api/"))
 
 
 def _as_api_error(error: HTTPException) -> APIError:

@@ -12,6 +12,7 @@ from tokenrouter.reports.calls import (
 )
 from tokenrouter.reports.management import teams_after, usage
 from tokenrouter.reports.overview import DailyTokens, Overview, Period, Series, last_failures, overview, tokens_per_day
+from tokenrouter.reports.own import own_details
 from tokenrouter.reports.teams import (
     SORTS,
     TeamDetail,
@@ -59,6 +60,7 @@ __all__ = [
     "nearest_to_quota",
     "newest_calls",
     "overview",
+    "own_details",
     "own_usage",
     "team_detail",
     "team_name",

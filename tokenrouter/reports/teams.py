@@ -209,7 +209,7 @@ def team_detail(team_id: int, now: datetime | None = None) -> TeamDetail | None:
         row = connection.execute(query, {"since": _first_day(now, LATELY_DAYS)}).one_or_none()
         if row is None:
             return None
-        return TeamDetail(_team_row(row), _tokens(connection, team_id, now), _models(connection, team_id, now))
+        return TeamDetail(_team_row(row), _tokens(connection, team_id, now), model_uses(connection, team_id, now))
 
 
 def team_name(team_id: int) -> str | None:
@@ -250,7 +250,8 @@ def _state(token: Row[Any], now: datetime) -> TokenState:
     return "replaced" if token.replaced_by is not None else "active"
 
 
-def _models(connection: Connection, team_id: int, now: datetime) -> list[ModelUse]:
+def model_uses(connection: Connection, team_id: int, now: datetime) -> list[ModelUse]:
+    """Return what a team used of each model in the last 30 days, the most first."""
     requests, errors, tokens = (
         func.sum(total) for total in (UsageDaily.requests, UsageDaily.errors, UsageDaily.total_tokens)
     )

@@ -1,0 +1,38 @@
+"""Blueprint "site": the pages for teams and their programmers: `/`, and `/usage` with its data."""
+
+from typing import Any
+
+from flask import Blueprint, Response, render_template, request
+
+from tokenrouter import proxy, reports
+
+blueprint = Blueprint("site", __name__)
+
+
+@blueprint.get("/")
+def index() -> str:
+    """Say what this is, and lead on."""
+    return render_template("pages/index.html", **_for_snippets())
+
+
+@blueprint.get("/usage", strict_slashes=False)
+def usage() -> str:
+    """Show the page on which a team sees its own use; what it shows comes by the token that is pasted there."""
+    return render_template("pages/usage.html", **_for_snippets())
+
+
+@blueprint.get("/usage/data")
+def usage_data() -> dict[str, Any]:
+    """Tell the caller's team what its page shows beside `GET /v1/usage`; raises what that does."""
+    return reports.own_details(proxy.authenticate("/usage").team_id)
+
+
+@blueprint.after_request
+def _keep_private(response: Response) -> Response:
+    """Let no one keep a page that tells an address, or a team's use."""
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _for_snippets() -> dict[str, str]:
+    return {"base_url": f"{request.host_url}v1", "model": proxy.relay().settings.default_model}

@@ -1,0 +1,305 @@
+// A team's own use. Its token stays in this tab and goes out in a header alone; texts enter the page as text alone.
+"use strict";
+
+const KEPT_AS = "team-token";
+const SVG = "http://www.w3.org/2000/svg";
+const STATUSES = {
+  ok: ["answered", "good"],
+  pending: ["in flight", "busy"],
+  client_closed: ["caller left", "quiet"],
+  provider_error: ["provider error", "bad"],
+  rejected: ["refused", "warn"],
+  interrupted: ["interrupted", "bad"],
+};
+const UNKNOWN_TOKEN = "This token is not known here: it may be mistyped, revoked or expired. Who administers this service can give you one.";
+const UNREACHABLE = "TokenRouter does not answer. Check your connection, and try again.";
+
+const exact = new Intl.NumberFormat("en-US");
+const brief = new Intl.NumberFormat("en-US", { notation: "compact", maximumFractionDigits: 1 });
+const percent = new Intl.NumberFormat("en-US", { style: "percent", maximumFractionDigits: 1 });
+const dayOfUtc = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", timeZone: "UTC" });
+const byId = (id) => document.getElementById(id);
+
+let token = sessionStorage.getItem(KEPT_AS) ?? "";
+
+class Refusal extends Error {
+  constructor(message, isOfToken) {
+    super(message);
+    this.isOfToken = isOfToken;
+  }
+}
+
+// Making elements
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+function drawn(name, attributes, ...children) {
+  const made = document.createElementNS(SVG, name);
+  for (const [attribute, value] of Object.entries(attributes)) made.setAttribute(attribute, value);
+  made.append(...children);
+  return made;
+}
+
+function table(label, columns, rows) {
+  const head = columns.map(([text, kind]) => element("th", { scope: "col", className: kind ?? "" }, text));
+  const body = rows.map((cells) => element("tr", {}, ...cells.map((cell, at) => tableCell(cell, columns[at][1]))));
+  const made = element("table", { className: "rows" }, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
+  const region = element("div", { className: "scroll", tabIndex: 0, role: "group", ariaLabel: label }, made);
+  return region;
+}
+
+function tableCell(cell, kind) {
+  return element("td", { className: kind ?? "" }, ...[cell].flat());
+}
+
+const short = (tokens) => element("span", { className: "num", title: `${exact.format(tokens)} tokens` }, brief.format(tokens));
+
+function moment(text) {
+  const made = element("time", { dateTime: text, title: `${text.slice(0, 19).replace("T", " ")} UTC` });
+  made.textContent = zoned.format(new Date(text));
+  return made;
+}
+
+const duration = (ms) => (ms === null ? "–" : ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
+
+const nothing = (title, text) => element("div", { className: "empty" }, element("strong", {}, title), element("p", {}, text));
+
+// Asking
+
+async function ask(path) {
+  const headers = { Authorization: `Bearer ${token}` };
+  const answer = await fetch(path, { headers, cache: "no-store", credentials: "omit", redirect: "error" }).catch(() => {
+    throw new Refusal(UNREACHABLE, false);
+  });
+  const document = await answer.json().catch(() => null);
+  if (answer.status === 401) throw new Refusal(UNKNOWN_TOKEN, true);
+  if (answer.status === 403) throw new Refusal(document?.error?.message ?? "This team is disabled.", false);
+  if (!answer.ok || document === null) {
+    const message = document?.error?.message ?? "Try again soon.";
+    throw new Refusal(`TokenRouter could not tell your usage (status ${answer.status}). ${message}`, false);
+  }
+  return document;
+}
+
+async function load() {
+  say("Loading…");
+  try {
+    const usage = await ask("/v1/usage"); // first, so that a refusal is one refusal
+    show(usage, await ask("/usage/data"));
+    keep();
+    say("");
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    refuse(error);
+  }
+}
+
+function say(state, problem = "") {
+  byId("state").textContent = state;
+  byId("problem").textContent = problem;
+  byId("problem").hidden = problem === "";
+}
+
+function keep() {
+  sessionStorage.setItem(KEPT_AS, token);
+  byId("token").value = "";
+}
+
+function refuse(refusal) {
+  say("", refusal.message);
+  if (refusal.isOfToken) forget();
+  else if (byId("usage").hidden) askForToken();
+}
+
+function forget() {
+  token = "";
+  sessionStorage.removeItem(KEPT_AS);
+  byId("with-token").checked = false;
+  fillSnippets();
+  for (const id of ["figures", "bar", "pace", "chart", "by-model", "last-calls", "allowed"]) byId(id).replaceChildren();
+  byId("team").textContent = "Usage of your team";
+  askForToken();
+}
+
+function askForToken() {
+  byId("usage").hidden = true;
+  byId("session").hidden = true;
+  byId("ask").hidden = false;
+  byId("token").focus();
+}
+
+// Showing
+
+function show(usage, details) {
+  byId("ask").hidden = true;
+  byId("session").hidden = false;
+  byId("usage").hidden = false;
+  byId("team").replaceChildren("Usage of ", element("bdi", {}, usage.team));
+  showQuota(usage, details.pace);
+  showDays(usage.by_day);
+  showModels(details.by_model);
+  showCalls(details.calls);
+  showExamples(usage.models);
+}
+
+function showQuota(usage, pace) {
+  const limited = usage.quota_tokens !== null;
+  const figures = [["Used", usage.used_tokens], ["Held", usage.held_tokens, "by calls in flight"]];
+  if (limited) figures.push(["Left", usage.remaining_tokens], ["Quota", usage.quota_tokens]);
+  byId("figures").replaceChildren(...figures.map(([name, tokens, note]) => figure(name, short(tokens), note)));
+  if (!limited) byId("figures").append(figure("Quota", "unlimited"));
+  byId("bar").replaceChildren(...(limited ? [quotaBar(usage)] : []));
+  byId("pace").replaceChildren(...paceWords(usage, pace));
+}
+
+function figure(name, value, note) {
+  const told = note ? [value, element("small", {}, note)] : [value];
+  return element("div", { className: "figure" }, element("dt", {}, name), element("dd", {}, ...told));
+}
+
+function quotaBar(usage) {
+  const share = (tokens) => (usage.quota_tokens ? Math.min(100, (100 * tokens) / usage.quota_tokens) : 100);
+  const used = share(usage.used_tokens);
+  const taken = share(usage.used_tokens + usage.held_tokens);
+  const bar = (kind, width) => drawn("rect", { class: `bar-${kind}`, width: `${width}%`, height: 10, rx: 5 });
+  const state = used >= 100 ? " bar-full" : taken >= 80 ? " bar-near" : "";
+  const label = `${Math.round(used)} % of the quota used, ${Math.round(taken - used)} % held`;
+  const attributes = { class: `bar${state}`, role: "img", "aria-label": label, width: "100%", height: 10 };
+  return drawn("svg", attributes, bar("all", 100), bar("held", taken), bar("used", used));
+}
+
+function paceWords(usage, pace) {
+  if (usage.remaining_tokens === 0) return ["Nothing is left: calls are refused until your quota is raised or reset."];
+  if (pace === null) return [];
+  const average = ["At the pace of the last 7 days, ", short(pace.tokens_per_day), " tokens a day, "];
+  if (pace.lasts_until === null) return [...average, "it lasts for more than ten years."];
+  return [...average, "it lasts until ", moment(pace.lasts_until), "."];
+}
+
+function showDays(days) {
+  const used = days.some((day) => day.requests > 0);
+  byId("days-table").hidden = !used;
+  if (!used) {
+    byId("chart").replaceChildren(nothing("No calls in the last 30 days", "Your first call will stand here; an example is below."));
+    return;
+  }
+  byId("chart").replaceChildren(daysChart(days, Math.max(300, byId("chart").clientWidth)));
+  const rows = days.toReversed().map((day) => [day.date, exact.format(day.requests), exact.format(day.total_tokens)]);
+  const columns = [["Day", "when"], ["Requests", "num"], ["Tokens", "num"]];
+  byId("days-table").replaceChildren(byId("days-table").querySelector("summary"), table("Table of tokens a day", columns, rows));
+}
+
+// The nearest of 1, 2 and 5 times a power of ten, so that at most five lines reach the highest day.
+function scaleStep(highest) {
+  const power = 10 ** Math.floor(Math.log10(Math.max(highest, 5) / 5));
+  return [1, 2, 5, 10].map((factor) => factor * power).find((step) => step * 5 >= highest);
+}
+
+function daysChart(days, width) {
+  const [left, right, top, bottom, height] = [44, 6, 8, 22, 220];
+  const highest = Math.max(...days.map((day) => day.total_tokens));
+  const step = scaleStep(highest);
+  const lines = Math.max(1, Math.ceil(highest / step));
+  const y = (tokens) => height - bottom - (tokens / (lines * step)) * (height - bottom - top);
+  const slot = (width - left - right) / days.length;
+  const label = "Tokens a day in the last 30 days; the table below has the figures";
+  const chart = drawn("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+  const scale = drawn("g", { class: "axis y" });
+  for (let line = 0; line <= lines; line += 1) {
+    scale.append(drawn("path", { class: "line", d: `M${left} ${y(line * step)}H${width - right}` }));
+    scale.append(drawn("text", { x: left - 6, y: y(line * step) + 4 }, brief.format(line * step)));
+  }
+  const bars = drawn("g", { class: "color-0" });
+  const names = drawn("g", { class: "axis x" });
+  const every = width < 480 ? 7 : 5;
+  days.forEach((day, at) => {
+    const x = left + at * slot;
+    const name = dayOfUtc.format(new Date(day.date));
+    const told = `${name}: ${exact.format(day.total_tokens)} tokens, ${exact.format(day.requests)} requests`;
+    const size = { x: x + slot * 0.12, width: slot * 0.76, y: y(day.total_tokens), height: height - bottom - y(day.total_tokens) };
+    bars.append(drawn("g", { class: "bar" }, drawn("rect", { class: "rect", ...size }), drawn("title", {}, told)));
+    if ((days.length - 1 - at) % every === 0) names.append(drawn("text", { x: x + slot / 2, y: height - 6 }, name));
+  });
+  chart.append(scale, bars, names);
+  return chart;
+}
+
+function showModels(models) {
+  const all = models.reduce((sum, use) => sum + use.total_tokens, 0);
+  const rows = models.map((use) => [
+    use.model || element("span", { className: "muted" }, "none: refused before one was chosen"),
+    exact.format(use.requests),
+    exact.format(use.errors),
+    exact.format(use.total_tokens),
+    all ? percent.format(use.total_tokens / all) : "–",
+  ]);
+  const columns = [["Model", "model"], ["Requests", "num"], ["Failed", "num"], ["Tokens", "num"], ["Share", "num"]];
+  byId("by-model").replaceChildren(rows.length ? table("Use by model", columns, rows) : nothing("No calls in the last 30 days", ""));
+}
+
+function showCalls(calls) {
+  const columns = [["Time", "when"], ["Model", "model"], ["Status"], ["Tokens", "num"], ["Counted", "muted"], ["Latency", "num"], ["Endpoint", "muted"]];
+  const rows = calls.map((call) => [
+    moment(call.created_at),
+    call.model || "–",
+    statusCell(call),
+    call.status === "pending" ? "at its end" : tokensCell(call),
+    { provider: "provider", estimated: "estimated" }[call.usage_source] ?? "–",
+    duration(call.latency_ms),
+    call.endpoint.replace("/v1", "") + (call.stream ? " (stream)" : ""),
+  ]);
+  byId("last-calls").replaceChildren(rows.length ? table("Last calls", columns, rows) : nothing("No calls yet", "Your first call will stand here."));
+}
+
+function statusCell(call) {
+  const [words, kind] = STATUSES[call.status] ?? [call.status, "quiet"];
+  const tag = element("span", { className: `tag tag-${kind}` }, words);
+  return call.error_code ? [tag, " ", element("small", {}, call.error_code)] : [tag];
+}
+
+function tokensCell(call) {
+  const title = `${exact.format(call.prompt_tokens)} prompt, ${exact.format(call.completion_tokens)} completion`;
+  return element("span", { title }, exact.format(call.charged_tokens));
+}
+
+// The examples, with a model that the team may call
+
+function showExamples(models) {
+  const words = models.map((name) => (name === "*" ? "any model" : name.endsWith("*") ? `those that begin with ${name.slice(0, -1)}` : name));
+  byId("allowed").textContent = words.join(", ") || "none";
+  const byDefault = byId("snippets").dataset.model;
+  exampleModel = models.includes(byDefault) ? byDefault : (models.find((name) => !name.endsWith("*")) ?? byDefault);
+  fillSnippets();
+}
+
+const snippets = [...byId("snippets").querySelectorAll("pre")].map((pre) => [pre, pre.textContent]);
+let exampleModel = byId("snippets").dataset.model;
+
+function fillSnippets() {
+  const shown = byId("with-token").checked ? token : "YOUR_TEAM_TOKEN";
+  for (const [pre, text] of snippets) {
+    pre.textContent = text
+      .replace("YOUR_TEAM_TOKEN", () => shown)
+      .replace(`"${byId("snippets").dataset.model}"`, () => JSON.stringify(exampleModel));
+  }
+}
+
+byId("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = byId("token").value.trim().replace(/^bearer\s+/i, "");
+  if (/^[\x21-\x7e]+$/.test(token)) load();
+  else say("", UNKNOWN_TOKEN);
+});
+byId("refresh").addEventListener("click", load);
+byId("forget").addEventListener("click", () => {
+  say("The token is forgotten.");
+  forget();
+});
+byId("with-token").addEventListener("change", fillSnippets);
+
+if (token) load();
+else askForToken();
