@@ -60,7 +60,8 @@ const short = (tokens) => element("span", { className: "num", title: `${exact.fo
 
 function moment(text) {
   const made = element("time", { dateTime: text, title: `${text.slice(0, 19).replace("T", " ")} UTC` });
-  made.textContent = zoned.format(new Date(text));
+  const when = new Date(text);
+  made.textContent = formatFor(when).format(when);
   return made;
 }
 

@@ -1,0 +1,128 @@
+"""The pages for teams in a real browser in front of a real gunicorn."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from browser import DESKTOP, PHONE, Visitor, running_browser
+from conftest import PROVIDER_KEY, Server, hello, running_server
+from playwright.sync_api import Browser, expect
+
+from tokenrouter.standin import StandInProvider
+
+LOOKS = [({**DESKTOP, "color_scheme": "light"}, "desktop"), ({**PHONE, "color_scheme": "dark"}, "phone")]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A gunicorn for all tests of this file."""
+    folder: Path = tmp_path_factory.mktemp("service")
+    with StandInProvider(api_key=PROVIDER_KEY) as provider:
+        settings = {
+            "PROVIDER_API_KEY": PROVIDER_KEY,
+            "PROVIDER_BASE_URL": provider.base_url,
+            "DATABASE_URL": f"sqlite:///{folder / 'tokenrouter.db'}",
+            "SECRET_KEY": "secret-key-for-tests",
+        }
+        with running_server(settings, folder) as server:
+            yield server
+
+
+@pytest.fixture
+def visit(browser: Browser, service: Server):
+    """Open a window on the pages."""
+    contexts = []
+
+    def visit(**options: object) -> Visitor:
+        contexts.append(browser.new_context(locale="en-GB", **options))
+        return Visitor(contexts[-1], service.url)
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+def call(service: Server, token: str) -> None:
+    headers = {"Authorization": f"Bearer {token}"}
+    requests.post(f"{service.url}/v1/chat/completions", json=hello(), headers=headers, timeout=20)
+
+
+def show_usage(visitor: Visitor, token: str) -> None:
+    visitor.open("/usage")
+    visitor.page.get_by_label("Your team’s API token").fill(token)
+    visitor.page.get_by_role("button", name="Show usage").click()
+    visitor.page.wait_for_load_state("networkidle")
+
+
+@pytest.mark.parametrize(("options", "name"), LOOKS, ids=["desktop", "phone"])
+def test_team_sees_its_use_and_its_token_stays_in_the_tab(visit, service: Server, options: dict, name: str):
+    token = service.create_team(f"Class on a {name}", "--quota", "5000")
+    call(service, token)
+    visitor: Visitor = visit(**options)
+    page, addresses = visitor.page, []
+    page.on("request", lambda request: addresses.append(request.url))
+    visitor.open("/usage")
+    visitor.check_page()
+    show_usage(visitor, token)
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"Usage of Class on a {name}")
+    expect(page.get_by_text("it lasts until")).to_be_visible()
+    expect(page.get_by_role("group", name="Use by model").get_by_text("GPT-5-nano")).to_be_visible()
+    expect(page.get_by_role("group", name="Last calls").get_by_text("answered")).to_be_visible()
+    page.get_by_text("Show as a table").click()
+    expect(page.get_by_role("group", name="Table of tokens a day").locator("tbody tr")).to_have_count(30)
+    visitor.check_page()
+
+    page.reload()
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"Usage of Class on a {name}")
+    page.get_by_role("button", name="Forget the token").click()
+    assert page.evaluate("sessionStorage.length + localStorage.length + document.cookie.length") == 0
+    expect(page.get_by_label("Your team’s API token")).to_be_focused()
+    assert [address for address in addresses if token in address] == []
+
+
+@pytest.mark.parametrize(("options", "name"), LOOKS, ids=["desktop", "phone"])
+def test_front_page_can_be_used_by_everyone(visit, options: dict, name: str):
+    visitor: Visitor = visit(**options)
+    visitor.open("/")
+    visitor.check_page()
+    visitor.page.get_by_role("link", name="Your usage").click()
+    expect(visitor.page.get_by_label("Your team’s API token")).to_be_visible()
+
+
+def test_exhausted_quota_is_told(visit, service: Server):
+    visitor: Visitor = visit(**PHONE)
+    show_usage(visitor, service.create_team("Exhausted", "--quota", "0"))
+    expect(visitor.page.get_by_text("Nothing is left: calls are refused")).to_be_visible()
+    visitor.check_page()
+
+
+def test_unknown_token_is_told_and_not_kept(visit):
+    visitor: Visitor = visit(**DESKTOP)
+    show_usage(visitor, "tr-unknown")
+    expect(visitor.page.get_by_role("alert")).to_contain_text("This token is not known here")
+    assert visitor.page.evaluate("sessionStorage.length") == 0
+    visitor.check_page()
+
+
+def test_disabled_team_is_told(visit, service: Server):
+    token = service.create_team("Disabled")
+    assert service.flask("teams", "update", "Disabled", "--disable").returncode == 0
+    visitor: Visitor = visit(**DESKTOP)
+    show_usage(visitor, token)
+    expect(visitor.page.get_by_role("alert")).to_contain_text("This team is disabled")
+
+
+def test_server_that_is_away_is_told(visit):
+    visitor: Visitor = visit(**DESKTOP)
+    visitor.open("/usage")
+    visitor.context.set_offline(True)
+    visitor.page.get_by_label("Your team’s API token").fill("tr-any")
+    visitor.page.get_by_role("button", name="Show usage").click()
+    expect(visitor.page.get_by_role("alert")).to_contain_text("TokenRouter does not answer")
