@@ -396,6 +396,7 @@ def started(checkout: Checkout) -> Iterator[Checkout]:
 
 
 def test_first_start_makes_database_and_secret_key_for_the_owner_alone(started: Checkout):
+    assert stat.S_IMODE((started.folder / "instance").stat().st_mode) == 0o700
     made = [path for path in (started.folder / "instance").rglob("*") if path.is_file()]
     assert {path.name for path in made} >= {"secret_key", "tokenrouter.db"}
     assert {oct(stat.S_IMODE(path.stat().st_mode)) for path in made} == {"0o600"}

@@ -1,6 +1,7 @@
 """Usage: read it from an answer or its events, estimate it before a call, count it where nobody reported it."""
 
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,8 +65,22 @@ def read_usage(document: object) -> Usage | None:
     return Usage(prompt, completion, prompt + completion if total is None else total)
 
 
+_tables_are_loaded = threading.Event()
+_loading_tables = threading.Lock()
+
+
+def _load_tables() -> None:
+    """Load the encoding's tables once: threads that count at the same time would each load their own."""
+    with _loading_tables:
+        if not _tables_are_loaded.is_set():
+            toktok.batch_count([""], ENCODING, threads=1)
+            _tables_are_loaded.set()
+
+
 def count_tokens(texts: Iterable[str]) -> int:
     """Count the tokens of texts by OpenAI's present encoding; the first call loads it."""
+    if not _tables_are_loaded.is_set():
+        _load_tables()
     return sum(toktok.batch_count(list(texts), ENCODING, threads=1))
 
 

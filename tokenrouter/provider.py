@@ -64,10 +64,11 @@ class RelayedError(APIError):
 class Reply:
     """The provider's answer, whose body is still to be read."""
 
-    def __init__(self, response: requests.Response, line: Line) -> None:
+    def __init__(self, response: requests.Response, line: Line, key: str) -> None:
         """Wrap what requests gave."""
         self._response = response
         self._line = line
+        self._key = key.encode()
         self.status = response.status_code
         content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         self.is_stream = content_type == "text/event-stream"
@@ -100,6 +101,10 @@ class Reply:
         """Tell whether a whole body can be told from one that was cut; what ends with its connection cannot."""
         headers = self._response.headers
         return "Content-Length" in headers or "Transfer-Encoding" in headers
+
+    def without_key(self, error: bytes | bytearray) -> bytes:
+        """Return an error of the provider's with our key masked, should it repeat that."""
+        return bytes(error).replace(self._key, b"[key]")
 
     def read(self) -> bytes:
         """Return the whole body."""
@@ -269,7 +274,7 @@ class Provider:
             if _is_nonsense(error):
                 raise ProviderBadResponse("The provider's answer is not HTTP.") from error
             raise ProviderUnreachable("The provider could not be reached.") from error
-        reply = Reply(response, line)
+        reply = Reply(response, line, self._key)
         if not 200 <= reply.status < 300:
             self._refuse(reply)
         return reply
@@ -313,7 +318,7 @@ class Provider:
             raise ProviderAuthFailed("The provider refuses this service's key. Its operator has to set a valid one.")
         if reply.status == 402 or EMPTY_ACCOUNT in codes:
             raise ProviderQuotaExhausted("The provider's account is used up. The operator has to top it up.")
-        body = body.replace(self._key.encode(), b"[key]")
+        body = reply.without_key(body)
         if error is None:
             text = body.decode(errors="replace").strip()[:SHOWN_ERROR_CHARACTERS]
             raise ProviderRefusal(text or f"The provider answered {reply.status}.", reply.status, _without_type(reply))

@@ -238,7 +238,8 @@ def _relay_json(booking: Booking) -> Response:
     if not (isinstance(document, dict) or booking.call.takes_plain_text):
         raise ProviderBadResponse("The provider's answer is not a JSON object.")
     _book_document(booking, document if isinstance(document, dict) else {})
-    return Response(bytes(body), reply.status, reply.headers)
+    is_error = isinstance(document, dict) and document.get("error")
+    return Response(reply.without_key(body) if is_error else bytes(body), reply.status, reply.headers)
 
 
 def _book_document(booking: Booking, document: dict[str, Any]) -> None:
@@ -301,7 +302,7 @@ class Stream:
                     yield shown
                 if last is not None:
                     self._book_end()
-                    yield last
+                    yield self._booking.reply.without_key(last) if meter.failed else last
                     yield from self._after_last()
                     return
             yield from self._last_event(splitter.rest())

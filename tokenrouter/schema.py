@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def ensure(app: Flask) -> None:
     Several processes and machines may come at once: the migration itself takes a lock (see migrations/env.py).
     Raises ConfigError, naming DATABASE_URL, where the database cannot be used.
     """
+    _close_folder(Path(app.instance_path))
     with app.app_context():
         try:
             _make_sqlite_file()
@@ -74,6 +76,12 @@ def ensure(app: Flask) -> None:
 def cause_of(error: Exception) -> str:
     """Say in one line what went wrong, without the statement and its values."""
     return " ".join(str(getattr(error, "orig", None) or error).split())
+
+
+def _close_folder(folder: Path) -> None:
+    """Let none but its owner into the folder of database and secret; a checkout makes it open to all."""
+    with suppress(OSError):  # missing, or another's, who sees to it
+        folder.chmod(0o700)
 
 
 def _make_sqlite_file() -> None:

@@ -269,7 +269,7 @@ class Worker(ThreadWorker):
     def handle_quit(self, sig: int, frame: object) -> None:
         """End at once, and the calls with it."""
         self._end_calls()
-        self.callers.let_go_of_all()
+        self.callers.let_go_of_deaf()
         super().handle_quit(sig, frame)
 
     def murder_pending(self) -> None:
@@ -305,8 +305,8 @@ class Worker(ThreadWorker):
             self._ends_at = now + graceful_s
             for conn in self._expected:
                 conn.deadline = min(conn.deadline, now + PARTING_S)
-            last_s = min(LAST_S, graceful_s / 4)
-            self._last_steps += [(last_s, self._end_calls), (last_s / 2, self.callers.let_go_of_all)]
+            last_s = min(LAST_S, graceful_s / 2)
+            self._last_steps += [(last_s, self._end_calls), (last_s / 2, self.callers.let_go_of_deaf)]
         while self._last_steps and self._ends_at - now < self._last_steps[0][0]:
             self._last_steps.popleft()[1]()
 

@@ -1,0 +1,402 @@
+"""Let everything go wrong that can, many times each, and count what was lost; exit 1 if anything was.
+
+Two workers on SQLite. Then 10,000 streams, of which 2,000 are left in the middle: sockets, threads and memory must come
+back to within a tenth of where they were after a warm-up.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+
+import requests  # noqa: E402
+from flask import Flask  # noqa: E402
+from rawhttp import chat_request, connect, reset  # noqa: E402
+from serving import Server, eventually, running_server  # noqa: E402
+from sqlalchemy import create_engine, text  # noqa: E402
+
+from tokenrouter import create_app, teams  # noqa: E402
+from tokenrouter.changes import Actor  # noqa: E402
+from tokenrouter.metering import read_chat_prompt  # noqa: E402
+from tokenrouter.standin import StandInProvider  # noqa: E402
+
+KEY = "key-of-the-benchmark"
+RECOVERY_S = 60
+WORDS = 20  # the most that an answer of the faults has
+SLACK = 0.1
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with a call, and what has to become of it."""
+
+    name: str
+    directives: str = ""
+    stream: bool = False
+    leaves: Callable[[socket.socket], None] | None = None
+    status: str = "provider_error"
+    charge: str = "nothing"
+    """`nothing`, `usage` as served, or `arrived`: the prompt at least, and at most all that there was to say."""
+
+
+def half_close(connection: socket.socket) -> None:
+    """Say that nothing more will be sent."""
+    connection.shutdown(socket.SHUT_WR)
+
+
+FAULTS = [
+    Fault("no fault", "words=5", status="ok", charge="usage"),
+    Fault("no fault, stream", "words=5", stream=True, status="ok", charge="usage"),
+    Fault("closed without an answer", "drop=1"),
+    Fault("silent before the head", "silent=1"),
+    Fault("silent before the body", "hang=0"),
+    Fault("silent in a JSON body", "hang=30 words=20", charge="arrived"),
+    Fault("silent in mid-stream", "hang=3 words=20", stream=True, charge="arrived"),
+    Fault("cut before the body", "cut=0"),
+    Fault("cut in mid-stream", "cut=4 words=20", stream=True, charge="arrived"),
+    Fault("reset before the body", "reset=0"),
+    Fault("reset in mid-stream", "reset=4 words=20 gap=0.01", stream=True, charge="arrived"),
+    Fault("half a chunk", "half_chunk=4 words=20", stream=True, charge="arrived"),
+    Fault("Content-Length too long", "length=5 words=5", charge="arrived"),
+    Fault("Content-Length too short", "length=-5 words=5"),
+    Fault("gzip though not asked for", "gzip=1 words=5", status="ok", charge="usage"),
+    Fault("200 with HTML", "status=200 body=html"),
+    Fault("200 with nothing", "status=200 body=empty"),
+    Fault("stream answered by JSON", "json_for_stream=1 words=5", stream=True, status="ok", charge="usage"),
+    Fault("redirect", "redirect=http://127.0.0.1:9/"),
+    Fault("400", "status=400"),
+    Fault("401", "status=401"),
+    Fault("402", "status=402"),
+    Fault("429 with Retry-After", "status=429 retry_after=1"),
+    Fault("500", "status=500"),
+    Fault("503 with HTML", "status=503 body=html"),
+    Fault("error event", "error_event=4 words=20", stream=True, charge="arrived"),
+    Fault("no usage", "usage=none words=5", status="ok", charge="arrived"),
+    Fault("absurd usage", "usage=absurd words=5", status="ok", charge="arrived"),
+    Fault("negative usage", "usage=negative words=5", stream=True, status="ok", charge="arrived"),
+    Fault("bytes one by one", "framing=split words=5", stream=True, status="ok", charge="usage"),
+    Fault("caller leaves a silent provider", "silent=1", False, socket.socket.close, "client_closed", "arrived"),
+    Fault("caller resets a silent provider", "silent=1", False, reset, "client_closed", "arrived"),
+    Fault("caller half-closes", "silent=1", True, half_close, "client_closed", "arrived"),
+    Fault("caller leaves in mid-stream", "hang=4 words=20", True, socket.socket.close, "client_closed", "arrived"),
+]
+
+
+@dataclass
+class Line:
+    """A line of the table."""
+
+    fault: str
+    tried: int
+    survived: int = 0
+    lost: int = 0
+    miscounted: int = 0
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing was lost."""
+        return self.survived == self.tried and not (self.lost or self.miscounted)
+
+
+@dataclass
+class Bench:
+    """A service under test, and an app of this process on the same database."""
+
+    server: Server
+    provider: StandInProvider
+    database_url: str
+    app: Flask
+    bearer_token: str = ""
+
+    def query(self, statement: str) -> list[Any]:
+        """Read the database from outside."""
+        engine = create_engine(self.database_url)
+        with engine.connect() as connection:
+            found = connection.execute(text(statement)).all()
+        engine.dispose()
+        return list(found)
+
+    def new_team(self, name: str) -> str:
+        """Create a team and return its token."""
+        with self.app.app_context():
+            return teams.create(name, by=Actor("cli", "benchmark"))[1]
+
+    def call(self, bearer_token: str, fault: Fault) -> None:
+        """Make a call, to its end or until the caller leaves."""
+        with connect(self.server) as connection:
+            connection.sendall(chat_request(bearer_token, body_of(fault), "Connection: close"))
+            if fault.leaves is not None:
+                time.sleep(0.4)
+                fault.leaves(connection)
+                if fault.leaves is not half_close:
+                    return
+            try:
+                while connection.recv(65536):
+                    pass
+            except ConnectionResetError:
+                return
+
+    def call_together(self, bearer_token: str, fault: Fault, times: int) -> None:
+        """Make so many calls at once."""
+        with ThreadPoolExecutor(times) as pool:
+            list(pool.map(lambda _: self.call(bearer_token, fault), range(times)))
+
+    def is_well(self, bearer_token: str) -> bool:
+        """Tell whether an ordinary call works."""
+        url, headers = f"{self.server.url}/v1/chat/completions", {"Authorization": f"Bearer {bearer_token}"}
+        return requests.post(url, json=body_of(FAULTS[0]), headers=headers, timeout=30).status_code == 200
+
+
+def body_of(fault: Fault) -> dict[str, Any]:
+    """Return the request that asks for this fault."""
+    messages = [{"role": "user", "content": f"Hello! [[{fault.directives}]]"}]
+    return {"model": "GPT-5-nano", "messages": messages, "stream": fault.stream}
+
+
+def settled_rows(bench: Bench, name: str, within_s: float) -> list[Any]:
+    """Return the team's calls once all are settled, or as they are when the time is over."""
+    of_team = f"FROM request_logs WHERE team_name = '{name}'"
+    eventually(lambda: not bench.query(f"SELECT 1 {of_team} AND status = 'pending'"), within_s)
+    return bench.query(f"SELECT status, charged_tokens {of_team}")
+
+
+def try_fault(bench: Bench, fault: Fault, times: int) -> Line:
+    """Let it happen many times at once to a team of its own, and look at what was booked."""
+    name = f"{fault.name} {time.monotonic_ns()}"
+    bearer_token = bench.new_team(name)
+    bench.provider.finished.clear()
+    bench.call_together(bearer_token, fault, times)
+    rows = settled_rows(bench, name, 15)
+    line = Line(fault.name, times)
+    line.lost = abs(times - len(rows)) + sum(row.status != fault.status for row in rows)
+    line.miscounted = miscounted(bench, fault, [row.charged_tokens for row in rows]) + off_balance(bench, name)
+    line.survived = times if bench.is_well(bearer_token) else 0
+    return line
+
+
+def miscounted(bench: Bench, fault: Fault, charges: list[int]) -> int:
+    """Return how many tokens were charged wrongly."""
+    if fault.charge == "nothing":
+        return sum(charges)
+    if fault.charge == "usage":
+        return abs(sum(charges) - bench.provider.tokens_served)
+    least = read_chat_prompt(body_of(fault)).count()
+    most = least + 60 * WORDS  # what broke off in the middle of JSON is counted as it came, names of fields included
+    return sum(max(0, least - charge, charge - most) for charge in charges)
+
+
+def off_balance(bench: Bench, name: str) -> int:
+    """Return by how much the team's counters differ from its log, and what it still holds."""
+    (team,) = bench.query(f"SELECT id, settled_tokens, held_tokens FROM teams WHERE name = '{name}'")
+    sums = bench.query(f"SELECT coalesce(sum(charged_tokens), 0) AS tokens FROM request_logs WHERE team_id = {team.id}")
+    return abs(team.settled_tokens - sums[0].tokens) + team.held_tokens
+
+
+def try_no_provider(bench: Bench, times: int) -> Line:
+    """Have every connect refused, and the provider come back."""
+    bench.provider.stop()
+    try:
+        line = try_refused(bench, Fault("connection refused"), times)
+    finally:
+        bench.provider.start()
+    line.survived = times if bench.is_well(bench.bearer_token) else 0
+    return line
+
+
+def try_refused(bench: Bench, fault: Fault, times: int) -> Line:
+    """Make calls that reach nobody."""
+    name = f"{fault.name} {time.monotonic_ns()}"
+    bench.call_together(bench.new_team(name), fault, times)
+    rows = settled_rows(bench, name, 15)
+    lost = abs(times - len(rows)) + sum(row.status != fault.status for row in rows)
+    return Line(fault.name, times, 0, lost, sum(row.charged_tokens for row in rows) + off_balance(bench, name))
+
+
+def try_half_requests(bench: Bench, times: int) -> Line:
+    """Send half requests, and keep the connections open."""
+    halves = [connect(bench.server) for _ in range(times)]
+    for at, half in enumerate(halves):
+        half.sendall(chat_request(bench.bearer_token, body_of(FAULTS[0]))[: 1 + at % 150])
+    began = time.monotonic()
+    is_well = bench.is_well(bench.bearer_token) and time.monotonic() - began < 1
+    for half in halves:
+        half.close()
+    return Line("half a request, kept open", times, survived=times if is_well else 0)
+
+
+def try_kill(bench: Bench, times: int) -> Line:
+    """Kill a worker in the middle of streams: its calls are interrupted, the others' go on."""
+    fault = Fault("worker killed in mid-stream", f"words={WORDS * 5} gap=0.05", stream=True)
+    name = f"{fault.name} {time.monotonic_ns()}"
+    bearer_token = bench.new_team(name)
+    with ThreadPoolExecutor(1) as pool:
+        calls = pool.submit(bench.call_together, bearer_token, fault, times)
+        time.sleep(1.5)
+        os.kill(bench.server.worker_pids()[0], signal.SIGKILL)
+        calls.result()
+    rows = settled_rows(bench, name, RECOVERY_S)
+    line = Line(fault.name, times)
+    line.lost = abs(times - len(rows)) + sum(row.status not in ("ok", "interrupted") for row in rows)
+    line.miscounted = off_balance(bench, name)
+    line.survived = times if bench.is_well(bearer_token) else 0
+    return line
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What the workers hold."""
+
+    sockets: int
+    threads: int
+    rss_mb: float
+
+    def is_within(self, before: "Footprint") -> bool:
+        """Tell whether nothing has grown by more than a tenth."""
+        mine, others = ((found.sockets, found.threads, found.rss_mb) for found in (self, before))
+        return all(now <= then * (1 + SLACK) for now, then in zip(mine, others, strict=True))
+
+
+def footprint(server: Server) -> Footprint:
+    """Measure it."""
+    statuses = [Path(f"/proc/{pid}/status").read_text() for pid in server.worker_pids()]
+    links = [link for pid in server.worker_pids() for link in links_of(pid)]
+    return Footprint(
+        sum(link.startswith("socket:") for link in links),
+        sum(int(status.partition("\nThreads:")[2].split()[0]) for status in statuses),
+        sum(int(status.partition("\nVmRSS:")[2].split()[0]) for status in statuses) / 1024,
+    )
+
+
+def links_of(pid: int) -> Iterator[str]:
+    """Yield what the descriptors of a process are."""
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            yield os.readlink(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:
+            continue
+
+
+async def stream(address: tuple[str, int], request: bytes, *, leaves: bool) -> bool:
+    """Read a stream to its end, or leave after its first event; return whether it came as it should."""
+    reader, writer = await asyncio.open_connection(*address)
+    try:
+        writer.write(request)
+        got = b""
+        while data := await reader.read(65536):
+            got += data
+            if leaves and b"data: " in got:
+                return True
+        return b"data: [DONE]" in got
+    finally:
+        writer.close()
+
+
+async def streams(bench: Bench, bearer_token: str, count: int, together: int) -> int:
+    """Make so many streams, every fifth of which is left; return how many failed."""
+    host, _, port = bench.server.url.removeprefix("http://").partition(":")
+    whole = chat_request(bearer_token, body_of(Fault("", "words=5 burst=1", stream=True)), "Connection: close")
+    left = chat_request(bearer_token, body_of(Fault("", "words=200 gap=0.05", stream=True)), "Connection: close")
+    numbers = iter(range(count))
+
+    async def caller() -> int:
+        failed = 0
+        for number in numbers:
+            leaves = number % 5 == 0
+            failed += not await stream((host, int(port)), left if leaves else whole, leaves=leaves)
+        return failed
+
+    return sum(await asyncio.gather(*(caller() for _ in range(together))))
+
+
+def measure_leaks(bench: Bench, count: int, together: int) -> bool:
+    """Print what the workers hold after a warm-up and after all streams; return whether it is the same."""
+    bearer_token = bench.new_team("streams")
+    bench.provider.record_calls = False
+    at_once = 3 * together  # however they fall to the workers, each has had as many at once as it ever will
+    bench.call_together(bearer_token, Fault("", "words=20 gap=0.1", stream=True), at_once)
+    warm_up = max(count // 10, 10 * together)
+    found, failed = [], 0
+    for calls in (warm_up, count):
+        failed += asyncio.run(streams(bench, bearer_token, calls, together))
+        eventually(lambda: not bench.query("SELECT 1 FROM request_logs WHERE status = 'pending'"), 20)
+        time.sleep(3)  # connections that are about to be closed take up to two
+        found.append(footprint(bench.server))
+        print(f"after {calls:,} streams, {calls // 5:,} of them left: {found[-1]}")
+    rows = bench.query("SELECT status, count(*) AS calls FROM request_logs WHERE team_name = 'streams' GROUP BY status")
+    lost = count + warm_up + at_once - sum(row.calls for row in rows)
+    wrong = off_balance(bench, "streams")
+    print(
+        f"booked { ({row.status: row.calls for row in rows}) }, failed {failed}, lost {lost}, tokens miscounted {wrong}"
+    )
+    return found[1].is_within(found[0]) and not (failed or lost or wrong)
+
+
+@contextmanager
+def started(workers: int) -> Iterator[Bench]:
+    """Start provider and service."""
+    with tempfile.TemporaryDirectory() as folder, StandInProvider(api_key=KEY) as provider:
+        settings = {
+            "PROVIDER_API_KEY": KEY,
+            "PROVIDER_BASE_URL": provider.base_url,
+            "PROVIDER_READ_TIMEOUT": "2",
+            "DATABASE_URL": f"sqlite:///{folder}/tokenrouter.db",
+            "SECRET_KEY": "benchmark",
+            "ADMIN_PASSWORD": "benchmark-password",
+            "WEB_CONCURRENCY": str(workers),
+        }
+        with running_server(settings, Path(folder)) as server:
+            bench = Bench(server, provider, settings["DATABASE_URL"], create_app(settings))
+            bench.bearer_token = bench.new_team("benchmark")
+            try:
+                yield bench
+            finally:
+                log = server.log.read_text()
+                if "Traceback" in log or server.process.poll() is not None:
+                    print(log, file=sys.stderr)
+            if "Traceback" in log:
+                raise SystemExit("The log of the service has a traceback.")
+
+
+def print_table(lines: list[Line]) -> None:
+    """Print a line a fault."""
+    print(f"{'fault':<36}{'tried':>8}{'survived':>10}{'calls lost':>12}{'tokens miscounted':>19}")
+    for line in lines:
+        print(f"{line.fault:<36}{line.tried:>8}{line.survived:>10}{line.lost:>12}{line.miscounted:>19}")
+
+
+def main() -> None:
+    """Try all faults, then the leaks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=20, help="each fault")
+    parser.add_argument("--streams", type=int, default=10_000)
+    parser.add_argument("--together", type=int, default=32)
+    parser.add_argument("--only", choices=["faults", "leaks"])
+    options = parser.parse_args()
+    is_good = True
+    with started(workers=2) as bench:
+        if options.only != "leaks":
+            lines = [try_fault(bench, fault, options.times) for fault in FAULTS]
+            lines += [try_no_provider(bench, options.times), try_half_requests(bench, 200)]
+            lines.append(try_kill(bench, options.times))
+            print_table(lines)
+            is_good = all(line.is_good for line in lines)
+        if options.only != "faults":
+            is_good = measure_leaks(bench, options.streams, options.together) and is_good
+    sys.exit(not is_good)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Workers that end while calls are under way: none is lost, and each is told and booked before its worker is gone."""
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import requests
+from conftest import Server, eventually, hello, running_server
+from rawhttp import chat_request, connect, read_all
+from sqlalchemy import create_engine, text
+
+LONG = hello("words=2000 gap=0.05", stream=True)
+GRACE_S = 4
+
+
+@contextmanager
+def serving(settings: dict[str, str], folder: object, options: str) -> Iterator[tuple[Server, str]]:
+    patient = {"PROVIDER_READ_TIMEOUT": "60", "GUNICORN_CMD_ARGS": options}
+    with running_server(settings | patient, folder) as server:
+        yield server, server.create_team()
+
+
+def post(server: Server, bearer_token: str, body: dict[str, object], **options: object) -> requests.Response:
+    headers = {"Authorization": f"Bearer {bearer_token}"}
+    return requests.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=60, **options)
+
+
+def rows(database_url: str) -> list[object]:
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        found = connection.execute(text("SELECT * FROM request_logs ORDER BY id")).all()
+    engine.dispose()
+    return found
+
+
+def totals(database_url: str) -> tuple[int, int]:
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        found = tuple(connection.execute(text("SELECT settled_tokens, held_tokens FROM teams")).one())
+    engine.dispose()
+    return found
+
+
+def pieces(stream: requests.Response) -> bytes:
+    return b"".join(stream.iter_content(None))
+
+
+def last_event(got: bytes) -> dict[str, object]:
+    return json.loads(got.strip().rpartition(b"\n")[2].removeprefix(b"data: "))
+
+
+def test_what_outlasts_the_grace_is_told_and_booked_before_the_worker_is_gone(settings, database_url, tmp_path):
+    with serving(settings, tmp_path, f"--graceful-timeout {GRACE_S}") as (server, token), ThreadPoolExecutor(8) as pool:
+        streams = [post(server, token, LONG, stream=True) for _ in range(3)]
+        answer = pool.submit(post, server, token, hello("delay=30"))
+        silent = pool.submit(post, server, token, hello("silent=1", stream=True))
+        deaf = connect(server)
+        deaf.sendall(chat_request(token, hello("words=20000 burst=1", stream=True)))
+        assert eventually(lambda: len(rows(database_url)) == 6)
+        server.process.terminate()
+        ends = [pool.submit(pieces, stream) for stream in streams]
+        assert server.process.wait(GRACE_S + 2) == 0
+        for end in ends:
+            assert last_event(end.result())["error"]["type"] == "api_error"
+            assert b"[DONE]" not in end.result()
+        for reply in (answer.result(), silent.result()):
+            assert (reply.status_code, reply.json()["error"]["type"]) == (503, "api_error")
+        deaf.close()
+        assert "SIGKILL" not in server.log.read_text()
+    booked = Counter(row.status for row in rows(database_url))
+    assert booked["pending"] == 0
+    assert booked["interrupted"] >= 5
+    assert all(row.charged_tokens >= row.prompt_tokens > 0 for row in rows(database_url))
+    assert totals(database_url) == (sum(row.charged_tokens for row in rows(database_url)), 0)
+
+
+def test_streams_within_the_grace_end_whole_and_nothing_new_is_taken(settings, database_url, tmp_path):
+    with serving(settings, tmp_path, f"--graceful-timeout {GRACE_S * 5}") as (server, token):
+        streams = [post(server, token, hello("words=30 gap=0.1", stream=True), stream=True) for _ in range(4)]
+        server.process.terminate()
+        time.sleep(0.5)
+        with pytest.raises(requests.ConnectionError):
+            post(server, token, hello())
+        with ThreadPoolExecutor(4) as pool:
+            assert all(got.endswith(b"data: [DONE]\n\n") for got in pool.map(pieces, streams))
+        assert server.process.wait(5) == 0
+    assert [row.status for row in rows(database_url)] == ["ok"] * 4
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT])
+def test_quick_stop_books_what_runs(settings, database_url, tmp_path, how: signal.Signals):
+    with serving(settings, tmp_path, "") as (server, token):
+        streams = [post(server, token, LONG, stream=True) for _ in range(4)]
+        time.sleep(0.3)
+        began = time.monotonic()
+        server.process.send_signal(how)
+        server.process.wait(10)
+        assert time.monotonic() - began < 6
+        for stream in streams:
+            stream.close()
+    assert [row.status for row in rows(database_url)] == ["interrupted"] * 4
+    assert totals(database_url) == (sum(row.charged_tokens for row in rows(database_url)), 0)
+
+
+def test_worker_that_is_killed_is_replaced_and_the_streams_of_others_go_on(settings, tmp_path):
+    with serving(settings, tmp_path, "") as (server, token), ExitStack() as clean_up, ThreadPoolExecutor(16) as pool:
+        before = server.worker_pids()
+        body = hello("words=40 gap=0.1", stream=True)
+        streams = list(pool.map(lambda _: post(server, token, body, stream=True), range(16)))
+        for stream in streams:
+            clean_up.callback(stream.close)
+        os.kill(before[0], signal.SIGKILL)
+
+        def end(stream: requests.Response) -> bool:
+            try:
+                return pieces(stream).endswith(b"data: [DONE]\n\n")
+            except requests.RequestException:
+                return False
+
+        whole = Counter(pool.map(end, streams))
+        assert whole[True] > 0 and whole[True] + whole[False] == 16
+        assert eventually(lambda: len(server.worker_pids()) == 2 and before[0] not in server.worker_pids())
+        assert post(server, token, hello()).status_code == 200
+
+
+def test_worker_that_is_recycled_ends_its_streams_first(settings, database_url, tmp_path):
+    settings = settings | {"WEB_CONCURRENCY": "1"}
+    with serving(settings, tmp_path, "--max-requests 10") as (server, token), ThreadPoolExecutor(4) as pool:
+        (first,) = server.worker_pids()
+        streams = [post(server, token, hello("words=30 gap=0.1", stream=True), stream=True) for _ in range(4)]
+        ends = [pool.submit(pieces, stream) for stream in streams]
+        for _ in range(12):
+            assert eventually(lambda: answered(server, token))
+        assert all(end.result().endswith(b"data: [DONE]\n\n") for end in ends)
+        assert eventually(lambda: first not in server.worker_pids())
+    assert {row.status for row in rows(database_url)} == {"ok"}
+
+
+def answered(server: Server, token: str) -> bool:
+    try:
+        return post(server, token, hello()).status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+def test_call_on_a_kept_connection_after_term_is_answered_or_refused_whole(settings, database_url, tmp_path):
+    with serving(settings, tmp_path, f"--graceful-timeout {GRACE_S}") as (server, token):
+        stream = post(server, token, hello("words=10 gap=0.1", stream=True), stream=True)
+        with connect(server) as kept:
+            kept.sendall(chat_request(token, hello()))
+            assert b"200 OK" in kept.recv(65536)
+            server.process.terminate()
+            time.sleep(0.1)
+            kept.sendall(chat_request(token, hello()))
+            got = read_all(kept)
+        assert got == b"" or b"HTTP/1.1 200 OK" in got
+        pieces(stream)
+        assert server.process.wait(GRACE_S + 2) == 0
+    assert {row.status for row in rows(database_url)} == {"ok"}
+    assert totals(database_url)[1] == 0

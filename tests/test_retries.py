@@ -1,0 +1,246 @@
+"""What is tried a second time: a kept connection that closed without a byte, a failed connect, and nothing else."""
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import trustme
+from conftest import HELLO, PROVIDER_KEY, Member, stored
+from flask.testing import FlaskClient
+from rawhttp import reset
+from test_provider import CHAT, assert_nothing_charged, last_call
+
+from tokenrouter import config
+from tokenrouter.errors import ProviderUnreachable
+from tokenrouter.provider import Provider
+
+USAGE = b'{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}'
+GOOD_BODY = b'{"choices":[{"message":{"content":"Hi"}}],"usage":' + USAGE + b"}"
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+GOOD = HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(GOOD_BODY), GOOD_BODY)
+
+
+class RawProvider:
+    """Answer the requests of each connection by the bytes of a list; None closes it in place of an answer."""
+
+    def __init__(self) -> None:
+        self.scripts: list[list[bytes | None]] = []  # a list for each connection, in the order in which they come
+        self.requests: list[bytes] = []
+        self.connections = 0
+        self.how_to_close: Callable[[socket.socket], None] = socket.socket.close
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            script = self.scripts[self.connections] if self.connections < len(self.scripts) else []
+            self.connections += 1
+            threading.Thread(target=self._play, args=(connection, script), daemon=True).start()
+
+    def _play(self, connection: socket.socket, script: list[bytes | None]) -> None:
+        with connection:
+            for answer in script:
+                request = self._read(connection)
+                if not request:
+                    return
+                self.requests.append(request)
+                if answer is None:
+                    self.how_to_close(connection)
+                    return
+                connection.sendall(answer)
+            connection.recv(1)  # until the other side closes
+
+    def _read(self, connection: socket.socket) -> bytes:
+        got = b""
+        while b"\r\n\r\n" not in got or not got.endswith(b"}"):
+            data = connection.recv(65536)
+            if not data:
+                return b""
+            got += data
+        return got
+
+
+@pytest.fixture
+def raw() -> Iterator[RawProvider]:
+    raw = RawProvider()
+    yield raw
+    raw.stop()
+
+
+@pytest.fixture
+def settings(settings: dict[str, str], raw: RawProvider) -> dict[str, str]:
+    return {**settings, "PROVIDER_BASE_URL": f"http://127.0.0.1:{raw.port}/v1"}
+
+
+def call(client: FlaskClient, team: Member) -> tuple[int, str | None]:
+    reply = client.post(CHAT, json=HELLO, headers=team.headers)
+    return reply.status_code, (reply.json.get("error") or {}).get("code")
+
+
+@pytest.mark.parametrize("close", [socket.socket.close, reset], ids=["closed", "reset"])
+def test_kept_connection_that_closes_without_a_byte_is_replaced_once(
+    client: FlaskClient, team: Member, raw: RawProvider, close: Callable[[socket.socket], None]
+):
+    raw.how_to_close = close
+    raw.scripts = [[GOOD, None], [GOOD]]
+    assert [call(client, team)[0] for _ in range(2)] == [200, 200]
+    assert (raw.connections, len(raw.requests)) == (2, 3)
+    assert raw.requests[1] == raw.requests[2]
+    assert stored(team).settled_tokens == 8
+
+
+def test_replacement_that_closes_too_is_not_replaced(client: FlaskClient, team: Member, raw: RawProvider):
+    raw.scripts = [[GOOD, None], [None], [GOOD]]
+    assert call(client, team)[0] == 200
+    assert call(client, team) == (502, "provider_unreachable")
+    assert (raw.connections, len(raw.requests)) == (2, 3)
+    assert (last_call()["status"], stored(team).held_tokens) == ("provider_error", 0)
+
+
+def test_new_connection_that_closes_without_a_byte_is_not_tried_again(
+    client: FlaskClient, team: Member, raw: RawProvider
+):
+    raw.scripts = [[None], [GOOD]]
+    assert call(client, team) == (502, "provider_unreachable")
+    assert len(raw.requests) == 1
+    assert_nothing_charged(team)
+
+
+@pytest.mark.parametrize("began", [b"H", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_kept_connection_that_closes_after_a_byte_is_not_tried_again(
+    client: FlaskClient, team: Member, raw: RawProvider, began: bytes
+):
+    def begin_and_close(connection: socket.socket) -> None:
+        connection.sendall(began)
+        connection.close()
+
+    raw.how_to_close = begin_and_close
+    raw.scripts = [[GOOD, None], [GOOD]]
+    assert call(client, team)[0] == 200
+    assert call(client, team)[0] == 502
+    assert len(raw.requests) == 2
+    assert (last_call()["status"], stored(team).held_tokens, stored(team).settled_tokens) == ("provider_error", 0, 4)
+
+
+def test_silence_on_a_kept_connection_is_not_tried_again(
+    settings: dict[str, str], team: Member, client: FlaskClient, raw: RawProvider
+):
+    raw.scripts = [[GOOD, b""], [GOOD]]
+    assert call(client, team)[0] == 200
+    assert call(client, team) == (504, "provider_timeout")
+    assert len(raw.requests) == 2
+
+
+ANSWERS = {
+    429: b"HTTP/1.1 429 Slow\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n",
+    500: b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
+    503: b"HTTP/1.1 503 No\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("status", ANSWERS)
+def test_refusal_is_not_tried_again(client: FlaskClient, team: Member, raw: RawProvider, status: int):
+    raw.scripts = [[ANSWERS[status], GOOD]]
+    assert call(client, team)[0] == status
+    assert len(raw.requests) == 1
+    assert_nothing_charged(team)
+
+
+def test_redirect_is_not_followed_and_the_key_goes_nowhere(client: FlaskClient, team: Member, raw: RawProvider):
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.settimeout(0.3)
+        target = b"http://127.0.0.1:%d/v1/chat/completions" % elsewhere.getsockname()[1]
+        raw.scripts = [[b"HTTP/1.1 307 Go\r\nLocation: " + target + b"\r\nContent-Length: 0\r\n\r\n"]]
+        assert call(client, team) == (502, "provider_bad_response")
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
+    assert_nothing_charged(team)
+
+
+def test_answer_behind_announcements_is_the_answer(client: FlaskClient, team: Member, raw: RawProvider):
+    raw.scripts = [[b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + GOOD]]
+    assert call(client, team)[0] == 200
+    assert stored(team).settled_tokens == 4
+
+
+def test_failed_connect_is_tried_once_more(monkeypatch: pytest.MonkeyPatch):
+    tries = []
+
+    def refuse(*args: object, **options: object) -> None:
+        tries.append(args)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("urllib3.util.connection.create_connection", refuse)
+    own = Provider(config.load({"PROVIDER_API_KEY": PROVIDER_KEY, "PROVIDER_BASE_URL": "http://127.0.0.1:9/v1"}))
+    with pytest.raises(ProviderUnreachable):
+        own.post("/chat/completions", b"{}", {})
+    assert len(tries) == 2
+    own.close()
+
+
+class TlsProvider:
+    """Answer over TLS with a certificate that nobody trusts, or not in TLS at all."""
+
+    def __init__(self, *, speaks_tls: bool) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.plain: list[bytes] = []
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if speaks_tls else None
+        if self._context:
+            trustme.CA().issue_cert("127.0.0.1").configure_cert(self._context)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                try:
+                    if self._context:
+                        self.plain.append(self._context.wrap_socket(connection, server_side=True).recv(1000))
+                    else:
+                        connection.recv(1000)
+                        connection.sendall(GOOD)
+                except OSError:
+                    continue  # the other side refused, as it should
+
+
+@pytest.fixture(params=[True, False], ids=["a certificate that nobody trusts", "no TLS"])
+def tls(request: pytest.FixtureRequest) -> Iterator[TlsProvider]:
+    tls = TlsProvider(speaks_tls=request.param)
+    yield tls
+    tls.stop()
+
+
+class TestTls:
+    """A provider whose TLS fails."""
+
+    @pytest.fixture
+    def settings(self, settings: dict[str, str], tls: TlsProvider) -> dict[str, str]:
+        return {**settings, "PROVIDER_BASE_URL": f"https://127.0.0.1:{tls.port}/v1"}
+
+    def test_is_unreachable_and_sees_nothing_of_the_request(self, client: FlaskClient, team: Member, tls: TlsProvider):
+        assert call(client, team) == (502, "provider_unreachable")
+        assert_nothing_charged(team)
+        assert tls.plain == []
