@@ -20,7 +20,7 @@ LADDER = (
     "auth payload provider ledger reports teams schema sessions places uploads incoming callers management",
     "catalogue booking",
     "proxy",
-    "v1 api pages site admin cli demo standin serving",
+    "v1 api pages site docs admin cli demo standin serving",
 )
 LEVELS = {name: level for level, names in enumerate(LADDER) for name in names.split()}
 SIDEWAYS = {

@@ -13,7 +13,7 @@ from flask.cli import run_command
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from tokenrouter import admin, api, cli, config, demo, errors, models, pages, proxy, schema, sessions, site, v1
+from tokenrouter import admin, api, cli, config, demo, docs, errors, models, pages, proxy, schema, sessions, site, v1
 from tokenrouter.config import ConfigError, Settings
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     app.register_blueprint(api.blueprint)
     app.register_blueprint(pages.blueprint)
     app.register_blueprint(site.blueprint)
+    app.register_blueprint(docs.blueprint)
     admin.init_app(app)
     if settings.trusted_proxies:
         hops = settings.trusted_proxies

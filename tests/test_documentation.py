@@ -1,0 +1,156 @@
+"""/openapi.json and /docs: the document is valid, tells of what is served and of nothing else, and is kept to."""
+
+import html
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+
+import hypothesis
+import pytest
+import schemathesis
+import yaml
+from conftest import ROOT, TESTER, Member
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import HealthCheck
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tokenrouter import docs, management, models, payload
+from tokenrouter.errors import APIError
+
+DOCUMENT = yaml.safe_load(docs.DOCUMENT.read_bytes())
+DOCUMENTED = sorted(
+    (method.upper(), path)
+    for path, operations in DOCUMENT["paths"].items()
+    for method in operations
+    if method != "parameters"
+)
+NO_CODE_OF_OURS = {None, "provider_error"}
+KEPT = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+
+schema = schemathesis.openapi.from_dict(DOCUMENT)
+
+
+def served(app: Flask) -> Iterator[tuple[str, str]]:
+    for rule in app.url_map.iter_rules():
+        if rule.rule.startswith(("/v1/", "/api/")):
+            path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+            yield from ((method, path) for method in rule.methods - {"HEAD", "OPTIONS"})
+
+
+def kinds(kind: type[APIError]) -> Iterator[type[APIError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from kinds(below)
+
+
+def request_schema(path: str) -> dict:
+    body = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]
+    (_, first), *_ = body.items()
+    return DOCUMENT["components"]["schemas"][first["schema"]["$ref"].rpartition("/")[2]]
+
+
+def test_document_is_valid():
+    OpenAPIV31SpecValidator(DOCUMENT).validate()
+
+
+def test_document_tells_of_what_is_served_and_of_nothing_else(app: Flask):
+    assert sorted(served(app)) == DOCUMENTED
+
+
+def test_document_is_served_as_json(client: FlaskClient):
+    reply = client.get("/openapi.json")
+    assert (reply.mimetype, reply.json) == ("application/json", DOCUMENT)
+
+
+def test_document_has_the_version_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert DOCUMENT["info"]["version"] == project["version"]
+
+
+def test_document_explains_every_error_of_ours():
+    told = set(re.findall(r"^\| (\d+) \| `?(\w+)`? \|", DOCUMENT["info"]["description"], re.MULTILINE))
+    ours = {(str(kind.status), kind.code) for kind in kinds(APIError) if kind.code not in NO_CODE_OF_OURS}
+    assert told - {("400", "null")} == ours
+
+
+def test_document_knows_every_way_in_which_a_call_can_end():
+    assert sorted(DOCUMENT["components"]["schemas"]["Status"]["enum"]) == sorted(models.STATUSES)
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json"])
+def test_documentation_is_for_everybody_and_sets_no_cookie(client: FlaskClient, path: str):
+    reply = client.get(path)
+    assert reply.status_code == 200
+    assert "Set-Cookie" not in reply.headers
+
+
+def test_page_runs_nothing_but_files_of_this_service(client: FlaskClient):
+    page = client.get("/docs")
+    assert re.findall(r'<script(?![^>]*\bsrc=)|<style|\s(?:style|on\w+)=|(?:src|href)="(?![/#])', page.text) == []
+    assert "unsafe" not in page.headers["Content-Security-Policy"]
+    files = re.findall(r'(?:src|href)="(/(?:docs|static)/[^"]+)"', page.text)
+    assert {client.get(html.unescape(file), buffered=True).status_code for file in files} == {200}
+
+
+@pytest.mark.parametrize(("prefix", "name"), [("/v1/", "teamToken"), ("/api/", "managementToken")])
+def test_every_operation_asks_for_its_kind_of_token(prefix: str, name: str):
+    operations = [(method.lower(), path) for method, path in DOCUMENTED if path.startswith(prefix)]
+    asked = [DOCUMENT["paths"][path][method]["security"] for method, path in operations]
+    assert asked == [[{name: []}]] * len(asked) != []
+
+
+@pytest.mark.parametrize("endpoint", payload.ENDPOINTS, ids=lambda endpoint: endpoint.name)
+def test_document_tells_the_fields_that_decide_about_a_call(endpoint: payload.Endpoint):
+    operation = DOCUMENT["paths"][f"/v1{endpoint.path}"]["post"]
+    fields = request_schema(f"/v1{endpoint.path}")
+    assert ("multipart/form-data" in operation["requestBody"]["content"]) == endpoint.is_form
+    assert ("model" in fields["required"]) != endpoint.has_default_model
+    assert {*endpoint.limits, *endpoint.choices, *endpoint.lists} <= set(fields["properties"])
+    assert ("text/event-stream" in operation["responses"]["200"]["content"]) == endpoint.may_stream
+
+
+@pytest.fixture
+def bearers(app: Flask, new_team: Callable[..., Member]) -> dict[str, str]:
+    """A token for each kind of path."""
+    return {"/v1/": new_team().bearer_token, "/api/": management.create("schemathesis", by=TESTER)[1]}
+
+
+@pytest.mark.parametrize(("method", "path"), DOCUMENTED)
+def test_every_operation_refuses_a_token_of_the_other_kind(
+    client: FlaskClient, bearers: dict[str, str], method: str, path: str
+):
+    (other,) = (token for prefix, token in bearers.items() if not path.startswith(prefix))
+    reply = client.open(re.sub(r"{\w+}", "1", path), method=method, headers={"Authorization": f"Bearer {other}"})
+    assert (reply.status_code, reply.json["error"]["code"]) == (401, "invalid_api_key")
+
+
+@pytest.fixture
+def settings(settings: dict[str, str]) -> dict[str, str]:
+    """Let every model through, so that what is generated reaches the provider."""
+    return settings | {"ALLOWED_MODELS": "*"}
+
+
+@schema.parametrize()
+@hypothesis.settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+def test_service_keeps_to_the_document(case: schemathesis.Case, app: Flask, bearers: dict[str, str]):
+    (bearer,) = (token for prefix, token in bearers.items() if case.path.startswith(prefix))
+    reply = case.call(app=app, headers={"Authorization": f"Bearer {bearer}"})
+    checks = KEPT + [negative_data_rejection] * case.path.startswith("/api/")  # of /v1 the provider decides
+    case.validate_response(reply, checks=checks)
+    if case.method.upper() == case.operation.method.upper():  # of other methods the document says nothing
+        assert str(reply.status_code) in case.operation.definition.raw["responses"]
