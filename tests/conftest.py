@@ -97,7 +97,7 @@ def settings(provider: StandInProvider, database_url: str) -> dict[str, str]:
     return {
         "PROVIDER_API_KEY": PROVIDER_KEY,
         "PROVIDER_BASE_URL": provider.base_url,
-        "PROVIDER_READ_TIMEOUT": "2",
+        "PROVIDER_READ_TIMEOUT": "5",  # tests of silence have a shorter one; a loaded machine stops for a second or two
         "PROVIDER_CONNECT_TIMEOUT": "2",
         "DATABASE_URL": database_url,
         "SECRET_KEY": "secret-key-for-tests",
