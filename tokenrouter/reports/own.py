@@ -25,6 +25,7 @@ TOLD_OF_A_CALL = (
     RequestLog.completion_tokens,
     RequestLog.charged_tokens,
     RequestLog.usage_source,
+    RequestLog.first_byte_ms,
     RequestLog.latency_ms,
 )
 

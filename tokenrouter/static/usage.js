@@ -44,24 +44,28 @@ function drawn(name, attributes, ...children) {
   return made;
 }
 
-function table(label, columns, rows) {
+// A column is its heading, its cells' class, and what stands beside its cells where a phone shows rows as cards.
+function table(label, columns, rows, kind = "") {
   const head = columns.map(([text, kind]) => element("th", { scope: "col", className: kind ?? "" }, text));
-  const body = rows.map((cells) => element("tr", {}, ...cells.map((cell, at) => tableCell(cell, columns[at][1]))));
-  const made = element("table", { className: "rows" }, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
+  const body = rows.map((cells) => element("tr", {}, ...cells.map((cell, at) => tableCell(cell, ...columns[at].slice(1)))));
+  const made = element("table", { className: `rows ${kind}` }, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
   const region = element("div", { className: "scroll", tabIndex: 0, role: "group", ariaLabel: label }, made);
   return region;
 }
 
-function tableCell(cell, kind) {
-  return element("td", { className: kind ?? "" }, ...[cell].flat());
+function tableCell(cell, kind = "", beside = {}) {
+  const made = element("td", { className: kind }, ...[cell].flat());
+  Object.assign(made.dataset, beside);
+  return made;
 }
+
+const onDay = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 
 const short = (tokens) => element("span", { className: "num", title: `${exact.format(tokens)} tokens` }, brief.format(tokens));
 
-function moment(text) {
+function moment(text, format = formatFor(new Date(text))) {
   const made = element("time", { dateTime: text, title: `${text.slice(0, 19).replace("T", " ")} UTC` });
-  const when = new Date(text);
-  made.textContent = formatFor(when).format(when);
+  made.textContent = format.format(new Date(text));
   return made;
 }
 
@@ -178,7 +182,7 @@ function paceWords(usage, pace) {
   if (pace === null) return [];
   const average = ["At the pace of the last 7 days, ", short(pace.tokens_per_day), " tokens a day, "];
   if (pace.lasts_until === null) return [...average, "it lasts for more than ten years."];
-  return [...average, "it lasts until ", moment(pace.lasts_until), "."];
+  return [...average, "it lasts until ", moment(pace.lasts_until, onDay), "."];
 }
 
 function showDays(days) {
@@ -223,7 +227,8 @@ function daysChart(days, width) {
     const told = `${name}: ${exact.format(day.total_tokens)} tokens, ${exact.format(day.requests)} requests`;
     const size = { x: x + slot * 0.12, width: slot * 0.76, y: y(day.total_tokens), height: height - bottom - y(day.total_tokens) };
     bars.append(drawn("g", { class: "bar" }, drawn("rect", { class: "rect", ...size }), drawn("title", {}, told)));
-    if ((days.length - 1 - at) % every === 0) names.append(drawn("text", { x: x + slot / 2, y: height - 6 }, name));
+    const place = at === days.length - 1 ? { class: "last", x: width - right } : { x: x + slot / 2 };
+    if ((days.length - 1 - at) % every === 0) names.append(drawn("text", { ...place, y: height - 6 }, name));
   });
   chart.append(scale, bars, names);
   return chart;
@@ -243,17 +248,27 @@ function showModels(models) {
 }
 
 function showCalls(calls) {
-  const columns = [["Time", "when"], ["Model", "model"], ["Status"], ["Tokens", "num"], ["Counted", "muted"], ["Latency", "num"], ["Endpoint", "muted"]];
+  const columns = [
+    ["Time", "when first"],
+    ["Model", "model"],
+    ["Status", "status first"],
+    ["Tokens", "num", { unit: "tokens" }],
+    ["Counted", "muted", { label: "Counted" }],
+    ["First byte", "num", { label: "First byte" }],
+    ["Latency", "num", { label: "Latency" }],
+    ["Endpoint", "muted endpoint"],
+  ];
   const rows = calls.map((call) => [
     moment(call.created_at),
     call.model || "–",
     statusCell(call),
-    call.status === "pending" ? "at its end" : tokensCell(call),
+    call.status === "pending" ? "–" : tokensCell(call),
     { provider: "provider", estimated: "estimated" }[call.usage_source] ?? "–",
+    duration(call.first_byte_ms),
     duration(call.latency_ms),
     call.endpoint.replace("/v1", "") + (call.stream ? " (stream)" : ""),
   ]);
-  byId("last-calls").replaceChildren(rows.length ? table("Last calls", columns, rows) : nothing("No calls yet", "Your first call will stand here."));
+  byId("last-calls").replaceChildren(rows.length ? table("Last calls", columns, rows, "cards cards-calls") : nothing("No calls yet", "Your first call will stand here."));
 }
 
 function statusCell(call) {
