@@ -69,6 +69,7 @@ def test_only_listed_headers_and_our_key_are_sent(own: Provider, answers: Adapte
     own.post("/chat/completions", b"{}", {**callers, **strange, "OpenAI-Organization": "o", "Content-Encoding": "gzip"})
     assert answers.last_request.headers == {
         **callers,
+        "Host": "provider.example",
         "Authorization": f"Bearer {PROVIDER_KEY}",
         "Accept-Encoding": "identity",
         "Content-Type": "application/json",
@@ -94,6 +95,21 @@ def test_every_call_has_both_timeouts(own: Provider, answers: Adapter):
     assert timeouts(answers) == (5, 600)
     own.get("/models")
     assert timeouts(answers) == (5, 10)
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://provider.example/v1", "provider.example"),
+        ("http://127.0.0.1:8080", "127.0.0.1:8080"),
+        ("http://[::1]:8080/v1", "[::1]:8080"),
+    ],
+)
+def test_provider_is_told_its_host(answers: Adapter, url: str, host: str):
+    answers.register_uri("POST", f"{url}/chat/completions", json={})
+    with closing(Provider(config.load({"PROVIDER_API_KEY": PROVIDER_KEY, "PROVIDER_BASE_URL": url}))) as own:
+        own.post("/chat/completions", b"{}", {})
+    assert answers.last_request.headers["Host"] == host
 
 
 def test_certificates_are_checked(own: Provider, answers: Adapter):

@@ -37,10 +37,7 @@ def answer_to() -> Callable[..., Answer]:
         theirs.sendall(sent)
         if closes:
             theirs.shutdown(socket.SHUT_WR)
-        found = Answer(ours, method="POST")
-        pairs.append((found,))
-        found.begin()
-        return found
+        return Answer(ours.recv)
 
     yield answer
     for pair in pairs:
@@ -54,7 +51,8 @@ def answer_to() -> Callable[..., Answer]:
 def test_headers_are_read_as_they_were_sent(answer_to: Callable[..., Answer]):
     found = answer_to(HEAD + b"X-Odd:caf\xe9 : b \t\r\nX-Empty:\r\nX-Twice: 1\r\nX-Twice: 2\r\n\r\n")
     assert (found.status, found.reason, found.version) == (200, "OK", 11)
-    assert found.msg.items()[1:] == [("X-Odd", "caf\xe9 : b"), ("X-Empty", ""), ("X-Twice", "1"), ("X-Twice", "2")]
+    given = [("X-Odd", "caf\xe9 : b"), ("X-Empty", ""), ("X-Twice", "1"), ("X-Twice", "2")]
+    assert list(found.headers.iteritems())[1:] == given
 
 
 @pytest.mark.parametrize(
@@ -77,6 +75,8 @@ def test_what_announces_an_answer_is_passed_over(answer_to: Callable[..., Answer
         HEAD + b"X: a\x00b\r\n\r\n",
         HEAD + b"Content-Length: -1\r\n\r\n",
         HEAD + b"Content-Length: 1_0\r\n\r\n",
+        HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        HEAD + b"Content-Length: " + b"1" * 5000 + b"\r\n\r\n",
         HEAD + b"X: y\r\n" * 201 + b"\r\n",
         HEAD + b"X: " + b"y" * 70_000 + b"\r\n\r\n",
         HEAD,
@@ -86,6 +86,21 @@ def test_what_announces_an_answer_is_passed_over(answer_to: Callable[..., Answer
 def test_what_is_no_head_is_refused(answer_to: Callable[..., Answer], head: bytes):
     with pytest.raises(http.client.HTTPException):
         answer_to(head)
+
+
+@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.2\r\n", b"2", b"HTTP/2 200 OK\r\n"])
+def test_what_does_not_begin_like_a_head_is_refused_without_a_wait(answer_to: Callable[..., Answer], greeting: bytes):
+    with pytest.raises(http.client.BadStatusLine):
+        answer_to(greeting, closes=False)
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_head_is_read_however_its_bytes_are_split(size: int):
+    sent = b"HTTP/1.1 100 Continue\r\n\r\n" + HEAD.replace(b"\r\n", b"\n") + b"Content-Length: 5\r\n\r\nhello"
+    pieces = iter([sent[at : at + size] for at in range(0, len(sent), size)])
+    found = Answer(lambda _: next(pieces))
+    assert (found.status, found.headers["Content-Type"]) == (200, "text/plain")
+    assert b"".join(found.content.pieces()) == b"hello"
 
 
 @pytest.mark.parametrize(
@@ -123,8 +138,17 @@ def test_connection_serves_again_unless_the_answer_says_otherwise(
 )
 def test_body_is_read_to_its_end_and_closes_the_answer(answer_to: Callable[..., Answer], sent: bytes, body: bytes):
     found = answer_to(sent)
-    assert b"".join(found.pieces()) == body
-    assert found.isclosed()
+    assert b"".join(found.content.pieces()) == body
+    assert found.closed
+
+
+@pytest.mark.parametrize(
+    "sent", [HEAD + b"Content-Length: 5\r\n\r\nhello, and more", CHUNKED + framed(b"hello") + b"HTTP/1.1 200 OK\r\n"]
+)
+def test_bytes_behind_the_end_are_noticed(answer_to: Callable[..., Answer], sent: bytes):
+    content = answer_to(sent).content
+    assert b"".join(content.pieces()) == b"hello"
+    assert content.has_excess
 
 
 @pytest.mark.parametrize(
@@ -140,7 +164,7 @@ def test_body_is_read_to_its_end_and_closes_the_answer(answer_to: Callable[..., 
     ],
 )
 def test_body_that_breaks_off_yields_what_came_and_then_raises(answer_to: Callable[..., Answer], sent: bytes):
-    pieces = answer_to(sent).pieces()
+    pieces = answer_to(sent).content.pieces()
     assert next(pieces) == b"hello"
     with pytest.raises(http.client.HTTPException):
         next(pieces)
@@ -148,14 +172,14 @@ def test_body_that_breaks_off_yields_what_came_and_then_raises(answer_to: Callab
 
 @pytest.mark.parametrize("timeout_s", [0.05, 0.2])
 def test_silence_in_a_body_ends_after_the_timeout(answer_to: Callable[..., Answer], timeout_s: float):
-    pieces = answer_to(CHUNKED + b"5\r\nhello\r\n", closes=False, timeout_s=timeout_s).pieces()
+    pieces = answer_to(CHUNKED + b"5\r\nhello\r\n", closes=False, timeout_s=timeout_s).content.pieces()
     assert next(pieces) == b"hello"
     with pytest.raises((TimeoutError, BlockingIOError)):
         next(pieces)
 
 
 def test_answer_without_a_timeout_is_read_without_one(answer_to: Callable[..., Answer]):
-    assert b"".join(answer_to(CHUNKED + framed(b"hello"), timeout_s=None).pieces()) == b"hello"
+    assert b"".join(answer_to(CHUNKED + framed(b"hello"), timeout_s=None).content.pieces()) == b"hello"
 
 
 # Chunks

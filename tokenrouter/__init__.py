@@ -1,9 +1,9 @@
 """TokenRouter: share one paid LLM account among teams, each with its own tokens and quota."""
 
 import logging
+import secrets
 import sys
 import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def _begin() -> None:
     Raises NotFound for a path like `//v1`, which is not `/v1`, though routing takes it for that.
     """
     g.started = time.perf_counter()
-    g.request_id = f"req_{time.time_ns() // 1_000_000:012x}{uuid.uuid4().hex[:20]}"
+    g.request_id = f"req_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
     if request.environ["PATH_INFO"].startswith("//"):
         raise NotFound
 

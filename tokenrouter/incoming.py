@@ -38,15 +38,14 @@ def body_pieces(most_bytes: int) -> Iterator[bytes]:
 
     Raises RequestTooLarge and InvalidRequest, likewise.
     """
-    announced = request.content_length
-    if announced is not None:
-        body = request.stream
-    elif "wsgi.input_terminated" in request.environ:
-        body = request.environ["wsgi.input"]
-    else:
+    environ, announced = request.environ, request.content_length
+    if announced is None and "wsgi.input_terminated" not in environ:
         return  # the server does not say where the body ends, so there is none
-    received = 0
-    while received != announced and (data := _read(body)):
+    body, received = environ["wsgi.input"], 0
+    while received != announced:
+        data = _read(body, READ_SIZE if announced is None else min(READ_SIZE, announced - received))
+        if not data:
+            break
         received += len(data)
         if received > most_bytes:
             raise _too_large(most_bytes)
@@ -55,9 +54,9 @@ def body_pieces(most_bytes: int) -> Iterator[bytes]:
         raise InvalidRequest(f"The body ended after {received:,} of {announced:,} bytes.")
 
 
-def _read(body: IO[bytes]) -> bytes:
+def _read(body: IO[bytes], size: int) -> bytes:
     try:
-        return body.read(READ_SIZE)
+        return body.read(size)
     except (OSError, ParseException) as error:
         raise InvalidRequest("The body did not come whole, or its framing is broken.") from error
 

@@ -7,11 +7,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import IO, Any, NoReturn
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool
+from urllib3 import HTTPConnectionPool, HTTPResponse
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 from urllib3.util import Retry, Timeout
 
@@ -76,7 +76,7 @@ class Reply:
         self.headers = {
             name: value
             for name, value in response.headers.items()
-            if name.title() in _RESPONSE_HEADERS or name.lower().startswith(FORWARDED_RESPONSE_PREFIX)
+            if (known := name.lower()) in _RESPONSE_HEADERS or known.startswith(FORWARDED_RESPONSE_PREFIX)
         }
 
     def chunks(self) -> Iterator[bytes]:
@@ -85,9 +85,10 @@ class Reply:
         Raises ProviderTimeout after too long a silence, ProviderBadResponse when it breaks off, and the reason why the
         line was cut.
         """
-        raw, answer = self._response.raw, getattr(self._response, "answer", None)
+        raw = self._response.raw
+        is_plain = isinstance(raw, Answer) and not raw.is_encoded
         try:
-            yield from answer.pieces() if answer else iter(partial(raw.read1, READ_SIZE, decode_content=True), b"")
+            yield from raw.content.pieces() if is_plain else _decoded_pieces(raw)
             self._line.release()
             raw.release_conn()
         except (ReadTimeoutError, TimeoutError, BlockingIOError) as error:
@@ -126,7 +127,7 @@ class Reply:
         """Read what follows the last event, most often only the end of the body, and wait only shortly for it."""
         connection = self._response.raw.connection
         if connection is not None and connection.sock is not None:
-            connection.sock.settimeout(LAST_BYTES_TIMEOUT_S)
+            connection.wait_at_most(LAST_BYTES_TIMEOUT_S)
         try:
             return next(chunks, b"")
         except APIError as error:
@@ -142,14 +143,11 @@ class Reply:
             self._response.raw.close()
 
 
-_RESPONSE_HEADERS = frozenset(name.title() for name in FORWARDED_RESPONSE_HEADERS)
+_RESPONSE_HEADERS = frozenset(name.lower() for name in FORWARDED_RESPONSE_HEADERS)
 
 
 class LeanResponse(requests.Response):
     """What the relay needs of a response: its own constructor makes a cookie jar."""
-
-    answer: Answer | None = None
-    """What reads the body fast; None where only urllib3 can."""
 
     def __init__(self) -> None:
         """Leave everything to whoever builds it."""
@@ -194,8 +192,6 @@ class ProviderAdapter(HTTPAdapter):
         response.status_code = resp.status
         response.headers = resp.headers
         response.raw = resp
-        if resp.headers.get("Content-Encoding", "identity") == "identity":
-            response.answer = resp.connection.answer
         return response
 
 
@@ -206,6 +202,12 @@ class Provider:
         """Connect to nothing yet."""
         self._root = settings.provider_base_url
         self._key = settings.provider_api_key
+        self._own_headers = {
+            "Host": _host_header(self._root),
+            "User-Agent": "TokenRouter",
+            "Authorization": f"Bearer {self._key}",
+            "Accept-Encoding": "identity",  # what is relayed is metered on its way
+        }
         connect_s, read_s = settings.provider_connect_timeout, settings.provider_read_timeout
         self._timeout = Timeout(connect=connect_s, read=read_s)
         self._short_timeout = Timeout(connect=connect_s, read=min(read_s, GET_TIMEOUT_S))
@@ -296,9 +298,8 @@ class Provider:
             at_work.line = None
 
     def _headers(self, callers: Mapping[str, str], content: tuple[str, int] | None) -> dict[str, str]:
-        headers = {name: value for name in FORWARDED_REQUEST_HEADERS if (value := callers.get(name))}
-        headers["Authorization"] = f"Bearer {self._key}"
-        headers["Accept-Encoding"] = "identity"  # what is relayed is metered on its way
+        headers = dict(self._own_headers)
+        headers |= {name: value for name in FORWARDED_REQUEST_HEADERS if (value := callers.get(name))}
         if content is not None:
             headers["Content-Type"] = content[0]
             headers["Content-Length"] = str(content[1])
@@ -325,6 +326,15 @@ class Provider:
         code = error.get("code")
         is_name = isinstance(code, str) and code.isprintable() and len(code) <= LONGEST_NAME
         raise RelayedError(reply.status, body, code if is_name else None, _without_type(reply))
+
+
+def _decoded_pieces(raw: HTTPResponse) -> Iterator[bytes]:
+    return iter(partial(raw.read1, READ_SIZE, decode_content=True), b"")
+
+
+def _host_header(url: str) -> str:
+    """Return what a request to this URL says of its host. Source: RFC 9112, 3.2."""
+    return urlsplit(requests.Request("GET", url).prepare().url).netloc.rpartition("@")[2]
 
 
 def _without_type(reply: Reply) -> dict[str, str]:

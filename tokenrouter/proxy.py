@@ -90,19 +90,21 @@ def handle(endpoint: Endpoint) -> Response:
 
     Raises the APIError that the caller is to see.
     """
-    most_bytes = relay().settings.max_request_bytes
+    own = relay()
+    most_bytes = own.settings.max_request_bytes
     incoming.check_size(most_bytes)
     caller = authenticate(endpoint.path)
     incoming.check_encoding()
     if endpoint.is_form and request.mimetype != "application/json":
         with Upload(request.headers.get("Content-Type", "")) as upload:
             upload.receive(incoming.body_pieces(most_bytes))
-            return _answer(endpoint, caller, payload.form_body(upload.fields), upload)
-    return _answer(endpoint, caller, payload.parse(incoming.read_body(most_bytes)))
+            return _answer(own, endpoint, caller, payload.form_body(upload.fields), upload)
+    return _answer(own, endpoint, caller, payload.parse(incoming.read_body(most_bytes)))
 
 
-def _answer(endpoint: Endpoint, caller: Caller, body: dict[str, Any], upload: Upload | None = None) -> Response:
-    own = relay()
+def _answer(
+    own: Relay, endpoint: Endpoint, caller: Caller, body: dict[str, Any], upload: Upload | None = None
+) -> Response:
     model = payload.model_of(body, own.settings.default_model if endpoint.has_default_model else None)
     call = payload.check(endpoint, body, model, own.settings)
     if upload is not None:

@@ -3,7 +3,6 @@
 import errno
 import selectors
 import socket
-import struct
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from tokenrouter.callers import Callers, Restarting
+from tokenrouter.transport import timeval
 
 HEAD_S = 20.0  # from a head's first byte to its last
 BODY_S, SLOWEST_BODY = 20.0, 50_000  # seconds for any body, and one more for so many bytes that it announces
@@ -153,12 +153,6 @@ class RequestReader(SocketUnreader):
 
 def _announced_length(request: Request) -> int:
     return getattr(request.body.reader, "length", 0)  # a chunked body announces none
-
-
-def timeval(seconds: float) -> bytes:
-    """Return a time as the kernel takes it for a socket; zero would be no limit."""
-    whole_s, part = divmod(max(seconds, 0.001), 1)
-    return struct.pack("@ll", int(whole_s), int(part * 1e6))
 
 
 class Connection(TConn):
