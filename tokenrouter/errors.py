@@ -5,9 +5,12 @@ from collections.abc import Mapping
 
 import orjson
 from flask import Flask, Response, request
+from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException, InternalServerError
 
 logger = logging.getLogger(__name__)
+
+DATABASE_IS_AWAY = (OperationalError, InterfaceError, TimeoutError)
 
 
 class APIError(Exception):
@@ -125,12 +128,12 @@ class MethodNotAllowed(APIError):
 
 
 class StorageUnavailable(APIError):
-    """The database cannot be written, so a call could not be booked."""
+    """The database cannot be used, so a call could not be booked or a question not be answered."""
 
     status, code = 503, "storage_unavailable"
 
     def __init__(self) -> None:
-        super().__init__("The database cannot be written at the moment, so the call was not made. Try again soon.")
+        super().__init__("The database cannot be used at the moment, so nothing was done. Try again soon.")
 
 
 class Overloaded(APIError):
@@ -204,11 +207,12 @@ def _render(error: APIError) -> Response:
 
 def _translate(error: HTTPException) -> Response | HTTPException:
     """Give Flask's own errors OpenAI's shape. Unknown paths reach no blueprint, so the path itself is looked at."""
-    if isinstance(error, InternalServerError) and error.original_exception is not None:
+    cause = error.original_exception if isinstance(error, InternalServerError) else None
+    if cause is not None:
         logger.error("%s %s failed", request.method, request.path)
     if not is_api_path(request.path):
         return error
-    return _render(_as_api_error(error))
+    return _render(StorageUnavailable() if isinstance(cause, DATABASE_IS_AWAY) else _as_api_error(error))
 
 
 def is_api_path(path: str) -> bool:
