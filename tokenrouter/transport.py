@@ -16,6 +16,7 @@ from typing import IO, Any
 from urllib3 import HTTPHeaderDict, HTTPResponse
 
 READ_SIZE, LONG_READ = 4 * 1024, 64 * 1024
+EVENT_READ = 479  # the most that Python does not ask the C library for, which costs 10 KB more a waiting stream
 LONGEST_HEAD = LONGEST_LINE = 64 * 1024
 MOST_HEADERS = 200
 PROTOCOL = b"HTTP/1."
@@ -99,7 +100,7 @@ class Content:
         self._decoders_pieces: Iterator[bytes] | None = None
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield it as it arrives, at once; a read is as large as what came last, for which a buffer is made.
+        """Yield it as it arrives, at once.
 
         Raises http.client.HTTPException where it breaks off, and an OSError: TimeoutError or, for the same,
         BlockingIOError.
@@ -120,8 +121,7 @@ class Content:
 
     def _chunks(self) -> Iterator[bytes]:
         unframer = Unframer()
-        data = self._begun or self._receive(READ_SIZE)
-        while data:
+        for data in self._reads():
             content = unframer.feed(data)
             if unframer.ended:
                 self.has_excess = unframer.has_excess
@@ -132,8 +132,23 @@ class Content:
                 return
             if unframer.broken:
                 raise http.client.HTTPException("what follows a chunk is none")
-            data = self._receive(LONG_READ if len(data) >= READ_SIZE else READ_SIZE)
         raise http.client.IncompleteRead(b"")
+
+    def _reads(self) -> Iterator[bytes]:
+        """Yield what arrives until the connection ends.
+
+        A thread waits with a buffer for all that it asks for, so it asks for an event as most are, for more where the
+        first one is larger, and for much while much is there.
+        """
+        if self._begun:
+            yield self._begun
+        size = usual = EVENT_READ
+        while data := self._receive(size):
+            if len(data) < size:
+                size = usual
+            else:
+                size, usual = LONG_READ, READ_SIZE
+            yield data
 
     def _so_many_bytes(self, left: int) -> Iterator[bytes]:
         data = self._begun
@@ -149,10 +164,7 @@ class Content:
         self.closed = True
 
     def _rest_of_connection(self) -> Iterator[bytes]:
-        data = self._begun or self._receive(READ_SIZE)
-        while data:
-            yield data
-            data = self._receive(LONG_READ if len(data) >= READ_SIZE else READ_SIZE)
+        yield from self._reads()
         self.closed = True
 
 
