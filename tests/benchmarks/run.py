@@ -53,11 +53,12 @@ class Figure:
     unit: str
     bar: float | None
     aim: float | None
+    ratio: float | None = None
 
     @property
     def value(self) -> float:
         """What the bar is for: the ratio, or our own figure where there is nothing to compare."""
-        return self.ours / self.plain if self.plain else self.ours
+        return self.ours if self.ratio is None else self.ratio
 
     @property
     def verdict(self) -> str:
@@ -198,16 +199,22 @@ class Comparison:
 
     def cpu(self, name: str, bar: float, aim: float) -> Figure:
         """Return the CPU of a call or a chunk."""
-        return Figure(name, statistics.median(self.ours_us), statistics.median(self.plain_us), "µs", bar, aim)
+        return compared(name, self.ours_us, self.plain_us, "µs", bar, aim)
 
     def added_ms(self, name: str, direct: Load, share: float, bar: float, aim: float) -> Figure:
         """Return by how much the proxies lengthen the provider's own latency."""
         beneath = quantile(direct.latencies_s, share)
         ours, plain = (
-            statistics.median(quantile(load.latencies_s, share) - beneath for load in loads) * 1000
+            [(quantile(load.latencies_s, share) - beneath) * 1000 for load in loads]
             for loads in (self.ours, self.plain)
         )
-        return Figure(name, ours, plain, "ms", bar, aim)
+        return compared(name, ours, plain, "ms", bar, aim)
+
+
+def compared(name: str, ours: list[float], plain: list[float], unit: str, bar: float, aim: float) -> Figure:
+    """Return the medians of the rounds; the ratio is that of each round, since the machine's pace changes meanwhile."""
+    ratio = statistics.median(mine / other for mine, other in zip(ours, plain, strict=True))
+    return Figure(name, statistics.median(ours), statistics.median(plain), unit, bar, aim, ratio)
 
 
 def wait_for(server: Server) -> None:
@@ -326,7 +333,7 @@ def print_table(figures: list[Figure]) -> None:
     print(f"{'figure':<68}{'ours':>10}{'plain':>10}{'ratio':>8}{'bar':>8}{'aim':>8}  verdict")
     for figure in figures:
         plain = f"{figure.plain:.1f}" if figure.plain else "-"
-        ratio = f"{figure.value:.2f}" if figure.plain else "-"
+        ratio = f"{figure.ratio:.2f}" if figure.ratio is not None else "-"
         bar, aim = (f"{limit:g}" if limit is not None else "-" for limit in (figure.bar, figure.aim))
         name = f"{figure.name}, {figure.unit}"
         print(f"{name:<68}{figure.ours:>10.1f}{plain:>10}{ratio:>8}{bar:>8}{aim:>8}  {figure.verdict}")
@@ -336,7 +343,7 @@ def main() -> None:
     """Measure everything, print the table, write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=10_000_000, help="of the full database")
     parser.add_argument("--json", type=Path, default=Path("benchmark.json"))
     options = parser.parse_args()
