@@ -13,7 +13,23 @@ from flask.cli import run_command
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from tokenrouter import admin, api, cli, config, demo, docs, errors, models, pages, proxy, schema, sessions, site, v1
+from tokenrouter import (
+    admin,
+    api,
+    cli,
+    config,
+    demo,
+    docs,
+    driver,
+    errors,
+    models,
+    pages,
+    proxy,
+    schema,
+    sessions,
+    site,
+    v1,
+)
 from tokenrouter.config import ConfigError, Settings
 
 logger = logging.getLogger(__name__)
@@ -51,19 +67,18 @@ def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
 
 def _make_app(overrides: Mapping[str, object] | None, *, serving: bool) -> Flask:
     if serving and overrides is None and _prepared:
-        app = _prepared.pop()
-    else:
-        settings = config.load_for_serving() if serving and overrides is None else config.load(overrides)
-        others = {name: value for name, value in (overrides or {}).items() if name not in config.SETTINGS}
-        app = _assemble(settings, others)
+        return _prepared.pop()
+    settings = config.load_for_serving() if serving and overrides is None else config.load(overrides)
+    others = {name: value for name, value in (overrides or {}).items() if name not in config.SETTINGS}
+    app = _assemble(settings, others)
     if serving:
-        app.config["SECRET_KEY"] = app.secret_key or config.generated_secret_key(Path(app.instance_path))
-        try:
-            schema.ensure(app)
-        except schema.DatabaseUnreachable as error:
-            # a worker that comes up while the database is away must not end the others: calls get 503 till then
-            logger.error("%s", error)
+        _find_secret_key(app)
+        schema.ensure(app)
     return app
+
+
+def _find_secret_key(app: Flask) -> None:
+    app.config["SECRET_KEY"] = app.secret_key or config.generated_secret_key(Path(app.instance_path))
 
 
 def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
@@ -103,9 +118,11 @@ def prepare() -> Settings:
     """
     settings = config.load_for_serving()
     app = _assemble(settings, {})
+    _find_secret_key(app)
     schema.ensure_apart(app)
     admin.prepare(app)
     with app.app_context():
+        driver.compile_all(models.db.engine)
         models.db.engine.dispose()
     _prepared[:] = [app]
     return settings

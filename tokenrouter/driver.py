@@ -4,6 +4,7 @@ SQLAlchemy compiles them, once, and manages the engine; executing them through i
 more than the drivers take.
 """
 
+import importlib
 import sqlite3
 import sys
 import threading
@@ -11,17 +12,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import registry
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql.expression import Executable
 
-# both take named parameters in these dialects, so one mapping of values serves either
-DIALECTS = {"sqlite": sqlite.dialect(paramstyle="named"), "postgresql": postgresql.psycopg.dialect()}
 READERS = 8
 READER_WAIT_S = 5.0
+
+
+Inserter = Callable[[Any], Any]
 
 
 class DriverConnection(Protocol):
@@ -54,25 +56,36 @@ class _Compiled:
 
 
 class Statement:
-    """A statement of SQLAlchemy's, compiled once for each dialect and run by the driver."""
+    """A statement of SQLAlchemy's, compiled once for the driver and run by it."""
 
-    def __init__(self, core: Executable | Mapping[str, Executable]) -> None:
-        """Take a statement, or one for each dialect where they differ."""
+    made: ClassVar[list["Statement"]] = []
+
+    def __init__(self, core: Executable | Callable[[Inserter], Executable]) -> None:
+        """Take a statement, or what makes one by the dialect's own `insert`, which alone knows conflicts."""
         self._core = core
         self._compiled: dict[type, _Compiled] = {}
+        self.made.append(self)
 
     def execute(self, connection: DriverConnection, values: Mapping[str, Any]) -> Any:
         """Run it with values by name; return the driver's cursor, whose rows are tuples."""
-        compiled = self._compiled.get(type(connection)) or self._compile(type(connection))
+        compiled = self._compiled.get(type(connection)) or self.compile(type(connection))
         given = {**compiled.constants, **values}
         for name, convert in compiled.conversions:
             given[name] = convert(given[name])
         return connection.execute(compiled.sql, given)
 
-    def _compile(self, kind: type) -> _Compiled:
-        name = "sqlite" if issubclass(kind, sqlite3.Connection) else "postgresql"
-        dialect = DIALECTS[name]
-        core = self._core[name] if isinstance(self._core, Mapping) else self._core
+    def compile(self, kind: type) -> _Compiled:
+        """Compile it for this kind of the driver's connections.
+
+        Only the dialect in use is loaded: PostgreSQL's takes 2 MB. Both take named parameters like this.
+        """
+        if issubclass(kind, sqlite3.Connection):
+            dialect = registry.load("sqlite")(paramstyle="named")
+        else:
+            dialect = registry.load("postgresql.psycopg")()
+        core = self._core
+        if not isinstance(core, Executable):
+            core = core(importlib.import_module(f"sqlalchemy.dialects.{dialect.name}").insert)
         compiled = core.compile(dialect=dialect)
         names = {name: bind for bind, name in compiled.bind_names.items()}
         converters = {name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in names.items()}
@@ -82,6 +95,12 @@ class Statement:
             [(name, convert) for name, convert in converters.items() if convert is not None],
         )
         return self._compiled[kind]
+
+
+def compile_all(engine: Engine) -> None:
+    """Compile all statements for this database, so that workers that are forked later share them."""
+    for statement in Statement.made:
+        statement.compile(engine.dialect.loaded_dbapi.Connection)
 
 
 class WriteConnection:

@@ -13,24 +13,25 @@ from sqlalchemy.engine import Engine, Row
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.ledger.operations import (
+    ABANDONED_CALLS,
+    DEAD_WORKERS,
     IS_PENDING,
-    PENDING_CALLS,
+    NOW,
+    WITH_WORKERS,
     Settle,
     Transaction,
+    has_abandoned,
     lock_balances,
     reservation_of,
 )
 from tokenrouter.ledger.rules import Outcome
-from tokenrouter.models import ESTIMATED, INTERRUPTED, RequestLog, Team, UsageDaily, Worker, epoch_now, writing
+from tokenrouter.models import ESTIMATED, INTERRUPTED, RequestLog, Team, UsageDaily, Worker, writing
 
 logger = logging.getLogger(__name__)
 
 LEASE_S = 20.0
 RECOVERY_PROMISE_S = 60.0
 
-NOW = epoch_now()
-WITH_WORKERS = PENDING_CALLS.outerjoin(Worker, Worker.id == RequestLog.worker_id)
-ABANDONED_CALLS = WITH_WORKERS.where(or_(Worker.id.is_(None), Worker.lease_expires_at < NOW))
 # not at once: whoever recovers may be at it just now
 LOST_CALLS = WITH_WORKERS.where(or_(Worker.id.is_(None), Worker.lease_expires_at < NOW - RECOVERY_PROMISE_S + LEASE_S))
 
@@ -41,12 +42,10 @@ def recover(engine: Engine) -> int:
     Return how many. A worker whose lease ran out is struck off in the same transaction.
     """
     with engine.connect() as connection:
-        dead = connection.execute(select(Worker.id).where(Worker.lease_expires_at < epoch_now()).limit(1)).first()
-        if dead is None and connection.execute(ABANDONED_CALLS.limit(1)).first() is None:
+        if not has_abandoned(connection.connection.driver_connection):
             return 0
     with writing(engine) as connection:
-        gone = select(Worker.id).where(Worker.lease_expires_at < epoch_now()).with_for_update(skip_locked=True)
-        worker_ids = connection.execute(gone).scalars().all()
+        worker_ids = connection.execute(DEAD_WORKERS.with_for_update(skip_locked=True)).scalars().all()
         calls = connection.execute(ABANDONED_CALLS).all()
         raw = connection.connection.driver_connection
         balances = lock_balances(raw, {call.team_id for call in calls})

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, ClassVar
 
-from sqlalchemy import bindparam, insert, literal_column, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import bindparam, insert, literal_column, or_, select, update
 from sqlalchemy.engine import Row
 
-from tokenrouter.driver import DriverConnection, Statement
+from tokenrouter.driver import DriverConnection, Inserter, Statement
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.responses import remember
 from tokenrouter.ledger.rules import Ask, Balance, Outcome, Reservation, decide
@@ -24,6 +23,8 @@ from tokenrouter.models import (
     RequestLog,
     Team,
     UsageDaily,
+    Worker,
+    epoch_now,
 )
 
 
@@ -181,7 +182,10 @@ class Abandon:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Save how far the running calls have come and when tokens were last used; its group renews the lease."""
+    """Save how far the running calls have come and when tokens were last used; its group renews the lease.
+
+    Return whether there is anything to recover.
+    """
 
     progress: list[dict[str, int]]
     tokens_used: list[dict[str, Any]]
@@ -189,12 +193,13 @@ class Heartbeat:
     durable: ClassVar[bool] = False
     team_id: ClassVar[None] = None
 
-    def apply(self, tx: Transaction) -> None:
+    def apply(self, tx: Transaction) -> bool:
         """Write what is still pending."""
         for values in self.progress:
             SAVE_PROGRESS.execute(tx.connection, values)
         for values in self.tokens_used:
             SAVE_LAST_USE.execute(tx.connection, values)
+        return has_abandoned(tx.connection)
 
     def undo(self) -> None:
         """Leave what was written: it is true."""
@@ -230,6 +235,11 @@ PENDING_CALLS = select(
     RequestLog.completion_tokens,
     RequestLog.created_at,
 ).where(IS_PENDING)
+NOW = epoch_now()
+DEAD_WORKERS = select(Worker.id).where(Worker.lease_expires_at < NOW)
+WITH_WORKERS = PENDING_CALLS.outerjoin(Worker, Worker.id == RequestLog.worker_id)
+ABANDONED_CALLS = WITH_WORKERS.where(or_(Worker.id.is_(None), Worker.lease_expires_at < NOW))
+FIND_ABANDONED = [Statement(each.limit(1)) for each in (DEAD_WORKERS, ABANDONED_CALLS)]
 SETTLED_COLUMNS = (
     "status",
     "status_code",
@@ -275,18 +285,14 @@ SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_token
 ERRORS = frozenset({PROVIDER_ERROR, REJECTED, INTERRUPTED})
 
 
-def _add_to_day(insert_day: Any) -> Any:
-    sums = {name: getattr(UsageDaily, name) + insert_day.excluded[name] for name in SUMS}
+def _add_to_day(insert_or_update: Inserter) -> Any:
+    adding = insert_or_update(UsageDaily)
+    sums = {name: getattr(UsageDaily, name) + adding.excluded[name] for name in SUMS}
     values = {name: bindparam(name) for name in ("team_id", "day", "model", *SUMS)}
-    return insert_day.values(values).on_conflict_do_update(index_elements=["team_id", "day", "model"], set_=sums)
+    return adding.values(values).on_conflict_do_update(index_elements=["team_id", "day", "model"], set_=sums)
 
 
-ADD_TO_DAY = Statement(
-    {
-        "sqlite": _add_to_day(sqlite.insert(UsageDaily)),
-        "postgresql": _add_to_day(postgresql.insert(UsageDaily)),
-    }
-)
+ADD_TO_DAY = Statement(_add_to_day)
 
 
 def _log_row(ask: Ask, **values: Any) -> dict[str, Any]:
@@ -314,6 +320,11 @@ def _log_row(ask: Ask, **values: Any) -> dict[str, Any]:
         "provider_request_id": None,
         **values,
     }
+
+
+def has_abandoned(connection: DriverConnection) -> bool:
+    """Tell whether a worker has died or a call is nobody's; SQLAlchemy's own way of asking would take a worker 5 MB."""
+    return any(statement.execute(connection, {}).fetchone() for statement in FIND_ABANDONED)
 
 
 def lock_balances(connection: DriverConnection, team_ids: Iterable[int]) -> dict[int, Balance]:

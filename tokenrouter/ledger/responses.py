@@ -5,9 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import bindparam, select
-from sqlalchemy.dialects import postgresql, sqlite
 
-from tokenrouter.driver import DriverConnection, Readers, Statement, transient_errors
+from tokenrouter.driver import DriverConnection, Inserter, Readers, Statement, transient_errors
 from tokenrouter.errors import StorageUnavailable
 from tokenrouter.models import GivenResponse
 
@@ -19,18 +18,14 @@ FIND_RESPONSE = Statement(
 )
 
 
-def _remember(insert: Any) -> Any:
-    changes = {name: insert.excluded[name] for name in ("total_tokens", "created_at")}
+def _remember(insert_or_update: Inserter) -> Any:
+    adding = insert_or_update(GivenResponse)
+    changes = {name: adding.excluded[name] for name in ("total_tokens", "created_at")}
     values = {name: bindparam(name) for name in COLUMNS}
-    return insert.values(values).on_conflict_do_update(index_elements=["team_id", "response_hash"], set_=changes)
+    return adding.values(values).on_conflict_do_update(index_elements=["team_id", "response_hash"], set_=changes)
 
 
-REMEMBER_RESPONSE = Statement(
-    {
-        "sqlite": _remember(sqlite.insert(GivenResponse)),
-        "postgresql": _remember(postgresql.insert(GivenResponse)),
-    }
-)
+REMEMBER_RESPONSE = Statement(_remember)
 
 
 def remember(connection: DriverConnection, team_id: int, response_id: str, total_tokens: int) -> None:

@@ -168,8 +168,7 @@ class Ledger:
         """Renew the lease, save progress, and settle what dead workers left, until closed."""
         while True:
             try:
-                self._writer.run(self._heartbeat())
-                if self._may_recover():
+                if self._writer.run(self._heartbeat()) and self._may_recover():
                     recover(self._engine)
             except (StorageUnavailable, SQLAlchemyError) as error:
                 logger.warning("A heartbeat of the ledger failed: %s", type(error).__name__)
