@@ -19,10 +19,6 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 HEAD = "0004"
 
 
-class DatabaseUnreachable(ConfigError):
-    """The database does not answer, which may pass."""
-
-
 def init_app(app: Flask) -> None:
     """Give the `flask` command its group `db`."""
     if click.get_current_context(silent=True) is not None:
@@ -68,7 +64,7 @@ def ensure(app: Flask) -> None:
                 raise ConfigError(f"DATABASE_URL: the database is of a later version (revision {revision})")
             _flask_migrate(app).upgrade(directory=MIGRATIONS)
         except OperationalError as error:
-            raise DatabaseUnreachable(f"DATABASE_URL: the database cannot be reached: {cause_of(error)}") from error
+            raise ConfigError(f"DATABASE_URL: the database cannot be reached: {cause_of(error)}") from error
         except (OSError, DBAPIError) as error:
             raise ConfigError(f"DATABASE_URL: the database cannot be used: {cause_of(error)}") from error
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 from urllib3 import HTTPHeaderDict, HTTPResponse
 
 READ_SIZE, LONG_READ = 4 * 1024, 64 * 1024
-EVENT_READ = 479  # the most that Python does not ask the C library for, which costs 10 KB more a waiting stream
+EVENT_READ = 479  # the most for which Python does not ask the C library: a waiting stream took 30 KB more
 LONGEST_HEAD = LONGEST_LINE = 64 * 1024
 MOST_HEADERS = 200
 PROTOCOL = b"HTTP/1."
@@ -207,7 +207,7 @@ class Answer(HTTPResponse):
 def _read_head(receive: Receive, begun: bytes) -> tuple[bytes, bytes]:
     """Return a head with its empty line, and what came behind it."""
     seen = 0
-    while (end := HEAD_END.search(begun, max(0, seen - 3))) is None:
+    while (end := HEAD_END.search(begun, max(0, seen - 2))) is None:
         if not begun.startswith(PROTOCOL[: len(begun)]):
             raise http.client.BadStatusLine(repr(begun[:100]))
         if len(begun) > LONGEST_HEAD:
