@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -192,6 +193,15 @@ def test_worker_taken_for_dead_joins_again_under_another_number(new_ledger: Call
     again = asleep.reserve(ask(team))
     assert row(again).worker_id > first
     assert ledger.recover(db.engine) == 0
+
+
+def test_heartbeats_write_the_tokens_in_one_order(new_ledger: Callable[[], Ledger], team: Member):
+    """Those of two workers, each in its own order, would wait for each other until PostgreSQL ends one."""
+    books = new_ledger()
+    books._heartbeat()
+    for token_id in (3, 1, 2):
+        books.reserve(replace(ask(team), token_id=token_id))
+    assert [used["token"] for used in books._heartbeat().tokens_used] == [1, 2, 3]
 
 
 def test_recovery_by_several_at_once_settles_each_call_once(new_ledger: Callable[[], Ledger], team: Member):

@@ -184,7 +184,8 @@ class Ledger:
             if (arrived := call.progress())
         ]
         used, self._tokens_used = self._tokens_used, {}
-        return Heartbeat(progress, [{"token": token_id, "used_at": at} for token_id, at in used.items()])
+        # in the order of their ids, since all workers write these rows: in another one they would wait in a circle
+        return Heartbeat(progress, [{"token": token_id, "used_at": at} for token_id, at in sorted(used.items())])
 
     def _may_recover(self) -> bool:
         """Let the others renew first, after joining or a gap: after an outage of the database all are late."""
