@@ -216,6 +216,54 @@ def test_size_line_without_end_is_broken():
     assert unframer.broken
 
 
+# Connections
+
+
+@pytest.fixture
+def connections() -> Iterator[tuple[Provider, list[bytes]]]:
+    """A provider whose answers have more behind their end, and what it was sent by each of its connections."""
+    listener, received = socket.create_server(("127.0.0.1", 0)), []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            received.append(b"")
+            with connection:
+                while data := connection.recv(65536):
+                    received[-1] += data
+                    connection.sendall(HEAD + b"Content-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\n")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    own = Provider(config.load({"PROVIDER_API_KEY": "k", "PROVIDER_BASE_URL": url}))
+    yield own, received
+    own.close()
+    listener.shutdown(socket.SHUT_RDWR)
+    thread.join(5)
+    listener.close()
+
+
+def test_connection_with_bytes_behind_an_answer_serves_no_other_call(connections: tuple[Provider, list[bytes]]):
+    own, received = connections
+    for _ in range(2):
+        reply = own.post("/chat/completions", b"{}", {})
+        assert reply.read() == b"{}"
+        reply.close()
+    assert len(received) == 2
+
+
+@pytest.mark.parametrize("value", ["a\r\nX-Other: b", "a\nX-Other: b", "a\rX-Other: b"])
+def test_header_of_several_lines_is_never_sent(connections: tuple[Provider, list[bytes]], value: str):
+    own, received = connections
+    with pytest.raises(ValueError, match="more than one line"):
+        own.post("/chat/completions", b"{}", {"User-Agent": value})
+    assert b"".join(received) == b""
+
+
 # TLS
 
 
