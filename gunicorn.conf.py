@@ -13,7 +13,7 @@ for name in running:
     del sys.modules[name]
 try:
     from tokenrouter import prepare
-    from tokenrouter.serving import Worker
+    from tokenrouter.worker.gunicorn_worker import Worker
 
     settings = prepare()
 except Exception as error:
@@ -21,7 +21,7 @@ except Exception as error:
         print(f"Error: {error}. What runs goes on as it is.", file=sys.stderr, flush=True)
         sys.modules.update(running)
         settings = running["tokenrouter.config"].load_for_serving()
-        Worker = running["tokenrouter.serving"].Worker
+        Worker = running["tokenrouter.worker.gunicorn_worker"].Worker
     elif isinstance(error, ValueError):
         sys.exit(f"Error: {error}")
     else:

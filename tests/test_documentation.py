@@ -23,8 +23,10 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tokenrouter import docs, management, models, payload
+from tokenrouter import docs, payload
+from tokenrouter.database import tables
 from tokenrouter.errors import APIError
+from tokenrouter.teams import management_tokens
 
 DOCUMENT = yaml.safe_load(docs.DOCUMENT.read_bytes())
 DOCUMENTED = sorted(
@@ -89,7 +91,7 @@ def test_document_explains_every_error_of_ours():
 
 
 def test_document_knows_every_way_in_which_a_call_can_end():
-    assert sorted(DOCUMENT["components"]["schemas"]["Status"]["enum"]) == sorted(models.STATUSES)
+    assert sorted(DOCUMENT["components"]["schemas"]["Status"]["enum"]) == sorted(tables.STATUSES)
 
 
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json"])
@@ -127,7 +129,7 @@ def test_document_tells_the_fields_that_decide_about_a_call(endpoint: payload.En
 @pytest.fixture
 def bearers(app: Flask, new_team: Callable[..., Member]) -> dict[str, str]:
     """A token for each kind of path."""
-    return {"/v1/": new_team().bearer_token, "/api/": management.create("schemathesis", by=TESTER)[1]}
+    return {"/v1/": new_team().bearer_token, "/api/": management_tokens.create("schemathesis", by=TESTER)[1]}
 
 
 @pytest.mark.parametrize(("method", "path"), DOCUMENTED)

@@ -9,7 +9,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from tokenrouter import payload, reports
-from tokenrouter.metering import AUDIO_TOKENS, IMAGE_TOKENS, count_tokens
+from tokenrouter.metering.streams import AUDIO_TOKENS, IMAGE_TOKENS, count_tokens
 from tokenrouter.standin import StandInProvider
 
 BOTH = pytest.mark.both_databases

@@ -14,9 +14,11 @@ from conftest import HELLO, PROVIDER_KEY, Member, Server, hello, stored
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from tokenrouter import models, payload, proxy, reports
-from tokenrouter.metering import StreamMeter
-from tokenrouter.models import ApiToken, Team, db
+from tokenrouter import payload, reports
+from tokenrouter.database import tables
+from tokenrouter.database.tables import ApiToken, Team, db
+from tokenrouter.metering.streams import StreamMeter
+from tokenrouter.relay import handler
 from tokenrouter.standin import StandInProvider
 
 pytestmark = pytest.mark.both_databases
@@ -429,7 +431,7 @@ def test_any_other_error_of_the_provider_is_relayed(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(tables, "BUSY_TIMEOUT_S", 0.1)
 
 
 @pytest.fixture
@@ -474,7 +476,7 @@ def crash(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [(proxy, "authenticate"), (payload, "check"), (proxy, "_send"), (proxy, "read_usage")],
+    [(handler, "authenticate"), (payload, "check"), (handler, "_send"), (handler, "read_usage")],
 )
 def test_crash_gets_500_without_its_reason_and_leaves_no_hold(
     client: FlaskClient, team: Member, monkeypatch: pytest.MonkeyPatch, place: object, name: str

@@ -6,7 +6,7 @@ import random
 import pytest
 import toktok
 
-from tokenrouter.estimate import estimate_text_tokens
+from tokenrouter.metering.estimate import estimate_text_tokens
 
 _RNG = random.Random(11)
 _NAMES = ["order", "invoice", "parser", "buffer", "session", "widget", "ledger", "report", "cursor", "station"]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from tokenrouter import config, payload
 from tokenrouter.errors import InvalidRequest
-from tokenrouter.events import LastEvents, TypedMeter
-from tokenrouter.metering import ABSURD_TOKENS, StreamMeter, answer_texts, parse_json, read_usage
-from tokenrouter.sse import EventSplitter, event_data
-from tokenrouter.transport import Unframer
+from tokenrouter.metering.sse import EventSplitter, event_data
+from tokenrouter.metering.streams import ABSURD_TOKENS, StreamMeter, answer_texts, parse_json, read_usage
+from tokenrouter.metering.typed_streams import LastEvents, TypedMeter
+from tokenrouter.provider.transport import Unframer
 
 at_random = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -12,10 +12,11 @@ from flask import Flask
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import OperationalError
 
-from tokenrouter import ledger, models, teams
+from tokenrouter import ledger, teams
+from tokenrouter.database import tables
+from tokenrouter.database.tables import RequestLog, UsageDaily, Worker, db
 from tokenrouter.errors import QuotaExceeded, QuotaReserved, StorageUnavailable
 from tokenrouter.ledger import Ask, Ledger, Outcome, Reservation
-from tokenrouter.models import RequestLog, UsageDaily, Worker, db
 
 pytestmark = pytest.mark.both_databases
 
@@ -56,12 +57,12 @@ def row(reservation: Reservation) -> RequestLog:
 
 
 def execute(statement: object) -> None:
-    with models.writing(db.engine) as connection:
+    with tables.writing(db.engine) as connection:
         connection.execute(statement)
 
 
 def expire_all_leases() -> None:
-    execute(update(Worker).values(lease_expires_at=models.epoch_now() - 1))
+    execute(update(Worker).values(lease_expires_at=tables.epoch_now() - 1))
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, 
 from sqlalchemy import func, select, update
 from sqlalchemy.engine import Engine
 
-from tokenrouter import ledger, models, teams
+from tokenrouter import ledger, teams
+from tokenrouter.database import tables
+from tokenrouter.database.tables import RequestLog, Team, Worker, db
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.ledger import Ask, Ledger, Outcome, Reservation
-from tokenrouter.models import RequestLog, Team, Worker, db
 
 pytestmark = pytest.mark.both_databases
 
@@ -74,8 +75,8 @@ class LedgerMachine(RuleBasedStateMachine):
         """End the workers, and settle what they leave: a later run would rightly find it pending for too long."""
         for process in self.processes:
             process.ledger.close()
-        with models.writing(self.engine) as connection:
-            connection.execute(update(Worker).values(lease_expires_at=models.epoch_now() - 1))
+        with tables.writing(self.engine) as connection:
+            connection.execute(update(Worker).values(lease_expires_at=tables.epoch_now() - 1))
         ledger.recover(self.engine)
 
     @rule(
@@ -160,8 +161,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if process.ledger._lease is None:
             return
         mine = process.ledger._lease.worker_id
-        with models.writing(self.engine) as connection:
-            connection.execute(update(Worker).where(Worker.id == mine).values(lease_expires_at=models.epoch_now() - 1))
+        with tables.writing(self.engine) as connection:
+            connection.execute(update(Worker).where(Worker.id == mine).values(lease_expires_at=tables.epoch_now() - 1))
         ledger.recover(self.engine)
         for call in process.calls:
             self._book(call, call.prompt + call.arrived)

@@ -8,7 +8,7 @@ import pytest
 
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.rules import Ask, Balance, Grant, decide
-from tokenrouter.metering import StreamMeter, Usage, answer_texts, count_tokens, read_chat_prompt, read_usage
+from tokenrouter.metering.streams import StreamMeter, Usage, answer_texts, count_tokens, read_chat_prompt, read_usage
 
 # Usage
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tokenrouter.metering import AUDIO_TOKENS, FILE_TOKENS, IMAGE_TOKENS, count_tokens
+from tokenrouter.metering.streams import AUDIO_TOKENS, FILE_TOKENS, IMAGE_TOKENS, count_tokens
 from tokenrouter.payload.prompts import count_inputs, read_inputs, read_response_prompt
 
 BASE64 = "QUJDREVGRw" * 50_000

@@ -13,8 +13,9 @@ from conftest import HELLO, PROVIDER_KEY, Member, eventually, free_port, hello, 
 from flask.testing import FlaskClient
 from requests_mock import Adapter
 
-from tokenrouter import config, errors, provider, reports
-from tokenrouter.provider import Provider, RelayedError
+from tokenrouter import config, errors, reports
+from tokenrouter.provider import client
+from tokenrouter.provider.client import Provider, RelayedError
 from tokenrouter.standin import Ending, Script, StandInProvider
 
 CHAT = "/v1/chat/completions"
@@ -31,7 +32,7 @@ def settings(settings: dict[str, str], request: pytest.FixtureRequest) -> dict[s
 def answers(monkeypatch: pytest.MonkeyPatch) -> Adapter:
     """What requests-mock answers in place of the network; its Mocker would wait for Session.send, which is not used."""
     adapter = Adapter()
-    monkeypatch.setattr(provider, "ProviderAdapter", lambda **_: adapter)
+    monkeypatch.setattr(client, "ProviderAdapter", lambda **_: adapter)
     return adapter
 
 
@@ -119,7 +120,7 @@ def test_certificates_are_checked(own: Provider, answers: Adapter):
 
 
 def test_netrc_does_not_replace_the_key(own: Provider, answers: Adapter, tmp_path, monkeypatch):
-    (tmp_path / "netrc").write_text("machine provider.example login a password b\n")
+    (tmp_path / "netrc").write_text("machine client.example login a password b\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     answers.register_uri("POST", URL, json={})
     own.post("/chat/completions", b"{}", {})
@@ -313,7 +314,7 @@ def test_silent_provider_is_504_and_its_connection_is_closed(
     reply = client.post(CHAT, json=hello("silent=1"), headers=team.headers)
     assert (reply.status_code, reply.json["error"]["code"]) == (504, "provider_timeout")
     assert_nothing_charged(team)
-    assert eventually(lambda: provider.open_connections == 0)
+    assert eventually(lambda: client.open_connections == 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -365,7 +366,7 @@ GARBAGE = [
 def test_answer_that_is_no_http_is_502(
     client: FlaskClient, team: Member, provider: StandInProvider, monkeypatch: pytest.MonkeyPatch, garbage: bytes
 ):
-    monkeypatch.setattr(provider, "respond", lambda call: Script([(0, garbage)], Ending.CUT))
+    monkeypatch.setattr(client, "respond", lambda call: Script([(0, garbage)], Ending.CUT))
     reply = client.post(CHAT, json=HELLO, headers=team.headers)
     assert (reply.status_code, reply.json["error"]["code"]) == (502, "provider_bad_response")
     assert_nothing_charged(team)
@@ -377,14 +378,14 @@ def test_huge_error_page_takes_little_memory(
 ):
     client.post(CHAT, json=hello("usage=none"), headers=team.headers)  # loads what a first call loads
     head, page = b"HTTP/1.1 502 Bad\r\ncontent-type: text/html\r\n" + framing + b"\r\n\r\n", b"<p>" + b"x" * 2**20
-    monkeypatch.setattr(provider, "respond", lambda call: Script([(0, head), *[(0, page)] * 100], Ending.CUT))
+    monkeypatch.setattr(client, "respond", lambda call: Script([(0, head), *[(0, page)] * 100], Ending.CUT))
     tracemalloc.start()
     reply = client.post(CHAT, json=HELLO, headers=team.headers)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (reply.status_code, len(reply.json["error"]["message"])) == (502, 500)
     assert peak < 32 * 2**20
-    assert eventually(lambda: provider.open_connections == 0)
+    assert eventually(lambda: client.open_connections == 0)
 
 
 def test_error_page_that_breaks_off_is_told_as_far_as_it_came(client: FlaskClient, team: Member):
@@ -398,7 +399,7 @@ def test_stream_answered_with_json_is_relayed_as_json_and_metered(
     reply = client.post(CHAT, json=hello("json_for_stream=1", stream=True), headers=team.headers)
     assert (reply.status_code, reply.mimetype) == (200, "application/json")
     assert reply.json["choices"][0]["message"]["content"]
-    assert stored(team).settled_tokens == provider.tokens_served > 0
+    assert stored(team).settled_tokens == client.tokens_served > 0
     assert (last_call()["status"], last_call()["usage_source"]) == ("ok", "provider")
 
 
@@ -407,8 +408,8 @@ def test_connection_that_the_provider_closed_meanwhile_is_not_used_again(
 ):
     for _ in range(2):
         assert client.post(CHAT, json=HELLO, headers=team.headers).status_code == 200
-        provider.close_idle()
-    assert len(provider.calls) == 2
+        client.close_idle()
+    assert len(client.calls) == 2
 
 
 @pytest.mark.parametrize("directives", ["status=400", "status=500", "body=html", "status=401", "body=empty status=503"])
@@ -417,7 +418,7 @@ def test_connection_is_kept_after_an_error_that_was_read(
 ):
     for _ in range(3):
         client.post(CHAT, json=hello(directives), headers=team.headers)
-    assert provider.open_connections == 1
+    assert client.open_connections == 1
 
 
 def test_first_calls_of_many_threads_at_once_are_all_sent():

@@ -8,9 +8,10 @@ from conftest import TESTER, Member
 from flask import Flask
 from sqlalchemy import insert, update
 
-from tokenrouter import models, reports, teams
+from tokenrouter import reports, teams
+from tokenrouter.database import tables
+from tokenrouter.database.tables import ApiToken, Team, UsageDaily, db
 from tokenrouter.ledger import Ask, Ledger, Outcome
-from tokenrouter.models import ApiToken, Team, UsageDaily, db
 
 both_databases = pytest.mark.both_databases
 
@@ -19,7 +20,7 @@ NOW = datetime(2026, 11, 25, 13, 45, tzinfo=UTC)
 
 
 def write(statement: object) -> None:
-    with models.writing(db.engine) as connection:
+    with tables.writing(db.engine) as connection:
         connection.execute(statement)
 
 

@@ -14,7 +14,7 @@ from test_provider import CHAT, assert_nothing_charged, last_call
 
 from tokenrouter import config
 from tokenrouter.errors import ProviderUnreachable
-from tokenrouter.provider import Provider
+from tokenrouter.provider.client import Provider
 
 USAGE = b'{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}'
 GOOD_BODY = b'{"choices":[{"message":{"content":"Hi"}}],"usage":' + USAGE + b"}"

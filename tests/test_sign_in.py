@@ -11,9 +11,10 @@ from conftest import ROOT
 from flask import Flask
 from sqlalchemy import func, select, text, update
 
-from tokenrouter import auth, models
+from tokenrouter import auth
 from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, Settings, load
-from tokenrouter.models import SignInAttempt, db
+from tokenrouter.database import tables
+from tokenrouter.database.tables import SignInAttempt, db
 
 HERE, ELSEWHERE = "192.0.2.1", "192.0.2.2"
 GUESSER = """
@@ -53,7 +54,7 @@ def guess(own: Settings, password: str = "wrong", address: str = HERE) -> bool |
 
 def let_pass(seconds: float) -> None:
     """Make all attempts older."""
-    with models.writing(db.engine) as connection:
+    with tables.writing(db.engine) as connection:
         connection.execute(update(SignInAttempt).values(at=SignInAttempt.at - seconds))
 
 

@@ -7,8 +7,9 @@ import pytest
 from conftest import TESTER, Member, chat
 from flask.testing import FlaskClient
 
-from tokenrouter import models, reports, teams
-from tokenrouter.models import UsageDaily, db
+from tokenrouter import reports, teams
+from tokenrouter.database import tables
+from tokenrouter.database.tables import UsageDaily, db
 
 PAGES = ("/", "/usage")
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -23,7 +24,7 @@ def data(client: FlaskClient, member: Member) -> dict[str, object]:
 def use(member: Member, days_ago: int, tokens: int) -> None:
     sums = {"requests": 1, "errors": 0, "prompt_tokens": 0, "completion_tokens": 0, "total_tokens": tokens}
     row = {"team_id": member.team.id, "day": NOW.date() - timedelta(days_ago), "model": "m", **sums}
-    with models.writing(db.engine) as connection:
+    with tables.writing(db.engine) as connection:
         connection.execute(db.insert(UsageDaily).values(row))
 
 
@@ -120,8 +121,8 @@ def test_wrong_method_is_told_in_the_shape_of_v1(client: FlaskClient, team: Memb
 def test_pace_is_the_average_since_the_first_use(new_team):
     team = new_team(quota_tokens=1000)
     use(team, 1, 150)  # one and a half days ago
-    with models.writing(db.engine) as connection:
-        connection.execute(db.update(models.Team).values(settled_tokens=150))
+    with tables.writing(db.engine) as connection:
+        connection.execute(db.update(tables.Team).values(settled_tokens=150))
     pace = reports.own_details(team.team.id, NOW)["pace"]
     assert pace == {"tokens_per_day": 100, "lasts_until": "2026-12-04T00:00:00.000Z"}
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from tokenrouter import sse
-from tokenrouter.sse import EventSplitter, event_data
+from tokenrouter.metering import sse
+from tokenrouter.metering.sse import EventSplitter, event_data
 
 EVENTS = [
     "data: {}",

@@ -22,9 +22,11 @@ from sqlalchemy import bindparam, create_engine, insert, inspect, select, text, 
 from sqlalchemy.exc import OperationalError
 from werkzeug.test import TestResponse
 
-from tokenrouter import auth, driver, ledger, models, proxy, schema
+from tokenrouter import auth, ledger
+from tokenrouter.database import schema, statements, tables
+from tokenrouter.database.tables import RequestLog, Worker, db, epoch_now
 from tokenrouter.ledger import Ask, Ledger, operations, worker, writer
-from tokenrouter.models import RequestLog, Worker, db, epoch_now
+from tokenrouter.relay import handler
 from tokenrouter.standin import StandInProvider
 
 CHAT = "/v1/chat/completions"
@@ -34,8 +36,8 @@ BUSY_S, SETTLE_S = 0.2, 0.6
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait less for the database than in earnest."""
-    assert (models.BUSY_TIMEOUT_S, worker.SETTLE_WAIT_S) == (5, 5)  # what the contract says
-    monkeypatch.setattr(models, "BUSY_TIMEOUT_S", BUSY_S)
+    assert (tables.BUSY_TIMEOUT_S, worker.SETTLE_WAIT_S) == (5, 5)  # what the contract says
+    monkeypatch.setattr(tables, "BUSY_TIMEOUT_S", BUSY_S)
     monkeypatch.setattr(worker, "SETTLE_WAIT_S", SETTLE_S)
 
 
@@ -185,7 +187,7 @@ class Disk:
 
     def __init__(self, engine: Any) -> None:
         self.is_full = False
-        with models.writing(engine) as connection:
+        with tables.writing(engine) as connection:
             connection.execute(text("CREATE TABLE filler (bytes BLOB)"))
             for change in ("INSERT", "UPDATE"):
                 body = "BEGIN INSERT INTO filler VALUES (zeroblob(100000)); END"
@@ -198,13 +200,13 @@ class Disk:
 @pytest.fixture
 def disk(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk = Disk(db.engine)
-    begin = driver.WriteConnection._begin
+    begin = statements.WriteConnection._begin
 
-    def begin_within_limit(self: driver.WriteConnection, connection: sqlite3.Connection, durable: bool) -> None:
+    def begin_within_limit(self: statements.WriteConnection, connection: sqlite3.Connection, durable: bool) -> None:
         disk.limit(connection)
         begin(self, connection, durable)
 
-    monkeypatch.setattr(driver.WriteConnection, "_begin", begin_within_limit)
+    monkeypatch.setattr(statements.WriteConnection, "_begin", begin_within_limit)
     return disk
 
 
@@ -289,7 +291,7 @@ def test_admission_is_refused_while_postgresql_is_away(
     outage: Outage, client: FlaskClient, team: Member, provider: StandInProvider, monkeypatch: pytest.MonkeyPatch
 ):
     assert ask(client, team).status_code == 200
-    caller = auth.authenticate(proxy.relay().readers, team.headers["Authorization"])
+    caller = auth.authenticate(handler.relay().readers, team.headers["Authorization"])
     with monkeypatch.context() as patch:
         patch.setattr(auth, "authenticate", lambda *_: caller)  # it goes away right after the look-up
         outage.begin()
@@ -330,8 +332,8 @@ def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
         "HEARTBEAT_S": HEARTBEAT_S,
         "RECOVERY_GRACE_S": GRACE_S,
         "LIVE_UNTIL": until,
-        "RENEW_LEASE": driver.Statement(renew),
-        "JOIN_WORKERS": driver.Statement(join),
+        "RENEW_LEASE": statements.Statement(renew),
+        "JOIN_WORKERS": statements.Statement(join),
     }.items():
         monkeypatch.setattr(worker, name, value)
     monkeypatch.setattr(writer, "LONGEST_PAUSE_S", HEARTBEAT_S)
@@ -404,10 +406,11 @@ def test_outage_longer_than_a_lease_interrupts_no_living_call(
 
 MIGRATE = """
 import sys
-from tokenrouter import create_app, proxy
+from tokenrouter import create_app
+from tokenrouter.relay import handler
 print("ready", flush=True)
 sys.stdin.readline()
-proxy.close(create_app({"DATABASE_URL": sys.argv[1], "PROVIDER_API_KEY": "sk-x", "SECRET_KEY": "x"}))
+handler.close(create_app({"DATABASE_URL": sys.argv[1], "PROVIDER_API_KEY": "sk-x", "SECRET_KEY": "x"}))
 """
 
 
@@ -446,7 +449,7 @@ def clock_off_by(hours: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "time", lambda: true_time() + hours * 3600)
-        patch.setattr(proxy, "datetime", OtherDatetime)
+        patch.setattr(handler, "datetime", OtherDatetime)
         yield
 
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from tokenrouter import changes, models, teams
-from tokenrouter.models import ApiToken, Team, db
+from tokenrouter import changes, teams
+from tokenrouter.database import tables
+from tokenrouter.database.tables import ApiToken, Team, db
 
 HOUR = timedelta(hours=1)
 
@@ -32,8 +33,8 @@ def stored_token(token_id: int) -> ApiToken:
 
 
 def set_expiry(token: ApiToken, expires_at: datetime) -> None:
-    with models.writing(db.engine) as connection:
-        connection.execute(models.db.update(ApiToken).where(ApiToken.id == token.id).values(expires_at=expires_at))
+    with tables.writing(db.engine) as connection:
+        connection.execute(tables.db.update(ApiToken).where(ApiToken.id == token.id).values(expires_at=expires_at))
 
 
 def names() -> list[str]:
@@ -146,9 +147,9 @@ def test_several_are_changed_all_or_none(new_team: Callable[..., Member], monkey
 
 
 def test_many_teams_at_once(app: Flask):
-    with models.writing(db.engine) as connection:
+    with tables.writing(db.engine) as connection:
         rows = [{"name": f"team {number}", "created_at": datetime.now(UTC)} for number in range(2000)]
-        connection.execute(models.db.insert(Team), rows)
+        connection.execute(tables.db.insert(Team), rows)
     ids = [team.id for team in teams.living()]
     assert len(teams.set_active(ids, False, by=TESTER)) == len(teams.delete_several(ids, by=TESTER)) == 2000
 

@@ -8,7 +8,7 @@ from conftest import Member, stored
 from flask.testing import FlaskClient
 
 from tokenrouter import reports
-from tokenrouter.models import UsageDaily, db
+from tokenrouter.database.tables import UsageDaily, db
 
 BOTH = pytest.mark.both_databases
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenrouter import config
-from tokenrouter.provider import Provider
-from tokenrouter.transport import LONG_READ, Answer, Unframer
+from tokenrouter.provider.client import Provider
+from tokenrouter.provider.transport import LONG_READ, Answer, Unframer
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
-from tokenrouter import reports, uploads
+from tokenrouter import reports
 from tokenrouter.errors import InvalidRequest
-from tokenrouter.metering import IMAGE_TOKENS
+from tokenrouter.metering.streams import IMAGE_TOKENS
+from tokenrouter.relay import uploads
+from tokenrouter.relay.uploads import Upload
 from tokenrouter.standin import StandInProvider
-from tokenrouter.uploads import Upload
 
 BOUNDARY = "----WebKitFormBoundary7MA4YWxkTrZu0gW"
 TYPE = f"multipart/form-data; boundary={BOUNDARY}"

@@ -13,24 +13,11 @@ from flask.cli import run_command
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from tokenrouter import (
-    admin,
-    api,
-    cli,
-    config,
-    demo,
-    docs,
-    driver,
-    errors,
-    models,
-    pages,
-    proxy,
-    schema,
-    sessions,
-    site,
-    v1,
-)
+from tokenrouter import admin, api, cli, config, demo, docs, errors, health, site, v1
+from tokenrouter.admin import sessions
 from tokenrouter.config import ConfigError, Settings
+from tokenrouter.database import schema, statements, tables
+from tokenrouter.relay import handler
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +72,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     app = Flask(__name__)
     app.config.update(
         SQLALCHEMY_DATABASE_URI=settings.database_url,
-        SQLALCHEMY_ENGINE_OPTIONS=models.engine_options(settings.database_url),
+        SQLALCHEMY_ENGINE_OPTIONS=tables.engine_options(settings.database_url),
         MAX_CONTENT_LENGTH=settings.max_request_bytes,
         SECRET_KEY=settings.secret_key or None,
     )
@@ -93,13 +80,13 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     app.url_map.merge_slashes = False  # `//v1` is not `/v1`: no redirect, with a body, to elsewhere
     app.before_request(_begin)
     app.after_request(_label)
-    for part in (errors, models, schema, sessions, cli):
+    for part in (errors, tables, schema, sessions, cli):
         part.init_app(app)
-    proxy.init_app(app, settings)
+    handler.init_app(app, settings)
     app.cli.add_command(demo.command(create_app))
     app.register_blueprint(v1.blueprint)
     app.register_blueprint(api.blueprint)
-    app.register_blueprint(pages.blueprint)
+    app.register_blueprint(health.blueprint)
     app.register_blueprint(site.blueprint)
     app.register_blueprint(docs.blueprint)
     admin.init_app(app)
@@ -122,8 +109,8 @@ def prepare() -> Settings:
     schema.ensure_apart(app)
     admin.prepare(app)
     with app.app_context():
-        driver.compile_all(models.db.engine)
-        models.db.engine.dispose()
+        statements.compile_all(tables.db.engine)
+        tables.db.engine.dispose()
     _prepared[:] = [app]
     return settings
 

@@ -9,11 +9,11 @@ from flask import Blueprint, Response, current_app, g, request
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from tokenrouter import changes, incoming, ledger, management, payload, reports, teams
+from tokenrouter import changes, ledger, payload, reports, request_body, teams
 from tokenrouter.changes import Actor
+from tokenrouter.database.tables import STATUSES, db, near_id
 from tokenrouter.errors import APIError, InvalidRequest, NameTaken, NotFound, StorageUnavailable
-from tokenrouter.models import STATUSES, db, near_id
-from tokenrouter.teams import TeamError
+from tokenrouter.teams import TeamError, management_tokens
 
 MOST_ROWS, ROWS = 1000, 100
 SEARCH_S = 1.0
@@ -26,8 +26,8 @@ blueprint = Blueprint("api", __name__, url_prefix="/api")
 
 @blueprint.before_request
 def _authenticate() -> None:
-    incoming.check_size(current_app.config["MAX_CONTENT_LENGTH"])
-    token = management.authenticate(request.headers.get("Authorization"))
+    request_body.check_size(current_app.config["MAX_CONTENT_LENGTH"])
+    token = management_tokens.authenticate(request.headers.get("Authorization"))
     g.actor = Actor(changes.API, token.label or token.prefix)
 
 
@@ -273,8 +273,8 @@ def _body(fields: Fields) -> Document:
 
     Raises InvalidRequest, naming the field that is unknown or of a wrong type.
     """
-    incoming.check_encoding()
-    body = payload.parse(incoming.read_body(current_app.config["MAX_CONTENT_LENGTH"]) or b"{}")
+    request_body.check_encoding()
+    body = payload.parse(request_body.read_body(current_app.config["MAX_CONTENT_LENGTH"]) or b"{}")
     unknown = next((name for name in body if name not in fields), None)
     if unknown is not None:
         taken = ", ".join(fields) or "none"

@@ -15,9 +15,8 @@ from sqlalchemy import bindparam, delete, func, insert, or_, select
 from sqlalchemy.engine import Connection
 
 from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, Settings
-from tokenrouter.driver import Readers, Statement, transient_errors
-from tokenrouter.errors import InvalidAPIKey, StorageUnavailable
-from tokenrouter.models import (
+from tokenrouter.database.statements import Readers, Statement, transient_errors
+from tokenrouter.database.tables import (
     ApiToken,
     SignInAttempt,
     Team,
@@ -27,6 +26,7 @@ from tokenrouter.models import (
     split_models,
     writing,
 )
+from tokenrouter.errors import InvalidAPIKey, StorageUnavailable
 
 TOKEN_PREFIX = "tr-"
 SHOWN_CHARACTERS = 8

@@ -9,7 +9,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
-from tokenrouter.models import NAME_LENGTH, Change, db, near_id
+from tokenrouter.database.tables import NAME_LENGTH, Change, db, near_id
 
 PANEL = "panel"
 CLI = "cli"

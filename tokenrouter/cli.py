@@ -14,11 +14,11 @@ from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 from tabulate import tabulate
 
-from tokenrouter import changes, config, ledger, management, reports, schema
-from tokenrouter import teams as team_store
+from tokenrouter import changes, config, ledger, reports, teams
 from tokenrouter.changes import Actor
-from tokenrouter.models import Team, db
-from tokenrouter.teams import KEEP, UNLIMITED, TeamError
+from tokenrouter.database import schema
+from tokenrouter.database.tables import Team, db
+from tokenrouter.teams import KEEP, UNLIMITED, TeamError, management_tokens
 
 
 class Group(AppGroup):
@@ -45,18 +45,18 @@ class Quota(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         """Return the number; None is unlimited."""
         try:
-            return team_store.parse_quota(value) if isinstance(value, str) else value
-        except team_store.NotANumber as error:
+            return teams.parse_quota(value) if isinstance(value, str) else value
+        except teams.NotANumber as error:
             self.fail(str(error), param, ctx)
 
 
-teams = Group("teams", help="Create, change and delete teams.")
-tokens = Group("tokens", help="Give teams tokens, and revoke them.")
-usage = Group("usage", help="Show, reset and verify what was used.")
-logs = Group("logs", help="Read the log of calls.")
+team_commands = Group("teams", help="Create, change and delete teams.")
+token_commands = Group("tokens", help="Give teams tokens, and revoke them.")
+usage_commands = Group("usage", help="Show, reset and verify what was used.")
+log_commands = Group("logs", help="Read the log of calls.")
 
 
-management_tokens = Group("management-tokens", help="Keep the tokens of the management API.")
+management_token_commands = Group("management-tokens", help="Keep the tokens of the management API.")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 without_asking = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -64,37 +64,37 @@ without_asking = click.option("--yes", is_flag=True, help="Do not ask.")
 
 def init_app(app: Flask) -> None:
     """Register the commands."""
-    for command in (teams, tokens, usage, logs, management_tokens, setup):
+    for command in (team_commands, token_commands, usage_commands, log_commands, management_token_commands, setup):
         app.cli.add_command(command)
 
 
-@teams.command("create")
+@team_commands.command("create")
 @click.argument("name")
 @click.option("--quota", type=Quota(), help="Tokens in all, such as 250000, 250k or 2.5M. Unlimited if not given.")
 def create_team(name: str, quota: int | None) -> None:
     """Create the team NAME and print its API token, for the only time."""
-    team, bearer_token = team_store.create(name, quota, by=_me())
+    team, bearer_token = teams.create(name, quota, by=_me())
     click.echo(f"Created the team {team.name!r}, quota {_quota(team.quota_tokens)}. Its API token, shown only now:")
     click.echo(bearer_token)
 
 
-@teams.command("list")
+@team_commands.command("list")
 @as_json
 def list_teams(as_json: bool) -> None:
     """List all teams with their quota and use."""
-    views = [reports.team_view(team) for team in team_store.living()]
+    views = [reports.team_view(team) for team in teams.living()]
     _show_list(views, _team_row, as_json, empty="There are no teams yet. Create one: flask teams create NAME")
 
 
-@teams.command("show")
+@team_commands.command("show")
 @click.argument("name")
 @as_json
 def show_team(name: str, as_json: bool) -> None:
     """Show the team NAME."""
-    _show_one(reports.team_view(team_store.find(name)), as_json)
+    _show_one(reports.team_view(teams.find(name)), as_json)
 
 
-@teams.command("update")
+@team_commands.command("update")
 @click.argument("name")
 @click.option("--quota", type=Quota(), default=KEEP, help="Tokens in all, or `unlimited`.")
 @click.option("--rename", metavar="NEW", help="Its new name.")
@@ -105,22 +105,22 @@ def update_team(name: str, quota: Any, rename: str | None, active: bool | None, 
     if quota is KEEP and rename is None and active is None and models is None:
         raise click.UsageError("Give at least one of --quota, --rename, --enable, --disable and --models.")
     own_models = KEEP if models is None else None if models == "default" else models
-    team = team_store.update(name, rename=rename, active=active, quota_tokens=quota, models=own_models, by=_me())
+    team = teams.update(name, rename=rename, active=active, quota_tokens=quota, models=own_models, by=_me())
     _show_one(reports.team_view(team), as_json=False)
 
 
-@teams.command("delete")
+@team_commands.command("delete")
 @click.argument("name")
 @without_asking
 def delete_team(name: str, yes: bool) -> None:
     """Delete the team NAME and revoke its tokens; its log rows keep the name."""
-    team_store.find(name)
+    teams.find(name)
     _confirm(f"Delete the team {name!r} and revoke its tokens?", yes)
-    team_store.delete(name, by=_me())
+    teams.delete(name, by=_me())
     click.echo(f"Deleted the team {name!r}.")
 
 
-@tokens.command("create")
+@token_commands.command("create")
 @click.argument("team")
 @click.option("--label", help="What it is for.")
 @click.option(
@@ -131,42 +131,42 @@ def delete_team(name: str, yes: bool) -> None:
 def create_token(team: str, label: str | None, expires: datetime | None) -> None:
     """Give TEAM one more API token and print it, for the only time."""
     expires_at = expires and expires.replace(tzinfo=UTC)
-    _, bearer_token = team_store.create_token(team, label, expires_at, by=_me())
+    _, bearer_token = teams.create_token(team, label, expires_at, by=_me())
     click.echo(f"Created a token for the team {team!r}, shown only now:")
     click.echo(bearer_token)
 
 
-@tokens.command("list")
+@token_commands.command("list")
 @click.argument("team")
 @as_json
 def list_tokens(team: str, as_json: bool) -> None:
     """List the tokens of TEAM: their first characters and their use, never the tokens."""
-    views = [reports.token_view(token) for token in team_store.tokens(team)]
+    views = [reports.token_view(token) for token in teams.tokens(team)]
     _show_list(views, dict, as_json, empty=f"The team has no token. Create one: flask tokens create {team!r}")
 
 
-@tokens.command("revoke")
+@token_commands.command("revoke")
 @click.argument("team")
 @click.argument("prefix")
 def revoke_token(team: str, prefix: str) -> None:
     """Revoke the token of TEAM that begins with PREFIX; it is refused from its next call on."""
-    token = team_store.revoke_token(team, prefix, by=_me())
+    token = teams.revoke_token(team, prefix, by=_me())
     click.echo(f"Revoked the token {token.prefix}… of the team {team!r}.")
 
 
-@usage.command("show")
+@usage_commands.command("show")
 @click.argument("team", required=False)
 @as_json
 def show_usage(team: str | None, as_json: bool) -> None:
     """Show what TEAM used since its last reset, or what all teams did."""
     if team is not None:
-        _show_one(reports.team_view(team_store.find(team)), as_json)
+        _show_one(reports.team_view(teams.find(team)), as_json)
         return
-    views = [reports.team_view(each) for each in team_store.living()]
+    views = [reports.team_view(each) for each in teams.living()]
     _show_list(views, _team_row, as_json, empty="There are no teams yet.")
 
 
-@usage.command("reset")
+@usage_commands.command("reset")
 @click.argument("team", required=False)
 @click.option("--all", "all_teams", is_flag=True, help="Reset every team.")
 @without_asking
@@ -174,14 +174,14 @@ def reset_usage(team: str | None, all_teams: bool, yes: bool) -> None:
     """Count the use of TEAM, or of --all, from zero again; the log keeps everything."""
     if (team is None) != all_teams:
         raise click.UsageError("Give either a TEAM or --all.")
-    chosen: list[Team] = team_store.living() if team is None else [team_store.find(team)]
+    chosen: list[Team] = teams.living() if team is None else [teams.find(team)]
     whom = f"all {len(chosen)} teams" if team is None else f"the team {team!r}, {chosen[0].used_tokens:,} tokens"
     _confirm(f"Reset the use of {whom}?", yes)
     ledger.reset(db.engine, [each.id for each in chosen], by=_me())
     click.echo(f"Reset the use of {whom}.")
 
 
-@usage.command("verify")
+@usage_commands.command("verify")
 def verify_usage() -> None:
     """Prove that the counters equal the log; exit status 1, and a line for each difference, where they do not."""
     found = ledger.verify(db.engine)
@@ -193,39 +193,39 @@ def verify_usage() -> None:
     click.echo("The counters equal the log.")
 
 
-@logs.command("list")
+@log_commands.command("list")
 @click.option("--team", help="Only the calls of this team; it may be deleted.")
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, help="How many.")
 @as_json
 def list_logs(team: str | None, limit: int, as_json: bool) -> None:
     """List the calls, the newest first."""
-    team_ids = team_store.ids_ever_named(team) if team is not None else None
+    team_ids = teams.ids_ever_named(team) if team is not None else None
     views = [reports.log_view(row) for row in reports.newest_calls(team_ids, limit)]
     _show_list(views, _log_row, as_json, empty="No calls yet.")
 
 
-@management_tokens.command("create")
+@management_token_commands.command("create")
 @click.option("--label", help="What it is for; the record of changes names it.")
 def create_management_token(label: str | None) -> None:
     """Make a token of the management API and print it, for the only time."""
-    _, bearer_token = management.create(label, by=_me())
+    _, bearer_token = management_tokens.create(label, by=_me())
     click.echo("Created a management token, shown only now. It can change and delete every team:")
     click.echo(bearer_token)
 
 
-@management_tokens.command("list")
+@management_token_commands.command("list")
 @as_json
 def list_management_tokens(as_json: bool) -> None:
     """List the management tokens: their first characters and their use, never the tokens."""
-    views = [reports.management_token_view(token) for token in management.living()]
+    views = [reports.management_token_view(token) for token in management_tokens.living()]
     _show_list(views, dict, as_json, empty="There is no management token. Create one: flask management-tokens create")
 
 
-@management_tokens.command("revoke")
+@management_token_commands.command("revoke")
 @click.argument("prefix")
 def revoke_management_token(prefix: str) -> None:
     """Revoke the management token that begins with PREFIX; it is refused from its next request on."""
-    token = management.revoke(prefix, by=_me())
+    token = management_tokens.revoke(prefix, by=_me())
     click.echo(f"Revoked the management token {token.prefix}….")
 
 

@@ -10,9 +10,11 @@ import click
 from flask import Flask
 from werkzeug.serving import make_server
 
-from tokenrouter import changes, proxy, schema, teams
+from tokenrouter import changes, teams
 from tokenrouter.changes import Actor
 from tokenrouter.config import default_settings
+from tokenrouter.database import schema
+from tokenrouter.relay import handler
 from tokenrouter.standin import StandInProvider
 
 HOST = "127.0.0.1"
@@ -78,7 +80,7 @@ def _serve(app: Flask, port: int, password: str) -> None:
             server.serve_forever()  # returns on Ctrl-C
         finally:
             server.server_close()
-            proxy.close(app)
+            handler.close(app)
 
 
 def _listener(port: int) -> socket.socket:

@@ -4,7 +4,8 @@ from typing import Any
 
 from flask import Blueprint, Response, render_template, request
 
-from tokenrouter import proxy, reports
+from tokenrouter import reports
+from tokenrouter.relay import handler
 
 blueprint = Blueprint("site", __name__)
 
@@ -24,7 +25,7 @@ def usage() -> str:
 @blueprint.get("/usage/data")
 def usage_data() -> dict[str, Any]:
     """Tell the caller's team what its page shows beside `GET /v1/usage`; raises what that does."""
-    return reports.own_details(proxy.authenticate("/usage").team_id)
+    return reports.own_details(handler.authenticate("/usage").team_id)
 
 
 @blueprint.after_request
@@ -35,4 +36,4 @@ def _keep_private(response: Response) -> Response:
 
 
 def _for_snippets() -> dict[str, str]:
-    return {"base_url": f"{request.host_url}v1", "model": proxy.relay().settings.default_model}
+    return {"base_url": f"{request.host_url}v1", "model": handler.relay().settings.default_model}

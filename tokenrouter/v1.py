@@ -4,28 +4,29 @@ from functools import partial
 
 from flask import Blueprint
 
-from tokenrouter import payload, proxy, reports
+from tokenrouter import payload, reports
 from tokenrouter.auth import Caller
 from tokenrouter.errors import ModelNotFound
+from tokenrouter.relay import handler
 
 blueprint = Blueprint("v1", __name__, url_prefix="/v1")
 
 
 for endpoint in payload.ENDPOINTS:
-    blueprint.post(endpoint.path, endpoint=endpoint.name)(partial(proxy.handle, endpoint))
+    blueprint.post(endpoint.path, endpoint=endpoint.name)(partial(handler.handle, endpoint))
 
 
 @blueprint.get("/models")
 def models() -> dict[str, object]:
     """List the models that the caller's team may call."""
-    return {"object": "list", "data": _models_of(proxy.authenticate("/models"))}
+    return {"object": "list", "data": _models_of(handler.authenticate("/models"))}
 
 
 @blueprint.get("/models/<path:model_id>")
 def model(model_id: str) -> dict[str, object]:
     """Return one of the models that the caller's team may call."""
-    caller = proxy.authenticate("/models")
-    payload.check_model(model_id, proxy.relay().settings.allowed_models, caller.models)
+    caller = handler.authenticate("/models")
+    payload.check_model(model_id, handler.relay().settings.allowed_models, caller.models)
     for model_object in _models_of(caller):
         if model_object["id"] == model_id:
             return model_object
@@ -33,13 +34,13 @@ def model(model_id: str) -> dict[str, object]:
 
 
 def _models_of(caller: Caller) -> list[dict[str, object]]:
-    own = proxy.relay()
+    own = handler.relay()
     return own.catalogue.models(payload.narrowed(own.settings.allowed_models, caller.models))
 
 
 @blueprint.get("/usage")
 def usage() -> dict[str, object]:
     """Tell the caller's team what it used, in all and of late."""
-    caller = proxy.authenticate("/usage")
-    models = payload.narrowed(proxy.relay().settings.allowed_models, caller.models)
+    caller = handler.authenticate("/usage")
+    models = payload.narrowed(handler.relay().settings.allowed_models, caller.models)
     return reports.own_usage(caller.team_id, models)

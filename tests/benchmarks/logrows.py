@@ -14,7 +14,7 @@ from sqlalchemy import text  # noqa: E402
 from sqlalchemy.engine import Connection  # noqa: E402
 
 from tokenrouter import create_app  # noqa: E402
-from tokenrouter.models import IS_RARE, db, writing  # noqa: E402
+from tokenrouter.database.tables import IS_RARE, db, writing  # noqa: E402
 
 RARE_MODEL = "o-seldom"
 CACHE_KIB = 512 * 1024

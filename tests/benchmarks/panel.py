@@ -20,7 +20,8 @@ from adminclient import PASSWORD, Panel  # noqa: E402
 from flask import Flask  # noqa: E402
 from logrows import RARE_MODEL, fill  # noqa: E402
 
-from tokenrouter import changes, create_app, proxy, reports  # noqa: E402
+from tokenrouter import changes, create_app, reports  # noqa: E402
+from tokenrouter.relay import handler  # noqa: E402
 from tokenrouter.reports import CallFilter  # noqa: E402
 
 BAR_MS = 300
@@ -171,7 +172,7 @@ def main() -> int:
         try:
             return 0 if measure(app) else 1
         finally:
-            proxy.close(app)
+            handler.close(app)
 
 
 if __name__ == "__main__":

@@ -41,10 +41,21 @@ sys.path.extend(str(folder) for folder in Path(__file__).resolve().parents[1:3])
 
 from serving import Server, eventually, running_server
 
-from tokenrouter import create_app, ledger, proxy, teams
+from tokenrouter import create_app, ledger, teams
 from tokenrouter.changes import CLI, Actor
-from tokenrouter.estimate import estimate_text_tokens
-from tokenrouter.models import BY_PROVIDER, INTERRUPTED, OK, PENDING, PROVIDER_ERROR, REJECTED, RequestLog, Team, db
+from tokenrouter.database.tables import (
+    BY_PROVIDER,
+    INTERRUPTED,
+    OK,
+    PENDING,
+    PROVIDER_ERROR,
+    REJECTED,
+    RequestLog,
+    Team,
+    db,
+)
+from tokenrouter.metering.estimate import estimate_text_tokens
+from tokenrouter.relay import handler
 from tokenrouter.standin import Faults, StandInProvider, prose
 
 PROVIDER_KEY = "sk-provider-key-of-the-soak"
@@ -106,7 +117,7 @@ def running_site(
     }
     app = create_app(settings)
     with ExitStack() as stack:
-        stack.callback(proxy.close, app)
+        stack.callback(handler.close, app)
         servers = [stack.enter_context(running_server(settings, folder)) for _ in range(instances)]
         yield Site(name, database_url, servers, app)
 

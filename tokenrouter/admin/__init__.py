@@ -12,7 +12,7 @@ from tokenrouter.admin.home import HomeView
 from tokenrouter.admin.logs import RequestLogView
 from tokenrouter.admin.settings import SettingsView
 from tokenrouter.admin.teams import TeamView
-from tokenrouter.models import RequestLog, Team, db
+from tokenrouter.database.tables import RequestLog, Team, db
 
 
 def init_app(app: Flask) -> None:

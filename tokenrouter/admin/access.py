@@ -13,9 +13,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 from wtforms import ValidationError
 
-from tokenrouter import auth, changes, proxy, schema, sessions
+from tokenrouter import auth, changes
+from tokenrouter.admin import sessions
 from tokenrouter.changes import Actor
 from tokenrouter.config import Settings
+from tokenrouter.database import schema
+from tokenrouter.relay import handler
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ def init_app(app: Flask) -> None:
 
 def settings() -> Settings:
     """Return the current app's settings."""
-    return proxy.relay().settings
+    return handler.relay().settings
 
 
 def _administrator(session_id: str) -> Administrator | None:

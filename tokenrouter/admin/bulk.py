@@ -8,7 +8,7 @@ from markupsafe import Markup
 from tokenrouter import ledger, teams
 from tokenrouter.admin.formats import quoted
 from tokenrouter.changes import Actor
-from tokenrouter.models import Team, db
+from tokenrouter.database.tables import Team, db
 
 
 @dataclass(frozen=True)

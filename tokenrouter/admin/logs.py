@@ -15,7 +15,7 @@ from werkzeug.datastructures import MultiDict
 from tokenrouter import reports, teams
 from tokenrouter.admin import spreadsheet
 from tokenrouter.admin.access import PanelView
-from tokenrouter.models import NAME_LENGTH, STATUSES
+from tokenrouter.database.tables import NAME_LENGTH, STATUSES
 from tokenrouter.reports import CallFilter
 
 PER_PAGE = 50

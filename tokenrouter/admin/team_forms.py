@@ -8,7 +8,7 @@ from wtforms import BooleanField, DateField, Form, StringField
 from wtforms.validators import DataRequired, Length, Optional
 
 from tokenrouter import teams
-from tokenrouter.models import NAME_LENGTH, Team
+from tokenrouter.database.tables import NAME_LENGTH, Team
 from tokenrouter.teams import InvalidValue, NameTaken, TeamError
 
 GRACES = {

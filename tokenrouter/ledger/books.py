@@ -12,6 +12,7 @@ from sqlalchemy.engine import Engine, Row
 
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
+from tokenrouter.database.tables import ESTIMATED, INTERRUPTED, RequestLog, Team, UsageDaily, Worker, writing
 from tokenrouter.ledger.operations import (
     ABANDONED_CALLS,
     DEAD_WORKERS,
@@ -25,7 +26,6 @@ from tokenrouter.ledger.operations import (
     reservation_of,
 )
 from tokenrouter.ledger.rules import Outcome
-from tokenrouter.models import ESTIMATED, INTERRUPTED, RequestLog, Team, UsageDaily, Worker, writing
 
 logger = logging.getLogger(__name__)
 

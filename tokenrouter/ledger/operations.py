@@ -9,11 +9,8 @@ from typing import Any, ClassVar
 from sqlalchemy import bindparam, insert, literal_column, or_, select, update
 from sqlalchemy.engine import Row
 
-from tokenrouter.driver import DriverConnection, Inserter, Statement
-from tokenrouter.errors import QuotaExceeded, QuotaReserved
-from tokenrouter.ledger.responses import remember
-from tokenrouter.ledger.rules import Ask, Balance, Outcome, Reservation, decide
-from tokenrouter.models import (
+from tokenrouter.database.statements import DriverConnection, Inserter, Statement
+from tokenrouter.database.tables import (
     INTERRUPTED,
     NOT_COUNTED,
     PENDING,
@@ -26,6 +23,9 @@ from tokenrouter.models import (
     Worker,
     epoch_now,
 )
+from tokenrouter.errors import QuotaExceeded, QuotaReserved
+from tokenrouter.ledger.responses import remember
+from tokenrouter.ledger.rules import Ask, Balance, Outcome, Reservation, decide
 
 
 @dataclass

@@ -6,9 +6,9 @@ from typing import Any
 
 from sqlalchemy import bindparam, select
 
-from tokenrouter.driver import DriverConnection, Inserter, Readers, Statement, transient_errors
+from tokenrouter.database.statements import DriverConnection, Inserter, Readers, Statement, transient_errors
+from tokenrouter.database.tables import GivenResponse
 from tokenrouter.errors import StorageUnavailable
-from tokenrouter.models import GivenResponse
 
 COLUMNS = ("team_id", "response_hash", "total_tokens", "created_at")
 FIND_RESPONSE = Statement(

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 
+from tokenrouter.database.tables import NOT_COUNTED
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
-from tokenrouter.models import NOT_COUNTED
 
 LEAST_OUTPUT_TOKENS = 16
 

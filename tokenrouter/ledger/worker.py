@@ -15,7 +15,8 @@ from sqlalchemy import bindparam, delete, insert, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from tokenrouter.driver import DriverConnection, Statement, WriteConnection
+from tokenrouter.database.statements import DriverConnection, Statement, WriteConnection
+from tokenrouter.database.tables import Worker, epoch_now, writing
 from tokenrouter.errors import StorageUnavailable
 from tokenrouter.ledger.books import LEASE_S, recover
 from tokenrouter.ledger.operations import (
@@ -29,7 +30,6 @@ from tokenrouter.ledger.operations import (
 )
 from tokenrouter.ledger.rules import Ask, Outcome, Reservation
 from tokenrouter.ledger.writer import Ticket, Writer
-from tokenrouter.models import Worker, epoch_now, writing
 
 logger = logging.getLogger(__name__)
 

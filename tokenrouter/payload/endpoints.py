@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenrouter.errors import InvalidRequest
-from tokenrouter.events import NOTHING_LAST, LastEvents, response_texts
-from tokenrouter.metering import AUDIO_TOKENS, IMAGE_TOKENS, Prompt, answer_texts, read_chat_prompt
+from tokenrouter.metering.streams import AUDIO_TOKENS, IMAGE_TOKENS, Prompt, answer_texts, read_chat_prompt
+from tokenrouter.metering.typed_streams import NOTHING_LAST, LastEvents, response_texts
 from tokenrouter.payload.prompts import count_inputs, read_inputs, read_response_prompt
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from tokenrouter.metering import (
+from tokenrouter.metering.streams import (
     ANSWER_START_TOKENS,
     AUDIO_TOKENS,
     FILE_TOKENS,

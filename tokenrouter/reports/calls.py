@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, false, func, literal_column, select
 from sqlalchemy.engine import Connection, Row
 
-from tokenrouter.models import PENDING, RARE_STATUSES, ApiToken, RequestLog, Team, UsageDaily, near_id
+from tokenrouter.database.tables import PENDING, RARE_STATUSES, ApiToken, RequestLog, Team, UsageDaily, near_id
 from tokenrouter.reports.reading import reading
 
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from sqlalchemy import false, func, select
 from sqlalchemy.orm import Session
 
-from tokenrouter.models import Team, UsageDaily, db, near_id
+from tokenrouter.database.tables import Team, UsageDaily, db, near_id
 from tokenrouter.reports.reading import reading
 
 Grouping = Literal["day", "team", "model"]

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, literal_column, select, union_all
 from sqlalchemy.engine import Connection, Row
 
-from tokenrouter.models import INTERRUPTED, PENDING, PROVIDER_ERROR, REJECTED, RequestLog, Team, UsageDaily
+from tokenrouter.database.tables import INTERRUPTED, PENDING, PROVIDER_ERROR, REJECTED, RequestLog, Team, UsageDaily
 from tokenrouter.reports.reading import reading
 
 SHOWN_TEAMS = 8

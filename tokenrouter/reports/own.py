@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.engine import Connection
 
-from tokenrouter.models import RequestLog, Team, UsageDaily
+from tokenrouter.database.tables import RequestLog, Team, UsageDaily
 from tokenrouter.reports.reading import reading
 from tokenrouter.reports.teams import TAKEN, model_uses
 from tokenrouter.reports.views import timestamp

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.engine import Connection
 
-from tokenrouter.models import db
+from tokenrouter.database.tables import db
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, bindparam, case, false, func, or_, select
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.orm import aliased
 
-from tokenrouter.models import ApiToken, Team, UsageDaily, near_id, split_models
+from tokenrouter.database.tables import ApiToken, Team, UsageDaily, near_id, split_models
 from tokenrouter.reports.reading import reading
 
 LATELY_DAYS = 7

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Row, func, select
 from sqlalchemy.orm import Session
 
-from tokenrouter.models import ApiToken, ManagementToken, RequestLog, Team, UsageDaily, db
+from tokenrouter.database.tables import ApiToken, ManagementToken, RequestLog, Team, UsageDaily, db
 
 DAYS_SHOWN = 30
 

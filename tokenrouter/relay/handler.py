@@ -13,13 +13,11 @@ from typing import Any
 
 from flask import Flask, Response, current_app, g, request
 
-from tokenrouter import auth, incoming, payload
+from tokenrouter import auth, payload, request_body
 from tokenrouter.auth import Caller
-from tokenrouter.booking import Booking, booked_as
-from tokenrouter.callers import CallEnded, Callers
-from tokenrouter.catalogue import Catalogue
 from tokenrouter.config import Settings
-from tokenrouter.driver import Readers
+from tokenrouter.database.statements import Readers
+from tokenrouter.database.tables import CLIENT_CLOSED, PROVIDER_ERROR, db
 from tokenrouter.errors import (
     APIError,
     InvalidRequest,
@@ -30,16 +28,18 @@ from tokenrouter.errors import (
     StorageUnavailable,
     TeamDisabled,
 )
-from tokenrouter.events import TypedMeter
 from tokenrouter.ledger import Ask, Ledger, tokens_of_response
-from tokenrouter.metering import StreamMeter, count_tokens, parse_json, read_usage
-from tokenrouter.models import CLIENT_CLOSED, PROVIDER_ERROR, db
+from tokenrouter.metering.sse import EventSplitter
+from tokenrouter.metering.streams import StreamMeter, count_tokens, parse_json, read_usage
+from tokenrouter.metering.typed_streams import TypedMeter
 from tokenrouter.payload import Call, Endpoint
-from tokenrouter.places import Places
-from tokenrouter.provider import Provider, RelayedError, Reply
-from tokenrouter.sse import EventSplitter
-from tokenrouter.transport import Line
-from tokenrouter.uploads import Upload
+from tokenrouter.provider.catalogue import Catalogue
+from tokenrouter.provider.client import Provider, RelayedError, Reply
+from tokenrouter.provider.transport import Line
+from tokenrouter.relay.booking import Booking, booked_as
+from tokenrouter.relay.uploads import Upload
+from tokenrouter.worker.disconnects import CallEnded, Callers
+from tokenrouter.worker.slots import Places
 
 logger = logging.getLogger(__name__)
 
@@ -92,14 +92,14 @@ def handle(endpoint: Endpoint) -> Response:
     """
     own = relay()
     most_bytes = own.settings.max_request_bytes
-    incoming.check_size(most_bytes)
+    request_body.check_size(most_bytes)
     caller = authenticate(endpoint.path)
-    incoming.check_encoding()
+    request_body.check_encoding()
     if endpoint.is_form and request.mimetype != "application/json":
         with Upload(request.headers.get("Content-Type", "")) as upload:
-            upload.receive(incoming.body_pieces(most_bytes))
+            upload.receive(request_body.body_pieces(most_bytes))
             return _answer(own, endpoint, caller, payload.form_body(upload.fields), upload)
-    return _answer(own, endpoint, caller, payload.parse(incoming.read_body(most_bytes)))
+    return _answer(own, endpoint, caller, payload.parse(request_body.read_body(most_bytes)))
 
 
 def _answer(

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 import toktok  # its tables, 65 MB, are loaded by the first count, not by this import
 
-from tokenrouter import sse
-from tokenrouter.estimate import estimate_text_tokens
+from tokenrouter.metering import sse
+from tokenrouter.metering.estimate import estimate_text_tokens
 
 ENCODING = "o200k_base"
 # No model takes as much as this in one call, so who reports more is wrong.

@@ -13,9 +13,9 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from tokenrouter.config import ConfigError
-from tokenrouter.models import db
+from tokenrouter.database.tables import db
 
-MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
 HEAD = "0004"
 
 

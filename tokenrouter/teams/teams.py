@@ -21,7 +21,7 @@ from tokenrouter import changes
 from tokenrouter.auth import SHOWN_CHARACTERS, new_bearer_token, token_hash
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.config import parse_models
-from tokenrouter.models import NAME_LENGTH, ApiToken, Team, db, near_id, writing
+from tokenrouter.database.tables import NAME_LENGTH, ApiToken, Team, db, near_id, writing
 
 MOST_QUOTA_TOKENS = 10**15
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}

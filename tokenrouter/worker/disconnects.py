@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+from tokenrouter.database.tables import CLIENT_CLOSED, INTERRUPTED
 from tokenrouter.errors import APIError
-from tokenrouter.models import CLIENT_CLOSED, INTERRUPTED
 
 logger = logging.getLogger(__name__)
 

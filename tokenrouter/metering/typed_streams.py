@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tokenrouter import sse
-from tokenrouter.estimate import estimate_text_tokens
-from tokenrouter.metering import Usage, count_tokens, parse_json, read_usage
+from tokenrouter.metering import sse
+from tokenrouter.metering.estimate import estimate_text_tokens
+from tokenrouter.metering.streams import Usage, count_tokens, parse_json, read_usage
 
 OPENING = frozenset(("response.created", "response.queued", "response.in_progress", "keepalive"))
 """Events that bring nothing of an answer."""

@@ -25,8 +25,8 @@ from tokenrouter.errors import (
     ProviderTimeout,
     ProviderUnreachable,
 )
-from tokenrouter.metering import parse_json
-from tokenrouter.transport import READ_SIZE, Answer, Line, ProviderConnection, at_work
+from tokenrouter.metering.streams import parse_json
+from tokenrouter.provider.transport import READ_SIZE, Answer, Line, ProviderConnection, at_work
 
 logger = logging.getLogger(__name__)
 

@@ -4,14 +4,14 @@ import threading
 import time
 from collections.abc import Callable
 
-from tokenrouter.callers import CallEnded
+from tokenrouter.database.tables import BY_PROVIDER, ESTIMATED, NOT_COUNTED, OK, PROVIDER_ERROR
 from tokenrouter.errors import APIError
-from tokenrouter.events import TypedMeter
 from tokenrouter.ledger import Ledger, Outcome, Reservation
-from tokenrouter.metering import StreamMeter, Usage
-from tokenrouter.models import BY_PROVIDER, ESTIMATED, NOT_COUNTED, OK, PROVIDER_ERROR
+from tokenrouter.metering.streams import StreamMeter, Usage
+from tokenrouter.metering.typed_streams import TypedMeter
 from tokenrouter.payload import Call
-from tokenrouter.provider import Reply
+from tokenrouter.provider.client import Reply
+from tokenrouter.worker.disconnects import CallEnded
 
 
 class Booking:

@@ -9,8 +9,8 @@ from flask import Flask, Request, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface, SessionMixin
 from sqlalchemy import delete, insert, select
 
+from tokenrouter.database.tables import PanelSession, db, writing
 from tokenrouter.errors import is_api_path
-from tokenrouter.models import PanelSession, db, writing
 
 IDLE_LIFETIME = timedelta(hours=12)
 LIFETIME = timedelta(days=7)

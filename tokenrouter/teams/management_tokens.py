@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from tokenrouter import changes
 from tokenrouter.auth import SHOWN_CHARACTERS, borne_token, token_hash
 from tokenrouter.changes import Actor, Changed
+from tokenrouter.database.tables import ManagementToken, db, writing
 from tokenrouter.errors import InvalidManagementToken
-from tokenrouter.models import ManagementToken, db, writing
 from tokenrouter.teams import NotFound, check_label
 
 TOKEN_PREFIX = "trm-"

@@ -16,8 +16,8 @@ from gunicorn.http.message import Request
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from tokenrouter.callers import Callers, Restarting
-from tokenrouter.transport import timeval
+from tokenrouter.provider.transport import timeval
+from tokenrouter.worker.disconnects import Callers, Restarting
 
 HEAD_S = 20.0  # from a head's first byte to its last
 BODY_S, SLOWEST_BODY = 20.0, 50_000  # seconds for any body, and one more for so many bytes that it announces

@@ -8,8 +8,8 @@ from typing import Any
 
 from tokenrouter.config import is_allowed
 from tokenrouter.errors import APIError, ProviderBadResponse
-from tokenrouter.metering import parse_json
-from tokenrouter.provider import Provider, RelayedError
+from tokenrouter.metering.streams import parse_json
+from tokenrouter.provider.client import Provider, RelayedError
 
 CACHE_S = 300.0
 FAILURE_CACHE_S = 10.0

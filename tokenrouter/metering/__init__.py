@@ -1,0 +1,1 @@
+"""What a call reads, writes and costs, worked out from bytes alone. Knows neither Flask nor the database."""
