@@ -46,9 +46,9 @@ proc_name = "tokenrouter"
 
 def post_worker_init(worker: Worker) -> None:
     """Begin to look for calls of workers that died, before the first call comes."""
-    relay = worker.wsgi.extensions["relay"]
-    relay.ledger.start()
-    worker.serve(relay.callers, settings.provider_read_timeout)
+    runtime = worker.wsgi.extensions["tokenrouter"]
+    runtime.ledger.start()
+    worker.serve(runtime.callers, settings.provider_read_timeout)
 
 
 # A stream holds two sockets, the caller's and the provider's.

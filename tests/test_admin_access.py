@@ -10,9 +10,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
-from tokenrouter import create_app
+from tokenrouter import create_app, runtime
 from tokenrouter.database.tables import db, writing
-from tokenrouter.relay import handler
 
 DEFAULT_PASSWORD = "admin123"
 ELSEWHERE = (
@@ -133,7 +132,7 @@ def other_password(panel: Panel, settings: dict[str, str]) -> Iterator[Panel]:
     other = Panel(app.test_client())
     other.client.set_cookie("tokenrouter_session", panel.client.get_cookie("tokenrouter_session").value)
     yield other
-    handler.close(app)
+    runtime.close(app)
 
 
 def test_changed_password_ends_the_session(other_password: Panel):

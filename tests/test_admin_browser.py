@@ -17,10 +17,9 @@ from conftest import PROVIDER_KEY, Server, hello, running_server
 from openai import OpenAI
 from playwright.sync_api import Browser, expect
 
-from tokenrouter import create_app, teams
+from tokenrouter import create_app, runtime, teams
 from tokenrouter.changes import Actor
 from tokenrouter.config import SETTINGS
-from tokenrouter.relay import handler
 from tokenrouter.standin import StandInProvider
 
 MESSAGES = [{"role": "user", "content": "Hello!"}]
@@ -174,7 +173,7 @@ def furnished(service: Server) -> Iterator[Server]:
     app = create_app({name: text for name, text in service.environment.items() if name in SETTINGS})
     with app.app_context():
         tokens = [teams.create(name, 3000, by=Actor("cli", "test"))[1] for name in NASTY_NAMES]
-    handler.close(app)
+    runtime.close(app)
     for token, directives in zip(tokens, ("words=5", "status=500", "status=429", "cut=3", "words=9"), strict=False):
         _send(service, token, directives)
     _send(service, tokens[0], "words=5", model="unknown")

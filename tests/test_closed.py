@@ -7,9 +7,8 @@ from asking import MODEL, ask, body_of
 from conftest import Member, stored
 from flask.testing import FlaskClient
 
-from tokenrouter import ledger, payload, reports
+from tokenrouter import ledger, payload, reports, runtime
 from tokenrouter.database.tables import db
-from tokenrouter.relay import handler
 from tokenrouter.standin import StandInProvider
 
 BOTH = pytest.mark.both_databases
@@ -121,7 +120,7 @@ def test_response_goes_on_from_one_of_the_same_team(client: FlaskClient, team: M
     first = ask(client, team, "responses").json
     assert ask(client, team, "responses", previous_response_id=first["id"], max_output_tokens=20).status_code == 200
     assert provider.calls[1].json["previous_response_id"] == first["id"]
-    alone = payload.check(payload.ENDPOINTS[2], body_of("responses"), MODEL, handler.relay().settings).prompt_tokens
+    alone = payload.check(payload.ENDPOINTS[2], body_of("responses"), MODEL, runtime.current().settings).prompt_tokens
     assert reports.newest_calls(None, 1)[0].held_tokens == alone + first["usage"]["total_tokens"] + 20
 
 
@@ -173,6 +172,6 @@ def test_response_that_is_not_stored_cannot_be_gone_on_from(
 @BOTH
 def test_response_is_remembered_by_all_workers_and_after_a_restart(client: FlaskClient, team: Member):
     first = ask(client, team, "responses").json
-    readers = handler.relay().readers
+    readers = runtime.current().readers
     assert ledger.tokens_of_response(readers, team.team.id, first["id"]) == first["usage"]["total_tokens"]
     assert ledger.tokens_of_response(readers, team.team.id + 1, first["id"]) is None

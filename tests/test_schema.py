@@ -8,11 +8,10 @@ from alembic.migration import MigrationContext
 from flask import Flask
 from sqlalchemy import inspect, text
 
-from tokenrouter import changes, create_app, ledger, reports, teams
+from tokenrouter import changes, create_app, ledger, reports, runtime, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database import schema
 from tokenrouter.database.tables import db, writing
-from tokenrouter.relay import handler
 
 pytestmark = pytest.mark.both_databases
 
@@ -38,7 +37,7 @@ def unmade(settings: dict[str, str]) -> Flask:
         app = create_app(settings)
     with app.app_context():
         yield app
-    handler.close(app)
+    runtime.close(app)
 
 
 def migrate_to(version: str) -> None:

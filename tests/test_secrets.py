@@ -13,8 +13,7 @@ from conftest import Server, eventually, hello, running_server
 from flask import Flask
 from rawhttp import connect, read_all
 
-from tokenrouter import config, create_app
-from tokenrouter.relay import handler
+from tokenrouter import config, create_app, runtime
 from tokenrouter.standin import StandInProvider
 
 PROVIDER_KEY = "sk-the-providers-key-0123456789abcdef"
@@ -146,7 +145,7 @@ def traffic(tmp_path_factory: pytest.TempPathFactory) -> Traffic:
             visit_panel(server, traffic)
             app = create_app({name: text for name, text in settings.items() if name in config.SETTINGS})
             run_commands(app, traffic)
-            handler.close(app)
+            runtime.close(app)
             for pid in (server.process.pid, *server.worker_pids()):
                 traffic.said[f"command line of {pid}"] = Path(f"/proc/{pid}/cmdline").read_text()
             # a wrong key, which the provider then repeats in part

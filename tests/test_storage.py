@@ -22,7 +22,7 @@ from sqlalchemy import bindparam, create_engine, insert, inspect, select, text, 
 from sqlalchemy.exc import OperationalError
 from werkzeug.test import TestResponse
 
-from tokenrouter import auth, ledger
+from tokenrouter import auth, ledger, runtime
 from tokenrouter.database import schema, statements, tables
 from tokenrouter.database.tables import RequestLog, Worker, db, epoch_now
 from tokenrouter.ledger import Ask, Ledger, operations, worker, writer
@@ -291,7 +291,7 @@ def test_admission_is_refused_while_postgresql_is_away(
     outage: Outage, client: FlaskClient, team: Member, provider: StandInProvider, monkeypatch: pytest.MonkeyPatch
 ):
     assert ask(client, team).status_code == 200
-    caller = auth.authenticate(handler.relay().readers, team.headers["Authorization"])
+    caller = auth.authenticate(runtime.current().readers, team.headers["Authorization"])
     with monkeypatch.context() as patch:
         patch.setattr(auth, "authenticate", lambda *_: caller)  # it goes away right after the look-up
         outage.begin()
@@ -371,7 +371,7 @@ def test_outage_longer_than_a_lease_interrupts_no_living_call(
     provider: StandInProvider,
 ):
     """The other worker is back first, and has to give the call's own worker time to renew its lease."""
-    own, other = app.extensions["relay"].ledger, new_ledger()
+    own, other = runtime.of(app).ledger, new_ledger()
     own_is_late, beats = threading.Event(), []
     run_group, beat = own._writer._run, other._heartbeat
 
@@ -407,10 +407,10 @@ def test_outage_longer_than_a_lease_interrupts_no_living_call(
 MIGRATE = """
 import sys
 from tokenrouter import create_app
-from tokenrouter.relay import handler
+from tokenrouter import runtime
 print("ready", flush=True)
 sys.stdin.readline()
-handler.close(create_app({"DATABASE_URL": sys.argv[1], "PROVIDER_API_KEY": "sk-x", "SECRET_KEY": "x"}))
+runtime.close(create_app({"DATABASE_URL": sys.argv[1], "PROVIDER_API_KEY": "sk-x", "SECRET_KEY": "x"}))
 """
 
 

@@ -19,8 +19,8 @@ LADDER = (
     "changes provider",
     "auth payload reports worker",
     "ledger teams",
-    "relay api cli",
-    "admin health demo",
+    "runtime api cli",
+    "relay admin health demo",
     "v1 site",
 )
 LEVELS = {name: level for level, names in enumerate(LADDER) for name in names.split()}

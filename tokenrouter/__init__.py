@@ -13,11 +13,10 @@ from flask.cli import run_command
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from tokenrouter import admin, api, cli, config, demo, docs, errors, health, site, v1
+from tokenrouter import admin, api, cli, config, demo, docs, errors, health, runtime, site, v1
 from tokenrouter.admin import sessions
 from tokenrouter.config import ConfigError, Settings
 from tokenrouter.database import schema, statements, tables
-from tokenrouter.relay import handler
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     app.after_request(_label)
     for part in (errors, tables, schema, sessions, cli):
         part.init_app(app)
-    handler.init_app(app, settings)
+    runtime.init_app(app, settings)
     app.cli.add_command(demo.command(create_app))
     app.register_blueprint(v1.blueprint)
     app.register_blueprint(api.blueprint)

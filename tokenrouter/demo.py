@@ -10,11 +10,10 @@ import click
 from flask import Flask
 from werkzeug.serving import make_server
 
-from tokenrouter import changes, teams
+from tokenrouter import changes, runtime, teams
 from tokenrouter.changes import Actor
 from tokenrouter.config import default_settings
 from tokenrouter.database import schema
-from tokenrouter.relay import handler
 from tokenrouter.standin import StandInProvider
 
 HOST = "127.0.0.1"
@@ -80,7 +79,7 @@ def _serve(app: Flask, port: int, password: str) -> None:
             server.serve_forever()  # returns on Ctrl-C
         finally:
             server.server_close()
-            handler.close(app)
+            runtime.close(app)
 
 
 def _listener(port: int) -> socket.socket:

@@ -3,8 +3,8 @@
 from flask import Blueprint
 from sqlalchemy import literal, select
 
+from tokenrouter import runtime
 from tokenrouter.database.statements import Statement, transient_errors
-from tokenrouter.relay import handler
 
 blueprint = Blueprint("pages", __name__)
 
@@ -22,7 +22,7 @@ def healthz() -> dict[str, str]:
 def readyz() -> tuple[dict[str, str], int]:
     """Tell whether the database answers."""
     try:
-        handler.relay().readers.one(ANYTHING, {})
+        runtime.current().readers.one(ANYTHING, {})
     except (*transient_errors(), TimeoutError):
         return NOT_READY, 503
     return READY, 200

@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Blueprint, Response, render_template, request
 
-from tokenrouter import reports
+from tokenrouter import reports, runtime
 from tokenrouter.relay import handler
 
 blueprint = Blueprint("site", __name__)
@@ -36,4 +36,4 @@ def _keep_private(response: Response) -> Response:
 
 
 def _for_snippets() -> dict[str, str]:
-    return {"base_url": f"{request.host_url}v1", "model": handler.relay().settings.default_model}
+    return {"base_url": f"{request.host_url}v1", "model": runtime.current().settings.default_model}

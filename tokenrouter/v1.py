@@ -4,7 +4,7 @@ from functools import partial
 
 from flask import Blueprint
 
-from tokenrouter import payload, reports
+from tokenrouter import payload, reports, runtime
 from tokenrouter.auth import Caller
 from tokenrouter.errors import ModelNotFound
 from tokenrouter.relay import handler
@@ -26,7 +26,7 @@ def models() -> dict[str, object]:
 def model(model_id: str) -> dict[str, object]:
     """Return one of the models that the caller's team may call."""
     caller = handler.authenticate("/models")
-    payload.check_model(model_id, handler.relay().settings.allowed_models, caller.models)
+    payload.check_model(model_id, runtime.current().settings.allowed_models, caller.models)
     for model_object in _models_of(caller):
         if model_object["id"] == model_id:
             return model_object
@@ -34,7 +34,7 @@ def model(model_id: str) -> dict[str, object]:
 
 
 def _models_of(caller: Caller) -> list[dict[str, object]]:
-    own = handler.relay()
+    own = runtime.current()
     return own.catalogue.models(payload.narrowed(own.settings.allowed_models, caller.models))
 
 
@@ -42,5 +42,5 @@ def _models_of(caller: Caller) -> list[dict[str, object]]:
 def usage() -> dict[str, object]:
     """Tell the caller's team what it used, in all and of late."""
     caller = handler.authenticate("/usage")
-    models = payload.narrowed(handler.relay().settings.allowed_models, caller.models)
+    models = payload.narrowed(runtime.current().settings.allowed_models, caller.models)
     return reports.own_usage(caller.team_id, models)

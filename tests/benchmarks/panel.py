@@ -20,8 +20,12 @@ from adminclient import PASSWORD, Panel  # noqa: E402
 from flask import Flask  # noqa: E402
 from logrows import RARE_MODEL, fill  # noqa: E402
 
-from tokenrouter import changes, create_app, reports  # noqa: E402
-from tokenrouter.relay import handler  # noqa: E402
+from tokenrouter import (  # noqa: E402
+    changes,
+    create_app,
+    reports,
+    runtime,
+)
 from tokenrouter.reports import CallFilter  # noqa: E402
 
 BAR_MS = 300
@@ -172,7 +176,7 @@ def main() -> int:
         try:
             return 0 if measure(app) else 1
         finally:
-            handler.close(app)
+            runtime.close(app)
 
 
 if __name__ == "__main__":

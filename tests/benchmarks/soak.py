@@ -55,7 +55,6 @@ from tokenrouter.database.tables import (
     db,
 )
 from tokenrouter.metering.estimate import estimate_text_tokens
-from tokenrouter.relay import handler
 from tokenrouter.standin import Faults, StandInProvider, prose
 
 PROVIDER_KEY = "sk-provider-key-of-the-soak"

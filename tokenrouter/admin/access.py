@@ -13,12 +13,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 from wtforms import ValidationError
 
-from tokenrouter import auth, changes
+from tokenrouter import auth, changes, runtime
 from tokenrouter.admin import sessions
 from tokenrouter.changes import Actor
 from tokenrouter.config import Settings
 from tokenrouter.database import schema
-from tokenrouter.relay import handler
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def init_app(app: Flask) -> None:
 
 def settings() -> Settings:
     """Return the current app's settings."""
-    return handler.relay().settings
+    return runtime.current().settings
 
 
 def _administrator(session_id: str) -> Administrator | None:

@@ -6,11 +6,10 @@ from flask import flash, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_admin import AdminIndexView, expose
 
-from tokenrouter import auth, reports
+from tokenrouter import auth, reports, runtime
 from tokenrouter.admin import access
 from tokenrouter.admin.access import PanelView, settings
 from tokenrouter.admin.charts import tokens_chart
-from tokenrouter.relay import handler
 
 CHART_DAYS = 30
 NEAREST = 8
@@ -41,14 +40,14 @@ class HomeView(PanelView, AdminIndexView):
             chart=tokens_chart(reports.tokens_per_day(CHART_DAYS, now)),
             nearest=reports.nearest_to_quota(NEAREST),
             failures=reports.last_failures(FAILURES),
-            check=handler.relay().catalogue.last_check,
+            check=runtime.current().catalogue.last_check,
             now=now,
         )
 
     @expose("/provider")
     def provider_view(self) -> ResponseReturnValue:
         """Tell whether the provider answers; the dashboard asks this after it has come up."""
-        return self.render("admin/provider.html", check=handler.relay().catalogue.check(within_s=PROVIDER_ANSWER_S))
+        return self.render("admin/provider.html", check=runtime.current().catalogue.check(within_s=PROVIDER_ANSWER_S))
 
     @expose("/login", methods=("GET", "POST"))
     def login_view(self) -> ResponseReturnValue:

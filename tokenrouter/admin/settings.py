@@ -8,10 +8,10 @@ from flask.typing import ResponseReturnValue
 from flask_admin import expose
 from sqlalchemy.engine import make_url
 
+from tokenrouter import runtime
 from tokenrouter.admin.access import PanelView, settings
 from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, SETTINGS, Settings, is_allowed
 from tokenrouter.provider.catalogue import Check
-from tokenrouter.relay import handler
 
 SHOWN_CHARACTERS = 4
 ADVICE = {
@@ -41,12 +41,12 @@ class SettingsView(PanelView):
     @expose("/")
     def index_view(self) -> ResponseReturnValue:
         """Show the page, with what is known of the provider."""
-        return self._page(handler.relay().catalogue.last_check)
+        return self._page(runtime.current().catalogue.last_check)
 
     @expose("/provider", methods=("POST",))
     def ask_view(self) -> ResponseReturnValue:
         """Ask the provider now."""
-        return self._page(handler.relay().catalogue.check())
+        return self._page(runtime.current().catalogue.check())
 
     def _page(self, check: Check | None) -> ResponseReturnValue:
         own = settings()

@@ -11,7 +11,7 @@ from flask_admin.contrib.sqla import ModelView
 from markupsafe import Markup
 from werkzeug.datastructures import MultiDict
 
-from tokenrouter import changes, payload, reports
+from tokenrouter import changes, payload, reports, runtime
 from tokenrouter import teams as team_store
 from tokenrouter.admin import access, bulk
 from tokenrouter.admin.access import PanelView, actor, settings
@@ -27,7 +27,6 @@ from tokenrouter.admin.team_forms import (
 )
 from tokenrouter.config import is_allowed
 from tokenrouter.database.tables import Team
-from tokenrouter.relay import handler
 from tokenrouter.teams import NotFound, TeamError
 
 NO_TEAM = "There is no such team, or it was deleted. The log still has its calls."
@@ -264,7 +263,7 @@ def _base_url() -> str:
 def _model_for(team: Team) -> str:
     """Return a model to show in an example: the default where the team may call it."""
     allowed = payload.narrowed(settings().allowed_models, team.model_patterns)
-    check = handler.relay().catalogue.last_check
+    check = runtime.current().catalogue.last_check
     listed = check.models or () if check else ()
     known = (settings().default_model, *(name for name in allowed if not name.endswith("*")), *listed)
     return next((name for name in known if is_allowed(name, allowed)), settings().default_model)

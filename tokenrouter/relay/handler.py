@@ -5,19 +5,17 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from typing import Any
 
-from flask import Flask, Response, current_app, g, request
+from flask import Response, g, request
 
-from tokenrouter import auth, payload, request_body
+from tokenrouter import auth, payload, request_body, runtime
 from tokenrouter.auth import Caller
-from tokenrouter.config import Settings
-from tokenrouter.database.statements import Readers
-from tokenrouter.database.tables import CLIENT_CLOSED, PROVIDER_ERROR, db
+from tokenrouter.database.tables import CLIENT_CLOSED, PROVIDER_ERROR
 from tokenrouter.errors import (
     APIError,
     InvalidRequest,
@@ -33,56 +31,16 @@ from tokenrouter.metering.sse import EventSplitter
 from tokenrouter.metering.streams import StreamMeter, count_tokens, parse_json, read_usage
 from tokenrouter.metering.typed_streams import TypedMeter
 from tokenrouter.payload import Call, Endpoint
-from tokenrouter.provider.catalogue import Catalogue
 from tokenrouter.provider.client import Provider, RelayedError, Reply
 from tokenrouter.provider.transport import Line
 from tokenrouter.relay.booking import Booking, booked_as
 from tokenrouter.relay.uploads import Upload
-from tokenrouter.worker.disconnects import CallEnded, Callers
-from tokenrouter.worker.slots import Places
+from tokenrouter.runtime import Runtime
+from tokenrouter.worker.disconnects import CallEnded
 
 logger = logging.getLogger(__name__)
 
 LOGGED_MODEL_LENGTH = 200
-
-
-@dataclass
-class Relay:
-    """What one app relays with."""
-
-    settings: Settings
-    readers: Readers
-    ledger: Ledger
-    provider: Provider
-    places: Places
-    catalogue: Catalogue
-    callers: Callers
-
-
-def init_app(app: Flask, settings: Settings) -> None:
-    """Give the app its ledger, its provider and its places."""
-    with app.app_context():
-        readers = Readers(db.engine)
-        ledger = Ledger(db.engine, settings.output_reserve_tokens)
-    provider = Provider(settings)
-    places = Places(settings.threads, settings.team_calls)
-    app.extensions["relay"] = Relay(settings, readers, ledger, provider, places, Catalogue(provider), Callers())
-
-
-def close(app: Flask) -> None:
-    """Write what is still to be booked, leave the workers, and close all connections."""
-    own: Relay = app.extensions["relay"]
-    own.callers.close()
-    own.ledger.close()
-    own.provider.close()
-    own.readers.close()
-    with app.app_context():
-        db.engine.dispose()
-
-
-def relay() -> Relay:
-    """Return the current app's."""
-    return current_app.extensions["relay"]
 
 
 def handle(endpoint: Endpoint) -> Response:
@@ -90,7 +48,7 @@ def handle(endpoint: Endpoint) -> Response:
 
     Raises the APIError that the caller is to see.
     """
-    own = relay()
+    own = runtime.current()
     most_bytes = own.settings.max_request_bytes
     request_body.check_size(most_bytes)
     caller = authenticate(endpoint.path)
@@ -103,7 +61,7 @@ def handle(endpoint: Endpoint) -> Response:
 
 
 def _answer(
-    own: Relay, endpoint: Endpoint, caller: Caller, body: dict[str, Any], upload: Upload | None = None
+    own: Runtime, endpoint: Endpoint, caller: Caller, body: dict[str, Any], upload: Upload | None = None
 ) -> Response:
     model = payload.model_of(body, own.settings.default_model if endpoint.has_default_model else None)
     call = payload.check(endpoint, body, model, own.settings)
@@ -152,7 +110,7 @@ def authenticate(endpoint_path: str) -> Caller:
 
     Raises InvalidAPIKey, TeamDisabled, which the log keeps, and StorageUnavailable.
     """
-    own = relay()
+    own = runtime.current()
     caller = auth.authenticate(own.readers, request.headers.get("Authorization"))
     if not caller.active:
         with _logged_refusal(own.ledger, new_ask(caller, endpoint_path, model="", stream=False)):
@@ -188,7 +146,7 @@ def _logged_refusal(ledger: Ledger, ask: Ask) -> Iterator[None]:
         raise
 
 
-def _tokens_of_response(own: Relay, caller: Caller, response_id: object) -> int:
+def _tokens_of_response(own: Runtime, caller: Caller, response_id: object) -> int:
     """Return what an earlier response of the same team's adds to the prompt.
 
     Raises InvalidRequest, ResponseNotFound and StorageUnavailable.

@@ -1,0 +1,58 @@
+"""What one process runs with: its settings, ledger and provider, its slots for calls, and the clients that wait."""
+
+from dataclasses import dataclass
+
+from flask import Flask, current_app
+
+from tokenrouter.config import Settings
+from tokenrouter.database.statements import Readers
+from tokenrouter.database.tables import db
+from tokenrouter.ledger import Ledger
+from tokenrouter.provider.catalogue import Catalogue
+from tokenrouter.provider.client import Provider
+from tokenrouter.worker.disconnects import Callers
+from tokenrouter.worker.slots import Places
+
+
+@dataclass
+class Runtime:
+    """What one app runs with, in one process."""
+
+    settings: Settings
+    readers: Readers
+    ledger: Ledger
+    provider: Provider
+    places: Places
+    catalogue: Catalogue
+    callers: Callers
+
+
+def init_app(app: Flask, settings: Settings) -> None:
+    """Give the app its runtime, of which nothing runs yet: gunicorn forks its workers from this process."""
+    with app.app_context():
+        readers = Readers(db.engine)
+        ledger = Ledger(db.engine, settings.output_reserve_tokens)
+    provider = Provider(settings)
+    places = Places(settings.threads, settings.team_calls)
+    app.extensions["tokenrouter"] = Runtime(settings, readers, ledger, provider, places, Catalogue(provider), Callers())
+
+
+def close(app: Flask) -> None:
+    """Write what is still to be booked, leave the workers, and close all connections."""
+    own = of(app)
+    own.callers.close()
+    own.ledger.close()
+    own.provider.close()
+    own.readers.close()
+    with app.app_context():
+        db.engine.dispose()
+
+
+def of(app: Flask) -> Runtime:
+    """Return an app's."""
+    return app.extensions["tokenrouter"]
+
+
+def current() -> Runtime:
+    """Return the current app's."""
+    return of(current_app)
