@@ -20,7 +20,7 @@ except Exception as error:
     if running:
         print(f"Error: {error}. What runs goes on as it is.", file=sys.stderr, flush=True)
         sys.modules.update(running)
-        settings = running["tokenrouter.config"].load_for_serving()
+        settings = running["tokenrouter.first_start"].load_for_serving()
         Worker = running["tokenrouter.worker.gunicorn_worker"].Worker
     elif isinstance(error, ValueError):
         sys.exit(f"Error: {error}")

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from tokenrouter import config
+from tokenrouter import config, first_start
 from tokenrouter.config import SETTINGS, ConfigError
 
 FLASK = Path(sys.executable).with_name("flask")
 GENERATE_KEY = """
 import sys
 from pathlib import Path
-from tokenrouter.config import generated_secret_key
+from tokenrouter.first_start import generated_secret_key
 print("ready", flush=True)
 sys.stdin.readline()
 print(generated_secret_key(Path("instance")))
@@ -245,7 +245,7 @@ def test_env_file_is_read_as_written(line: str, password: str):
     ],
 )
 def test_what_is_saved_is_read_again(password: str):
-    config.save({"ADMIN_PASSWORD": password, "SECRET_KEY": password})
+    first_start.save({"ADMIN_PASSWORD": password, "SECRET_KEY": password})
     settings = config.load()
     assert (settings.admin_password, settings.secret_key) == (password, password)
 
@@ -299,10 +299,10 @@ def test_defaults_are_told_whatever_the_environment_says(monkeypatch: pytest.Mon
 
 
 def test_generated_secret_key_is_kept_for_its_owner_alone(tmp_path: Path):
-    key = config.generated_secret_key(tmp_path / "instance")
+    key = first_start.generated_secret_key(tmp_path / "instance")
     kept = tmp_path / "instance" / "secret_key"
     assert re.fullmatch("[0-9a-f]{64}", key)
-    assert kept.read_text() == config.generated_secret_key(tmp_path / "instance") == key
+    assert kept.read_text() == first_start.generated_secret_key(tmp_path / "instance") == key
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     assert [path.name for path in kept.parent.iterdir()] == ["secret_key"]
 
@@ -330,7 +330,7 @@ def test_processes_that_start_at_once_share_one_secret_key(tmp_path: Path):
 
 def test_empty_secret_key_of_a_start_cut_short_is_replaced(tmp_path: Path):
     (tmp_path / "secret_key").touch(mode=0o600)
-    assert len(config.generated_secret_key(tmp_path)) == 64
+    assert len(first_start.generated_secret_key(tmp_path)) == 64
 
 
 @pytest.mark.parametrize("show", [repr, str, "{0!r} {0}".format, lambda settings: f"{[settings]}"])

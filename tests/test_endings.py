@@ -9,7 +9,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from tokenrouter import reports
-from tokenrouter.metering.streams import count_tokens, read_chat_prompt
+from tokenrouter.metering.counting import count_tokens
+from tokenrouter.metering.prompts import read_chat_prompt
 from tokenrouter.standin import Ending, Script, StandInProvider
 
 pytestmark = pytest.mark.both_databases

@@ -23,7 +23,8 @@ from sqlalchemy import Row, create_engine, select, text
 
 from tokenrouter import create_app, ledger, runtime, teams
 from tokenrouter.database.tables import RequestLog, db
-from tokenrouter.metering.streams import count_tokens, read_chat_prompt
+from tokenrouter.metering.counting import count_tokens
+from tokenrouter.metering.prompts import read_chat_prompt
 from tokenrouter.standin import StandInProvider
 
 PROMISE_S = 60  # from the death of a worker until its calls are settled

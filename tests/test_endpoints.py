@@ -9,7 +9,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from tokenrouter import payload, reports
-from tokenrouter.metering.streams import AUDIO_TOKENS, IMAGE_TOKENS, count_tokens
+from tokenrouter.metering.counting import count_tokens
+from tokenrouter.metering.prompts import AUDIO_TOKENS, IMAGE_TOKENS
 from tokenrouter.standin import StandInProvider
 
 BOTH = pytest.mark.both_databases

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from tokenrouter.metering.streams import Usage, count_tokens
-from tokenrouter.metering.typed_streams import TypedMeter, response_texts
+from tokenrouter.metering.counting import count_tokens
+from tokenrouter.metering.texts import response_texts
+from tokenrouter.metering.typed_streams import TypedMeter
+from tokenrouter.metering.usage import Usage
 from tokenrouter.payload.endpoints import IMAGES, RESPONSES, SPEECH, TRANSCRIPTIONS
 
 USAGE = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from tokenrouter import config, payload
 from tokenrouter.errors import InvalidRequest
 from tokenrouter.metering.sse import EventSplitter, event_data
-from tokenrouter.metering.streams import ABSURD_TOKENS, StreamMeter, answer_texts, parse_json, read_usage
+from tokenrouter.metering.streams import StreamMeter
+from tokenrouter.metering.texts import answer_texts
 from tokenrouter.metering.typed_streams import LastEvents, TypedMeter
+from tokenrouter.metering.usage import ABSURD_TOKENS, read_usage
 from tokenrouter.provider.transport import Unframer
+from tokenrouter.untrusted_json import parse_json
 
 at_random = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -15,7 +15,7 @@ from sqlalchemy import Row, select
 
 from tokenrouter import create_app, ledger, runtime, teams
 from tokenrouter.database.tables import RequestLog, db
-from tokenrouter.metering.streams import read_chat_prompt
+from tokenrouter.metering.prompts import read_chat_prompt
 from tokenrouter.standin import StandInProvider
 
 PROMISE_S = 2.0

@@ -8,7 +8,11 @@ import pytest
 
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.rules import Ask, Balance, Grant, decide
-from tokenrouter.metering.streams import StreamMeter, Usage, answer_texts, count_tokens, read_chat_prompt, read_usage
+from tokenrouter.metering.counting import count_tokens
+from tokenrouter.metering.prompts import read_chat_prompt
+from tokenrouter.metering.streams import StreamMeter
+from tokenrouter.metering.texts import answer_texts
+from tokenrouter.metering.usage import Usage, read_usage
 
 # Usage
 

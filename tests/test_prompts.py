@@ -4,8 +4,15 @@ import random
 
 import pytest
 
-from tokenrouter.metering.streams import AUDIO_TOKENS, FILE_TOKENS, IMAGE_TOKENS, count_tokens
-from tokenrouter.payload.prompts import count_inputs, read_inputs, read_response_prompt
+from tokenrouter.metering.counting import count_tokens
+from tokenrouter.metering.prompts import (
+    AUDIO_TOKENS,
+    FILE_TOKENS,
+    IMAGE_TOKENS,
+    count_inputs,
+    read_inputs,
+    read_response_prompt,
+)
 
 BASE64 = "QUJDREVGRw" * 50_000
 

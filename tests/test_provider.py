@@ -15,7 +15,8 @@ from requests_mock import Adapter
 
 from tokenrouter import config, errors, reports
 from tokenrouter.provider import client
-from tokenrouter.provider.client import Provider, RelayedError
+from tokenrouter.provider.client import Provider
+from tokenrouter.provider.refusals import RelayedError
 from tokenrouter.standin import Ending, Script, StandInProvider
 
 CHAT = "/v1/chat/completions"

@@ -11,7 +11,7 @@ from conftest import ROOT
 from flask import Flask
 from sqlalchemy import func, select, text, update
 
-from tokenrouter import auth
+from tokenrouter.admin import password
 from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, Settings, load
 from tokenrouter.database import tables
 from tokenrouter.database.tables import SignInAttempt, db
@@ -31,9 +31,9 @@ looked_at = 0
 with app.app_context():
     for _ in range(int(guesses)):
         try:
-            auth.try_password(settings, "wrong", address)
+            password.try_password(settings, "wrong", address)
             looked_at += 1
-        except auth.TooManyWrongPasswords:
+        except password.TooManyWrongPasswords:
             pass
 print(looked_at, flush=True)
 """
@@ -47,8 +47,8 @@ def own(app: Flask) -> Settings:
 def guess(own: Settings, password: str = "wrong", address: str = HERE) -> bool | str:
     """Return whether the password was right, or "wait"."""
     try:
-        return auth.try_password(own, password, address)
-    except auth.TooManyWrongPasswords:
+        return password.try_password(own, password, address)
+    except password.TooManyWrongPasswords:
         return "wait"
 
 
@@ -69,14 +69,14 @@ def kept_attempts() -> int:
 @pytest.mark.parametrize("password", ["right", "", " right", "x" * 10_000, "pässwörd ✓", "\udcff", "a\0b"])
 def test_password_is_right_only_if_it_is_the_same(password: str):
     own = replace(load({"ADMIN_PASSWORD": "x"}), admin_password=password)
-    assert auth.check_admin_password(own, password)
-    assert not auth.check_admin_password(own, password + "x")
-    assert not auth.check_admin_password(own, password[:-1] if password else "x")
+    assert password.check_admin_password(own, password)
+    assert not password.check_admin_password(own, password + "x")
+    assert not password.check_admin_password(own, password[:-1] if password else "x")
 
 
 def test_fingerprint_changes_with_the_password_and_tells_nothing_of_it():
-    one, other = (auth.password_fingerprint(load({"ADMIN_PASSWORD": password})) for password in ("right", "other"))
-    assert one == auth.password_fingerprint(load({"ADMIN_PASSWORD": "right"})) != other
+    one, other = (password.password_fingerprint(load({"ADMIN_PASSWORD": password})) for password in ("right", "other"))
+    assert one == password.password_fingerprint(load({"ADMIN_PASSWORD": "right"})) != other
     assert "right" not in one
 
 
@@ -107,15 +107,15 @@ def test_another_address_may_still_try(own: Settings):
 def test_wait_is_told_in_whole_seconds_until_the_first_guess_is_a_minute_old(own: Settings):
     guess(own)
     let_pass(20)
-    assert auth.sign_in_wait_s(HERE) == 0
+    assert password.sign_in_wait_s(HERE) == 0
     for _ in range(4):
         guess(own)
-    with pytest.raises(auth.TooManyWrongPasswords) as refusal:
-        auth.try_password(own, "right", HERE)
+    with pytest.raises(password.TooManyWrongPasswords) as refusal:
+        password.try_password(own, "right", HERE)
     assert 38 <= refusal.value.wait_s <= 40
     assert str(refusal.value.wait_s) in str(refusal.value)
-    assert auth.sign_in_wait_s(HERE) in (refusal.value.wait_s, refusal.value.wait_s - 1)
-    assert auth.sign_in_wait_s(ELSEWHERE) == 0
+    assert password.sign_in_wait_s(HERE) in (refusal.value.wait_s, refusal.value.wait_s - 1)
+    assert password.sign_in_wait_s(ELSEWHERE) == 0
 
 
 @both_databases
@@ -224,7 +224,7 @@ THIS_MACHINE = {"remote_addr": "127.0.0.1", "host": "localhost:8000", "headers":
     ],
 )
 def test_default_password_is_allowed_on_this_machine(request_of: dict[str, object]):
-    assert auth.default_password_allowed(**THIS_MACHINE | request_of)
+    assert password.default_password_allowed(**THIS_MACHINE | request_of)
 
 
 @pytest.mark.parametrize(
@@ -253,9 +253,9 @@ def test_default_password_is_allowed_on_this_machine(request_of: dict[str, objec
     ],
 )
 def test_default_password_is_refused_from_elsewhere(request_of: dict[str, object]):
-    assert not auth.default_password_allowed(**THIS_MACHINE | request_of)
+    assert not password.default_password_allowed(**THIS_MACHINE | request_of)
 
 
 def test_only_the_default_is_the_default_password():
-    assert auth.has_default_password(load())
-    assert not auth.has_default_password(load({"ADMIN_PASSWORD": DEFAULT_ADMIN_PASSWORD + "!"}))
+    assert password.has_default_password(load())
+    assert not password.has_default_password(load({"ADMIN_PASSWORD": DEFAULT_ADMIN_PASSWORD + "!"}))

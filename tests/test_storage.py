@@ -23,7 +23,7 @@ from sqlalchemy.exc import OperationalError
 from werkzeug.test import TestResponse
 
 from tokenrouter import auth, ledger, runtime
-from tokenrouter.database import schema, statements, tables
+from tokenrouter.database import connections, schema, statements, tables
 from tokenrouter.database.tables import RequestLog, Worker, db, epoch_now
 from tokenrouter.ledger import Ask, Ledger, operations, worker, writer
 from tokenrouter.relay import handler
@@ -200,13 +200,13 @@ class Disk:
 @pytest.fixture
 def disk(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk = Disk(db.engine)
-    begin = statements.WriteConnection._begin
+    begin = connections.WriteConnection._begin
 
-    def begin_within_limit(self: statements.WriteConnection, connection: sqlite3.Connection, durable: bool) -> None:
+    def begin_within_limit(self: connections.WriteConnection, connection: sqlite3.Connection, durable: bool) -> None:
         disk.limit(connection)
         begin(self, connection, durable)
 
-    monkeypatch.setattr(statements.WriteConnection, "_begin", begin_within_limit)
+    monkeypatch.setattr(connections.WriteConnection, "_begin", begin_within_limit)
     return disk
 
 

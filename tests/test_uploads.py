@@ -18,7 +18,7 @@ from werkzeug.test import TestResponse
 
 from tokenrouter import reports
 from tokenrouter.errors import InvalidRequest
-from tokenrouter.metering.streams import IMAGE_TOKENS
+from tokenrouter.metering.prompts import IMAGE_TOKENS
 from tokenrouter.relay import uploads
 from tokenrouter.relay.uploads import Upload
 from tokenrouter.standin import StandInProvider

@@ -13,7 +13,7 @@ from flask.cli import run_command
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from tokenrouter import admin, api, cli, config, demo, docs, errors, health, runtime, site, v1
+from tokenrouter import admin, api, cli, config, demo, docs, errors, first_start, health, runtime, site, v1
 from tokenrouter.admin import sessions
 from tokenrouter.config import ConfigError, Settings
 from tokenrouter.database import schema, statements, tables
@@ -54,7 +54,7 @@ def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
 def _make_app(overrides: Mapping[str, object] | None, *, serving: bool) -> Flask:
     if serving and overrides is None and _prepared:
         return _prepared.pop()
-    settings = config.load_for_serving() if serving and overrides is None else config.load(overrides)
+    settings = first_start.load_for_serving() if serving and overrides is None else config.load(overrides)
     others = {name: value for name, value in (overrides or {}).items() if name not in config.SETTINGS}
     app = _assemble(settings, others)
     if serving:
@@ -64,7 +64,7 @@ def _make_app(overrides: Mapping[str, object] | None, *, serving: bool) -> Flask
 
 
 def _find_secret_key(app: Flask) -> None:
-    app.config["SECRET_KEY"] = app.secret_key or config.generated_secret_key(Path(app.instance_path))
+    app.config["SECRET_KEY"] = app.secret_key or first_start.generated_secret_key(Path(app.instance_path))
 
 
 def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
@@ -102,7 +102,7 @@ def prepare() -> Settings:
     `create_app`. Nothing of it runs or stays open, since they must not share a connection.
     Raises ConfigError.
     """
-    settings = config.load_for_serving()
+    settings = first_start.load_for_serving()
     app = _assemble(settings, {})
     _find_secret_key(app)
     schema.ensure_apart(app)

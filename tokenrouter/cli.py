@@ -14,7 +14,7 @@ from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 from tabulate import tabulate
 
-from tokenrouter import changes, config, ledger, reports, teams
+from tokenrouter import changes, config, first_start, ledger, reports, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database import schema
 from tokenrouter.database.tables import Team, db
@@ -233,7 +233,7 @@ def revoke_management_token(prefix: str) -> None:
 def setup() -> None:
     """Ask for the provider's key and the admin password, and save them to .env."""
     try:
-        config.ask(config.load())
+        first_start.ask(config.load())
     except config.ConfigError as error:
         raise click.ClickException(str(error)) from error
 

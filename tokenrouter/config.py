@@ -3,26 +3,19 @@
 import ipaddress
 import os
 import re
-import secrets
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-import click
 import dotenv
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 ENV_FILE = Path(".env")
 DEFAULT_ADMIN_PASSWORD = "admin123"
-MISSING_KEY = (
-    "PROVIDER_API_KEY is not set: put it into the environment or into .env, or run `flask setup` on a terminal"
-)
 
 
 class ConfigError(ValueError):
@@ -55,7 +48,7 @@ def _seconds(text: str) -> float:
 
 
 def _http_url(text: str) -> str:
-    text = _printable(text)
+    text = printable_text(text)
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError
@@ -94,7 +87,8 @@ def _model(text: str) -> str:
     return text
 
 
-def _printable(text: str) -> str:
+def printable_text(text: str) -> str:
+    """Return a text that can stand in an HTTP header; raises ValueError for any other."""
     text = text.strip()
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError  # it goes into an HTTP header, where anything else cannot be sent
@@ -109,7 +103,7 @@ def _host(text: str) -> str:
 
 
 _ANY_TEXT = Reader("a text", str)
-_API_KEY = Reader("printable ASCII characters without spaces", _printable)
+API_KEY = Reader("printable ASCII characters without spaces", printable_text)
 
 
 def _setting(default: str, reader: Reader, *, secret: bool = False) -> Any:
@@ -120,7 +114,7 @@ def _setting(default: str, reader: Reader, *, secret: bool = False) -> Any:
 class Settings:
     """Every setting, parsed. A field's name in capitals is its name in the environment; unset numbers are None."""
 
-    provider_api_key: str = _setting("", _API_KEY, secret=True)
+    provider_api_key: str = _setting("", API_KEY, secret=True)
     provider_base_url: str = _setting(
         "https://api.poe.com/v1", Reader("an http:// or https:// URL without query", _http_url)
     )
@@ -240,87 +234,3 @@ def _names_at_start() -> set[str]:
 def default_settings() -> dict[str, str]:
     """Return every default as text: overrides with which neither the environment nor `.env` changes anything."""
     return {name: setting.metadata["default"] for name, setting in SETTINGS.items()}
-
-
-@cache
-def load_for_serving() -> Settings:
-    """Load the settings and make sure that the provider's key is among them, asking for it on a terminal.
-
-    gunicorn's master calls this; its workers, which begin as copies of it, are given the same settings.
-    Raises ConfigError where the key is missing and nobody can be asked.
-    """
-    settings = load()
-    if settings.provider_api_key:
-        return settings
-    if not _on_terminal():
-        raise ConfigError(MISSING_KEY)
-    ask(settings)
-    return load()
-
-
-def _on_terminal() -> bool:
-    return sys.stdin.isatty() and sys.stderr.isatty()
-
-
-def ask(settings: Settings) -> None:
-    """Ask for the provider's key and the admin password, and save both to `.env`, mode 0600.
-
-    Raises ConfigError where nobody can be asked, and when the questions are interrupted.
-    """
-    if not _on_terminal():
-        raise ConfigError("There is no terminal to ask on: put PROVIDER_API_KEY and ADMIN_PASSWORD into .env by hand")
-    try:
-        key = _ask_hidden("Provider API key", keep=settings.provider_api_key)
-        own_password = settings.admin_password if settings.admin_password != DEFAULT_ADMIN_PASSWORD else ""
-        enter = "keeps the present one" if own_password else "generates one"
-        password = click.prompt(
-            f"Admin password (Enter {enter})", hide_input=True, default="", show_default=False, err=True
-        )
-    except click.Abort:
-        raise ConfigError("set-up was interrupted; nothing was saved") from None
-    if not password and not own_password:
-        password = secrets.token_urlsafe(12)
-        click.echo(f"The admin password is {password} (shown this once, and kept in .env)", err=True)
-    save({"PROVIDER_API_KEY": key, "ADMIN_PASSWORD": password or own_password})
-    click.echo(f"Saved to {ENV_FILE.resolve()}", err=True)
-
-
-def _ask_hidden(question: str, keep: str) -> str:
-    hint = " (Enter keeps the present one)" if keep else ""
-    while True:
-        text = click.prompt(question + hint, hide_input=True, default=keep, show_default=False, err=True).strip()
-        try:
-            if text:
-                return _printable(text)
-        except ValueError:
-            click.echo(f"Accepted is {_API_KEY.accepts}.", err=True)
-
-
-def save(values: Mapping[str, str]) -> None:
-    """Write the values into `.env`, mode 0600; other lines and comments stay as they are."""
-    ENV_FILE.touch(mode=0o600)
-    ENV_FILE.chmod(0o600)  # dotenv's writer keeps the mode that it finds
-    for name, value in values.items():
-        dotenv.set_key(ENV_FILE, name, value)
-
-
-def generated_secret_key(folder: Path) -> str:
-    """Return the key kept in the folder's `secret_key`, mode 0600, made when first asked for.
-
-    Several workers may ask at once: a link is made whole or not at all, so all of them read the same key.
-    """
-    path = folder / "secret_key"
-    if path.exists() and not path.stat().st_size:  # a power cut can leave an empty file
-        path.unlink(missing_ok=True)
-    if not path.exists():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = folder / f".secret_key.{os.getpid()}.{secrets.token_hex(4)}"
-        draft.touch(mode=0o600)
-        draft.write_text(secrets.token_hex(32))
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            pass  # another worker was first: its key is the one
-        finally:
-            draft.unlink()
-    return path.read_text()

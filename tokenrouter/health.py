@@ -4,7 +4,8 @@ from flask import Blueprint
 from sqlalchemy import literal, select
 
 from tokenrouter import runtime
-from tokenrouter.database.statements import Statement, transient_errors
+from tokenrouter.database.connections import transient_errors
+from tokenrouter.database.statements import Statement
 
 blueprint = Blueprint("pages", __name__)
 

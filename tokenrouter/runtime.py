@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flask import Flask, current_app
 
 from tokenrouter.config import Settings
-from tokenrouter.database.statements import Readers
+from tokenrouter.database.connections import Readers
 from tokenrouter.database.tables import db
 from tokenrouter.ledger import Ledger
 from tokenrouter.provider.catalogue import Catalogue

@@ -30,7 +30,7 @@ from sqlalchemy import create_engine, text  # noqa: E402
 
 from tokenrouter import create_app, teams  # noqa: E402
 from tokenrouter.changes import Actor  # noqa: E402
-from tokenrouter.metering.streams import read_chat_prompt  # noqa: E402
+from tokenrouter.metering.prompts import read_chat_prompt  # noqa: E402
 from tokenrouter.standin import StandInProvider  # noqa: E402
 
 KEY = "key-of-the-benchmark"

@@ -41,7 +41,7 @@ sys.path.extend(str(folder) for folder in Path(__file__).resolve().parents[1:3])
 
 from serving import Server, eventually, running_server
 
-from tokenrouter import create_app, ledger, teams
+from tokenrouter import create_app, ledger, runtime, teams
 from tokenrouter.changes import CLI, Actor
 from tokenrouter.database.tables import (
     BY_PROVIDER,
@@ -116,7 +116,7 @@ def running_site(
     }
     app = create_app(settings)
     with ExitStack() as stack:
-        stack.callback(handler.close, app)
+        stack.callback(runtime.close, app)
         servers = [stack.enter_context(running_server(settings, folder)) for _ in range(instances)]
         yield Site(name, database_url, servers, app)
 

@@ -5,8 +5,7 @@ from flask_admin import Admin
 from flask_admin.theme import Bootstrap4Theme
 from flask_login import current_user
 
-from tokenrouter import auth
-from tokenrouter.admin import access, compiled, formats
+from tokenrouter.admin import access, compiled, formats, password
 from tokenrouter.admin.changes import ChangesView
 from tokenrouter.admin.home import HomeView
 from tokenrouter.admin.logs import RequestLogView
@@ -32,7 +31,7 @@ def init_app(app: Flask) -> None:
     app.jinja_env.globals.update(
         panel=panel,
         current_user=current_user,
-        has_default_password=lambda: auth.has_default_password(access.settings()),
+        has_default_password=lambda: password.has_default_password(access.settings()),
     )
 
 

@@ -13,8 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 from wtforms import ValidationError
 
-from tokenrouter import auth, changes, runtime
-from tokenrouter.admin import sessions
+from tokenrouter import changes, runtime
+from tokenrouter.admin import password, sessions
 from tokenrouter.changes import Actor
 from tokenrouter.config import Settings
 from tokenrouter.database import schema
@@ -50,7 +50,7 @@ def settings() -> Settings:
 
 
 def _administrator(session_id: str) -> Administrator | None:
-    is_open = sessions.is_open(session_id, auth.password_fingerprint(settings()))
+    is_open = sessions.is_open(session_id, password.password_fingerprint(settings()))
     return Administrator(session_id) if is_open else None
 
 
@@ -58,7 +58,7 @@ def sign_in() -> None:
     """Begin a new session for the administrator; nothing of an older one stays."""
     session.clear()
     session.permanent = True
-    login_user(Administrator(sessions.begin(auth.password_fingerprint(settings()))))
+    login_user(Administrator(sessions.begin(password.password_fingerprint(settings()))))
 
 
 def sign_out() -> None:
@@ -70,7 +70,7 @@ def sign_out() -> None:
 def is_on_this_machine() -> bool:
     """Tell whether the request was made on this machine, whatever a proxy may say of it."""
     peer = request.environ.get("werkzeug.proxy_fix.orig", request.environ)
-    return auth.default_password_allowed(
+    return password.default_password_allowed(
         peer.get("REMOTE_ADDR"),
         peer.get("HTTP_HOST", ""),
         request.headers.keys(),

@@ -6,8 +6,8 @@ from flask import flash, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_admin import AdminIndexView, expose
 
-from tokenrouter import auth, reports, runtime
-from tokenrouter.admin import access
+from tokenrouter import reports, runtime
+from tokenrouter.admin import access, password
 from tokenrouter.admin.access import PanelView, settings
 from tokenrouter.admin.charts import tokens_chart
 
@@ -62,11 +62,11 @@ class HomeView(PanelView, AdminIndexView):
 
     def _try_to_sign_in(self) -> tuple[str | None, int]:
         """Return what to say to whoever stays outside, and the status."""
-        if auth.has_default_password(settings()) and not access.is_on_this_machine():
+        if password.has_default_password(settings()) and not access.is_on_this_machine():
             return REFUSED_DEFAULT, 403
         try:
-            is_right = auth.try_password(settings(), request.form.get("password", ""), request.remote_addr or "")
-        except auth.TooManyWrongPasswords as error:
+            is_right = password.try_password(settings(), request.form.get("password", ""), request.remote_addr or "")
+        except password.TooManyWrongPasswords as error:
             return str(error), 429
         if not is_right:
             return "This is not the admin password.", 401

@@ -17,14 +17,7 @@ from tokenrouter.admin import access, bulk
 from tokenrouter.admin.access import PanelView, actor, settings
 from tokenrouter.admin.charts import tokens_chart
 from tokenrouter.admin.formats import quoted
-from tokenrouter.admin.team_forms import (
-    GRACES,
-    TeamEditForm,
-    TeamForm,
-    TokenForm,
-    explain,
-    parse_typed_quota,
-)
+from tokenrouter.admin.team_forms import GRACES, TeamEditForm, TeamForm, TokenForm, explain, parse_typed_quota
 from tokenrouter.config import is_allowed
 from tokenrouter.database.tables import Team
 from tokenrouter.teams import NotFound, TeamError

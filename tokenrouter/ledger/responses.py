@@ -6,7 +6,8 @@ from typing import Any
 
 from sqlalchemy import bindparam, select
 
-from tokenrouter.database.statements import DriverConnection, Inserter, Readers, Statement, transient_errors
+from tokenrouter.database.connections import Readers, transient_errors
+from tokenrouter.database.statements import DriverConnection, Inserter, Statement
 from tokenrouter.database.tables import GivenResponse
 from tokenrouter.errors import StorageUnavailable
 

@@ -15,7 +15,8 @@ from sqlalchemy import bindparam, delete, insert, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from tokenrouter.database.statements import DriverConnection, Statement, WriteConnection
+from tokenrouter.database.connections import WriteConnection
+from tokenrouter.database.statements import DriverConnection, Statement
 from tokenrouter.database.tables import Worker, epoch_now, writing
 from tokenrouter.errors import StorageUnavailable
 from tokenrouter.ledger.books import LEASE_S, recover

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from tokenrouter.database.statements import transient_errors
+from tokenrouter.database.connections import transient_errors
 from tokenrouter.errors import StorageUnavailable
 
 logger = logging.getLogger(__name__)

@@ -1,172 +1,16 @@
 """Usage: read it from an answer or its events, estimate it before a call, count it where nobody reported it."""
 
 import re
-import threading
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-import orjson
-import toktok  # its tables, 65 MB, are loaded by the first count, not by this import
 
 from tokenrouter.metering import sse
+from tokenrouter.metering.counting import count_tokens
 from tokenrouter.metering.estimate import estimate_text_tokens
-
-ENCODING = "o200k_base"
-# No model takes as much as this in one call, so who reports more is wrong.
-ABSURD_TOKENS = 10_000_000
-
-# Source: OpenAI's cookbook, "How to count tokens with tiktoken": three tokens a message and its role, one more for a
-# name, three before the answer.
-MESSAGE_TOKENS = 4
-NAME_TOKENS = 1
-ANSWER_START_TOKENS = 3
-TOOL_TOKENS = 12
-CALL_TOKENS = 8
-# Flat figures for what is not text; an image's is the most that OpenAI's vision pricing gives for one in high detail.
-IMAGE_TOKENS = 1445
-AUDIO_TOKENS = 1500
-FILE_TOKENS = 3000
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of one call, as reported or as counted by us."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-    def __add__(self, other: "Usage") -> "Usage":
-        """Return the sum of what two parts of an answer report."""
-        return Usage(
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.total_tokens + other.total_tokens,
-        )
-
-
-def read_usage(document: object) -> Usage | None:
-    """Return the usage that an answer or an event reports; None where there is none, or none to be believed.
-
-    A total counts as it is reported, also where it is not the sum; without one the sum counts. Responses, images and
-    sound report input and output tokens in place of prompt and completion tokens.
-    """
-    usage = document.get("usage") if isinstance(document, dict) else None
-    if not isinstance(usage, dict):
-        return None
-    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
-    completion = usage.get("completion_tokens", usage.get("output_tokens"))
-    total = usage.get("total_tokens")
-    counts = [count for count in (prompt, completion, total) if count is not None]
-    if not counts or not all(type(count) is int and 0 <= count <= ABSURD_TOKENS for count in counts):
-        return None
-    prompt, completion = prompt or 0, completion or 0
-    return Usage(prompt, completion, prompt + completion if total is None else total)
-
-
-_tables_are_loaded = threading.Event()
-_loading_tables = threading.Lock()
-
-
-def _load_tables() -> None:
-    """Load the encoding's tables once: threads that count at the same time would each load their own."""
-    with _loading_tables:
-        if not _tables_are_loaded.is_set():
-            toktok.batch_count([""], ENCODING, threads=1)
-            _tables_are_loaded.set()
-
-
-def count_tokens(texts: Iterable[str]) -> int:
-    """Count the tokens of texts by OpenAI's present encoding; the first call loads it."""
-    if not _tables_are_loaded.is_set():
-        _load_tables()
-    return sum(toktok.batch_count(list(texts), ENCODING, threads=1))
-
-
-@dataclass
-class Prompt:
-    """What a request gives the model to read: its texts, and tokens for all that is not text."""
-
-    texts: list[str] = field(default_factory=list)
-    flat_tokens: int = 0
-
-    def estimate(self) -> int:
-        """Return a figure at or above the true one, in microseconds."""
-        return self.flat_tokens + estimate_text_tokens("\n".join(self.texts))
-
-    def count(self) -> int:
-        """Return the exact figure for the texts."""
-        return self.flat_tokens + count_tokens(self.texts)
-
-
-def read_chat_prompt(body: Mapping[str, Any]) -> Prompt:
-    """Gather what a chat completion's model reads. What has no known shape is left to the provider to refuse."""
-    prompt = Prompt(flat_tokens=ANSWER_START_TOKENS)
-    for message in _dicts(body.get("messages")):
-        prompt.flat_tokens += MESSAGE_TOKENS
-        _read_content(message.get("content"), prompt)
-        if isinstance(name := message.get("name"), str):
-            prompt.flat_tokens += NAME_TOKENS
-            prompt.texts.append(name)
-        for text in _call_texts(message):
-            prompt.flat_tokens += CALL_TOKENS
-            prompt.texts.append(text)
-    for key in ("tools", "functions"):
-        for tool in _dicts(body.get(key)):
-            prompt.flat_tokens += TOOL_TOKENS
-            prompt.texts.append(orjson.dumps(tool).decode())
-    if isinstance(schema := body.get("response_format"), dict) and "json_schema" in schema:
-        prompt.texts.append(orjson.dumps(schema).decode())
-    return prompt
-
-
-def _dicts(value: object) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _read_content(content: object, prompt: Prompt) -> None:
-    if isinstance(content, str):
-        prompt.texts.append(content)
-        return
-    for part in _dicts(content):
-        kind = part.get("type")
-        if kind == "image_url":
-            prompt.flat_tokens += IMAGE_TOKENS
-        elif kind == "input_audio":
-            prompt.flat_tokens += AUDIO_TOKENS
-        elif kind == "file":
-            prompt.flat_tokens += FILE_TOKENS
-        else:
-            prompt.texts += [text for key in ("text", "refusal") if isinstance(text := part.get(key), str)]
-
-
-def _call_texts(message: Mapping[str, Any]) -> list[str]:
-    """Return the names and arguments of the function calls in a message or a delta."""
-    functions = [call.get("function") for call in _dicts(message.get("tool_calls"))] + [message.get("function_call")]
-    return [
-        text
-        for function in functions
-        if isinstance(function, dict)
-        for key in ("name", "arguments")
-        if isinstance(text := function.get(key), str)
-    ]
-
+from tokenrouter.metering.texts import answer_texts, dicts_in
+from tokenrouter.metering.usage import Usage, read_usage
+from tokenrouter.untrusted_json import parse_json
 
 CONTENT = re.compile(rb'"content"\s*:\s*"([^"]*)"')
 NO_EVENT = b"\0"  # begins and ends none
-TEXT_KEYS = ("content", "reasoning_content", "reasoning", "refusal", "text")
-
-
-def answer_texts(document: object) -> list[str]:
-    """Return every text that an answer or an event brings, over all choices."""
-    texts: list[str] = []
-    for choice in _dicts(document.get("choices") if isinstance(document, dict) else None):
-        for part in (choice.get("message"), choice.get("delta"), choice):
-            if isinstance(part, dict):
-                texts += [text for key in TEXT_KEYS if isinstance(text := part.get(key), str)]
-                texts += _call_texts(part)
-    return texts
 
 
 def _plain_text(choices: object) -> str | None:
@@ -178,14 +22,6 @@ def _plain_text(choices: object) -> str | None:
             text = delta.get("content")
             return text if isinstance(text, str) and "text" not in choice and "message" not in choice else None
     return None
-
-
-def parse_json(data: bytes) -> Any:
-    """Return the JSON value, or None where there is none."""
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return None
 
 
 class StreamMeter:
@@ -238,7 +74,7 @@ class StreamMeter:
         self.usage = read_usage(document) or self.usage
         self._text += "".join(answer_texts(document)).encode()
         self.began = self.began or bool(choices)
-        self._finished |= {str(choice.get("index")) for choice in _dicts(choices) if choice.get("finish_reason")}
+        self._finished |= {str(choice.get("index")) for choice in dicts_in(choices) if choice.get("finish_reason")}
         only_usage = choices == [] and isinstance(document.get("usage"), dict)
         self.reported = self.reported or only_usage
         return only_usage

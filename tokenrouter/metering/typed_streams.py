@@ -3,13 +3,15 @@
 Source: OpenAI's API reference: streaming events of responses, images, speech and transcriptions.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tokenrouter.metering import sse
+from tokenrouter.metering.counting import count_tokens
 from tokenrouter.metering.estimate import estimate_text_tokens
-from tokenrouter.metering.streams import Usage, count_tokens, parse_json, read_usage
+from tokenrouter.metering.texts import response_texts
+from tokenrouter.metering.usage import Usage, read_usage
+from tokenrouter.untrusted_json import parse_json
 
 OPENING = frozenset(("response.created", "response.queued", "response.in_progress", "keepalive"))
 """Events that bring nothing of an answer."""
@@ -103,25 +105,3 @@ class TypedMeter:
         self._estimated_texts += len(new)
         self._estimated_tokens += estimate_text_tokens("".join(new))
         return self._estimated_tokens
-
-
-def response_texts(document: object) -> list[str]:
-    """Return every text that a response's output brings: messages, reasoning, and calls of functions."""
-    output = document.get("output") if isinstance(document, dict) else None
-    return list(_texts_within(output)) if isinstance(output, list) else []
-
-
-TEXT_KEYS = frozenset(("text", "refusal", "name", "arguments", "input", "code", "transcript"))
-
-
-def _texts_within(value: object) -> Iterator[str]:
-    if isinstance(value, list):
-        for item in value:
-            yield from _texts_within(item)
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            if isinstance(item, str):
-                if name in TEXT_KEYS:
-                    yield item
-            elif name != "annotations":
-                yield from _texts_within(item)

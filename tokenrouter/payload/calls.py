@@ -8,7 +8,7 @@ import orjson
 
 from tokenrouter.config import Settings
 from tokenrouter.errors import InvalidRequest
-from tokenrouter.metering.streams import Prompt
+from tokenrouter.metering.prompts import Prompt
 from tokenrouter.payload.endpoints import Endpoint
 
 MOST_CHOICES = 128  # OpenAI's own limit for n

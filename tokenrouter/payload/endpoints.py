@@ -5,9 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenrouter.errors import InvalidRequest
-from tokenrouter.metering.streams import AUDIO_TOKENS, IMAGE_TOKENS, Prompt, answer_texts, read_chat_prompt
-from tokenrouter.metering.typed_streams import NOTHING_LAST, LastEvents, response_texts
-from tokenrouter.payload.prompts import count_inputs, read_inputs, read_response_prompt
+from tokenrouter.metering.prompts import (
+    AUDIO_TOKENS,
+    IMAGE_TOKENS,
+    Prompt,
+    count_inputs,
+    read_chat_prompt,
+    read_inputs,
+    read_response_prompt,
+)
+from tokenrouter.metering.texts import answer_texts, response_texts
+from tokenrouter.metering.typed_streams import NOTHING_LAST, LastEvents
 
 
 @dataclass(frozen=True, kw_only=True)

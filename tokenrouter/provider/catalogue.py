@@ -8,8 +8,9 @@ from typing import Any
 
 from tokenrouter.config import is_allowed
 from tokenrouter.errors import APIError, ProviderBadResponse
-from tokenrouter.metering.streams import parse_json
-from tokenrouter.provider.client import Provider, RelayedError
+from tokenrouter.provider.client import Provider
+from tokenrouter.provider.refusals import RelayedError
+from tokenrouter.untrusted_json import parse_json
 
 CACHE_S = 300.0
 FAILURE_CACHE_S = 10.0

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from tokenrouter.database.tables import BY_PROVIDER, ESTIMATED, NOT_COUNTED, OK, PROVIDER_ERROR
 from tokenrouter.errors import APIError
 from tokenrouter.ledger import Ledger, Outcome, Reservation
-from tokenrouter.metering.streams import StreamMeter, Usage
+from tokenrouter.metering.streams import StreamMeter
 from tokenrouter.metering.typed_streams import TypedMeter
+from tokenrouter.metering.usage import Usage
 from tokenrouter.payload import Call
-from tokenrouter.provider.client import Reply
+from tokenrouter.provider.replies import Reply
 from tokenrouter.worker.disconnects import CallEnded
 
 

@@ -1,6 +1,5 @@
 """One call from body to response, told top to bottom: check, reserve, send, relay, settle."""
 
-import errno
 import logging
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,9 +14,8 @@ from flask import Response, g, request
 
 from tokenrouter import auth, payload, request_body, runtime
 from tokenrouter.auth import Caller
-from tokenrouter.database.tables import CLIENT_CLOSED, PROVIDER_ERROR
+from tokenrouter.database.tables import PROVIDER_ERROR
 from tokenrouter.errors import (
-    APIError,
     InvalidRequest,
     ModelNotFound,
     ProviderBadResponse,
@@ -27,15 +25,18 @@ from tokenrouter.errors import (
     TeamDisabled,
 )
 from tokenrouter.ledger import Ask, Ledger, tokens_of_response
-from tokenrouter.metering.sse import EventSplitter
-from tokenrouter.metering.streams import StreamMeter, count_tokens, parse_json, read_usage
-from tokenrouter.metering.typed_streams import TypedMeter
+from tokenrouter.metering.counting import count_tokens
+from tokenrouter.metering.usage import read_usage
 from tokenrouter.payload import Call, Endpoint
-from tokenrouter.provider.client import Provider, RelayedError, Reply
+from tokenrouter.provider.client import Provider
+from tokenrouter.provider.refusals import RelayedError
+from tokenrouter.provider.replies import Reply
 from tokenrouter.provider.transport import Line
 from tokenrouter.relay.booking import Booking, booked_as
+from tokenrouter.relay.streams import BinaryStream, Stream, TypedStream
 from tokenrouter.relay.uploads import Upload
 from tokenrouter.runtime import Runtime
+from tokenrouter.untrusted_json import parse_json
 from tokenrouter.worker.disconnects import CallEnded
 
 logger = logging.getLogger(__name__)
@@ -231,160 +232,3 @@ def _relay_stream(booking: Booking, finish: ExitStack, kind: "type[Stream | Bina
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back
     return response
-
-
-class Stream:
-    """A streamed answer on its way to the caller, as WSGI takes it: iterated once, and closed in any case."""
-
-    def __init__(self, booking: Booking, chunks: Iterator[bytes], finish: ExitStack) -> None:
-        """Take over what is read of a reply, and what `finish` gives back at the end."""
-        self._booking = booking
-        self._chunks = chunks
-        self._finish = finish
-        self._meter = self._new_meter()
-        self._splitter = EventSplitter()
-        self._wants_usage = booking.call.wants_usage
-        booking.watch(self._meter)
-
-    def _new_meter(self) -> StreamMeter | TypedMeter:
-        return StreamMeter()
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield whole events as they arrive; what ends the stream comes once the call is booked."""
-        meter, splitter = self._meter, self._splitter
-        try:
-            for chunk in self._chunks:
-                if splitter.is_empty and meter.read_like_last(chunk):
-                    yield chunk  # the short way of most chunks, at half the cost
-                    continue
-                shown, last = self._sift(splitter.feed(chunk))
-                if shown:
-                    yield shown
-                if last is not None:
-                    self._book_end()
-                    yield self._booking.reply.without_key(last) if meter.failed else last
-                    yield from self._after_last()
-                    return
-            yield from self._last_event(splitter.rest())
-        except (ProviderError, CallEnded) as error:
-            yield self._error_event(error)
-        except Exception:
-            logger.exception("Relaying a stream failed")
-            yield self._error_event(APIError("TokenRouter failed in the middle of this stream."))
-        finally:
-            self.close()
-
-    def _sift(self, events: list[bytes]) -> tuple[bytes, bytes | None]:
-        """Meter events; return those that the caller may see, in one piece, and apart the one that ends the stream."""
-        meter = self._meter
-        shown = []
-        for event in events:
-            only_usage = meter.read(event)
-            if meter.ended:
-                return b"".join(shown), event
-            if not only_usage or self._wants_usage:
-                shown.append(event)
-        return b"".join(shown), None
-
-    def _after_last(self) -> Iterator[bytes]:
-        return iter(())
-
-    def _last_event(self, rest: bytes) -> Iterator[bytes]:
-        """End a stream that closed without [DONE]: it is whole if nothing is missing, else it broke off.
-
-        An event whose empty line never came is passed on only if the stream is whole.
-        """
-        only_usage = self._meter.read(rest)
-        if not (self._meter.failed or self._meter.is_whole(self._booking.call.answers)):
-            raise ProviderBadResponse("The provider's stream broke off.")
-        self._book_end()
-        if rest and (self._wants_usage or not only_usage):
-            yield rest
-
-    def _error_event(self, error: APIError) -> bytes:
-        self._cut(booked_as(error), error.code)
-        return b"data: " + error.body() + b"\n\n"
-
-    def _book_end(self) -> None:
-        if self._meter.failed:
-            self._cut(PROVIDER_ERROR, "provider_error")
-        else:
-            self._book_whole()
-
-    def _book_whole(self) -> None:
-        self._booking.answered(self._meter.usage, self._meter.completion_tokens)
-
-    def _cut(self, status: str, code: str | None) -> None:
-        if not self._meter.began and status == PROVIDER_ERROR:
-            self._booking.failed(ProviderBadResponse("Nothing of an answer came."))
-            return
-        self._booking.cut(status, self._meter.usage, self._meter.completion_tokens, code)
-
-    def close(self) -> None:
-        """Book the stream as left by its caller, if it has not ended; give the connection and the place back.
-
-        The server calls it too, since a stream that was never iterated ends nowhere else.
-        """
-        with self._finish:
-            if not self._meter.ended:
-                self._cut(CLIENT_CLOSED, None)
-                return
-            self._book_end()
-            # the end of the body alone is to come; read, it lets the next call use this connection
-            self._booking.reply.read_end(self._chunks)
-
-
-class TypedStream(Stream):
-    """A streamed answer whose events name their type, and whose last one is known by it."""
-
-    def _new_meter(self) -> TypedMeter:
-        call = self._booking.call
-        return TypedMeter(call.endpoint.last_events, call.answers)
-
-    def _sift(self, events: list[bytes]) -> tuple[bytes, bytes | None]:
-        for at, event in enumerate(events):
-            self._meter.read(event)
-            if self._meter.ended:
-                rest = b"" if self._meter.failed else b"".join(events[at + 1 :])
-                return b"".join(events[:at]), event + rest
-        return b"".join(events), None
-
-    def _after_last(self) -> Iterator[bytes]:
-        """Yield what a provider still sends after the last event, such as [DONE]."""
-        if not self._meter.failed:
-            rest = self._splitter.rest() + self._booking.reply.read_end(self._chunks)
-            if rest:
-                yield rest
-
-    def _book_whole(self) -> None:
-        self._booking.answered(self._meter.usage, self._meter.completion_tokens, self._meter.response_id)
-
-
-class BinaryStream:
-    """A binary answer on its way to the caller, of which nothing is known but that it comes."""
-
-    def __init__(self, booking: Booking, chunks: Iterator[bytes], finish: ExitStack) -> None:
-        """Take over what is read of a reply, and what `finish` gives back at the end."""
-        self._booking = booking
-        self._chunks = chunks
-        self._finish = finish
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield the bytes as they arrive; their end is told to the caller once the call is booked.
-
-        Raises ConnectionResetError where they break off, so that the caller's connection does too: nothing that could
-        be sent would tell it.
-        """
-        try:
-            yield from self._chunks
-            self._booking.answered(None, int)
-        except (ProviderError, CallEnded) as error:
-            self._booking.cut(booked_as(error), None, int, error.code)
-            raise ConnectionResetError(errno.ECONNRESET, error.message) from error
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """Book the answer as left by its caller, if it has not ended; give the connection and the place back."""
-        with self._finish:
-            self._booking.cut(CLIENT_CLOSED, None, int, None)

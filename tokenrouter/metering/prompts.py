@@ -1,19 +1,80 @@
-"""Gather what the models of the other endpoints read; a chat's prompt is read in `metering`."""
+"""Gather what a request gives the model to read, and estimate or count it."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
-from tokenrouter.metering.streams import (
-    ANSWER_START_TOKENS,
-    AUDIO_TOKENS,
-    FILE_TOKENS,
-    IMAGE_TOKENS,
-    MESSAGE_TOKENS,
-    TOOL_TOKENS,
-    Prompt,
-)
+from tokenrouter.metering.counting import count_tokens
+from tokenrouter.metering.estimate import estimate_text_tokens
+from tokenrouter.metering.texts import call_texts, dicts_in
+
+# Source: OpenAI's cookbook, "How to count tokens with tiktoken": three tokens a message and its role, one more for a
+# name, three before the answer.
+MESSAGE_TOKENS = 4
+NAME_TOKENS = 1
+ANSWER_START_TOKENS = 3
+TOOL_TOKENS = 12
+CALL_TOKENS = 8
+# Flat figures for what is not text; an image's is the most that OpenAI's vision pricing gives for one in high detail.
+IMAGE_TOKENS = 1445
+AUDIO_TOKENS = 1500
+FILE_TOKENS = 3000
+
+
+@dataclass
+class Prompt:
+    """What a request gives the model to read: its texts, and tokens for all that is not text."""
+
+    texts: list[str] = field(default_factory=list)
+    flat_tokens: int = 0
+
+    def estimate(self) -> int:
+        """Return a figure at or above the true one, in microseconds."""
+        return self.flat_tokens + estimate_text_tokens("\n".join(self.texts))
+
+    def count(self) -> int:
+        """Return the exact figure for the texts."""
+        return self.flat_tokens + count_tokens(self.texts)
+
+
+def read_chat_prompt(body: Mapping[str, Any]) -> Prompt:
+    """Gather what a chat completion's model reads. What has no known shape is left to the provider to refuse."""
+    prompt = Prompt(flat_tokens=ANSWER_START_TOKENS)
+    for message in dicts_in(body.get("messages")):
+        prompt.flat_tokens += MESSAGE_TOKENS
+        _read_content(message.get("content"), prompt)
+        if isinstance(name := message.get("name"), str):
+            prompt.flat_tokens += NAME_TOKENS
+            prompt.texts.append(name)
+        for text in call_texts(message):
+            prompt.flat_tokens += CALL_TOKENS
+            prompt.texts.append(text)
+    for key in ("tools", "functions"):
+        for tool in dicts_in(body.get(key)):
+            prompt.flat_tokens += TOOL_TOKENS
+            prompt.texts.append(orjson.dumps(tool).decode())
+    if isinstance(schema := body.get("response_format"), dict) and "json_schema" in schema:
+        prompt.texts.append(orjson.dumps(schema).decode())
+    return prompt
+
+
+def _read_content(content: object, prompt: Prompt) -> None:
+    if isinstance(content, str):
+        prompt.texts.append(content)
+        return
+    for part in dicts_in(content):
+        kind = part.get("type")
+        if kind == "image_url":
+            prompt.flat_tokens += IMAGE_TOKENS
+        elif kind == "input_audio":
+            prompt.flat_tokens += AUDIO_TOKENS
+        elif kind == "file":
+            prompt.flat_tokens += FILE_TOKENS
+        else:
+            prompt.texts += [text for key in ("text", "refusal") if isinstance(text := part.get(key), str)]
+
 
 FLAT_TOKENS = {
     "image_url": IMAGE_TOKENS,

@@ -1,0 +1,69 @@
+"""The provider's errors, as callers may know them."""
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from tokenrouter.errors import (
+    APIError,
+    ProviderAuthFailed,
+    ProviderBadResponse,
+    ProviderQuotaExhausted,
+    ProviderRefusal,
+)
+from tokenrouter.provider.replies import LONGEST_NAME, Reply
+from tokenrouter.untrusted_json import parse_json
+
+SHOWN_ERROR_CHARACTERS = 500
+AUTH_CODES = ("invalid_api_key", "authentication_error")
+EMPTY_ACCOUNT = "insufficient_quota"
+
+
+class RelayedError(APIError):
+    """An error of the provider's in OpenAI's shape, which reaches the caller as it is."""
+
+    def __init__(self, status: int, body: bytes, code: str | None, headers: Mapping[str, str]) -> None:
+        super().__init__("The provider refused the call.", headers=headers)
+        self.status = status
+        self.code = code
+        self._body = body
+
+    def body(self) -> bytes:
+        """Return the provider's own bytes."""
+        return self._body
+
+    def names(self, field: str) -> bool:
+        """Tell whether the provider complains of this field of the request."""
+        return field.encode() in self._body
+
+
+def refuse(reply: Reply) -> NoReturn:
+    """Raise what the caller may know of the provider's error, an APIError, and close the reply."""
+    try:
+        if reply.status < 400:
+            raise ProviderBadResponse(f"The provider answered with a redirect or an odd status, {reply.status}.")
+        body = reply.read_error()
+    finally:
+        reply.close()
+    error = _openai_error(body)
+    codes = (error.get("code"), error.get("type")) if error else ()
+    if reply.status == 401 or (reply.status == 403 and any(code in AUTH_CODES for code in codes)):
+        raise ProviderAuthFailed("The provider refuses this service's key. Its operator has to set a valid one.")
+    if reply.status == 402 or EMPTY_ACCOUNT in codes:
+        raise ProviderQuotaExhausted("The provider's account is used up. The operator has to top it up.")
+    body = reply.without_key(body)
+    if error is None:
+        text = body.decode(errors="replace").strip()[:SHOWN_ERROR_CHARACTERS]
+        raise ProviderRefusal(text or f"The provider answered {reply.status}.", reply.status, _without_type(reply))
+    code = error.get("code")
+    is_name = isinstance(code, str) and code.isprintable() and len(code) <= LONGEST_NAME
+    raise RelayedError(reply.status, body, code if is_name else None, _without_type(reply))
+
+
+def _without_type(reply: Reply) -> dict[str, str]:
+    return {name: value for name, value in reply.headers.items() if name.lower() != "content-type"}
+
+
+def _openai_error(body: bytes) -> dict[str, Any] | None:
+    document = parse_json(body)
+    error = document.get("error") if isinstance(document, dict) else None
+    return error if isinstance(error, dict) and isinstance(error.get("message"), str) else None

@@ -1,0 +1,110 @@
+"""The provider's answer to a call, whose body is still to be read."""
+
+import http.client
+import logging
+from collections.abc import Iterator
+from functools import partial
+
+import requests
+from urllib3 import HTTPResponse
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+from tokenrouter.errors import APIError, ProviderBadResponse, ProviderTimeout
+from tokenrouter.provider.transport import READ_SIZE, Answer, Line
+
+logger = logging.getLogger(__name__)
+
+FORWARDED_RESPONSE_HEADERS = ("Content-Type", "Retry-After", "OpenAI-Processing-Ms", "OpenAI-Version")
+FORWARDED_RESPONSE_PREFIX = "x-ratelimit-"
+ERROR_SIZE = 1024 * 1024
+LONGEST_NAME = 100
+LAST_BYTES_TIMEOUT_S = 2.0
+
+
+class Reply:
+    """The provider's answer, whose body is still to be read."""
+
+    def __init__(self, response: requests.Response, line: Line, key: str) -> None:
+        """Wrap what requests gave."""
+        self._response = response
+        self._line = line
+        self._key = key.encode()
+        self.status = response.status_code
+        content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        self.is_stream = content_type == "text/event-stream"
+        self.request_id = response.headers.get("x-request-id", "")[:LONGEST_NAME] or None
+        self.headers = {
+            name: value
+            for name, value in response.headers.items()
+            if (known := name.lower()) in RELAYED_HEADERS or known.startswith(FORWARDED_RESPONSE_PREFIX)
+        }
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body as it arrives, whatever its framing.
+
+        Raises ProviderTimeout after too long a silence, ProviderBadResponse when it breaks off, and the reason why the
+        line was cut.
+        """
+        raw = self._response.raw
+        is_plain = isinstance(raw, Answer) and not raw.is_encoded
+        try:
+            yield from raw.content.pieces() if is_plain else _decoded_pieces(raw)
+            self._line.release()
+            raw.release_conn()
+        except (ReadTimeoutError, TimeoutError, BlockingIOError) as error:
+            raise self._line.reason or ProviderTimeout("The provider was silent for too long.") from error
+        except (HTTPError, http.client.HTTPException, OSError) as error:
+            raise self._line.reason or ProviderBadResponse("The provider's answer broke off.") from error
+        if self._line.reason is not None and not self._tells_its_end():
+            raise self._line.reason
+
+    def _tells_its_end(self) -> bool:
+        """Tell whether a whole body can be told from one that was cut; what ends with its connection cannot."""
+        headers = self._response.headers
+        return "Content-Length" in headers or "Transfer-Encoding" in headers
+
+    def without_key(self, error: bytes | bytearray) -> bytes:
+        """Return an error of the provider's with our key masked, should it repeat that."""
+        return bytes(error).replace(self._key, b"[key]")
+
+    def read(self) -> bytes:
+        """Return the whole body."""
+        return b"".join(self.chunks())
+
+    def read_error(self) -> bytes:
+        """Return the body of an error, as much of it as anyone could want; what breaks off is enough as it is."""
+        body = b""
+        try:
+            for chunk in self.chunks():
+                body += chunk
+                if len(body) > ERROR_SIZE:
+                    break
+        except ProviderBadResponse:
+            return body
+        return body
+
+    def read_end(self, chunks: Iterator[bytes]) -> bytes:
+        """Read what follows the last event, most often only the end of the body, and wait only shortly for it."""
+        connection = self._response.raw.connection
+        if connection is not None and connection.sock is not None:
+            connection.wait_at_most(LAST_BYTES_TIMEOUT_S)
+        try:
+            return next(chunks, b"")
+        except APIError as error:
+            logger.debug("A stream did not end after its last event: %s", error)
+            return b""
+
+    def close(self) -> None:
+        """Return the connection to the pool where the body was read to its end; else close it, which stops the cost."""
+        self._line.release()
+        if self._response.raw.closed:
+            self._response.raw.release_conn()
+        else:
+            self._response.raw.close()
+
+
+RELAYED_HEADERS = frozenset(name.lower() for name in FORWARDED_RESPONSE_HEADERS)
+
+
+def _decoded_pieces(raw: HTTPResponse) -> Iterator[bytes]:
+    return iter(partial(raw.read1, READ_SIZE, decode_content=True), b"")
