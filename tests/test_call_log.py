@@ -15,7 +15,7 @@ from sqlalchemy import delete, event, insert, text
 from tokenrouter import reports, teams
 from tokenrouter.database import tables
 from tokenrouter.database.tables import RequestLog, db
-from tokenrouter.ledger import Ask, Ledger
+from tokenrouter.ledger import CallRequest, Ledger
 from tokenrouter.reports import CallFilter, CallsPage, calls
 from tokenrouter.standin import StandInProvider
 
@@ -410,7 +410,7 @@ def test_pending_call_tells_how_far_it_has_come(app: Flask, team: Member):
     books = Ledger(db.engine, output_reserve_tokens=1024)
     fields = {"request_id": "req", "team_id": team.team.id, "team_name": "team", "token_id": 1, "token_prefix": "tr-x"}
     fields |= {"model": "m", "endpoint": "/v1/e", "stream": True, "created_at": BEGIN}
-    reservation = books.reserve(Ask(**fields, prompt_tokens=10, output_tokens=90, choices=1))
+    reservation = books.reserve(CallRequest(**fields, prompt_tokens=10, output_tokens=90, choices=1))
     reservation.progress = lambda: 7
     books._writer.run(books._heartbeat())
     row = reports.call(reservation.call_id).row

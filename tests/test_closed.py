@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from asking import MODEL, ask, body_of
 from conftest import Member, stored
 from flask.testing import FlaskClient
+from sending import MODEL, body_of, fetch
 
 from tokenrouter import ledger, payload, reports, runtime
 from tokenrouter.database.tables import db
@@ -102,7 +102,7 @@ CLOSED_FIELDS = [
 def test_field_that_reaches_into_the_account_is_refused(
     client: FlaskClient, team: Member, provider: StandInProvider, field: str, value: object, param: str
 ):
-    reply = ask(client, team, "responses", **{field: value})
+    reply = fetch(client, team, "responses", **{field: value})
     assert (reply.status_code, reply.json["error"]["param"]) == (400, param)
     assert (provider.calls, reports.newest_calls(None, 1)) == ([], [])
 
@@ -117,8 +117,8 @@ def test_closed_fields_may_be_null_or_off(client: FlaskClient, team: Member):
 
 @BOTH
 def test_response_goes_on_from_one_of_the_same_team(client: FlaskClient, team: Member, provider: StandInProvider):
-    first = ask(client, team, "responses").json
-    assert ask(client, team, "responses", previous_response_id=first["id"], max_output_tokens=20).status_code == 200
+    first = fetch(client, team, "responses").json
+    assert fetch(client, team, "responses", previous_response_id=first["id"], max_output_tokens=20).status_code == 200
     assert provider.calls[1].json["previous_response_id"] == first["id"]
     alone = payload.check(payload.ENDPOINTS[2], body_of("responses"), MODEL, runtime.current().settings).prompt_tokens
     assert reports.newest_calls(None, 1)[0].held_tokens == alone + first["usage"]["total_tokens"] + 20
@@ -130,10 +130,10 @@ def test_response_of_another_team_is_not_found(
     client: FlaskClient, team: Member, new_team, provider: StandInProvider, stream: bool
 ):
     other = new_team("other")
-    ask(client, team, "responses", stream=stream)
+    fetch(client, team, "responses", stream=stream)
     response_id = provider.finished[0].response_id
-    assert ask(client, team, "responses", previous_response_id=response_id).status_code == 200
-    reply = ask(client, other, "responses", previous_response_id=response_id)
+    assert fetch(client, team, "responses", previous_response_id=response_id).status_code == 200
+    reply = fetch(client, other, "responses", previous_response_id=response_id)
     assert (reply.status_code, reply.json["error"]["param"]) == (404, "previous_response_id")
     assert len(provider.calls) == 2
     assert stored(other).held_tokens == 0
@@ -144,7 +144,7 @@ def test_response_of_another_team_is_not_found(
 def test_response_that_nobody_was_given_is_not_found(
     client: FlaskClient, team: Member, provider: StandInProvider, response_id: str
 ):
-    reply = ask(client, team, "responses", previous_response_id=response_id)
+    reply = fetch(client, team, "responses", previous_response_id=response_id)
     assert (reply.status_code, reply.json["error"]["param"]) == (404, "previous_response_id")
     assert provider.calls == []
 
@@ -153,10 +153,10 @@ def test_response_that_nobody_was_given_is_not_found(
 def test_response_that_failed_cannot_be_gone_on_from(
     client: FlaskClient, team: Member, provider: StandInProvider, directives: str
 ):
-    reply = ask(client, team, "responses", directives, stream=True)
+    reply = fetch(client, team, "responses", directives, stream=True)
     if directives != "status=500":
         response_id = events_of(reply.data)[0]["response"]["id"]
-        assert ask(client, team, "responses", previous_response_id=response_id).status_code == 404
+        assert fetch(client, team, "responses", previous_response_id=response_id).status_code == 404
     with db.engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM responses").scalar() == 0
 
@@ -164,14 +164,14 @@ def test_response_that_failed_cannot_be_gone_on_from(
 def test_response_that_is_not_stored_cannot_be_gone_on_from(
     client: FlaskClient, team: Member, provider: StandInProvider
 ):
-    first = ask(client, team, "responses", store=False).json
+    first = fetch(client, team, "responses", store=False).json
     assert provider.calls[0].json["store"] is False
-    assert ask(client, team, "responses", previous_response_id=first["id"]).status_code == 404
+    assert fetch(client, team, "responses", previous_response_id=first["id"]).status_code == 404
 
 
 @BOTH
 def test_response_is_remembered_by_all_workers_and_after_a_restart(client: FlaskClient, team: Member):
-    first = ask(client, team, "responses").json
+    first = fetch(client, team, "responses").json
     readers = runtime.current().readers
     assert ledger.tokens_of_response(readers, team.team.id, first["id"]) == first["usage"]["total_tokens"]
     assert ledger.tokens_of_response(readers, team.team.id + 1, first["id"]) is None

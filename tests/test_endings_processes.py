@@ -116,7 +116,7 @@ class Scene:
     provider: StandInProvider
     folder: Path
     database_url: str
-    begun: threading.Event = field(default_factory=threading.Event)
+    started: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
     def server(self, **settings: str) -> Iterator[Server]:
@@ -215,10 +215,10 @@ def run(accident: Callable[[Scene], AbstractContextManager[Callable[[], None]]],
     """Let an accident happen, and check what comes of it."""
     try:
         with accident(scene) as check:
-            scene.begun.set()
+            scene.started.set()
             check()
     finally:
-        scene.begun.set()
+        scene.started.set()
 
 
 def in_time(claim: Callable[[], bool], since: float) -> bool:
@@ -240,7 +240,7 @@ def accidents(
     if not happening:
         yield {}
         return
-    begun: list[threading.Event] = []
+    started: list[threading.Event] = []
     with ExitStack() as open_ones:
         provider = open_ones.enter_context(StandInProvider(api_key=PROVIDER_KEY))
         pool = open_ones.enter_context(ThreadPoolExecutor(len(happening)))
@@ -254,8 +254,8 @@ def accidents(
                 url = postgresql.get_uri(database="machines")
             scene = Scene(provider, folder, url)
             running[accident.__name__] = pool.submit(run, accident, scene)
-            begun.append(scene.begun)
-        for each in begun:  # what is started in a thread takes over this process's environment, which tests change
+            started.append(scene.started)
+        for each in started:  # what is started in a thread takes over this process's environment, which tests change
             each.wait(60)
         yield running
 
@@ -488,8 +488,8 @@ def test_verify_never_complains_while_calls_go_on(app: Flask, server: Server, te
     problems, checked = [], 0
     with ThreadPoolExecutor(16) as pool:
         callers = [pool.submit(call, number) for number in range(16)]
-        begun = time.monotonic()
-        while time.monotonic() < begun + (3 if checked > 10 and len(made) > 50 else 60):
+        started = time.monotonic()
+        while time.monotonic() < started + (3 if checked > 10 and len(made) > 50 else 60):
             problems += ledger.verify(db.engine).problems
             checked += 1
         stop.set()

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from asking import ENDPOINTS, FORMS, JSON_ENDPOINTS, MODEL, ask, body_of, post
 from conftest import PROVIDER_KEY, ROOT, Member, eventually, stored
 from flask import Flask
 from flask.testing import FlaskClient
+from sending import ENDPOINTS, FORMS, JSON_ENDPOINTS, MODEL, body_of, fetch, post
 
 from tokenrouter import payload, reports
 from tokenrouter.metering.counting import count_tokens
@@ -82,7 +82,7 @@ def test_every_row_has_its_route_and_its_place_in_the_readme(app: Flask):
 def test_json_arrives_with_the_providers_key_and_unknown_fields(
     client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str
 ):
-    ask(client, team, endpoint, unheard_of={"api_base": "http://127.0.0.1:1/"}, user="me")
+    fetch(client, team, endpoint, unheard_of={"api_base": "http://127.0.0.1:1/"}, user="me")
     (call,) = provider.calls
     assert (call.method, call.path) == ("POST", f"/v1/{endpoint}")
     assert call.headers["authorization"] == f"Bearer {PROVIDER_KEY}"
@@ -94,7 +94,7 @@ def test_json_arrives_with_the_providers_key_and_unknown_fields(
 def test_field_that_would_redirect_elsewhere_is_data_alone(
     client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, field: str
 ):
-    assert ask(client, team, endpoint, **{field: "http://127.0.0.1:1/"}).status_code == 200
+    assert fetch(client, team, endpoint, **{field: "http://127.0.0.1:1/"}).status_code == 200
     (call,) = provider.calls
     assert call.headers["authorization"] == f"Bearer {PROVIDER_KEY}"
     assert b"http://127.0.0.1:1/" in call.body
@@ -104,7 +104,7 @@ def test_field_that_would_redirect_elsewhere_is_data_alone(
 def test_headers_of_the_provider_that_concern_the_caller_are_passed(
     client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str
 ):
-    reply = ask(client, team, endpoint)
+    reply = fetch(client, team, endpoint)
     row = reports.newest_calls(None, 1)[0]
     assert reply.headers["x-ratelimit-remaining-tokens"] == "150000"
     assert reply.headers["openai-processing-ms"] == "5"
@@ -115,7 +115,7 @@ def test_headers_of_the_provider_that_concern_the_caller_are_passed(
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_refusal_of_the_provider_passes_its_headers_and_costs_nothing(client: FlaskClient, team: Member, endpoint: str):
-    reply = ask(client, team, endpoint, "status=429 retry_after=7")
+    reply = fetch(client, team, endpoint, "status=429 retry_after=7")
     assert (reply.status_code, reply.headers["Retry-After"]) == (429, "7")
     assert reply.headers["x-ratelimit-remaining-tokens"] == "150000"
     assert_booked(team, "provider_error", 0, "none")
@@ -128,7 +128,7 @@ def test_stream_is_the_providers_byte_for_byte(
     sent = []
     respond = provider.respond
     provider.respond = lambda call: sent.append(respond(call)) or sent[0]
-    reply = ask(client, team, endpoint, "framing=close comments=1", stream=True, **STREAMS[endpoint])
+    reply = fetch(client, team, endpoint, "framing=close comments=1", stream=True, **STREAMS[endpoint])
     body = b"".join(data for _, data in sent[0].steps).partition(b"\r\n\r\n")[2]
     assert reply.mimetype == "text/event-stream"
     if endpoint == "completions":  # the event for usage was ours to ask for
@@ -144,13 +144,13 @@ def test_stream_is_the_providers_byte_for_byte(
 def test_model_may_be_left_out_where_there_is_a_default(
     client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str
 ):
-    assert ask(client, team, endpoint, model=None).status_code == 200
+    assert fetch(client, team, endpoint, model=None).status_code == 200
     assert provider.calls[0].json["model"] == MODEL
 
 
 @pytest.mark.parametrize("endpoint", [name for name in BESIDE_CHAT if name not in ("completions", "responses")])
 def test_model_has_to_be_named_elsewhere(client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str):
-    reply = ask(client, team, endpoint, model=None)
+    reply = fetch(client, team, endpoint, model=None)
     assert (reply.status_code, reply.json["error"]["param"]) == (400, "model")
     assert "has to be named" in reply.json["error"]["message"]
     assert (provider.calls, reports.newest_calls(None, 1)) == ([], [])
@@ -161,7 +161,7 @@ def test_model_has_to_be_named_elsewhere(client: FlaskClient, team: Member, prov
 def test_model_that_is_not_allowed_is_refused_and_logged(
     client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, model: str
 ):
-    reply = ask(client, team, endpoint, model=model)
+    reply = fetch(client, team, endpoint, model=model)
     assert (reply.status_code, reply.json["error"]["code"]) == (404, "model_not_found")
     assert provider.calls == []
     assert_booked(team, "rejected", 0, "none")
@@ -190,14 +190,14 @@ HELD = [
 def test_prompt_and_most_output_are_held(
     client: FlaskClient, team: Member, endpoint: str, fields: dict[str, object], held: int
 ):
-    ask(client, team, endpoint, **fields)
+    fetch(client, team, endpoint, **fields)
     assert reports.newest_calls(None, 1)[0].held_tokens == held
     assert stored(team).held_tokens == 0
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_quota_of_zero_blocks(client: FlaskClient, new_team, provider: StandInProvider, endpoint: str):
-    reply = ask(client, new_team(quota_tokens=0), endpoint)
+    reply = fetch(client, new_team(quota_tokens=0), endpoint)
     assert (reply.status_code, reply.json["error"]["code"]) == (429, "insufficient_quota")
     assert provider.calls == []
 
@@ -206,7 +206,7 @@ def test_quota_of_zero_blocks(client: FlaskClient, new_team, provider: StandInPr
 def test_answer_is_limited_to_what_is_left(
     client: FlaskClient, new_team, provider: StandInProvider, endpoint: str, field: str
 ):
-    reply = ask(client, new_team(quota_tokens=300), endpoint)
+    reply = fetch(client, new_team(quota_tokens=300), endpoint)
     limit = int(reply.headers["x-tokenrouter-output-limit"])
     assert provider.calls[0].json[field] == limit
     assert 16 < limit < 300
@@ -217,9 +217,9 @@ def test_answer_is_limited_to_what_is_left(
 def test_ceiling_of_the_settings_is_sent(
     client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, field: str
 ):
-    ask(client, team, endpoint)
-    ask(client, team, endpoint, **{field: 5})
-    ask(client, team, endpoint, **{field: 50})
+    fetch(client, team, endpoint)
+    fetch(client, team, endpoint, **{field: 5})
+    fetch(client, team, endpoint, **{field: 50})
     assert [call.json[field] for call in provider.calls] == [7, 5, 7]
 
 
@@ -228,7 +228,7 @@ def test_ceiling_of_the_settings_is_sent(
 def test_ceiling_is_nothing_to_endpoints_without_text(
     client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str
 ):
-    ask(client, team, endpoint)
+    fetch(client, team, endpoint)
     assert provider.calls[0].json == body_of(endpoint)
 
 
@@ -240,7 +240,7 @@ def test_ceiling_is_nothing_to_endpoints_without_text(
 def test_whole_answer_is_charged_as_reported(
     client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, directives: str
 ):
-    assert ask(client, team, endpoint, directives).status_code == 200
+    assert fetch(client, team, endpoint, directives).status_code == 200
     assert_booked(team, "ok", 0 if "zero" in directives else provider.tokens_served, "provider")
 
 
@@ -249,7 +249,7 @@ def test_whole_answer_is_charged_as_reported(
 def test_whole_stream_is_charged_as_reported(
     client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, directives: str
 ):
-    assert ask(client, team, endpoint, directives, stream=True, **STREAMS[endpoint]).status_code == 200
+    assert fetch(client, team, endpoint, directives, stream=True, **STREAMS[endpoint]).status_code == 200
     assert_booked(team, "ok", 0 if "zero" in directives else provider.tokens_served, "provider")
 
 
@@ -259,7 +259,7 @@ UNUSABLE = ["usage=none", "usage=null", "usage=negative", "usage=string", "usage
 @pytest.mark.parametrize("endpoint", ESTIMATED)
 @pytest.mark.parametrize("usage", UNUSABLE)
 def test_answer_without_usage_is_charged_by_its_texts(client: FlaskClient, team: Member, endpoint: str, usage: str):
-    reply = ask(client, team, endpoint, usage)
+    reply = fetch(client, team, endpoint, usage)
     answers = {
         "completions": lambda: reply.json["choices"][0]["text"],
         "responses": lambda: reply.json["output"][0]["content"][0]["text"],
@@ -270,7 +270,7 @@ def test_answer_without_usage_is_charged_by_its_texts(client: FlaskClient, team:
 
 
 def test_streamed_response_without_usage_is_charged_by_its_texts(client: FlaskClient, team: Member):
-    reply = ask(client, team, "responses", "usage=none", stream=True)
+    reply = fetch(client, team, "responses", "usage=none", stream=True)
     text = events_of(reply.data)[-1]["response"]["output"][0]["content"][0]["text"]
     assert_booked(team, "ok", prompt_of("responses", "usage=none") + count_tokens([text]), "estimated")
 
@@ -280,30 +280,30 @@ def test_streamed_response_without_usage_is_charged_by_its_texts(client: FlaskCl
 def test_answer_that_costs_no_tokens_is_logged_as_uncounted(
     client: FlaskClient, team: Member, endpoint: str, usage: str
 ):
-    assert ask(client, team, endpoint, usage).status_code == 200
+    assert fetch(client, team, endpoint, usage).status_code == 200
     assert_booked(team, "ok", 0, "none")
 
 
 @pytest.mark.parametrize("endpoint", [name for name in STREAMS if name in FREE])
 def test_stream_that_costs_no_tokens_is_logged_as_uncounted(client: FlaskClient, team: Member, endpoint: str):
-    ask(client, team, endpoint, "usage=none", stream=True, **STREAMS[endpoint])
+    fetch(client, team, endpoint, "usage=none", stream=True, **STREAMS[endpoint])
     assert_booked(team, "ok", 0, "none")
 
 
 @pytest.mark.parametrize("endpoint", ["images/variations", "audio/translations"])
 def test_answers_that_never_report_tokens_are_logged_as_uncounted(client: FlaskClient, team: Member, endpoint: str):
-    assert ask(client, team, endpoint).status_code == 200
+    assert fetch(client, team, endpoint).status_code == 200
     assert_booked(team, "ok", 0, "none")
 
 
 def test_transcription_by_its_duration_is_logged_as_uncounted(client: FlaskClient, team: Member):
-    assert ask(client, team, "audio/transcriptions", "usage=duration").json["usage"]["seconds"] == 9
+    assert fetch(client, team, "audio/transcriptions", "usage=duration").json["usage"]["seconds"] == 9
     assert_booked(team, "ok", 0, "none")
 
 
 @pytest.mark.parametrize(("response_format", "start"), [("text", "This"), ("srt", "1\n"), ("vtt", "WEBVTT")])
 def test_transcript_may_be_a_text(client: FlaskClient, team: Member, response_format: str, start: str):
-    reply = ask(client, team, "audio/transcriptions", response_format=response_format)
+    reply = fetch(client, team, "audio/transcriptions", response_format=response_format)
     assert reply.mimetype in ("text/plain", "text/vtt") and reply.text.startswith(start)
     assert_booked(team, "ok", 0, "none")
 
@@ -319,20 +319,20 @@ NOTHING = [("status=500", 500), ("status=401", 502), ("drop=1", 502), ("cut=0", 
 def test_failure_before_an_answer_costs_nothing(
     client: FlaskClient, team: Member, endpoint: str, directives: str, status: int
 ):
-    assert ask(client, team, endpoint, directives).status_code == status
+    assert fetch(client, team, endpoint, directives).status_code == status
     assert_booked(team, "provider_error", 0, "none")
 
 
 @pytest.mark.parametrize("endpoint", [name for name in BESIDE_CHAT if name != "audio/speech"])
 def test_page_in_place_of_json_is_a_bad_response(client: FlaskClient, team: Member, endpoint: str):
-    reply = ask(client, team, endpoint, "status=200 body=html")
+    reply = fetch(client, team, endpoint, "status=200 body=html")
     assert (reply.status_code, reply.json["error"]["code"]) == (502, "provider_bad_response")
     assert_booked(team, "provider_error", 0, "none")
 
 
 @pytest.mark.parametrize("directives", ["error_event=0", "error_event=2", "failed=2 usage=none"])
 def test_response_that_fails_before_its_first_word_costs_nothing(client: FlaskClient, team: Member, directives: str):
-    reply = ask(client, team, "responses", directives, stream=True)
+    reply = fetch(client, team, "responses", directives, stream=True)
     assert events_of(reply.data)[-1]["type"] in ("error", "response.failed")
     assert_booked(team, "provider_error", 0, "none")
 
@@ -347,7 +347,7 @@ def said(stream: bytes) -> str:
 @IMPATIENT
 @pytest.mark.parametrize("directives", ["cut=8", "reset=8", "half_chunk=8", "hang=8", "cut=8 framing=close"])
 def test_broken_response_ends_with_our_error_and_costs_what_arrived(client: FlaskClient, team: Member, directives: str):
-    reply = ask(client, team, "responses", directives, stream=True)
+    reply = fetch(client, team, "responses", directives, stream=True)
     code = "provider_timeout" if "hang" in directives else "provider_bad_response"
     assert events_of(reply.data)[-1]["error"]["code"] == code
     text = said(reply.data)
@@ -357,7 +357,7 @@ def test_broken_response_ends_with_our_error_and_costs_what_arrived(client: Flas
 
 @pytest.mark.parametrize("directives", ["error_event=8 code=overloaded", "failed=8 usage=none"])
 def test_response_that_fails_on_its_way_costs_what_arrived(client: FlaskClient, team: Member, directives: str):
-    reply = ask(client, team, "responses", directives, stream=True)
+    reply = fetch(client, team, "responses", directives, stream=True)
     assert events_of(reply.data)[-1]["type"] in ("error", "response.failed")
     charged = prompt_of("responses", directives) + count_tokens([said(reply.data)])
     assert_booked(team, "provider_error", charged, "estimated")
@@ -368,7 +368,7 @@ def test_failed_response_costs_the_usage_it_reports_where_that_is_more(
     client: FlaskClient, team: Member, prompt_tokens: int
 ):
     directives = f"failed=8 words=3 prompt_tokens={prompt_tokens}"
-    reply = ask(client, team, "responses", directives, stream=True)
+    reply = fetch(client, team, "responses", directives, stream=True)
     reported = events_of(reply.data)[-1]["response"]["usage"]["total_tokens"]
     estimated = prompt_of("responses", directives) + count_tokens([said(reply.data)])
     assert (reported > estimated) == (prompt_tokens > 0)
@@ -377,13 +377,13 @@ def test_failed_response_costs_the_usage_it_reports_where_that_is_more(
 
 @pytest.mark.parametrize("endpoint", ["embeddings", "images/generations", "images/edits", "moderations"])
 def test_broken_answer_that_is_no_text_costs_its_prompt(client: FlaskClient, team: Member, endpoint: str):
-    assert ask(client, team, endpoint, "cut=60").status_code == 502
+    assert fetch(client, team, endpoint, "cut=60").status_code == 502
     assert_booked(team, "provider_error", prompt_of(endpoint, "cut=60"), "estimated")
 
 
 @pytest.mark.parametrize("endpoint", ["completions", "responses", "audio/transcriptions"])
 def test_broken_answer_in_text_costs_what_arrived_too(client: FlaskClient, team: Member, endpoint: str):
-    assert ask(client, team, endpoint, "cut=60").status_code == 502
+    assert fetch(client, team, endpoint, "cut=60").status_code == 502
     charged = stored(team).settled_tokens
     assert prompt_of(endpoint, "cut=60") + 10 < charged < prompt_of(endpoint, "cut=60") + 60
     assert_booked(team, "provider_error", charged, "estimated")
@@ -440,7 +440,7 @@ def test_connection_is_used_again(
     client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, stream: bool
 ):
     for _ in range(3):
-        assert ask(client, team, endpoint, stream=stream).status_code == 200
+        assert fetch(client, team, endpoint, stream=stream).status_code == 200
     assert (provider.open_connections, len(provider.calls)) == (1, 3)
 
 
@@ -448,4 +448,4 @@ def test_connection_is_used_again(
 @pytest.mark.parametrize("endpoint", BESIDE_CHAT)
 def test_place_is_given_back(client: FlaskClient, team: Member, endpoint: str):
     for directives in ("", "status=500", "drop=1", ""):
-        assert ask(client, team, endpoint, directives).status_code != 503
+        assert fetch(client, team, endpoint, directives).status_code != 503

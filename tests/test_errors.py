@@ -492,9 +492,9 @@ def test_crash_gets_500_without_its_reason_and_leaves_no_hold(
 def test_crash_in_mid_stream_is_an_error_event_and_the_end(
     client: FlaskClient, team: Member, monkeypatch: pytest.MonkeyPatch
 ):
-    real = StreamMeter.read_like_last
+    real = StreamMeter.take_plain_chunk
     monkeypatch.setattr(
-        StreamMeter, "read_like_last", lambda meter, data: crash() if b"demo;" in data else real(meter, data)
+        StreamMeter, "take_plain_chunk", lambda meter, data: crash() if b"demo;" in data else real(meter, data)
     )
     reply = client.post(CHAT, json=hello("gap=0.01", stream=True), headers=team.headers)
     events = reply.data.decode().split("\n\n")

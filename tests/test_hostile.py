@@ -5,9 +5,9 @@ import json
 import time
 
 import pytest
-from asking import FORMS, JSON_ENDPOINTS, MODEL, ask, body_of
 from conftest import Member, stored
 from flask.testing import FlaskClient
+from sending import FORMS, JSON_ENDPOINTS, MODEL, body_of, fetch
 from werkzeug.test import TestResponse
 
 from tokenrouter import reports
@@ -67,7 +67,7 @@ WRONG += [(endpoint, "model", value) for endpoint in JSON_ENDPOINTS for value in
 def test_field_of_the_wrong_type_or_size_is_named(
     client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, field: str, value: object
 ):
-    assert_refused(ask(client, team, endpoint, **{field: value}), provider, field)
+    assert_refused(fetch(client, team, endpoint, **{field: value}), provider, field)
 
 
 FORM_FIELDS = [("n", value) for value in ("0", "-1", "1.5", "1e3", "two", "", "\u0662", str(10**9), "9" * 5000)]
@@ -78,7 +78,7 @@ FORM_FIELDS += [("model", "GPT-5-nano\n")]
 def test_field_of_a_form_is_checked_likewise(
     client: FlaskClient, team: Member, provider: StandInProvider, field: str, value: str
 ):
-    assert_refused(ask(client, team, "images/edits", **{field: value}), provider, field)
+    assert_refused(fetch(client, team, "images/edits", **{field: value}), provider, field)
 
 
 SPELLINGS = {
@@ -95,7 +95,7 @@ SPELLINGS = {
 def test_model_of_any_other_spelling_is_not_found(
     client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, name: str
 ):
-    reply = ask(client, team, endpoint, model=SPELLINGS[name])
+    reply = fetch(client, team, endpoint, model=SPELLINGS[name])
     assert (reply.status_code, reply.json["error"]["code"]) == (404, "model_not_found")
     assert len(reply.data) < 1000
     (row,) = reports.newest_calls(None, 2)
@@ -159,7 +159,7 @@ def test_integer_that_would_change_on_its_way_is_refused(
 
 @pytest.mark.parametrize("number", [2**64 - 1, -(2**63), 1234567890123456789])
 def test_integer_of_64_bits_arrives_exactly(client: FlaskClient, team: Member, provider: StandInProvider, number: int):
-    assert ask(client, team, "chat/completions", seed=number).status_code == 200
+    assert fetch(client, team, "chat/completions", seed=number).status_code == 200
     assert provider.calls[0].json["seed"] == number
     assert str(number).encode() in provider.calls[0].body
 
@@ -168,7 +168,7 @@ def test_long_digits_in_a_text_or_a_fraction_are_no_integer(
     client: FlaskClient, team: Member, provider: StandInProvider
 ):
     fields = {"user": "1" * 400, "temperature": 0.1234567890123456789}
-    assert ask(client, team, "chat/completions", **fields).status_code == 200
+    assert fetch(client, team, "chat/completions", **fields).status_code == 200
     assert provider.calls[0].json["user"] == "1" * 400
 
 

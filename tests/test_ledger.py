@@ -16,15 +16,15 @@ from tokenrouter import ledger, teams
 from tokenrouter.database import tables
 from tokenrouter.database.tables import RequestLog, UsageDaily, Worker, db
 from tokenrouter.errors import QuotaExceeded, QuotaReserved, StorageUnavailable
-from tokenrouter.ledger import Ask, Ledger, Outcome, Reservation
+from tokenrouter.ledger import CallRequest, Ledger, Outcome, Reservation
 
 pytestmark = pytest.mark.both_databases
 
 _numbers = iter(range(10**9))
 
 
-def ask(member: Member, prompt: int = 10, output: int = 90, choices: int = 1) -> Ask:
-    return Ask(
+def call_request(member: Member, prompt: int = 10, output: int = 90, choices: int = 1) -> CallRequest:
+    return CallRequest(
         request_id=f"req_{next(_numbers)}",
         team_id=member.team.id,
         team_name=member.team.name,
@@ -86,21 +86,21 @@ def books(new_ledger: Callable[[], Ledger]) -> Ledger:
 
 
 def test_reservation_is_held_and_pending(books: Ledger, team: Member):
-    reservation = books.reserve(ask(team))
+    reservation = books.reserve(call_request(team))
     assert stored(team).held_tokens == 100
     assert row(reservation).status == "pending"
     assert row(reservation).prompt_tokens == 10
 
 
 def test_settling_charges_gives_back_and_completes_the_row(books: Ledger, team: Member):
-    reservation = books.reserve(ask(team))
+    reservation = books.reserve(call_request(team))
     books.settle(reservation, ok(42))
     assert (stored(team).settled_tokens, stored(team).held_tokens) == (42, 0)
     assert (row(reservation).status, row(reservation).charged_tokens) == ("ok", 42)
 
 
 def test_settling_twice_changes_nothing_and_warns(books: Ledger, team: Member, caplog: pytest.LogCaptureFixture):
-    reservation = books.reserve(ask(team))
+    reservation = books.reserve(call_request(team))
     books.settle(reservation, ok(42))
     books.settle(reservation, ok(50))
     assert (stored(team).settled_tokens, stored(team).held_tokens) == (42, 0)
@@ -110,7 +110,7 @@ def test_settling_twice_changes_nothing_and_warns(books: Ledger, team: Member, c
 def test_refusal_is_logged_and_holds_nothing(books: Ledger, new_team: Callable[..., Member]):
     poor = new_team(quota_tokens=20)
     with pytest.raises(QuotaExceeded):
-        books.reserve(ask(poor))
+        books.reserve(call_request(poor))
     with db.engine.connect() as connection:
         logged = connection.execute(select(RequestLog.status, RequestLog.status_code, RequestLog.error_code)).all()
     assert logged == [("rejected", 429, "insufficient_quota")]
@@ -119,16 +119,16 @@ def test_refusal_is_logged_and_holds_nothing(books: Ledger, new_team: Callable[.
 
 def test_call_that_may_fit_later_is_told_so(books: Ledger, new_team: Callable[..., Member]):
     busy = new_team(quota_tokens=120)
-    reservation = books.reserve(ask(busy))
+    reservation = books.reserve(call_request(busy))
     with pytest.raises(QuotaReserved):
-        books.reserve(ask(busy))
+        books.reserve(call_request(busy))
     books.settle(reservation, ok(5))
-    assert books.reserve(ask(busy)).held_tokens == 100
+    assert books.reserve(call_request(busy)).held_tokens == 100
 
 
 def test_output_is_limited_to_what_is_left(books: Ledger, new_team: Callable[..., Member]):
     short = new_team(quota_tokens=60)
-    reservation = books.reserve(ask(short, prompt=10, output=1000, choices=2))
+    reservation = books.reserve(call_request(short, prompt=10, output=1000, choices=2))
     assert (reservation.output_limit, reservation.held_tokens) == (25, 60)
 
 
@@ -140,7 +140,7 @@ def test_threads_together_never_reserve_more_than_the_quota(
 
     def try_one(_: int) -> bool:
         try:
-            books.settle(books.reserve(ask(member)), ok(100))
+            books.settle(books.reserve(call_request(member)), ok(100))
         except (QuotaExceeded, QuotaReserved):
             return False
         return True
@@ -156,7 +156,7 @@ def test_dead_workers_calls_are_settled_at_the_estimate_and_what_arrived(
     new_ledger: Callable[[], Ledger], team: Member
 ):
     dead = new_ledger()
-    reservation = dead.reserve(ask(team))
+    reservation = dead.reserve(call_request(team))
     reservation.progress = lambda: 7
     dead._writer.run(dead._heartbeat())
     expire_all_leases()
@@ -167,7 +167,7 @@ def test_dead_workers_calls_are_settled_at_the_estimate_and_what_arrived(
 
 
 def test_living_workers_calls_are_left_alone(books: Ledger, team: Member):
-    reservation = books.reserve(ask(team))
+    reservation = books.reserve(call_request(team))
     assert ledger.recover(db.engine) == 0
     assert row(reservation).status == "pending"
 
@@ -176,7 +176,7 @@ def test_worker_that_wakes_after_recovery_changes_nothing(
     new_ledger: Callable[[], Ledger], team: Member, caplog: pytest.LogCaptureFixture
 ):
     asleep = new_ledger()
-    reservation = asleep.reserve(ask(team))
+    reservation = asleep.reserve(call_request(team))
     expire_all_leases()
     ledger.recover(db.engine)
     asleep.settle(reservation, ok(99))
@@ -187,11 +187,11 @@ def test_worker_that_wakes_after_recovery_changes_nothing(
 
 def test_worker_taken_for_dead_joins_again_under_another_number(new_ledger: Callable[[], Ledger], team: Member):
     asleep = new_ledger()
-    first = row(asleep.reserve(ask(team))).worker_id
+    first = row(asleep.reserve(call_request(team))).worker_id
     expire_all_leases()
     ledger.recover(db.engine)
     asleep._writer.run(asleep._heartbeat())
-    again = asleep.reserve(ask(team))
+    again = asleep.reserve(call_request(team))
     assert row(again).worker_id > first
     assert ledger.recover(db.engine) == 0
 
@@ -201,14 +201,14 @@ def test_heartbeats_write_the_tokens_in_one_order(new_ledger: Callable[[], Ledge
     books = new_ledger()
     books._heartbeat()
     for token_id in (3, 1, 2):
-        books.reserve(replace(ask(team), token_id=token_id))
+        books.reserve(replace(call_request(team), token_id=token_id))
     assert [used["token"] for used in books._heartbeat().tokens_used] == [1, 2, 3]
 
 
 def test_recovery_by_several_at_once_settles_each_call_once(new_ledger: Callable[[], Ledger], team: Member):
     dead = new_ledger()
     for _ in range(20):
-        dead.reserve(ask(team))
+        dead.reserve(call_request(team))
     expire_all_leases()
     with ThreadPoolExecutor(4) as pool:
         settled = list(pool.map(ledger.recover, [db.engine] * 4))
@@ -218,15 +218,15 @@ def test_recovery_by_several_at_once_settles_each_call_once(new_ledger: Callable
 
 def test_closing_gives_the_lease_back(new_ledger: Callable[[], Ledger], team: Member):
     leaving = new_ledger()
-    leaving.settle(leaving.reserve(ask(team)), ok(1))
+    leaving.settle(leaving.reserve(call_request(team)), ok(1))
     leaving.close()
     with db.engine.connect() as connection:
         assert connection.execute(select(Worker.id)).all() == []
 
 
 def test_reset_counts_from_now_and_charges_running_calls_to_the_new_count(books: Ledger, team: Member):
-    books.settle(books.reserve(ask(team)), ok(40))
-    running = books.reserve(ask(team))
+    books.settle(books.reserve(call_request(team)), ok(40))
+    running = books.reserve(call_request(team))
     ledger.reset(db.engine, [team.team.id], by=TESTER)
     assert stored(team).settled_tokens - stored(team).reset_mark_tokens == 0
     assert stored(team).held_tokens == 100
@@ -238,22 +238,22 @@ def test_reset_counts_from_now_and_charges_running_calls_to_the_new_count(books:
 def test_raised_quota_lets_the_next_call_through(books: Ledger, new_team: Callable[..., Member]):
     member = new_team(quota_tokens=0)
     with pytest.raises(QuotaExceeded):
-        books.reserve(ask(member))
+        books.reserve(call_request(member))
     teams.update("team", quota_tokens=1000, by=TESTER)
-    assert books.reserve(ask(member)).held_tokens == 100
+    assert books.reserve(call_request(member)).held_tokens == 100
 
 
 def test_lowered_quota_refuses_new_calls_and_lets_running_ones_end(books: Ledger, team: Member):
-    running = books.reserve(ask(team))
+    running = books.reserve(call_request(team))
     teams.update("team", quota_tokens=1, by=TESTER)
     with pytest.raises(QuotaExceeded):
-        books.reserve(ask(team))
+        books.reserve(call_request(team))
     books.settle(running, ok(100))
     assert stored(team).settled_tokens == 100
 
 
 def test_deleted_teams_running_calls_are_booked(books: Ledger, team: Member):
-    running = books.reserve(ask(team))
+    running = books.reserve(call_request(team))
     teams.delete("team", by=TESTER)
     books.settle(running, ok(100))
     assert (stored(team).settled_tokens, stored(team).held_tokens) == (100, 0)
@@ -275,7 +275,7 @@ def test_counters_stay_right_while_the_administrator_changes_everything(app: Fla
     meddler = threading.Thread(target=meddle)
     meddler.start()
     with ThreadPoolExecutor(20) as pool:
-        list(pool.map(lambda _: books.settle(books.reserve(ask(team)), ok(70)), range(100)))
+        list(pool.map(lambda _: books.settle(books.reserve(call_request(team)), ok(70)), range(100)))
     stop.set()
     meddler.join()
     assert (stored(team).settled_tokens, stored(team).held_tokens) == (7000, 0)
@@ -284,11 +284,11 @@ def test_counters_stay_right_while_the_administrator_changes_everything(app: Fla
 
 def test_days_sum_up_what_was_settled_and_what_failed(books: Ledger, new_team: Callable[..., Member]):
     member = new_team(quota_tokens=250)
-    books.settle(books.reserve(ask(member)), ok(40))
-    books.settle(books.reserve(ask(member)), Outcome(status="provider_error", status_code=502))
+    books.settle(books.reserve(call_request(member)), ok(40))
+    books.settle(books.reserve(call_request(member)), Outcome(status="provider_error", status_code=502))
     with pytest.raises(QuotaExceeded):
-        books.reserve(ask(member, prompt=500))
-    books.reject(ask(member), 404, "model_not_found")
+        books.reserve(call_request(member, prompt=500))
+    books.reject(call_request(member), 404, "model_not_found")
     with db.engine.connect() as connection:
         days = connection.execute(select(UsageDaily.__table__).order_by(UsageDaily.model)).all()
     assert [(d.model, d.requests, d.errors, d.prompt_tokens, d.total_tokens) for d in days] == [
@@ -311,7 +311,7 @@ def test_days_sum_up_what_was_settled_and_what_failed(books: Ledger, new_team: C
     ],
 )
 def test_verify_names_what_does_not_add_up(books: Ledger, team: Member, statement: str, complaint: str):
-    books.settle(books.reserve(ask(team)), ok(40))
+    books.settle(books.reserve(call_request(team)), ok(40))
     assert ledger.verify(db.engine).problems == []
     execute(text(statement))
     problems = ledger.verify(db.engine).problems
@@ -327,10 +327,10 @@ def test_reservation_whose_commit_was_lost_is_given_back(books: Ledger, team: Me
         run_group(operations)
         raise OperationalError("COMMIT", {}, Exception("connection lost"))
 
-    books.settle(books.reserve(ask(team)), ok(1))
+    books.settle(books.reserve(call_request(team)), ok(1))
     monkeypatch.setattr(books._writer, "_run", lose_the_answer)
     with pytest.raises(StorageUnavailable):
-        books.reserve(ask(team))
+        books.reserve(call_request(team))
     assert eventually(lambda: stored(team).held_tokens == 0)
     assert ledger.verify(db.engine).problems == []
 
@@ -345,7 +345,7 @@ def test_settlement_whose_commit_was_lost_is_booked_once_without_a_warning(
         run_group(operations)
         raise OperationalError("COMMIT", {}, Exception("connection lost"))
 
-    reservation = books.reserve(ask(team))
+    reservation = books.reserve(call_request(team))
     monkeypatch.setattr(books._writer, "_run", lose_the_answer)
     books.settle(reservation, ok(40))
     assert stored(team).settled_tokens == 40
@@ -354,8 +354,8 @@ def test_settlement_whose_commit_was_lost_is_booked_once_without_a_warning(
 
 def test_one_broken_operation_does_not_fail_its_group(books: Ledger, team: Member):
     with ThreadPoolExecutor(8) as pool:
-        good = [pool.submit(books.reserve, ask(team)) for _ in range(4)]
-        twice = ask(team)
+        good = [pool.submit(books.reserve, call_request(team)) for _ in range(4)]
+        twice = call_request(team)
         bad = [
             pool.submit(books.reserve, twice) for _ in range(2)
         ]  # the same request id: the second breaks a constraint

@@ -17,7 +17,7 @@ from tokenrouter import ledger, teams
 from tokenrouter.database import tables
 from tokenrouter.database.tables import RequestLog, Team, Worker, db
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
-from tokenrouter.ledger import Ask, Ledger, Outcome, Reservation
+from tokenrouter.ledger import CallRequest, Ledger, Outcome, Reservation
 
 pytestmark = pytest.mark.both_databases
 
@@ -91,7 +91,7 @@ class LedgerMachine(RuleBasedStateMachine):
         team_id = self.ids[number]
         team = self.teams[team_id]
         expected = expected_grant(team, prompt, output * choices, choices)
-        ask = Ask(
+        request = CallRequest(
             request_id=f"req_{next(_serial)}",
             team_id=team_id,
             team_name=self.names[number],
@@ -107,7 +107,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         process = self.processes[worker]
         try:
-            reservation = process.ledger.reserve(ask)
+            reservation = process.ledger.reserve(request)
         except (QuotaExceeded, QuotaReserved) as refusal:
             given = refusal.code
         else:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
-from tokenrouter.ledger.rules import Ask, Balance, Grant, decide
+from tokenrouter.ledger.rules import Balance, CallRequest, Grant, decide
 from tokenrouter.metering.counting import count_tokens
 from tokenrouter.metering.prompts import read_chat_prompt
 from tokenrouter.metering.streams import StreamMeter
@@ -296,7 +296,7 @@ def contract(quota: int | None, used: int, held: int, prompt: int, output: int, 
 
 
 def decided(quota: int | None, used: int, held: int, prompt: int, output: int, choices: int, reserve: int) -> object:
-    ask = Ask(
+    call_request = CallRequest(
         request_id="r",
         team_id=1,
         team_name="t",
@@ -311,7 +311,7 @@ def decided(quota: int | None, used: int, held: int, prompt: int, output: int, c
         choices=choices,
     )
     try:
-        grant: Grant = decide(Balance(quota, used, held), ask, reserve)
+        grant: Grant = decide(Balance(quota, used, held), call_request, reserve)
     except (QuotaExceeded, QuotaReserved) as refusal:
         return refusal.code
     return grant.held_tokens, grant.output_limit

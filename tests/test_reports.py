@@ -11,7 +11,7 @@ from sqlalchemy import insert, update
 from tokenrouter import reports, teams
 from tokenrouter.database import tables
 from tokenrouter.database.tables import ApiToken, Team, UsageDaily, db
-from tokenrouter.ledger import Ask, Ledger, Outcome
+from tokenrouter.ledger import CallRequest, Ledger, Outcome
 
 both_databases = pytest.mark.both_databases
 
@@ -103,15 +103,15 @@ def test_calls_in_flight_and_what_they_hold(app: Flask, new_team: Callable[..., 
     books = Ledger(db.engine, output_reserve_tokens=1024)
     for number in range(3):
         member = new_team(f"team {number}")
-        reservation = books.reserve(ask(member, number))
+        reservation = books.reserve(call_request(member, number))
     books.settle(reservation, Outcome(status="ok", status_code=200))
     found = reports.overview(NOW)
     books.close()
     assert (found.in_flight, found.held_tokens) == (2, 200)
 
 
-def ask(member: Member, number: int, status: str = "ok") -> Ask:
-    return Ask(
+def call_request(member: Member, number: int, status: str = "ok") -> CallRequest:
+    return CallRequest(
         request_id=f"req_{number}",
         team_id=member.team.id,
         team_name=member.team.name,
@@ -210,8 +210,8 @@ def test_newest_failures_come_first_and_nothing_else(app: Flask, team: Member):
     books = Ledger(db.engine, output_reserve_tokens=1024)
     statuses = ["provider_error", "ok", "interrupted", "client_closed", "provider_error", "ok"]
     for number, status in enumerate(statuses):
-        books.settle(books.reserve(ask(team, number)), Outcome(status=status, status_code=200))
-    books.reject(ask(team, 100), 404, "model_not_found")
+        books.settle(books.reserve(call_request(team, number)), Outcome(status=status, status_code=200))
+    books.reject(call_request(team, 100), 404, "model_not_found")
     books.close()
     found = reports.last_failures(10)
     assert [row.status for row in found] == ["rejected", "provider_error", "interrupted", "provider_error"]

@@ -25,7 +25,7 @@ from werkzeug.test import TestResponse
 from tokenrouter import auth, ledger, runtime
 from tokenrouter.database import connections, schema, statements, tables
 from tokenrouter.database.tables import RequestLog, Worker, db, epoch_now
-from tokenrouter.ledger import Ask, Ledger, operations, worker, writer
+from tokenrouter.ledger import CallRequest, Ledger, operations, worker, writer
 from tokenrouter.relay import handler
 from tokenrouter.standin import StandInProvider
 
@@ -453,8 +453,8 @@ def clock_off_by(hours: int) -> Iterator[None]:
         yield
 
 
-def new_ask(member: Member, number: int) -> Ask:
-    return Ask(
+def new_call_request(member: Member, number: int) -> CallRequest:
+    return CallRequest(
         request_id=f"req_{number}",
         team_id=member.team.id,
         team_name=member.team.name,
@@ -475,10 +475,10 @@ def test_leases_go_by_the_databases_clock(
 ):
     """A worker whose clock is off is not taken for dead, and takes none for dead."""
     true_ledger, other_ledger = new_ledger(), new_ledger()
-    true_ledger.reserve(new_ask(team, 1))
+    true_ledger.reserve(new_call_request(team, 1))
     with clock_off_by(hours):
         assert ledger.recover(db.engine) == 0
-        other_ledger.reserve(new_ask(team, 2))
+        other_ledger.reserve(new_call_request(team, 2))
         other_ledger._writer.run(other_ledger._heartbeat())
         assert ask(client, team).status_code == 200
     assert ledger.recover(db.engine) == 0
@@ -493,7 +493,7 @@ def test_leases_run_out_by_the_databases_clock(
 ):
     """The control of what is above: a lease that nobody renews does run out."""
     dead = new_ledger()
-    dead.reserve(new_ask(team, 1))
+    dead.reserve(new_call_request(team, 1))
     dead._stop.set()
     with clock_off_by(-1):
         assert ask(client, team).status_code == 200

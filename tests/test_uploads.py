@@ -9,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from asking import FORMS, MODEL
 from conftest import HELLO, Member, Server, eventually, running_server, stored
 from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sending import FORMS, MODEL
 from werkzeug.test import TestResponse
 
 from tokenrouter import reports

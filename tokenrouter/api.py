@@ -11,7 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tokenrouter import changes, ledger, payload, reports, request_body, teams
 from tokenrouter.changes import Actor
-from tokenrouter.database.tables import STATUSES, db, near_id
+from tokenrouter.database.tables import STATUSES, clamp_id, db
 from tokenrouter.errors import APIError, InvalidRequest, NameTaken, NotFound, StorageUnavailable
 from tokenrouter.teams import TeamError, management_tokens
 
@@ -161,11 +161,11 @@ def _number(text: str) -> int | None:
     """Read an id; one longer than any that a database has becomes one that none has."""
     if not (text.isascii() and text.isdecimal()):
         return None
-    return near_id(int(text[:25]))
+    return clamp_id(int(text[:25]))
 
 
 def _query(*names: str) -> dict[str, str]:
-    """Return the query's parameters; a misspelt one would otherwise show more than was asked for."""
+    """Return the query's parameters; a misspelt one would otherwise show more than was meant."""
     unknown = next((name for name in request.args if name not in names), None)
     if unknown is not None:
         taken = ", ".join(names) or "none"
@@ -189,7 +189,7 @@ def _after(query: dict[str, str]) -> int | None:
 
 
 def _team(query: dict[str, str]) -> int | None:
-    """Return the id of the team that is asked for by its id, or by its name unless that is a number."""
+    """Return the id of the team that is given by its id, or by its name unless that is a number."""
     if "team" not in query:
         return None
     number = _number(query["team"])

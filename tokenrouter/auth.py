@@ -1,4 +1,4 @@
-"""Everything that makes or compares a secret: a bearer token leads to its team, a password to the panel."""
+"""Bearer tokens: made, hashed, and looked up at every call."""
 
 import hashlib
 import secrets
@@ -50,7 +50,7 @@ def token_hash(bearer_token: str) -> str:
     return hashlib.sha256(bearer_token.encode()).hexdigest()
 
 
-def borne_token(authorization: str | None) -> str | None:
+def bearer_token_from(authorization: str | None) -> str | None:
     """Return the token in an Authorization header; None where it bears none. Source: RFC 6750, 2.1."""
     scheme, _, bearer_token = (authorization or "").partition(" ")
     return (bearer_token.strip() or None) if scheme.lower() == "bearer" else None
@@ -62,7 +62,7 @@ def authenticate(readers: Readers, authorization: str | None) -> Caller:
     The database is asked on every call, so that a revoked token is refused by every worker from then on.
     Raises InvalidAPIKey and StorageUnavailable.
     """
-    bearer_token = borne_token(authorization)
+    bearer_token = bearer_token_from(authorization)
     if bearer_token is None:
         raise InvalidAPIKey
     try:

@@ -9,7 +9,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
-from tokenrouter.database.tables import NAME_LENGTH, Change, db, near_id
+from tokenrouter.database.tables import NAME_LENGTH, Change, clamp_id, db
 
 PANEL = "panel"
 CLI = "cli"
@@ -74,16 +74,16 @@ def page(
     """
     query = select(Change).limit(limit + 1)
     if team_id is not None:
-        query = query.where(Change.team_id == near_id(team_id))
+        query = query.where(Change.team_id == clamp_id(team_id))
     with Session(db.engine) as session:
         if after_id is not None:
-            above = list(session.scalars(query.where(Change.id > near_id(after_id)).order_by(Change.id)))
+            above = list(session.scalars(query.where(Change.id > clamp_id(after_id)).order_by(Change.id)))
             if len(above) > limit:
                 rows = above[:limit][::-1]
                 return ChangesPage(rows, before_id=rows[-1].id, after_id=rows[0].id)
             before_id = None  # what is above does not fill a page: the newest page has it
         if before_id is not None:
-            query = query.where(Change.id < near_id(before_id))
+            query = query.where(Change.id < clamp_id(before_id))
         rows = list(session.scalars(query.order_by(Change.id.desc())))
     older = rows[limit - 1].id if len(rows) > limit else None
     return ChangesPage(rows[:limit], older, after_id=None if before_id is None else before_id - 1)

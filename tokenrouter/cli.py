@@ -59,7 +59,7 @@ log_commands = Group("logs", help="Read the log of calls.")
 management_token_commands = Group("management-tokens", help="Keep the tokens of the management API.")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-without_asking = click.option("--yes", is_flag=True, help="Do not ask.")
+without_confirmation = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def init_app(app: Flask) -> None:
@@ -111,7 +111,7 @@ def update_team(name: str, quota: Any, rename: str | None, active: bool | None, 
 
 @team_commands.command("delete")
 @click.argument("name")
-@without_asking
+@without_confirmation
 def delete_team(name: str, yes: bool) -> None:
     """Delete the team NAME and revoke its tokens; its log rows keep the name."""
     teams.find(name)
@@ -169,7 +169,7 @@ def show_usage(team: str | None, as_json: bool) -> None:
 @usage_commands.command("reset")
 @click.argument("team", required=False)
 @click.option("--all", "all_teams", is_flag=True, help="Reset every team.")
-@without_asking
+@without_confirmation
 def reset_usage(team: str | None, all_teams: bool, yes: bool) -> None:
     """Count the use of TEAM, or of --all, from zero again; the log keeps everything."""
     if (team is None) != all_teams:

@@ -49,7 +49,7 @@ class InvalidAPIKey(APIError):
 
 
 class InvalidManagementToken(InvalidAPIKey):
-    """The management API was asked without a management token; a team's is none."""
+    """The management API was called without a management token; a team's token is none."""
 
     def __init__(self) -> None:
         APIError.__init__(

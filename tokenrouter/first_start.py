@@ -45,7 +45,7 @@ def ask(settings: Settings) -> None:
     if not _on_terminal():
         raise ConfigError("There is no terminal to ask on: put PROVIDER_API_KEY and ADMIN_PASSWORD into .env by hand")
     try:
-        key = _ask_hidden("Provider API key", keep=settings.provider_api_key)
+        key = _prompt_hidden("Provider API key", keep=settings.provider_api_key)
         own_password = settings.admin_password if settings.admin_password != DEFAULT_ADMIN_PASSWORD else ""
         enter = "keeps the present one" if own_password else "generates one"
         password = click.prompt(
@@ -60,7 +60,7 @@ def ask(settings: Settings) -> None:
     click.echo(f"Saved to {ENV_FILE.resolve()}", err=True)
 
 
-def _ask_hidden(question: str, keep: str) -> str:
+def _prompt_hidden(question: str, keep: str) -> str:
     hint = " (Enter keeps the present one)" if keep else ""
     while True:
         text = click.prompt(question + hint, hide_input=True, default=keep, show_default=False, err=True).strip()

@@ -10,8 +10,8 @@ from tokenrouter.database.tables import db
 from tokenrouter.ledger import Ledger
 from tokenrouter.provider.catalogue import Catalogue
 from tokenrouter.provider.client import Provider
-from tokenrouter.worker.disconnects import Callers
-from tokenrouter.worker.slots import Places
+from tokenrouter.worker.disconnects import WaitingClients
+from tokenrouter.worker.slots import Slots
 
 
 @dataclass
@@ -22,9 +22,9 @@ class Runtime:
     readers: Readers
     ledger: Ledger
     provider: Provider
-    places: Places
+    slots: Slots
     catalogue: Catalogue
-    callers: Callers
+    clients: WaitingClients
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -33,14 +33,16 @@ def init_app(app: Flask, settings: Settings) -> None:
         readers = Readers(db.engine)
         ledger = Ledger(db.engine, settings.output_reserve_tokens)
     provider = Provider(settings)
-    places = Places(settings.threads, settings.team_calls)
-    app.extensions["tokenrouter"] = Runtime(settings, readers, ledger, provider, places, Catalogue(provider), Callers())
+    slots = Slots(settings.threads, settings.team_calls)
+    app.extensions["tokenrouter"] = Runtime(
+        settings, readers, ledger, provider, slots, Catalogue(provider), WaitingClients()
+    )
 
 
 def close(app: Flask) -> None:
     """Write what is still to be booked, leave the workers, and close all connections."""
     own = of(app)
-    own.callers.close()
+    own.clients.close()
     own.ledger.close()
     own.provider.close()
     own.readers.close()

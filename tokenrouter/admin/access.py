@@ -92,7 +92,7 @@ def safe_target(target: str | None) -> str:
 class PanelView(BaseView):
     """A view behind the sign-in, with a CSRF token in each POST and the panel's own pages for errors.
 
-    The hooks of its blueprint guard it, before Flask-Admin's `is_accessible` would be asked, and all that is on it.
+    The hooks of its blueprint guard it, before Flask-Admin's `is_accessible` would be called, and everything on it.
     """
 
     def create_blueprint(self, admin: Admin) -> Blueprint:

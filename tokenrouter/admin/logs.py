@@ -25,8 +25,8 @@ LAST_DAY = date.max - timedelta(days=1)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was asked for in the address, and what could not be understood of it."""
+class LogQuery:
+    """What was query for in the address, and what could not be understood of it."""
 
     filter: CallFilter
     shown: dict[str, str]
@@ -38,7 +38,7 @@ class Asked:
         return any(value for name, value in self.shown.items() if name != "zone")
 
     def link(self, view: str, **more: int) -> str:
-        """Return the address of a view of what was asked for; `url_for` itself takes no value named `endpoint`."""
+        """Return the address of a view of what was query for; `url_for` itself takes no value named `endpoint`."""
         return f"{view}?{urlencode({name: value for name, value in self.shown.items() if value} | more)}"
 
 
@@ -52,13 +52,13 @@ class RequestLogView(PanelView, ModelView):
     @expose("/")
     def index_view(self) -> ResponseReturnValue:
         """Show a page of the calls that fit, the newest first; nothing is counted and nothing skipped."""
-        asked = read_filter(request.args)
+        query = read_filter(request.args)
         before_id, after_id = (request.args.get(name, type=int) for name in ("before", "after"))
-        found = None if asked.problem else reports.calls_page(asked.filter, before_id, after_id, PER_PAGE)
+        found = None if query.problem else reports.calls_page(query.filter, before_id, after_id, PER_PAGE)
 
         return self.render(
             "admin/logs.html",
-            asked=asked,
+            query=query,
             found=found,
             models=reports.model_names(),
             endpoints=reports.endpoint_names(),
@@ -76,11 +76,11 @@ class RequestLogView(PanelView, ModelView):
     @expose("/export/<export_type>/")
     def export(self, export_type: str) -> ResponseReturnValue:
         """Send the calls that fit as CSV, row by row, however many they are."""
-        asked = read_filter(request.args)
-        if export_type != "csv" or asked.problem:
-            abort(404, asked.problem or "There is only CSV to export.")
+        query = read_filter(request.args)
+        if export_type != "csv" or query.problem:
+            abort(404, query.problem or "There is only CSV to export.")
         name = f"tokenrouter-calls-{datetime.now(UTC):%Y%m%d-%H%M%S}.csv"
-        rows: Iterator[str] = spreadsheet.lines(reports.iterate_calls(asked.filter))
+        rows: Iterator[str] = spreadsheet.lines(reports.iterate_calls(query.filter))
         return Response(
             stream_with_context(rows),
             mimetype="text/csv",
@@ -88,7 +88,7 @@ class RequestLogView(PanelView, ModelView):
         )
 
 
-def read_filter(args: MultiDict[str, str]) -> Asked:
+def read_filter(args: MultiDict[str, str]) -> LogQuery:
     """Read the filter from the address. A team that never was is a problem to tell, rather than no filter at all."""
     shown = {name: args.get(name, "").strip()[:NAME_LENGTH] for name in FILTERS}
     values = {name: shown[name] or None for name in TEXT_FILTERS}
@@ -98,7 +98,7 @@ def read_filter(args: MultiDict[str, str]) -> Asked:
     since, until = _day(shown["since"]), _day(shown["until"])
     if (shown["since"] and since is None) or (shown["until"] and until is None):
         problem = "A date is written as 2026-01-31."
-    return Asked(
+    return LogQuery(
         CallFilter(
             team_id=team_id,
             since=since and datetime.combine(since, time.min, zone),

@@ -44,7 +44,7 @@ class SettingsView(PanelView):
         return self._page(runtime.current().catalogue.last_check)
 
     @expose("/provider", methods=("POST",))
-    def ask_view(self) -> ResponseReturnValue:
+    def check_view(self) -> ResponseReturnValue:
         """Ask the provider now."""
         return self._page(runtime.current().catalogue.check())
 

@@ -1,4 +1,4 @@
-"""The forms of a team and of its tokens: what people type, and how it is told to the domain."""
+"""The forms of a team and of its tokens: what people type, and the domain's arguments that it stands for."""
 
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any

@@ -43,19 +43,19 @@ class TeamView(PanelView, ModelView):
     @expose("/")
     def index_view(self) -> ResponseReturnValue:
         """List the teams: searched, filtered, sorted and paged by the database."""
-        asked = _asked(request.args)
-        found = reports.teams_page(**asked, per_page=PER_PAGE)
+        query = _list_query(request.args)
+        found = reports.teams_page(**query, per_page=PER_PAGE)
 
         def link(**changes: Any) -> str:
-            wanted = asked | changes
+            wanted = query | changes
             return url_for(".index_view", **{name: int(v) if v is True else v or None for name, v in wanted.items()})
 
         return self.render(
             "admin/teams.html",
             found=found,
-            asked=asked,
-            is_filtered=bool(asked["search"] or asked["state"] or asked["near_quota"]),
-            first=(asked["page"] - 1) * PER_PAGE + 1,
+            query=query,
+            is_filtered=bool(query["search"] or query["state"] or query["near_quota"]),
+            first=(query["page"] - 1) * PER_PAGE + 1,
             link=link,
             actions=bulk.ACTIONS,
             here=_here(),
@@ -109,11 +109,11 @@ class TeamView(PanelView, ModelView):
         except NotFound as error:
             abort(404, str(error))
         except TeamError as error:
-            told = Markup("The quota of {} stays as it is. {}")
-            flash(told.format(quoted(_found(team_id).name), error), "error")
+            message = Markup("The quota of {} stays as it is. {}")
+            flash(message.format(quoted(_found(team_id).name), error), "error")
         else:
-            told, quota = Markup("The quota of {} is now {}."), team_store.format_quota(team.quota_tokens)
-            flash(told.format(quoted(team.name), quota), "success")
+            message, quota = Markup("The quota of {} is now {}."), team_store.format_quota(team.quota_tokens)
+            flash(message.format(quoted(team.name), quota), "success")
         return redirect(access.safe_target(request.form.get("url")))
 
     @expose("/<int:team_id>/")
@@ -229,8 +229,8 @@ def _chosen(form: MultiDict[str, str]) -> Sequence[Team]:
     return [team for team in living if str(team.id) in ids]
 
 
-def _asked(args: MultiDict[str, str]) -> dict[str, Any]:
-    """Read what list is asked for; what makes no sense counts as not given."""
+def _list_query(args: MultiDict[str, str]) -> dict[str, Any]:
+    """Read what list is query for; what makes no sense counts as not given."""
 
     def one_of(name: str, choices: Iterable[str]) -> str | None:
         return args[name] if args.get(name) in choices else None

@@ -34,7 +34,6 @@ class WriteConnection:
     """
 
     def __init__(self, engine: Engine) -> None:
-        """Open nothing yet."""
         self._engine = engine
         self._connection: DriverConnection | None = None
         self._is_durable: bool | None = None
@@ -85,7 +84,6 @@ class Readers:
     """A few connections for single reads, shared by all threads of a worker."""
 
     def __init__(self, engine: Engine) -> None:
-        """Open nothing yet."""
         self._engine = engine
         self._places: SimpleQueue[DriverConnection | None] = SimpleQueue()
         self._lock = threading.Lock()

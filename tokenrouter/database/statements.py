@@ -18,7 +18,7 @@ Inserter = Callable[[Any], Any]
 
 
 class DriverConnection(Protocol):
-    """What is asked of a connection of sqlite3's and of psycopg's alike."""
+    """What is used of a connection of sqlite3's and of psycopg's alike."""
 
     def execute(self, sql: str, values: Mapping[str, Any] = {}, /) -> Any:
         """Run a statement, and return the cursor."""

@@ -66,7 +66,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 RowId = BigInteger().with_variant(Integer, "sqlite")
 
 
-def near_id(number: int) -> int:
+def clamp_id(number: int) -> int:
     """Return a number that somebody gave for an id, or, where no database could hold it, one that no row has either."""
     return min(max(number, -1), 2**63 - 1)
 

@@ -7,11 +7,11 @@ Whoever settles a call first takes its row from `pending`: that succeeds once.
 
 from tokenrouter.ledger.books import Verification, recover, reset, verify
 from tokenrouter.ledger.responses import tokens_of_response
-from tokenrouter.ledger.rules import Ask, Outcome, Reservation
+from tokenrouter.ledger.rules import CallRequest, Outcome, Reservation
 from tokenrouter.ledger.worker import Ledger
 
 __all__ = [
-    "Ask",
+    "CallRequest",
     "Ledger",
     "Outcome",
     "Reservation",

@@ -25,7 +25,7 @@ from tokenrouter.database.tables import (
 )
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.responses import remember
-from tokenrouter.ledger.rules import Ask, Balance, Outcome, Reservation, decide
+from tokenrouter.ledger.rules import Balance, CallRequest, Outcome, Reservation, decide
 
 
 @dataclass
@@ -62,40 +62,40 @@ class Transaction:
 class Reserve:
     """Hold tokens and write the pending row, or write the row of a refusal."""
 
-    ask: Ask
+    request: CallRequest
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
 
     @property
     def team_id(self) -> int:
         """The team to lock."""
-        return self.ask.team_id
+        return self.request.team_id
 
     def apply(self, tx: Transaction) -> Reservation | QuotaExceeded | QuotaReserved:
         """Return the reservation, or the refusal for the waiting thread to raise."""
         balance = tx.balances[self.team_id]
         try:
-            grant = decide(balance, self.ask, tx.output_reserve_tokens)
+            grant = decide(balance, self.request, tx.output_reserve_tokens)
         except (QuotaExceeded, QuotaReserved) as refusal:
-            Reject(self.ask, refusal.status, refusal.code, self.ask.model).apply(tx)
+            Reject(self.request, refusal.status, refusal.code, self.request.model).apply(tx)
             return refusal
         balance.hold(grant.held_tokens)
-        row = _log_row(self.ask, status=PENDING, held_tokens=grant.held_tokens, worker_id=tx.worker_id)
-        row["prompt_tokens"] = self.ask.prompt_tokens
+        row = _log_row(self.request, status=PENDING, held_tokens=grant.held_tokens, worker_id=tx.worker_id)
+        row["prompt_tokens"] = self.request.prompt_tokens
         (call_id,) = INSERT_CALL.execute(tx.connection, row).fetchone()
-        day = self.ask.created_at.date()
-        return Reservation(call_id, self.team_id, self.ask.model, day, grant.held_tokens, grant.output_limit)
+        day = self.request.created_at.date()
+        return Reservation(call_id, self.team_id, self.request.model, day, grant.held_tokens, grant.output_limit)
 
     def undo(self) -> "Abandon":
         """Give back what may have been committed without our knowing."""
-        return Abandon(self.ask.request_id, self.team_id, self.ask.created_at.date())
+        return Abandon(self.request.request_id, self.team_id, self.request.created_at.date())
 
 
 @dataclass(frozen=True)
 class Reject:
     """Write the row of a call that was refused before anything was held."""
 
-    ask: Ask
+    request: CallRequest
     status_code: int
     error_code: str | None
     counted_model: str = ""
@@ -106,16 +106,16 @@ class Reject:
     @property
     def team_id(self) -> int:
         """The team to lock."""
-        return self.ask.team_id
+        return self.request.team_id
 
     def apply(self, tx: Transaction) -> None:
         """Insert the row."""
-        row = _log_row(self.ask, status=REJECTED, status_code=self.status_code, error_code=self.error_code)
+        row = _log_row(self.request, status=REJECTED, status_code=self.status_code, error_code=self.error_code)
         INSERT_CALL.execute(tx.connection, row).fetchone()
-        tx.count(self.team_id, self.ask.created_at.date(), self.counted_model, Outcome(status=REJECTED))
+        tx.count(self.team_id, self.request.created_at.date(), self.counted_model, Outcome(status=REJECTED))
 
     def undo(self) -> None:
-        """Leave the row, if it was written: it moved no counter."""
+        """Return None: the row may stay where it was written, since it moved no counter."""
 
 
 @dataclass
@@ -155,12 +155,12 @@ class Settle:
         )
 
     def undo(self) -> None:
-        """Need no undoing: it is tried until it is done."""
+        """Return None: it is retried until it is written, so there is never anything to take back."""
 
 
 @dataclass(frozen=True)
 class Abandon:
-    """Give back a reservation whose caller was told that the database failed, if it was written after all."""
+    """Give back a reservation whose caller got a 503, if it was written after all."""
 
     request_id: str
     team_id: int
@@ -177,7 +177,7 @@ class Abandon:
             Settle(Reservation(call_id, self.team_id, model, self.day, held_tokens), outcome).apply(tx)
 
     def undo(self) -> None:
-        """Need no undoing: it is tried until it is done."""
+        """Return None: it is retried until it is written, so there is never anything to take back."""
 
 
 @dataclass(frozen=True)
@@ -202,11 +202,11 @@ class Heartbeat:
         return has_abandoned(tx.connection)
 
     def undo(self) -> None:
-        """Leave what was written: it is true."""
+        """Return None: what was written is true."""
 
 
 def reservation_of(row: Row[Any]) -> Reservation:
-    """Return the reservation that a row of PENDING_CALLS tells of."""
+    """Return the reservation that a row of PENDING_CALLS describes."""
     return Reservation(row.id, row.team_id, row.model, row.created_at.date(), row.held_tokens)
 
 
@@ -295,17 +295,17 @@ def _add_to_day(insert_or_update: Inserter) -> Any:
 ADD_TO_DAY = Statement(_add_to_day)
 
 
-def _log_row(ask: Ask, **values: Any) -> dict[str, Any]:
+def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
     return {
-        "request_id": ask.request_id,
-        "team_id": ask.team_id,
-        "team_name": ask.team_name,
-        "token_id": ask.token_id,
-        "token_prefix": ask.token_prefix,
-        "model": ask.model,
-        "endpoint": ask.endpoint,
-        "stream": ask.stream,
-        "created_at": ask.created_at,
+        "request_id": request.request_id,
+        "team_id": request.team_id,
+        "team_name": request.team_name,
+        "token_id": request.token_id,
+        "token_prefix": request.token_prefix,
+        "model": request.model,
+        "endpoint": request.endpoint,
+        "stream": request.stream,
+        "created_at": request.created_at,
         "worker_id": None,
         "status_code": None,
         "error_code": None,

@@ -11,7 +11,7 @@ LEAST_OUTPUT_TOKENS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class CallRequest:
     """What a call wants to reserve. Tokens of the prompt are an estimate, those of the output the most it may cost."""
 
     request_id: str
@@ -89,24 +89,24 @@ class Balance:
         self.settled_change += charged
 
 
-def decide(balance: Balance, ask: Ask, output_reserve_tokens: int) -> Grant:
+def decide(balance: Balance, request: CallRequest, output_reserve_tokens: int) -> Grant:
     """Say what to hold for a call, or raise QuotaExceeded or QuotaReserved.
 
     A call whose output does not fit is let through with a lower limit while that limit is still of use.
     """
     if balance.quota_tokens is None:
-        return Grant(ask.prompt_tokens + ask.output_tokens)
-    unused = balance.quota_tokens - balance.used_tokens - ask.prompt_tokens
+        return Grant(request.prompt_tokens + request.output_tokens)
+    unused = balance.quota_tokens - balance.used_tokens - request.prompt_tokens
     left = unused - balance.held_tokens
-    if ask.output_tokens <= left:
-        return Grant(ask.prompt_tokens + ask.output_tokens)
-    least = LEAST_OUTPUT_TOKENS * ask.choices
-    may_limit = ask.choices > 0 and left >= ask.choices
+    if request.output_tokens <= left:
+        return Grant(request.prompt_tokens + request.output_tokens)
+    least = LEAST_OUTPUT_TOKENS * request.choices
+    may_limit = request.choices > 0 and left >= request.choices
     if may_limit and (left >= output_reserve_tokens or (balance.held_tokens == 0 and left >= least)):
-        return Grant(ask.prompt_tokens + left, left // ask.choices)
+        return Grant(request.prompt_tokens + left, left // request.choices)
     figures = (
         f"{balance.used_tokens:,} used and {balance.held_tokens:,} held for calls in flight "
-        f"of a quota of {balance.quota_tokens:,} tokens; this call needs about {ask.prompt_tokens:,} for its prompt"
+        f"of a quota of {balance.quota_tokens:,} tokens; this call needs about {request.prompt_tokens:,} for its prompt"
     )
     if balance.held_tokens > 0 and unused >= least:
         raise QuotaReserved(f"Quota reserved by calls in flight: {figures}. Try again once they have ended.")

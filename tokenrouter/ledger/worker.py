@@ -29,7 +29,7 @@ from tokenrouter.ledger.operations import (
     Transaction,
     lock_balances,
 )
-from tokenrouter.ledger.rules import Ask, Outcome, Reservation
+from tokenrouter.ledger.rules import CallRequest, Outcome, Reservation
 from tokenrouter.ledger.writer import Ticket, Writer
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,6 @@ class Ledger:
     """Reserve and settle for one process, keep its lease alive, and settle the calls of processes that died."""
 
     def __init__(self, engine: Engine, output_reserve_tokens: int) -> None:
-        """Start nothing yet: no thread lives on in a worker that is forked from this process."""
         self._engine = engine
         self._output_reserve_tokens = output_reserve_tokens
         self._connection = WriteConnection(engine)
@@ -72,7 +71,7 @@ class Ledger:
         self._lease: Lease | None = None
         self._calls: dict[int, Reservation] = {}
         self._tokens_used: dict[int, datetime] = {}
-        self._heart: threading.Thread | None = None
+        self._heart: threading.Thread | None = None  # started when first needed: none survives a fork
         self._stop = threading.Event()
         self._start_lock = threading.Lock()
 
@@ -103,25 +102,25 @@ class Ledger:
         except SQLAlchemyError as error:
             logger.warning("The lease could not be given back (%s); it runs out by itself", type(error).__name__)
 
-    def reserve(self, ask: Ask) -> Reservation:
+    def reserve(self, request: CallRequest) -> Reservation:
         """Hold tokens for one call and write its pending row, in one transaction shared with other calls.
 
         Raises QuotaExceeded or QuotaReserved, with the refusal in the log, and StorageUnavailable.
         """
         self.start()
-        self._tokens_used[ask.token_id] = ask.created_at
-        result = self._writer.run(Reserve(ask))
+        self._tokens_used[request.token_id] = request.created_at
+        result = self._writer.run(Reserve(request))
         if isinstance(result, Exception):
             raise result
         self._calls[result.call_id] = result
         return result
 
-    def reject(self, ask: Ask, status_code: int, error_code: str | None) -> None:
+    def reject(self, request: CallRequest, status_code: int, error_code: str | None) -> None:
         """Log a call that was refused before it asked for tokens.
 
         Raises StorageUnavailable.
         """
-        self._writer.run(Reject(ask, status_code, error_code))
+        self._writer.run(Reject(request, status_code, error_code))
 
     def settle(self, reservation: Reservation, outcome: Outcome, given_id: str | None = None) -> None:
         """Book the end of a call: charge, give the hold back and complete the row, safe against a power cut.

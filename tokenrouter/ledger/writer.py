@@ -34,7 +34,7 @@ class Ticket:
     __slots__ = ("_claimed", "_done", "error", "operation", "result", "then")
 
     def __init__(self, operation: Operation, then: Callable[["Ticket"], None] | None) -> None:
-        """Wait; `then` is called by the writer's thread once the operation is done."""
+        """`then` is called by whoever carried the operation out, once it is done."""
         self.operation = operation
         self.then = then
         self.result: Any = None

@@ -43,9 +43,9 @@ class StreamMeter:
 
     def read(self, event: bytes) -> bool:
         """Take note of an event; return whether it is the extra one that only reports usage."""
-        return not self.read_like_last(event) and self._read_whole(event)
+        return not self.take_plain_chunk(event) and self._read_whole(event)
 
-    def read_like_last(self, data: bytes) -> bool:
+    def take_plain_chunk(self, data: bytes) -> bool:
         """Take note of bytes that are one event and differ from an earlier chunk in its text alone, or return False."""
         if data.startswith(self._before_text) and data.endswith(self._after_text):
             text = data[len(self._before_text) : -len(self._after_text)]

@@ -66,8 +66,8 @@ class TypedMeter:
             self.failed = True
         return False
 
-    def read_like_last(self, data: bytes) -> bool:
-        """Return False: an event of this kind has to be read to be told from the last one."""
+    def take_plain_chunk(self, data: bytes) -> bool:
+        """Return False: only a parsed event can be told apart from the last one."""
         return False
 
     def _note(self, kind: str, document: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ class TypedMeter:
             self._texts = response_texts(response) or self._texts
 
     def is_whole(self, answers: int) -> bool:
-        """Tell whether an answer came to its end, though perhaps not as many as were asked for."""
+        """Tell whether an answer came to its end, though perhaps not as many as were requested."""
         return self._came > 0
 
     @property

@@ -24,7 +24,7 @@ class Call:
     model: str
     stream: bool
     wants_usage: bool
-    """Whether the caller asked for the event that reports usage."""
+    """Whether the caller requested the event that reports usage."""
     prompt: Prompt
     prompt_tokens: int
     output_tokens: int
@@ -52,12 +52,12 @@ class Call:
     @property
     def previous_response(self) -> Any:
         """The response that this call goes on from, as the body names it."""
-        return self.body.get(self.endpoint.goes_on_from) if self.endpoint.goes_on_from else None
+        return self.body.get(self.endpoint.continued_by) if self.endpoint.continued_by else None
 
     @property
-    def can_be_gone_on_from(self) -> bool:
+    def can_be_continued(self) -> bool:
         """Whether a later call may name the answer to this one."""
-        return bool(self.endpoint.goes_on_from) and self.body.get("store") is not False
+        return bool(self.endpoint.continued_by) and self.body.get("store") is not False
 
     @property
     def takes_plain_text(self) -> bool:
@@ -65,18 +65,18 @@ class Call:
         return self.body.get("response_format") in self.endpoint.text_formats if self.endpoint.text_formats else False
 
     @property
-    def asks_for_usage_unasked(self) -> bool:
+    def injects_usage(self) -> bool:
         """Whether what is sent asks for the usage of a stream though the caller did not."""
-        return self.stream and not self.wants_usage and self.endpoint.usage_is_asked_for
+        return self.stream and not self.wants_usage and self.endpoint.usage_must_be_requested
 
     def encode(self) -> bytes:
-        """Return the body to send: of a stream, the provider is always asked for its usage."""
-        if not self.asks_for_usage_unasked:
-            return self.encode_as_asked()
+        """Return the body to send: usage is requested of every stream."""
+        if not self.injects_usage:
+            return self.encode_as_received()
         options = self.body.get("stream_options") or {}
         return orjson.dumps({**self.body, "stream_options": {**options, "include_usage": True}})
 
-    def encode_as_asked(self) -> bytes:
+    def encode_as_received(self) -> bytes:
         """Return the body with nothing but the caller's own stream options."""
         return orjson.dumps(self.body)
 

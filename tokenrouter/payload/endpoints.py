@@ -35,7 +35,7 @@ class Endpoint:
     read_prompt: Callable[[Mapping[str, Any]], Prompt]
     file_tokens: int = 0
     """What each file of a form counts."""
-    goes_on_from: str = ""
+    continued_by: str = ""
     """The field that names an earlier answer, which the model reads again."""
 
     limits: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Endpoint:
     count_prompts: Callable[[Mapping[str, Any]], int] | None = None
 
     may_stream: bool = False
-    usage_is_asked_for: bool = False
+    usage_must_be_requested: bool = False
     """Whether a stream reports usage only where `stream_options` ask for it."""
     last_events: LastEvents = NOTHING_LAST
     """The types of the events that end a stream; nothing where [DONE] ends it."""
@@ -103,7 +103,7 @@ CHAT = Endpoint(
     limits=("max_tokens", "max_completion_tokens"),
     choices=("n",),
     may_stream=True,
-    usage_is_asked_for=True,
+    usage_must_be_requested=True,
 )
 COMPLETIONS = Endpoint(
     path="/completions",
@@ -113,7 +113,7 @@ COMPLETIONS = Endpoint(
     choices=("n", "best_of"),
     count_prompts=count_inputs("prompt"),
     may_stream=True,
-    usage_is_asked_for=True,
+    usage_must_be_requested=True,
 )
 RESPONSES = Endpoint(
     path="/responses",
@@ -121,7 +121,7 @@ RESPONSES = Endpoint(
     lists=("tools",),
     refusals=(_refuse_background, _refuse_conversation, _refuse_references),
     read_prompt=read_response_prompt,
-    goes_on_from="previous_response_id",
+    continued_by="previous_response_id",
     limits=("max_output_tokens",),
     may_stream=True,
     last_events=LastEvents(

@@ -24,7 +24,6 @@ class ProviderAdapter(HTTPAdapter):
     """
 
     def __init__(self, **options: Any) -> None:
-        """Connect to nothing yet."""
         super().__init__(**options)
         self._pool: HTTPConnectionPool | None = None
         self._targets: dict[str, str] = {}
@@ -41,7 +40,7 @@ class ProviderAdapter(HTTPAdapter):
             return self._pool
 
     def cert_verify(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the pool was told when it was made."""
+        """Do nothing: the pool was given its certificates when it was made."""
 
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
         """Return the path to ask for, or the whole URL where a proxy has to know it."""

@@ -30,7 +30,6 @@ class Catalogue:
     """The provider's own list of models, asked for when a prefix has to be expanded, at most every five minutes."""
 
     def __init__(self, provider: Provider) -> None:
-        """Ask for nothing yet."""
         self._provider = provider
         self._listed: dict[str, dict[str, Any]] = {}
         self._fresh_until = float("-inf")
@@ -50,16 +49,16 @@ class Catalogue:
         with self._lock:
             last = self.last_check
             if last is None or (datetime.now(UTC) - last.at).total_seconds() >= within_s:
-                last = self._ask()
+                last = self._refresh()
             return last
 
     def _provider_models(self) -> dict[str, dict[str, Any]]:
         with self._lock:
             if time.monotonic() > self._fresh_until:
-                self._ask()
+                self._refresh()
             return self._listed
 
-    def _ask(self) -> Check:
+    def _refresh(self) -> Check:
         """Ask, keep what was known before where that fails, and remember when to ask again."""
         try:
             self._listed = self._fetch()

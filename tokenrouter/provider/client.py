@@ -14,7 +14,7 @@ from tokenrouter.errors import ProviderBadResponse, ProviderTimeout, ProviderUnr
 from tokenrouter.provider.adapter import ProviderAdapter
 from tokenrouter.provider.refusals import refuse
 from tokenrouter.provider.replies import Reply
-from tokenrouter.provider.transport import Line, at_work
+from tokenrouter.provider.transport import ProviderLink, at_work
 
 # Never cookies, organization, project or idempotency keys: they speak for the whole account, or for another caller.
 FORWARDED_REQUEST_HEADERS = ("Accept", "User-Agent", "OpenAI-Beta")
@@ -25,7 +25,6 @@ class Provider:
     """The one paid account. Safe for many threads."""
 
     def __init__(self, settings: Settings) -> None:
-        """Connect to nothing yet."""
         self._root = settings.provider_base_url
         self._key = settings.provider_api_key
         self._own_headers = {
@@ -51,22 +50,27 @@ class Provider:
         """Close the pool."""
         self._session.close()
 
-    def post(self, path: str, body: bytes, headers: Mapping[str, str], line: Line | None = None) -> Reply:
+    def post(self, path: str, body: bytes, headers: Mapping[str, str], link: ProviderLink | None = None) -> Reply:
         """Send a JSON body, with the caller's headers that the provider may see.
 
-        Raises ProviderUnreachable, ProviderTimeout, what `refuse` makes of an error, and the reason why the line was
+        Raises ProviderUnreachable, ProviderTimeout, what `refuse` makes of an error, and the reason why the link was
         cut.
         """
-        return self._send("POST", path, body, headers, line)
+        return self._send("POST", path, body, headers, link)
 
     def post_file(
-        self, path: str, file: IO[bytes], content_type: str, headers: Mapping[str, str], line: Line | None = None
+        self,
+        path: str,
+        file: IO[bytes],
+        content_type: str,
+        headers: Mapping[str, str],
+        link: ProviderLink | None = None,
     ) -> Reply:
         """Send a file as the body, likewise, without ever having all of it in memory."""
         file.seek(0, os.SEEK_END)
         length = file.tell()
         file.seek(0)
-        return self._send("POST", path, file, headers, line, content=(content_type, length))
+        return self._send("POST", path, file, headers, link, content=(content_type, length))
 
     def get(self, path: str) -> Reply:
         """Ask for a small document of the provider's, likewise, and wait only shortly."""
@@ -78,7 +82,7 @@ class Provider:
         path: str,
         body: bytes | IO[bytes] | None,
         headers: Mapping[str, str],
-        line: Line | None = None,
+        link: ProviderLink | None = None,
         timeout: Timeout | None = None,
         content: tuple[str, int] | None = None,
     ) -> Reply:
@@ -89,43 +93,43 @@ class Provider:
             content = "application/json", len(body)
         prepared.headers = self._headers(headers, content)
         prepared.body = body
-        line = line or Line()
+        link = link or ProviderLink()
         try:
-            response = self._exchange(prepared, timeout or self._timeout, line)
+            response = self._exchange(prepared, timeout or self._timeout, link)
         except requests.ConnectTimeout as error:
             raise ProviderUnreachable("The provider could not be reached: connecting took too long.") from error
         except requests.ReadTimeout as error:
             raise ProviderTimeout("The provider was silent for too long.") from error
         except requests.RequestException as error:
-            if line.reason is not None:
-                raise line.reason from error
+            if link.reason is not None:
+                raise link.reason from error
             if _is_nonsense(error):
                 raise ProviderBadResponse("The provider's answer is not HTTP.") from error
             raise ProviderUnreachable("The provider could not be reached.") from error
-        reply = Reply(response, line, self._key)
+        reply = Reply(response, link, self._key)
         if not 200 <= reply.status < 300:
             refuse(reply)
         return reply
 
-    def _exchange(self, prepared: requests.PreparedRequest, timeout: Timeout, line: Line) -> requests.Response:
+    def _exchange(self, prepared: requests.PreparedRequest, timeout: Timeout, link: ProviderLink) -> requests.Response:
         """Send the request; once more where the provider had just closed the connection, which it had kept for long."""
         adapter = self._session.get_adapter(prepared.url)
-        at_work.line = line
+        at_work.link = link
         try:
             return adapter.send(prepared, stream=True, timeout=timeout, **self._route)
         except requests.ConnectionError:
-            if not line.was_stale():
+            if not link.was_stale():
                 raise
-            line.must_be_new = True
+            link.must_be_new = True
             if hasattr(prepared.body, "seek"):
                 prepared.body.seek(0)
             return adapter.send(prepared, stream=True, timeout=timeout, **self._route)
         finally:
-            at_work.line = None
+            at_work.link = None
 
-    def _headers(self, callers: Mapping[str, str], content: tuple[str, int] | None) -> dict[str, str]:
+    def _headers(self, caller_headers: Mapping[str, str], content: tuple[str, int] | None) -> dict[str, str]:
         headers = dict(self._own_headers)
-        headers |= {name: value for name in FORWARDED_REQUEST_HEADERS if (value := callers.get(name))}
+        headers |= {name: value for name in FORWARDED_REQUEST_HEADERS if (value := caller_headers.get(name))}
         if content is not None:
             headers["Content-Type"] = content[0]
             headers["Content-Length"] = str(content[1])
@@ -138,7 +142,7 @@ def _host_header(url: str) -> str:
 
 
 def _is_nonsense(error: BaseException) -> bool:
-    """Tell a malformed status line or header from a connection that ended; requests wraps both alike."""
+    """Tell a malformed status link or header from a connection that ended; requests wraps both alike."""
     seen: list[BaseException] = [error]
     for cause in seen:
         if isinstance(cause, http.client.HTTPException):

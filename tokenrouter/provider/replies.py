@@ -10,7 +10,7 @@ from urllib3 import HTTPResponse
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from tokenrouter.errors import APIError, ProviderBadResponse, ProviderTimeout
-from tokenrouter.provider.transport import READ_SIZE, Answer, Line
+from tokenrouter.provider.transport import READ_SIZE, Answer, ProviderLink
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,10 @@ LAST_BYTES_TIMEOUT_S = 2.0
 class Reply:
     """The provider's answer, whose body is still to be read."""
 
-    def __init__(self, response: requests.Response, line: Line, key: str) -> None:
+    def __init__(self, response: requests.Response, link: ProviderLink, key: str) -> None:
         """Wrap what requests gave."""
         self._response = response
-        self._line = line
+        self._link = link
         self._key = key.encode()
         self.status = response.status_code
         content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -43,20 +43,20 @@ class Reply:
         """Yield the body as it arrives, whatever its framing.
 
         Raises ProviderTimeout after too long a silence, ProviderBadResponse when it breaks off, and the reason why the
-        line was cut.
+        link was cut.
         """
         raw = self._response.raw
         is_plain = isinstance(raw, Answer) and not raw.is_encoded
         try:
             yield from raw.content.pieces() if is_plain else _decoded_pieces(raw)
-            self._line.release()
+            self._link.release()
             raw.release_conn()
         except (ReadTimeoutError, TimeoutError, BlockingIOError) as error:
-            raise self._line.reason or ProviderTimeout("The provider was silent for too long.") from error
+            raise self._link.reason or ProviderTimeout("The provider was silent for too long.") from error
         except (HTTPError, http.client.HTTPException, OSError) as error:
-            raise self._line.reason or ProviderBadResponse("The provider's answer broke off.") from error
-        if self._line.reason is not None and not self._tells_its_end():
-            raise self._line.reason
+            raise self._link.reason or ProviderBadResponse("The provider's answer broke off.") from error
+        if self._link.reason is not None and not self._tells_its_end():
+            raise self._link.reason
 
     def _tells_its_end(self) -> bool:
         """Tell whether a whole body can be told from one that was cut; what ends with its connection cannot."""
@@ -96,7 +96,7 @@ class Reply:
 
     def close(self) -> None:
         """Return the connection to the pool where the body was read to its end; else close it, which stops the cost."""
-        self._line.release()
+        self._link.release()
         if self._response.raw.closed:
             self._response.raw.release_conn()
         else:

@@ -247,7 +247,7 @@ def _content_length(headers: HTTPHeaderDict, status: int) -> int | None:
     return int(text)
 
 
-class Line:
+class ProviderLink:
     """What one call has of the connections to the provider; another thread may cut it at any time."""
 
     def __init__(self) -> None:
@@ -263,7 +263,7 @@ class Line:
     def take(self, connection: "ProviderConnection") -> None:
         """Use this connection, whose socket may still be to be made.
 
-        Raises the reason if the line was cut.
+        Raises the reason if the link was cut.
         """
         self._connection = connection
         self._was_used_before = connection.sock is not None
@@ -298,7 +298,7 @@ class Line:
 
 
 at_work = threading.local()
-"""Has the `line` of the call that a thread sends, since urllib3 hands none through."""
+"""Has the `link` of the call that a thread sends, since urllib3 hands none through."""
 
 
 class ProviderConnection:
@@ -312,7 +312,7 @@ class ProviderConnection:
     _waits_s: float | None = None
 
     def connect(self) -> None:
-        """Connect, and let the call's line know the socket.
+        """Connect, and let the call's link know the socket.
 
         Python waits for a socket with a timeout by a system call of its own before each read, and gives its lock away
         for both; where the kernel keeps the time it is one. That is a sixth of a chunk's CPU. TLS needs Python's way.
@@ -323,7 +323,7 @@ class ProviderConnection:
             if self.timeout:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self.timeout))
         self._waits_s = None
-        at_work.line.connect(self.sock)
+        at_work.link.connect(self.sock)
 
     def request(
         self, method: str, url: str, body: bytes | IO[bytes] | None, headers: Mapping[str, str], **_: Any
@@ -333,9 +333,9 @@ class ProviderConnection:
         Raises ValueError where a header would break the head, and OSError.
         """
         self.has_answered = False
-        if at_work.line.must_be_new:
+        if at_work.link.must_be_new:
             self.close()
-        at_work.line.take(self)
+        at_work.link.take(self)
         if isinstance(self.sock, ssl.SSLSocket):
             self.sock.settimeout(self.timeout)  # of another it is the kernel's to keep
         lines = [f"{method} {url} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]

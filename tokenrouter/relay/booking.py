@@ -48,7 +48,7 @@ class Booking:
         """
         if not self._claim():
             return
-        given_id = response_id if self.call.can_be_gone_on_from else None
+        given_id = response_id if self.call.can_be_continued else None
         if usage is not None:
             self._settle(OK, usage, BY_PROVIDER, given_id=given_id)
         elif self.call.endpoint.is_free_without_usage:
@@ -72,7 +72,7 @@ class Booking:
         api_error = error if isinstance(error, APIError) else APIError(str(error))
         status, usage, source = PROVIDER_ERROR, Usage(0, 0, 0), NOT_COUNTED
         if isinstance(error, CallEnded):
-            status, usage, source = error.booked_as, self._counted(int), ESTIMATED
+            status, usage, source = error.log_status, self._counted(int), ESTIMATED
         code = api_error.code or api_error.type
         self._settle(status, usage, source, status_code=api_error.status, error_code=code)
 
@@ -115,9 +115,9 @@ class Booking:
         return round((time.perf_counter() - self._started) * 1000)
 
 
-def booked_as(error: APIError) -> str:
+def log_status(error: APIError) -> str:
     """Return the status of a call that this ended."""
-    return error.booked_as if isinstance(error, CallEnded) else PROVIDER_ERROR
+    return error.log_status if isinstance(error, CallEnded) else PROVIDER_ERROR
 
 
 def _within(tokens: int, ceiling: int | None) -> int:

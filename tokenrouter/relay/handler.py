@@ -1,4 +1,4 @@
-"""One call from body to response, told top to bottom: check, reserve, send, relay, settle."""
+"""One call from body to response, top to bottom: check, reserve, send, relay, settle."""
 
 import logging
 import threading
@@ -24,15 +24,15 @@ from tokenrouter.errors import (
     StorageUnavailable,
     TeamDisabled,
 )
-from tokenrouter.ledger import Ask, Ledger, tokens_of_response
+from tokenrouter.ledger import CallRequest, Ledger, tokens_of_response
 from tokenrouter.metering.counting import count_tokens
 from tokenrouter.metering.usage import read_usage
 from tokenrouter.payload import Call, Endpoint
 from tokenrouter.provider.client import Provider
 from tokenrouter.provider.refusals import RelayedError
 from tokenrouter.provider.replies import Reply
-from tokenrouter.provider.transport import Line
-from tokenrouter.relay.booking import Booking, booked_as
+from tokenrouter.provider.transport import ProviderLink
+from tokenrouter.relay.booking import Booking, log_status
 from tokenrouter.relay.streams import BinaryStream, Stream, TypedStream
 from tokenrouter.relay.uploads import Upload
 from tokenrouter.runtime import Runtime
@@ -68,24 +68,26 @@ def _answer(
     call = payload.check(endpoint, body, model, own.settings)
     if upload is not None:
         call.add_prompt(upload.files * endpoint.file_tokens)
-    ask = new_ask(caller, endpoint.path, model, stream=call.stream)
-    with _logged_refusal(own.ledger, ask):
+    call_request = new_call_request(caller, endpoint.path, model, stream=call.stream)
+    with _logged_refusal(own.ledger, call_request):
         payload.check_model(model, own.settings.allowed_models, caller.models)
     if call.previous_response is not None:
         call.add_prompt(_tokens_of_response(own, caller, call.previous_response))
     with ExitStack() as finish:
-        finish.callback(own.places.take(caller.team_id))
+        finish.callback(own.slots.take(caller.team_id))
         reservation = own.ledger.reserve(
-            replace(ask, prompt_tokens=call.prompt_tokens, output_tokens=call.output_tokens, choices=call.choices)
+            replace(
+                call_request, prompt_tokens=call.prompt_tokens, output_tokens=call.output_tokens, choices=call.choices
+            )
         )
         if reservation.output_limit is not None:
             call.limit_output(reservation.output_limit)
         booking = Booking(own.ledger, reservation, call, started=g.started)
         try:
-            line = Line()
+            link = ProviderLink()
             if (client := request.environ.get("gunicorn.socket")) is not None:
-                finish.callback(own.callers.watch(client, partial(_end, booking, line)))
-            reply = booking.reply = _send(own.provider, call, request.headers, upload, line)
+                finish.callback(own.clients.watch(client, partial(_end, booking, link)))
+            reply = booking.reply = _send(own.provider, call, request.headers, upload, link)
             finish.callback(reply.close)
             response = _relay(booking, finish)
         except Exception as error:  # whatever went wrong, the hold is given back
@@ -96,13 +98,13 @@ def _answer(
     return response
 
 
-def _end(booking: Booking, line: Line, error: CallEnded) -> None:
+def _end(booking: Booking, link: ProviderLink, error: CallEnded) -> None:
     """End a call from outside: its thread books it, woken by the end of its connection.
 
     While there is no connection yet nothing can wake that thread, so that another one books the call, which costs no
     more than its prompt: the request will not be sent.
     """
-    if not line.cut(error):
+    if not link.cut(error):
         threading.Thread(target=booking.failed, args=(error,), name="ending").start()
 
 
@@ -114,14 +116,14 @@ def authenticate(endpoint_path: str) -> Caller:
     own = runtime.current()
     caller = auth.authenticate(own.readers, request.headers.get("Authorization"))
     if not caller.active:
-        with _logged_refusal(own.ledger, new_ask(caller, endpoint_path, model="", stream=False)):
+        with _logged_refusal(own.ledger, new_call_request(caller, endpoint_path, model="", stream=False)):
             raise TeamDisabled("This team is disabled. Who administers this service can enable it again.")
     return caller
 
 
-def new_ask(caller: Caller, endpoint_path: str, model: str, *, stream: bool) -> Ask:
+def new_call_request(caller: Caller, endpoint_path: str, model: str, *, stream: bool) -> CallRequest:
     """Return what the log says of the current request, before it is known what it may cost."""
-    return Ask(
+    return CallRequest(
         request_id=g.request_id,
         team_id=caller.team_id,
         team_name=caller.team_name,
@@ -135,15 +137,15 @@ def new_ask(caller: Caller, endpoint_path: str, model: str, *, stream: bool) -> 
 
 
 @contextmanager
-def _logged_refusal(ledger: Ledger, ask: Ask) -> Iterator[None]:
+def _logged_refusal(ledger: Ledger, call_request: CallRequest) -> Iterator[None]:
     """Write the row of a refusal. Where it cannot be written the refusal stands all the same."""
     try:
         yield
     except (ModelNotFound, TeamDisabled) as refusal:
         try:
-            ledger.reject(ask, refusal.status, refusal.code)
+            ledger.reject(call_request, refusal.status, refusal.code)
         except StorageUnavailable:
-            logger.warning("The refusal of request %s could not be logged", ask.request_id)
+            logger.warning("The refusal of request %s could not be logged", call_request.request_id)
         raise
 
 
@@ -160,15 +162,17 @@ def _tokens_of_response(own: Runtime, caller: Caller, response_id: object) -> in
     return tokens
 
 
-def _send(provider: Provider, call: Call, headers: Mapping[str, str], upload: Upload | None, line: Line) -> Reply:
+def _send(
+    provider: Provider, call: Call, headers: Mapping[str, str], upload: Upload | None, link: ProviderLink
+) -> Reply:
     """Call the provider; once more, without our request for usage, where it refuses that."""
     if upload is not None:
-        return provider.post_file(call.endpoint.path, upload.file, upload.content_type, headers, line)
+        return provider.post_file(call.endpoint.path, upload.file, upload.content_type, headers, link)
     try:
-        return provider.post(call.endpoint.path, call.encode(), headers, line)
+        return provider.post(call.endpoint.path, call.encode(), headers, link)
     except RelayedError as error:
-        if call.asks_for_usage_unasked and error.names("stream_options"):
-            return provider.post(call.endpoint.path, call.encode_as_asked(), headers, line)
+        if call.injects_usage and error.names("stream_options"):
+            return provider.post(call.endpoint.path, call.encode_as_received(), headers, link)
         raise
 
 
@@ -193,7 +197,7 @@ def _relay_json(booking: Booking) -> Response:
     except (ProviderError, CallEnded) as error:
         if body:
             text = body.decode(errors="replace") if booking.call.endpoint.answers_in_text else ""
-            booking.cut(booked_as(error), None, lambda: count_tokens([text]), error.code)
+            booking.cut(log_status(error), None, lambda: count_tokens([text]), error.code)
         raise
     document = parse_json(body)
     if not (isinstance(document, dict) or booking.call.takes_plain_text):

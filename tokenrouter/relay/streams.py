@@ -10,7 +10,7 @@ from tokenrouter.errors import APIError, ProviderBadResponse, ProviderError
 from tokenrouter.metering.sse import EventSplitter
 from tokenrouter.metering.streams import StreamMeter
 from tokenrouter.metering.typed_streams import TypedMeter
-from tokenrouter.relay.booking import Booking, booked_as
+from tokenrouter.relay.booking import Booking, log_status
 from tokenrouter.worker.disconnects import CallEnded
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Stream:
         meter, splitter = self._meter, self._splitter
         try:
             for chunk in self._chunks:
-                if splitter.is_empty and meter.read_like_last(chunk):
+                if splitter.is_empty and meter.take_plain_chunk(chunk):
                     yield chunk  # the short way of most chunks, at half the cost
                     continue
                 shown, last = self._sift(splitter.feed(chunk))
@@ -85,7 +85,7 @@ class Stream:
             yield rest
 
     def _error_event(self, error: APIError) -> bytes:
-        self._cut(booked_as(error), error.code)
+        self._cut(log_status(error), error.code)
         return b"data: " + error.body() + b"\n\n"
 
     def _book_end(self) -> None:
@@ -153,7 +153,7 @@ class BinaryStream:
         self._finish = finish
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield the bytes as they arrive; their end is told to the caller once the call is booked.
+        """Yield the bytes as they arrive; the end is sent once the call is booked.
 
         Raises ConnectionResetError where they break off, so that the caller's connection does too: nothing that could
         be sent would tell it.
@@ -162,7 +162,7 @@ class BinaryStream:
             yield from self._chunks
             self._booking.answered(None, int)
         except (ProviderError, CallEnded) as error:
-            self._booking.cut(booked_as(error), None, int, error.code)
+            self._booking.cut(log_status(error), None, int, error.code)
             raise ConnectionResetError(errno.ECONNRESET, error.message) from error
         finally:
             self.close()

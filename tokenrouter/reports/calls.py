@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, false, func, literal_column, select
 from sqlalchemy.engine import Connection, Row
 
-from tokenrouter.database.tables import PENDING, RARE_STATUSES, ApiToken, RequestLog, Team, UsageDaily, near_id
+from tokenrouter.database.tables import PENDING, RARE_STATUSES, ApiToken, RequestLog, Team, UsageDaily, clamp_id
 from tokenrouter.reports.reading import reading
 
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
@@ -114,7 +114,7 @@ def call(call_id: int) -> CallDetail | None:
         select(RequestLog.__table__, ApiToken.label.label("token_label"), Team.deleted_at)
         .join(Team, Team.id == RequestLog.team_id)
         .outerjoin(ApiToken, ApiToken.id == RequestLog.token_id)
-        .where(RequestLog.id == near_id(call_id))
+        .where(RequestLog.id == clamp_id(call_id))
     )
     with reading() as connection:
         row = connection.execute(query).one_or_none()
@@ -160,7 +160,7 @@ class _Search:
 
     def page_down(self, connection: Connection, before_id: int | None, limit: int, search_s: float) -> CallsPage:
         """Return the page below an id, or the newest."""
-        start = self.end if before_id is None else min(near_id(before_id), self.end)
+        start = self.end if before_id is None else min(clamp_id(before_id), self.end)
         rows, rest = _collect(self.older, connection, start, limit + 1, search_s)
         shown = rows[:limit]
         newer = start - 1 if before_id is not None else None
@@ -171,7 +171,7 @@ class _Search:
 
     def page_up(self, connection: Connection, after_id: int, limit: int, search_s: float) -> CallsPage | None:
         """Return the page above an id, or None where what is there does not fill one: the newest page has it."""
-        after_id = min(near_id(after_id), self.end)
+        after_id = min(clamp_id(after_id), self.end)
         rows, rest = _collect(self.newer, connection, after_id, limit + 1, search_s)
         if rest is None:
             return None
@@ -226,7 +226,7 @@ def _conditions(
     if any(isinstance(value, str) and "\0" in value for value in given.values()):
         return [false()], []  # PostgreSQL refuses such a text
     conditions = {
-        name: getattr(RequestLog, name) == (near_id(value) if isinstance(value, int) else value)
+        name: getattr(RequestLog, name) == (clamp_id(value) if isinstance(value, int) else value)
         for name, value in given.items()
     }
     by_index = ["request_id", "team_id"]
@@ -257,7 +257,7 @@ PENDING_IDS = select(RequestLog.id).where(_has_status(PENDING)).correlate(None)
 def _teams_of_token(connection: Connection, filter: CallFilter) -> list[int] | None:
     """Return the teams that have the token, and with it an index to search by; None where no token is asked for."""
     if filter.token_id is not None:
-        is_meant = ApiToken.id == near_id(filter.token_id)
+        is_meant = ApiToken.id == clamp_id(filter.token_id)
     elif filter.token_prefix is not None:
         is_meant = ApiToken.prefix == filter.token_prefix
     else:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from sqlalchemy import false, func, select
 from sqlalchemy.orm import Session
 
-from tokenrouter.database.tables import Team, UsageDaily, db, near_id
+from tokenrouter.database.tables import Team, UsageDaily, clamp_id, db
 from tokenrouter.reports.reading import reading
 
 Grouping = Literal["day", "team", "model"]
@@ -16,7 +16,7 @@ SUMS = ("requests", "prompt_tokens", "completion_tokens", "total_tokens")
 
 def teams_after(after_id: int, limit: int, name: str | None = None) -> tuple[list[Team], bool]:
     """Return the living teams next after an id, by id, detached, and whether there are more; `name` is all of it."""
-    query = select(Team).where(Team.id > near_id(after_id), Team.deleted_at.is_(None)).order_by(Team.id)
+    query = select(Team).where(Team.id > clamp_id(after_id), Team.deleted_at.is_(None)).order_by(Team.id)
     if name is not None:
         query = query.where(Team.name == name if "\0" not in name else false())  # PostgreSQL refuses such a text
     with Session(db.engine) as session:
@@ -35,7 +35,7 @@ def usage(
     sums = [func.sum(getattr(UsageDaily, name)) for name in SUMS]
     query = select(group, *sums).join(Team, Team.id == UsageDaily.team_id).group_by(group).order_by(group)
     if team_id is not None:
-        query = query.where(UsageDaily.team_id == near_id(team_id))
+        query = query.where(UsageDaily.team_id == clamp_id(team_id))
     if since is not None:
         query = query.where(UsageDaily.day >= since)
     if until is not None:

@@ -14,7 +14,7 @@ from tokenrouter.reports.views import timestamp
 CALLS_SHOWN = 20
 PACE_DAYS = 7
 LONGEST = timedelta(days=3650)
-TOLD_OF_A_CALL = (
+DESCRIBED_COLUMNS = (
     RequestLog.model,
     RequestLog.endpoint,
     RequestLog.status,
@@ -77,7 +77,7 @@ def _lately(connection: Connection, team_id: int, now: datetime) -> tuple[int, d
 
 def _calls(connection: Connection, team_id: int) -> list[dict[str, Any]]:
     query = (
-        select(RequestLog.created_at, *TOLD_OF_A_CALL)
+        select(RequestLog.created_at, *DESCRIBED_COLUMNS)
         .where(RequestLog.team_id == team_id)
         .order_by(RequestLog.id.desc())
         .limit(CALLS_SHOWN)

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, bindparam, case, false, func, or_, select
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.orm import aliased
 
-from tokenrouter.database.tables import ApiToken, Team, UsageDaily, near_id, split_models
+from tokenrouter.database.tables import ApiToken, Team, UsageDaily, clamp_id, split_models
 from tokenrouter.reports.reading import reading
 
 LATELY_DAYS = 7
@@ -166,7 +166,7 @@ def teams_page(
     fitting = _fitting((search or "").strip(), state, near_quota)
     key = SORTS[sort]
     order = (key.desc() if descending else key.asc()).nulls_last(), Team.id
-    shown = select(Team.id).where(*fitting).order_by(*order).limit(per_page).offset(near_id((page - 1) * per_page))
+    shown = select(Team.id).where(*fitting).order_by(*order).limit(per_page).offset(clamp_id((page - 1) * per_page))
     since = {"since": _first_day(now or datetime.now(UTC), LATELY_DAYS)}
     with reading() as connection:
         total = connection.execute(select(func.count()).select_from(Team).where(*fitting)).scalar_one()
@@ -205,7 +205,7 @@ def team_detail(team_id: int, now: datetime | None = None) -> TeamDetail | None:
     """
     now = now or datetime.now(UTC)
     with reading() as connection:
-        query = ROWS.where(Team.id == near_id(team_id))
+        query = ROWS.where(Team.id == clamp_id(team_id))
         row = connection.execute(query, {"since": _first_day(now, LATELY_DAYS)}).one_or_none()
         if row is None:
             return None
@@ -215,7 +215,7 @@ def team_detail(team_id: int, now: datetime | None = None) -> TeamDetail | None:
 def team_name(team_id: int) -> str | None:
     """Return the name of a team, deleted ones included, or None where there is none."""
     with reading() as connection:
-        return connection.execute(select(Team.name).where(Team.id == near_id(team_id))).scalar()
+        return connection.execute(select(Team.name).where(Team.id == clamp_id(team_id))).scalar()
 
 
 def _tokens(connection: Connection, team_id: int, now: datetime) -> list[TokenRow]:

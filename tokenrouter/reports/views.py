@@ -20,7 +20,7 @@ def timestamp(moment: datetime | None) -> str | None:
 
 
 def team_view(team: Team) -> dict[str, Any]:
-    """Return what is told of a team; quota and remaining are None where it is unlimited."""
+    """Describe a team; quota and remaining are None where it is unlimited."""
     return {
         "id": team.id,
         "name": team.name,
@@ -34,7 +34,7 @@ def team_view(team: Team) -> dict[str, Any]:
 
 
 def token_view(token: ApiToken) -> dict[str, Any]:
-    """Return what is told of a token."""
+    """Describe a token."""
     return {
         "id": token.id,
         "label": token.label,
@@ -46,7 +46,7 @@ def token_view(token: ApiToken) -> dict[str, Any]:
 
 
 def management_token_view(token: ManagementToken) -> dict[str, Any]:
-    """Return what is told of a management token."""
+    """Describe a management token."""
     return {
         "id": token.id,
         "label": token.label,
@@ -57,7 +57,7 @@ def management_token_view(token: ManagementToken) -> dict[str, Any]:
 
 
 def log_view(row: RequestLog | Row[Any]) -> dict[str, Any]:
-    """Return what is told of a call."""
+    """Describe a call."""
     return {
         "request_id": row.request_id,
         "team": row.team_name,
@@ -79,14 +79,14 @@ def log_view(row: RequestLog | Row[Any]) -> dict[str, Any]:
 
 
 def own_usage(team_id: int, models: Sequence[str]) -> dict[str, Any]:
-    """Return what a team is told of itself: its quota, the names and prefixes that it may call, and its last days."""
+    """Describe a team to itself: its quota, the names and prefixes that it may call, and its last days."""
     with Session(db.engine) as session:
         team = session.get_one(Team, team_id)
         days = _last_days(session, team_id)
-    told = ("quota_tokens", "used_tokens", "held_tokens", "remaining_tokens")
+    counters = ("quota_tokens", "used_tokens", "held_tokens", "remaining_tokens")
     return {
         "team": team.name,
-        **{name: getattr(team, name) for name in told},
+        **{name: getattr(team, name) for name in counters},
         "models": list(models),
         "by_day": days,
     }

@@ -157,7 +157,7 @@ def chunks(question: Question, output: Output, choices: int, served: Served, fau
 def event_stream(datas: list[bytes], served: Served, faults: Faults) -> Answer:
     """Write the events of a stream in the dialect asked for."""
     if faults.error_event is not None:
-        datas = [*datas[: faults.error_event], asked_error(faults, 500).body]
+        datas = [*datas[: faults.error_event], requested_error(faults, 500).body]
     elif faults.done:
         datas.append(b"[DONE]")
     events = [written(data, "message" if faults.event_names else "", faults) for data in datas]
@@ -200,7 +200,7 @@ def vector(dimensions: int, is_base64: bool) -> list[float] | str:
     return base64.b64encode(packed).decode() if is_base64 else list(struct.unpack(f"<{dimensions}f", packed))
 
 
-def asked_error(faults: Faults, status: int) -> Refusal:
+def requested_error(faults: Faults, status: int) -> Refusal:
     """Return the error that the directives word."""
     message = (faults.message or "The_server_had_an_error_while_processing_your_request.").replace("_", " ")
     usual = {401: "authentication_error", 429: "rate_limit_error"}
@@ -208,7 +208,7 @@ def asked_error(faults: Faults, status: int) -> Refusal:
     return Refusal(status, message, code=faults.code, type=faults.type or fallback)
 
 
-def asked_failure(faults: Faults) -> Answer | None:
+def requested_failure(faults: Faults) -> Answer | None:
     """Return the answer of a directive that replaces the real one, if there is any."""
     if faults.redirect:
         return Answer([b""], status=307, headers={"location": faults.redirect})
@@ -217,5 +217,5 @@ def asked_failure(faults: Faults) -> Answer | None:
         content_type, body = STRANGE_BODIES[faults.body]
         return Answer([body], status=faults.status or 500, content_type=content_type, headers=headers)
     if faults.status >= 300:
-        return Answer([asked_error(faults, faults.status).body], status=faults.status, headers=headers)
+        return Answer([requested_error(faults, faults.status).body], status=faults.status, headers=headers)
     return None

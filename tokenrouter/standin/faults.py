@@ -78,8 +78,8 @@ def directives(text: str, defaults: dict[str, str]) -> Faults:
     found = DIRECTIVE.findall(text) if "[[" in text else []
     if not found and not defaults:
         return FAITHFUL
-    asked = dict(pair.split("=", 1) for block in found for pair in block.split())
-    return read_faults(tuple({**defaults, **asked}.items()))
+    requested = dict(pair.split("=", 1) for block in found for pair in block.split())
+    return read_faults(tuple({**defaults, **requested}.items()))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import orjson
 
 from tokenrouter.standin import media
-from tokenrouter.standin.answers import answer_completion, answer_embeddings, asked_failure
+from tokenrouter.standin.answers import answer_completion, answer_embeddings, requested_failure
 from tokenrouter.standin.connections import Connection
 from tokenrouter.standin.faults import FAITHFUL, Faults, directives
 from tokenrouter.standin.forms import read_form
@@ -132,13 +132,13 @@ class StandInProvider:
         self._check_key(call.headers.get("authorization", ""))
         if call.method == "GET" and (call.path + "/").startswith("/v1/models/"):
             faults = directives("", self.defaults)
-            return asked_failure(faults) or self._list_models(call.path[len("/v1/models/") :]), faults
+            return requested_failure(faults) or self._list_models(call.path[len("/v1/models/") :]), faults
         if call.method != "POST" or call.path not in ROUTES:
             raise Refusal(404, f"Unknown request URL: {call.method} {call.path}.", code="unknown_url")
         read, answer = ROUTES[call.path]
         question = read(fields_of(call))
         faults = directives(question.text, self.defaults)
-        return asked_failure(faults) or answer(question, faults), faults
+        return requested_failure(faults) or answer(question, faults), faults
 
     def _check_key(self, authorization: str) -> None:
         bearer_token = authorization.removeprefix("Bearer ")

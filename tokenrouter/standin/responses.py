@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from tokenrouter.standin.answers import asked_error, token_usage, typed_stream
+from tokenrouter.standin.answers import requested_error, token_usage, typed_stream
 from tokenrouter.standin.faults import Faults
 from tokenrouter.standin.questions import whole
 from tokenrouter.standin.values import Answer, Output, Question, Served
@@ -38,7 +38,7 @@ def answer_response(question: Question, faults: Faults) -> Answer:
     response = whole_response(question, output, served, faults)
     if not question.body.get("stream") or faults.json_for_stream:
         return Answer([orjson.dumps(response)], served)
-    events = [{**event, "sequence_number": at} for at, event in enumerate(told(response, output))]
+    events = [{**event, "sequence_number": at} for at, event in enumerate(typed_events(response, output))]
     return typed_stream(broken_events(events, response, faults), served, faults)
 
 
@@ -87,11 +87,11 @@ def output_item(output: Output, status: str) -> dict[str, Any]:
     return {"type": "message", "id": new_id("msg_"), "status": status, "role": "assistant", "content": content}
 
 
-def told(response: dict[str, Any], output: Output) -> Iterator[Event]:
+def typed_events(response: dict[str, Any], output: Output) -> Iterator[Event]:
     """Yield the events that build a response up."""
-    begun = {**response, "status": "in_progress", "incomplete_details": None, "output": [], "usage": None}
-    yield {"type": "response.created", "response": begun}
-    yield {"type": "response.in_progress", "response": begun}
+    started = {**response, "status": "in_progress", "incomplete_details": None, "output": [], "usage": None}
+    yield {"type": "response.created", "response": started}
+    yield {"type": "response.in_progress", "response": started}
     (item,) = response["output"]
     yield {"type": "response.output_item.added", "output_index": 0, "item": begun_item(item)}
     place = {"item_id": item["id"], "output_index": 0}
@@ -130,11 +130,11 @@ def broken_events(events: list[Event], response: dict[str, Any], faults: Faults)
     stop = faults.failed if faults.error_event is None else faults.error_event
     if stop is None:
         return events
-    error = orjson.loads(asked_error(faults, 500).body)["error"]
-    told_error = {"code": error["code"] or "server_error", "message": error["message"]}
+    error = orjson.loads(requested_error(faults, 500).body)["error"]
+    reported_error = {"code": error["code"] or "server_error", "message": error["message"]}
     if faults.failed is not None:
-        failed = {**response, "status": "failed", "error": told_error, "output": []}
+        failed = {**response, "status": "failed", "error": reported_error, "output": []}
         last: Event = {"type": "response.failed", "response": failed}
     else:
-        last = {"type": "error", **told_error, "param": None}
+        last = {"type": "error", **reported_error, "param": None}
     return [*itertools.islice(events, stop), {**last, "sequence_number": min(stop, len(events))}]

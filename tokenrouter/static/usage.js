@@ -162,8 +162,8 @@ function showQuota(usage, pace) {
 }
 
 function figure(name, value, note) {
-  const told = note ? [value, element("small", {}, note)] : [value];
-  return element("div", { className: "figure" }, element("dt", {}, name), element("dd", {}, ...told));
+  const shown = note ? [value, element("small", {}, note)] : [value];
+  return element("div", { className: "figure" }, element("dt", {}, name), element("dd", {}, ...shown));
 }
 
 function quotaBar(usage) {
@@ -224,9 +224,9 @@ function daysChart(days, width) {
   days.forEach((day, at) => {
     const x = left + at * slot;
     const name = dayOfUtc.format(new Date(day.date));
-    const told = `${name}: ${exact.format(day.total_tokens)} tokens, ${exact.format(day.requests)} requests`;
+    const title = `${name}: ${exact.format(day.total_tokens)} tokens, ${exact.format(day.requests)} requests`;
     const size = { x: x + slot * 0.12, width: slot * 0.76, y: y(day.total_tokens), height: height - bottom - y(day.total_tokens) };
-    bars.append(drawn("g", { class: "bar" }, drawn("rect", { class: "rect", ...size }), drawn("title", {}, told)));
+    bars.append(drawn("g", { class: "bar" }, drawn("rect", { class: "rect", ...size }), drawn("title", {}, title)));
     const place = at === days.length - 1 ? { class: "last", x: width - right } : { x: x + slot / 2 };
     if ((days.length - 1 - at) % every === 0) names.append(drawn("text", { ...place, y: height - 6 }, name));
   });

@@ -8,7 +8,7 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from tokenrouter import changes
-from tokenrouter.auth import SHOWN_CHARACTERS, borne_token, token_hash
+from tokenrouter.auth import SHOWN_CHARACTERS, bearer_token_from, token_hash
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.tables import ManagementToken, db, writing
 from tokenrouter.errors import InvalidManagementToken
@@ -63,10 +63,10 @@ def revoke(beginning: str, *, by: Actor) -> ManagementToken:
 def authenticate(authorization: str | None) -> ManagementToken:
     """Return the management token that an Authorization header bears, detached, and note its use.
 
-    The database is asked at each request, so that a revoked token is refused from then on.
+    The database is read at each request, so that a revoked token is refused from then on.
     Raises InvalidManagementToken.
     """
-    bearer_token = borne_token(authorization)
+    bearer_token = bearer_token_from(authorization)
     if bearer_token is None:
         raise InvalidManagementToken
     is_meant = ManagementToken.token_hash == token_hash(bearer_token), ManagementToken.revoked_at.is_(None)

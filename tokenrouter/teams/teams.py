@@ -1,7 +1,7 @@
 """Create, change and delete a team and its tokens.
 
-Every function is one transaction, which records who made the change, and commits. A team is told by its name, or by its
-id, which is an int.
+Every function is one transaction, which records who made the change, and commits. A team is identified by its name,
+or by its id, which is an int.
 """
 
 import re
@@ -21,7 +21,7 @@ from tokenrouter import changes
 from tokenrouter.auth import SHOWN_CHARACTERS, new_bearer_token, token_hash
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.config import parse_models
-from tokenrouter.database.tables import NAME_LENGTH, ApiToken, Team, db, near_id, writing
+from tokenrouter.database.tables import NAME_LENGTH, ApiToken, Team, clamp_id, db, writing
 
 MOST_QUOTA_TOKENS = 10**15
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
@@ -163,7 +163,7 @@ def get(team_id: int) -> Team:
 
 
 def _find(session: Session, which: str | int, *, locked: bool = False) -> Team:
-    is_meant = Team.id == near_id(which) if isinstance(which, int) else _is_named(which)
+    is_meant = Team.id == clamp_id(which) if isinstance(which, int) else _is_named(which)
     query = select(Team).where(is_meant, Team.deleted_at.is_(None))
     if locked:
         query = query.with_for_update(key_share=True)
@@ -406,8 +406,8 @@ def _find_token(session: Session, team: Team, which: str | int) -> ApiToken:
     fitting = [token for token in session.scalars(_living_tokens(team)) if _is_meant(token, which)]
     if len(fitting) != 1:
         many = "several tokens that begin" if fitting else "no token that begins"
-        told = "no such token" if isinstance(which, int) else f"{many} with {which[:SHOWN_CHARACTERS]!r}"
-        raise NotFound(f"The team {team.name!r} has {told}.")
+        what = "no such token" if isinstance(which, int) else f"{many} with {which[:SHOWN_CHARACTERS]!r}"
+        raise NotFound(f"The team {team.name!r} has {what}.")
     return fitting[0]
 
 

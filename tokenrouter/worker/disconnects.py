@@ -1,4 +1,4 @@
-"""The callers who wait for an answer of the provider's: notice who has left, and end all calls when the worker ends."""
+"""The clients who wait for an answer of the provider's: notice who has left, and end all calls when the worker ends."""
 
 import logging
 import select
@@ -21,16 +21,16 @@ HAS_LEFT = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class CallEnded(APIError):
-    """A call was ended from outside while the provider was at it; `booked_as` is its status in the log."""
+    """A call was ended from outside while the provider was at it; `log_status` is its status in the log."""
 
-    booked_as: str
+    log_status: str
 
 
 class ClientLeft(CallEnded):
     """The caller closed its connection; nobody is likely to read this."""
 
     status = 499
-    booked_as = CLIENT_CLOSED
+    log_status = CLIENT_CLOSED
 
     def __init__(self) -> None:
         super().__init__("The connection was closed before the answer was complete.")
@@ -40,7 +40,7 @@ class Restarting(CallEnded):
     """The worker has to end and the call took longer than it could wait."""
 
     status = 503
-    booked_as = INTERRUPTED
+    log_status = INTERRUPTED
     headers = {"Retry-After": "1"}
 
     def __init__(self) -> None:
@@ -48,52 +48,51 @@ class Restarting(CallEnded):
 
 
 @dataclass(eq=False, slots=True)
-class Caller:
+class WaitingClient:
     """A client's connection, and what ends its call."""
 
-    client: socket.socket
+    sock: socket.socket
     end: Callable[[CallEnded], None]
 
 
-class Callers:
-    """Look four times a second at the connections of all callers at once, in one thread, which reads from none.
+class WaitingClients:
+    """Look four times a second at the connections of all clients at once, in one thread, which reads from none.
 
     A call pays for it by one entry in a dictionary.
     """
 
     def __init__(self) -> None:
-        """Start nothing yet: no thread lives on in a worker that is forked from this process."""
-        self._waiting: dict[int, Caller] = {}
+        self._waiting: dict[int, WaitingClient] = {}
         self._ended_by: type[CallEnded] | None = None
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread | None = None  # started when first needed: none survives a fork
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
-    def watch(self, client: socket.socket, end: Callable[[CallEnded], None]) -> Callable[[], object]:
+    def watch(self, sock: socket.socket, end: Callable[[CallEnded], None]) -> Callable[[], object]:
         """Call `end`, from another thread, once the client leaves or the worker ends; return what stops the watch.
 
         It has to be stopped before the connection is closed.
         """
         if self._thread is None:
             self._start()
-        caller = Caller(client, end)
-        self._waiting[id(caller)] = caller
+        client = WaitingClient(sock, end)
+        self._waiting[id(client)] = client
         if self._ended_by is not None:
             end(self._ended_by())
-        return partial(self._waiting.pop, id(caller), None)
+        return partial(self._waiting.pop, id(client), None)
 
     def end_all(self, ending: type[CallEnded]) -> None:
         """End all calls, and those that still come."""
         self._ended_by = ending
-        for caller in list(self._waiting.values()):
-            caller.end(ending())
+        for client in list(self._waiting.values()):
+            client.end(ending())
 
-    def let_go_of_deaf(self) -> None:
+    def drop_stalled(self) -> None:
         """Close the connections of all who do not read what they are sent: sending it would never end."""
-        callers = self._by_descriptor()
-        for descriptor in callers.keys() - _ready(callers, select.POLLOUT):
+        clients = self._by_descriptor()
+        for descriptor in clients.keys() - _ready(clients, select.POLLOUT):
             with suppress(OSError):
-                callers[descriptor].client.shutdown(socket.SHUT_RDWR)
+                clients[descriptor].sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End the thread."""
@@ -104,7 +103,7 @@ class Callers:
     def _start(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._look, name="callers", daemon=True)
+                self._thread = threading.Thread(target=self._look, name="clients", daemon=True)
                 self._thread.start()
 
     def _look(self) -> None:
@@ -112,19 +111,19 @@ class Callers:
             try:
                 self._sweep()
             except Exception:
-                logger.exception("Looking for callers who left failed")  # the next time may succeed
+                logger.exception("Looking for clients who left failed")  # the next time may succeed
 
     def _sweep(self) -> None:
-        callers = self._by_descriptor()
-        for descriptor in _ready(callers, HAS_LEFT):
+        clients = self._by_descriptor()
+        for descriptor in _ready(clients, HAS_LEFT):
             # who is still waiting was so all the time, so the descriptor was that caller's
-            if (caller := self._waiting.pop(id(callers[descriptor]), None)) is not None:
-                caller.end(ClientLeft())
+            if (client := self._waiting.pop(id(clients[descriptor]), None)) is not None:
+                client.end(ClientLeft())
 
-    def _by_descriptor(self) -> dict[int, Caller]:
-        callers = {caller.client.fileno(): caller for caller in list(self._waiting.values())}
-        callers.pop(-1, None)  # closed meanwhile
-        return callers
+    def _by_descriptor(self) -> dict[int, WaitingClient]:
+        clients = {client.sock.fileno(): client for client in list(self._waiting.values())}
+        clients.pop(-1, None)  # closed meanwhile
+        return clients
 
 
 def _ready(descriptors: Iterable[int], events: int) -> set[int]:

@@ -17,7 +17,7 @@ from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from tokenrouter.provider.transport import timeval
-from tokenrouter.worker.disconnects import Callers, Restarting
+from tokenrouter.worker.disconnects import Restarting, WaitingClients
 
 HEAD_S = 20.0  # from a head's first byte to its last
 BODY_S, SLOWEST_BODY = 20.0, 50_000  # seconds for any body, and one more for so many bytes that it announces
@@ -31,7 +31,6 @@ class Thread(threading.Thread):
     """A thread of the pool, which takes one connection after the other."""
 
     def __init__(self, pool: "ThreadPool", job: TConn) -> None:
-        """Begin with this connection."""
         super().__init__(name="call")
         self._pool = pool
         self._job: TConn | None = job
@@ -44,7 +43,7 @@ class Thread(threading.Thread):
         self._woken.release()
 
     def run(self) -> None:
-        """Work until told to end."""
+        """Work until the pool ends it."""
         while (job := self._job) is not None:
             self._pool.work(job)
             if not self._pool.take_next(self):
@@ -63,7 +62,7 @@ class ThreadPool:
     """
 
     def __init__(self, work: Callable[[TConn], None], size: int) -> None:
-        """Start nothing yet; `work` must not raise, since that would end a thread."""
+        """`work` must not raise, since that would end a thread; threads start when first needed."""
         self.work = work
         self._size = size
         self._started = 0
@@ -104,7 +103,6 @@ class RequestReader(SocketUnreader):
     """What gunicorn's parser reads a connection by: it never waits for the rest of a head, and not long for a body."""
 
     def __init__(self, sock: socket.socket) -> None:
-        """Read nothing yet."""
         super().__init__(sock)
         self.lacks_bytes = False  # a head has begun, and its rest is not there
         self._head: list[bytes] | None = None  # what was read of it; None behind its end
@@ -206,16 +204,15 @@ class Worker(ThreadWorker):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Accept nothing yet."""
         super().__init__(*args, **kwargs)
         self._expected: set[Connection] = set()
         self._ends_at: float | None = None
         self._last_steps: deque[tuple[float, Callable[[], None]]] = deque()
-        self.callers = Callers()
+        self.clients = WaitingClients()
 
-    def serve(self, callers: Callers, send_timeout_s: float) -> None:
-        """Take over the callers of the application, and let go of clients that read nothing for so long."""
-        self.callers = callers
+    def serve(self, clients: WaitingClients, send_timeout_s: float) -> None:
+        """Watch over the clients of the application, and drop those that read nothing for so long."""
+        self.clients = clients
         for listener in self.sockets:  # the connections that are accepted take it over
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(send_timeout_s))
 
@@ -263,7 +260,7 @@ class Worker(ThreadWorker):
     def handle_quit(self, sig: int, frame: object) -> None:
         """End at once, and the calls with it."""
         self._end_calls()
-        self.callers.let_go_of_deaf()
+        self.clients.drop_stalled()
         super().handle_quit(sig, frame)
 
     def murder_pending(self) -> None:
@@ -277,7 +274,7 @@ class Worker(ThreadWorker):
     def _work(self, conn: Connection) -> None:
         """Answer a request. A connection that is kept goes back to the poller at once, without waking the main thread.
 
-        The poller may be told of it by any thread; the count of connections is the main thread's.
+        Any thread may register it with the poller; the count of connections is the main thread's.
         """
         try:
             result = self.handle(conn)
@@ -300,12 +297,12 @@ class Worker(ThreadWorker):
             for conn in self._expected:
                 conn.deadline = min(conn.deadline, now + PARTING_S)
             last_s = min(LAST_S, graceful_s / 2)
-            self._last_steps += [(last_s, self._end_calls), (last_s / 2, self.callers.let_go_of_deaf)]
+            self._last_steps += [(last_s, self._end_calls), (last_s / 2, self.clients.drop_stalled)]
         while self._last_steps and self._ends_at - now < self._last_steps[0][0]:
             self._last_steps.popleft()[1]()
 
     def _end_calls(self) -> None:
-        self.callers.end_all(Restarting)
+        self.clients.end_all(Restarting)
 
     def _expect(self, conn: Connection, deadline: float, then: Callable[[Connection], None]) -> None:
         conn.sock.setblocking(False)

@@ -1,4 +1,4 @@
-"""Places for calls at the provider, of which a worker has only so many."""
+"""Slots for calls at the provider, of which a worker has only so many."""
 
 import threading
 from collections import Counter
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tokenrouter.errors import Overloaded
 
 
-class Places:
+class Slots:
     """How many calls this worker has at the provider at once, in all and for each team."""
 
     def __init__(self, limit: int, team_limit: int | None) -> None:
@@ -18,7 +18,7 @@ class Places:
         self._lock = threading.Lock()
 
     def take(self, team_id: int) -> Callable[[], None]:
-        """Take a place, and return what gives it back.
+        """Take a slot, and return what gives it back.
 
         Raises Overloaded.
         """

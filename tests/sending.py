@@ -53,7 +53,7 @@ def send(client: FlaskClient, team: Member, endpoint: str, body: dict[str, Any])
     return client.post(f"/v1/{endpoint}", data=data, content_type=content_type, headers=team.headers)
 
 
-def ask(client: FlaskClient, team: Member, endpoint: str, directives: str = "", **fields: Any) -> TestResponse:
+def fetch(client: FlaskClient, team: Member, endpoint: str, directives: str = "", **fields: Any) -> TestResponse:
     """Call an endpoint, and read the answer to its end."""
     with post(client, team, endpoint, directives, **fields) as reply:
         reply.get_data()
