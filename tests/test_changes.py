@@ -16,7 +16,7 @@ from tokenrouter import changes, ledger, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database import tables
 from tokenrouter.database.tables import Change, Team, db
-from tokenrouter.teams import TeamError
+from tokenrouter.errors import APIError
 
 both_databases = pytest.mark.both_databases
 
@@ -63,7 +63,7 @@ def test_update_that_changes_nothing_is_not_recorded(team: Member):
 @pytest.mark.parametrize("fields", [{"rename": "taken"}, {"rename": "ok", "quota_tokens": -1}])
 def test_refused_update_is_not_recorded(new_team: Callable[..., Member], team: Member, fields: dict[str, Any]):
     new_team("taken")
-    with pytest.raises(TeamError):
+    with pytest.raises(APIError):
         teams.update("team", **fields, by=TESTER)
     assert recorded() == []
 

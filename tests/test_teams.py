@@ -14,6 +14,7 @@ from sqlalchemy import select
 from tokenrouter import changes, teams
 from tokenrouter.database import tables
 from tokenrouter.database.tables import ApiToken, Team, db
+from tokenrouter.errors import InvalidRequest, NotFound
 
 HOUR = timedelta(hours=1)
 
@@ -68,19 +69,19 @@ def test_unknown_id_is_not_found(team: Member, team_id: int):
         lambda: teams.revoke_token(team_id, 1, by=TESTER),
         lambda: teams.rotate_token(team_id, 1, HOUR, by=TESTER),
     ):
-        with pytest.raises(teams.NotFound, match="no such team"):
+        with pytest.raises(NotFound, match="no such team"):
             call()
 
 
 @pytest.mark.both_databases
 def test_name_that_no_database_takes_is_not_found(team: Member):
-    with pytest.raises(teams.NotFound):
+    with pytest.raises(NotFound):
         teams.find("te\0am")
 
 
 def test_deleted_team_is_not_found_by_its_id(team: Member):
     teams.delete("team", by=TESTER)
-    with pytest.raises(teams.NotFound):
+    with pytest.raises(NotFound):
         teams.get(team.team.id)
 
 
@@ -95,7 +96,7 @@ def test_token_of_another_team_is_not_found_by_its_id(client: FlaskClient, team:
         lambda: teams.revoke_token(other.team.id, token_of(team).id, by=TESTER),
         lambda: teams.rotate_token(other.team.id, token_of(team).id, timedelta(0), by=TESTER),
     ):
-        with pytest.raises(teams.NotFound, match="no such token"):
+        with pytest.raises(NotFound, match="no such token"):
             change()
     assert status(client, team.bearer_token) == 200
 
@@ -214,15 +215,15 @@ def test_expired_token_is_not_replaced(team: Member):
 def test_revoked_token_is_not_replaced(team: Member):
     old = token_of(team)
     teams.revoke_token("team", old.id, by=TESTER)
-    with pytest.raises(teams.NotFound):
+    with pytest.raises(NotFound):
         teams.rotate_token("team", old.id, HOUR, by=TESTER)
 
 
 @pytest.mark.parametrize("grace", [timedelta(seconds=-1), timedelta(days=90, seconds=1), timedelta.max])
 def test_grace_out_of_range_is_refused(client: FlaskClient, team: Member, grace: timedelta):
-    with pytest.raises(teams.InvalidValue) as refusal:
+    with pytest.raises(InvalidRequest) as refusal:
         teams.rotate_token("team", token_of(team).id, grace, by=TESTER)
-    assert refusal.value.field == "grace"
+    assert refusal.value.param == "grace"
     assert status(client, team.bearer_token) == 200
 
 

@@ -11,9 +11,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tokenrouter import changes, ledger, payload, reports, request_body, teams
 from tokenrouter.changes import Actor
-from tokenrouter.database.tables import STATUSES, clamp_id, db
-from tokenrouter.errors import APIError, InvalidRequest, NameTaken, NotFound, StorageUnavailable
-from tokenrouter.teams import TeamError, management_tokens
+from tokenrouter.database.log_status import STATUSES
+from tokenrouter.database.tables import clamp_id, db
+from tokenrouter.errors import InvalidRequest, NotFound, StorageUnavailable
+from tokenrouter.teams import management_tokens
 
 MOST_ROWS, ROWS = 1000, 100
 SEARCH_S = 1.0
@@ -31,26 +32,12 @@ def _authenticate() -> None:
     g.actor = Actor(changes.API, token.label or token.prefix)
 
 
-@blueprint.errorhandler(TeamError)
-def _refuse(error: TeamError) -> tuple[bytes, int, dict[str, str]]:
-    told = _told(error)
-    return told.body(), told.status, {"Content-Type": "application/json"}
-
-
-def _told(error: TeamError) -> APIError:
-    if isinstance(error, teams.NotFound):
-        return NotFound(str(error))
-    if isinstance(error, teams.NameTaken):
-        return NameTaken(str(error), param="name")
-    return InvalidRequest(str(error), param=getattr(error, "field", None))
-
-
 @blueprint.errorhandler(OperationalError)
 @blueprint.errorhandler(PoolTimeout)
 def _without_database(error: Exception) -> tuple[bytes, int, dict[str, str]]:
     current_app.logger.error("%s %s: the database failed: %s", request.method, request.path, error)
-    told = StorageUnavailable()
-    return told.body(), told.status, {"Content-Type": "application/json"}
+    refusal = StorageUnavailable()
+    return refusal.body(), refusal.status, {"Content-Type": "application/json"}
 
 
 @blueprint.get("/teams")

@@ -18,7 +18,8 @@ from tokenrouter import changes, config, first_start, ledger, reports, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database import schema
 from tokenrouter.database.tables import Team, db
-from tokenrouter.teams import KEEP, UNLIMITED, TeamError, management_tokens
+from tokenrouter.errors import APIError
+from tokenrouter.teams import KEEP, UNLIMITED, management_tokens
 
 
 class Group(AppGroup):
@@ -29,7 +30,7 @@ class Group(AppGroup):
         try:
             schema.ensure(ctx.obj.load_app())
             return super().invoke(ctx)
-        except (TeamError, config.ConfigError) as error:
+        except (APIError, config.ConfigError) as error:
             raise click.ClickException(str(error)) from error
         except SQLAlchemyError as error:
             raise click.ClickException(f"The database failed: {schema.cause_of(error)}") from error

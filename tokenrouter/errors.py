@@ -84,7 +84,7 @@ class ResponseNotFound(APIError):
 
 
 class NotFound(APIError):
-    """The management API knows no such team or token."""
+    """There is no such team or token."""
 
     status, type, code = 404, "invalid_request_error", "not_found"
 

@@ -43,17 +43,8 @@ from serving import Server, eventually, running_server
 
 from tokenrouter import create_app, ledger, runtime, teams
 from tokenrouter.changes import CLI, Actor
-from tokenrouter.database.tables import (
-    BY_PROVIDER,
-    INTERRUPTED,
-    OK,
-    PENDING,
-    PROVIDER_ERROR,
-    REJECTED,
-    RequestLog,
-    Team,
-    db,
-)
+from tokenrouter.database.log_status import INTERRUPTED, OK, PENDING, PROVIDER_ERROR, REJECTED
+from tokenrouter.database.tables import BY_PROVIDER, RequestLog, Team, db
 from tokenrouter.metering.estimate import estimate_text_tokens
 from tokenrouter.standin import Faults, StandInProvider, prose
 

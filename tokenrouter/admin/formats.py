@@ -11,25 +11,10 @@ from flask_wtf.csrf import generate_csrf
 from markupsafe import Markup
 
 from tokenrouter.admin.charts import short
+from tokenrouter.database.log_status import describe
 from tokenrouter.teams import format_quota
 
 STATIC = Path(__file__).parent.parent / "static"
-STATUS_WORDS = {
-    "ok": "answered",
-    "pending": "in flight",
-    "client_closed": "caller left",
-    "provider_error": "provider error",
-    "rejected": "refused",
-    "interrupted": "interrupted",
-}
-STATUS_SENTENCES = {
-    "ok": "It was answered.",
-    "pending": "It is being answered now.",
-    "client_closed": "The caller left before the answer was complete; what had arrived is charged.",
-    "provider_error": "The provider failed or refused it; what had arrived of an answer by then is charged.",
-    "rejected": "TokenRouter refused it, for quota, model or a disabled team; the provider was not called.",
-    "interrupted": "The worker that answered it ended in the middle; what had arrived by then is charged.",
-}
 SOURCE_WORDS = {
     "provider": "reported by the provider",
     "estimated": "estimated",
@@ -93,16 +78,6 @@ def milliseconds(duration_ms: int | None) -> str:
     return f"{duration_ms} ms" if duration_ms < 1000 else f"{duration_ms / 1000:.1f} s"
 
 
-def status_words(status: str) -> str:
-    """Say what became of a call."""
-    return STATUS_WORDS.get(status, status)
-
-
-def status_sentence(status: str) -> str:
-    """Say what became of a call, and what that means."""
-    return STATUS_SENTENCES.get(status, status)
-
-
 def source_words(usage_source: str) -> str:
     """Say how a call's tokens were counted."""
     return SOURCE_WORDS.get(usage_source, usage_source)
@@ -130,8 +105,8 @@ def asset(filename: str) -> str:
 
 def init_app(app: Flask) -> None:
     """Give the templates these words."""
-    words = status_words, status_sentence, source_words, action_words, field_words
+    words = source_words, action_words, field_words
     for each in (short, share, iso, utc, milliseconds, *words):
         app.jinja_env.filters[each.__name__] = each
-    app.jinja_env.filters["quota"] = format_quota
+    app.jinja_env.filters.update(quota=format_quota, status=describe)
     app.jinja_env.globals.update(asset=asset, csrf_token=generate_csrf)

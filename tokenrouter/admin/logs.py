@@ -15,7 +15,9 @@ from werkzeug.datastructures import MultiDict
 from tokenrouter import reports, teams
 from tokenrouter.admin import spreadsheet
 from tokenrouter.admin.access import PanelView
-from tokenrouter.database.tables import NAME_LENGTH, STATUSES
+from tokenrouter.database.log_status import STATUSES
+from tokenrouter.database.tables import NAME_LENGTH
+from tokenrouter.errors import NotFound
 from tokenrouter.reports import CallFilter
 
 PER_PAGE = 50
@@ -132,11 +134,11 @@ def _team_id(name: str) -> tuple[int | None, str | None]:
         return None, None
     try:
         return teams.find(name).id, None
-    except teams.NotFound:
+    except NotFound:
         pass  # it may be one that was deleted
     try:
         return max(teams.ids_ever_named(name)), None
-    except teams.NotFound as error:
+    except NotFound as error:
         return None, str(error)
 
 

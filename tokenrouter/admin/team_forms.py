@@ -9,7 +9,7 @@ from wtforms.validators import DataRequired, Length, Optional
 
 from tokenrouter import teams
 from tokenrouter.database.tables import NAME_LENGTH, Team
-from tokenrouter.teams import InvalidValue, NameTaken, TeamError
+from tokenrouter.errors import APIError, InvalidRequest
 
 GRACES = {
     "0": ("no more", timedelta(0)),
@@ -34,7 +34,7 @@ class TeamForm(Form):
     def values(self) -> dict[str, Any]:
         """Return quota and models as the domain takes them.
 
-        Raises InvalidValue.
+        Raises InvalidRequest.
         """
         quota, models = (self.quota.data or "").strip(), (self.models.data or "").strip()
         return {"quota_tokens": teams.parse_quota(quota) if quota else None, "models": models or None}
@@ -78,7 +78,7 @@ class TeamEditForm(TeamForm):
     def changes(self) -> dict[str, Any]:
         """Return what was typed as the domain takes it.
 
-        Raises InvalidValue.
+        Raises InvalidRequest.
         """
         values = self.values() | {"rename": self.name.data, "active": self.active.data}
         return {argument: values[argument] for name, argument in ARGUMENTS.items() if name in self._typed}
@@ -102,10 +102,10 @@ class TokenForm(Form):
         return day and datetime.combine(min(day, LAST_DAY), time.min, UTC) + timedelta(days=1)
 
 
-def explain(form: Form, error: TeamError) -> None:
+def explain(form: Form, error: APIError) -> None:
     """Put what the domain refused beside the field that it is about."""
-    name = "name" if isinstance(error, NameTaken) else getattr(error, "field", "")
-    field = form._fields.get(FIELDS.get(name, name))
+    param = error.param or ""
+    field = form._fields.get(FIELDS.get(param, param))
     if field is None:
         form.form_errors.append(str(error))
     else:
@@ -115,8 +115,8 @@ def explain(form: Form, error: TeamError) -> None:
 def parse_typed_quota(text: str) -> int | None:
     """Read the quota typed into a list, where an emptied field is more likely a slip than a wish for no limit.
 
-    Raises InvalidValue.
+    Raises InvalidRequest.
     """
     if not text.strip():
-        raise InvalidValue("quota_tokens", "Type a number of tokens such as 2.5M, or the word unlimited.")
+        raise InvalidRequest("Type a number of tokens such as 2.5M, or the word unlimited.", param="quota_tokens")
     return teams.parse_quota(text)

@@ -20,7 +20,7 @@ from tokenrouter.admin.formats import quoted
 from tokenrouter.admin.team_forms import GRACES, TeamEditForm, TeamForm, TokenForm, explain, parse_typed_quota
 from tokenrouter.config import is_allowed
 from tokenrouter.database.tables import Team
-from tokenrouter.teams import NotFound, TeamError
+from tokenrouter.errors import APIError, NotFound
 
 NO_TEAM = "There is no such team, or it was deleted. The log still has its calls."
 PER_PAGE = 50
@@ -78,7 +78,7 @@ class TeamView(PanelView, ModelView):
         """Have the domain create the team; explain in the form what it refuses."""
         try:
             return team_store.create(form.name.data, **form.values(), by=actor())
-        except TeamError as error:
+        except APIError as error:
             explain(form, error)
             return None
 
@@ -96,7 +96,7 @@ class TeamView(PanelView, ModelView):
         """Have the domain change the team; explain in the form what it refuses."""
         try:
             team_store.update(model.id, **form.changes(), by=actor())
-        except TeamError as error:
+        except APIError as error:
             explain(form, error)
             return False
         return True
@@ -108,7 +108,7 @@ class TeamView(PanelView, ModelView):
             team = team_store.update(team_id, quota_tokens=parse_typed_quota(request.form.get("quota", "")), by=actor())
         except NotFound as error:
             abort(404, str(error))
-        except TeamError as error:
+        except APIError as error:
             message = Markup("The quota of {} stays as it is. {}")
             flash(message.format(quoted(_found(team_id).name), error), "error")
         else:
@@ -151,7 +151,7 @@ class TeamView(PanelView, ModelView):
                 _, bearer_token = team_store.create_token(team_id, form.label.data, form.expires_at(), by=actor())
             except NotFound as error:
                 abort(404, str(error))
-            except TeamError as error:
+            except APIError as error:
                 explain(form, error)
             else:
                 team = _found(team_id)
@@ -167,7 +167,7 @@ class TeamView(PanelView, ModelView):
         words, grace = GRACES[request.form["grace"]]
         try:
             _, bearer_token = team_store.rotate_token(team_id, token_id, grace, by=actor())
-        except TeamError as error:
+        except APIError as error:
             flash(str(error), "error")
             return redirect(url_for(".details_view", team_id=team_id))
         then = f"still works {words}" if grace else "is refused from now on"
@@ -178,7 +178,7 @@ class TeamView(PanelView, ModelView):
         """Revoke a token."""
         try:
             token = team_store.revoke_token(team_id, token_id, by=actor())
-        except TeamError as error:
+        except APIError as error:
             flash(str(error), "error")
         else:
             flash(f"Revoked the token {token.prefix}…: it is refused from its next call on.", "success")

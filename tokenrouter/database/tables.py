@@ -11,21 +11,16 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, String, event, text
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
+from tokenrouter.database.log_status import RARE_STATUSES
+
 BUSY_TIMEOUT_S = 5
 NAME_LENGTH = 200
 
-PENDING = "pending"
-OK = "ok"
-CLIENT_CLOSED = "client_closed"
-PROVIDER_ERROR = "provider_error"
-REJECTED = "rejected"
-INTERRUPTED = "interrupted"
-STATUSES = (OK, PENDING, CLIENT_CLOSED, PROVIDER_ERROR, REJECTED, INTERRUPTED)
-RARE_STATUSES = (CLIENT_CLOSED, PROVIDER_ERROR, REJECTED, INTERRUPTED)
 # With these words, since SQLite takes a partial index where a query's term is one of its own.
 IS_RARE = " OR ".join(f"status = '{status}'" for status in RARE_STATUSES)
 
@@ -71,6 +66,11 @@ def clamp_id(number: int) -> int:
     return min(max(number, -1), 2**63 - 1)
 
 
+def clamp_text(text: str) -> str:
+    """Return a text to search for, or, where PostgreSQL would refuse it, one that no row has either."""
+    return text if "\0" not in text else "\1"
+
+
 class Team(Base):
     """A team, its quota, and its counters.
 
@@ -101,9 +101,9 @@ class Team(Base):
         ),
     )
 
-    @property
+    @hybrid_property
     def used_tokens(self) -> int:
-        """What settled since the last reset."""
+        """Return what settled since the last reset; of the class, an expression for it in SQL."""
         return self.settled_tokens - self.reset_mark_tokens
 
     @property

@@ -12,7 +12,8 @@ from sqlalchemy.engine import Engine, Row
 
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
-from tokenrouter.database.tables import ESTIMATED, INTERRUPTED, RequestLog, Team, UsageDaily, Worker, writing
+from tokenrouter.database.log_status import INTERRUPTED
+from tokenrouter.database.tables import ESTIMATED, RequestLog, Team, UsageDaily, Worker, writing
 from tokenrouter.ledger.operations import (
     ABANDONED_CALLS,
     DEAD_WORKERS,
@@ -76,9 +77,8 @@ def reset(engine: Engine, team_ids: Iterable[int], *, by: Actor) -> int:
 
     Return how many teams had used anything. Those that had not, and deleted ones, stay as they are.
     """
-    used = Team.settled_tokens - Team.reset_mark_tokens
-    chosen = select(Team.id, Team.name, used.label("used_tokens")).where(
-        Team.id.in_(list(team_ids)), Team.deleted_at.is_(None), used != 0
+    chosen = select(Team.id, Team.name, Team.used_tokens.label("used_tokens")).where(
+        Team.id.in_(list(team_ids)), Team.deleted_at.is_(None), Team.used_tokens != 0
     )
     with writing(engine) as connection:
         teams = connection.execute(chosen.order_by(Team.id).with_for_update(key_share=True)).all()

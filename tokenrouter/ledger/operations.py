@@ -9,20 +9,9 @@ from typing import Any, ClassVar
 from sqlalchemy import bindparam, insert, literal_column, or_, select, update
 from sqlalchemy.engine import Row
 
+from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED
 from tokenrouter.database.statements import DriverConnection, Inserter, Statement
-from tokenrouter.database.tables import (
-    INTERRUPTED,
-    NOT_COUNTED,
-    PENDING,
-    PROVIDER_ERROR,
-    REJECTED,
-    ApiToken,
-    RequestLog,
-    Team,
-    UsageDaily,
-    Worker,
-    epoch_now,
-)
+from tokenrouter.database.tables import NOT_COUNTED, ApiToken, RequestLog, Team, UsageDaily, Worker, epoch_now
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.responses import remember
 from tokenrouter.ledger.rules import Balance, CallRequest, Outcome, Reservation, decide
@@ -42,7 +31,7 @@ class Transaction:
         """Add one call to the sums of its day."""
         self.days[team_id, day, model].update(
             requests=1,
-            errors=int(outcome.status in ERRORS),
+            errors=int(outcome.status in FAILURES),
             prompt_tokens=outcome.prompt_tokens,
             completion_tokens=outcome.completion_tokens,
             total_tokens=outcome.charged_tokens,
@@ -259,7 +248,7 @@ SETTLE_CALL = Statement(
     .values({column: bindparam(column) for column in SETTLED_COLUMNS})
 )
 LOCK_TEAM = Statement(
-    select(Team.quota_tokens, Team.settled_tokens - Team.reset_mark_tokens, Team.held_tokens)
+    select(Team.quota_tokens, Team.used_tokens, Team.held_tokens)
     .where(Team.id == bindparam("team"))
     .with_for_update(key_share=True)
 )
@@ -282,7 +271,6 @@ SAVE_LAST_USE = Statement(
 )
 
 SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens")
-ERRORS = frozenset({PROVIDER_ERROR, REJECTED, INTERRUPTED})
 
 
 def _add_to_day(insert_or_update: Inserter) -> Any:

@@ -4,7 +4,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from tokenrouter.database.tables import BY_PROVIDER, ESTIMATED, NOT_COUNTED, OK, PROVIDER_ERROR
+from tokenrouter.database.log_status import OK, PROVIDER_ERROR
+from tokenrouter.database.tables import BY_PROVIDER, ESTIMATED, NOT_COUNTED
 from tokenrouter.errors import APIError
 from tokenrouter.ledger import Ledger, Outcome, Reservation
 from tokenrouter.metering.streams import StreamMeter

@@ -14,7 +14,7 @@ from flask import Response, g, request
 
 from tokenrouter import auth, payload, request_body, runtime
 from tokenrouter.auth import Caller
-from tokenrouter.database.tables import PROVIDER_ERROR
+from tokenrouter.database.log_status import PROVIDER_ERROR
 from tokenrouter.errors import (
     InvalidRequest,
     ModelNotFound,

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from tokenrouter.database.tables import CLIENT_CLOSED, PROVIDER_ERROR
+from tokenrouter.database.log_status import CLIENT_CLOSED, PROVIDER_ERROR
 from tokenrouter.errors import APIError, ProviderBadResponse, ProviderError
 from tokenrouter.metering.sse import EventSplitter
 from tokenrouter.metering.streams import StreamMeter

@@ -14,7 +14,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, false, func, literal_column, select
 from sqlalchemy.engine import Connection, Row
 
-from tokenrouter.database.tables import PENDING, RARE_STATUSES, ApiToken, RequestLog, Team, UsageDaily, clamp_id
+from tokenrouter.database.log_status import PENDING, RARE_STATUSES
+from tokenrouter.database.tables import ApiToken, RequestLog, Team, UsageDaily, clamp_id, clamp_text
 from tokenrouter.reports.reading import reading
 
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
@@ -223,10 +224,8 @@ def _conditions(
 ) -> tuple[list[ColumnElement[bool]], list[ColumnElement[bool]]]:
     """Return the condition that an index serves best, if one does, and the others but for the dates."""
     given = {name: getattr(filter, name) for name in COMPARED if getattr(filter, name) is not None}
-    if any(isinstance(value, str) and "\0" in value for value in given.values()):
-        return [false()], []  # PostgreSQL refuses such a text
     conditions = {
-        name: getattr(RequestLog, name) == (clamp_id(value) if isinstance(value, int) else value)
+        name: getattr(RequestLog, name) == (clamp_id(value) if isinstance(value, int) else clamp_text(value))
         for name, value in given.items()
     }
     by_index = ["request_id", "team_id"]
@@ -259,7 +258,7 @@ def _teams_of_token(connection: Connection, filter: CallFilter) -> list[int] | N
     if filter.token_id is not None:
         is_meant = ApiToken.id == clamp_id(filter.token_id)
     elif filter.token_prefix is not None:
-        is_meant = ApiToken.prefix == filter.token_prefix
+        is_meant = ApiToken.prefix == clamp_text(filter.token_prefix)
     else:
         return None
     return list(connection.execute(select(ApiToken.team_id).where(is_meant).distinct()).scalars())

@@ -11,13 +11,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, literal_column, select, union_all
 from sqlalchemy.engine import Connection, Row
 
-from tokenrouter.database.tables import INTERRUPTED, PENDING, PROVIDER_ERROR, REJECTED, RequestLog, Team, UsageDaily
+from tokenrouter.database.log_status import FAILURES, PENDING
+from tokenrouter.database.tables import RequestLog, Team, UsageDaily
 from tokenrouter.reports.reading import reading
 
 SHOWN_TEAMS = 8
 OTHER_TEAMS = "Other teams"
 DELETED_TEAMS = "Deleted teams"
-FAILURES = (PROVIDER_ERROR, INTERRUPTED, REJECTED)
 
 
 @dataclass(frozen=True)

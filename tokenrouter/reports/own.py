@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.engine import Connection
 
+from tokenrouter.database.log_status import describe
 from tokenrouter.database.tables import RequestLog, Team, UsageDaily
 from tokenrouter.reports.reading import reading
 from tokenrouter.reports.teams import TAKEN, model_uses
@@ -83,4 +84,9 @@ def _calls(connection: Connection, team_id: int) -> list[dict[str, Any]]:
         .limit(CALLS_SHOWN)
     )
     rows = connection.execute(query).mappings()
-    return [{**row, "created_at": timestamp(row["created_at"])} for row in rows]
+    return [{**row, **_status(row["status"]), "created_at": timestamp(row["created_at"])} for row in rows]
+
+
+def _status(log_status: str) -> dict[str, str]:
+    description = describe(log_status)
+    return {"status_words": description.words, "status_tone": description.tone}

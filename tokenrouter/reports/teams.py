@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, bindparam, case, false, func, or_, select
+from sqlalchemy import ColumnElement, bindparam, case, func, or_, select
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.orm import aliased
 
-from tokenrouter.database.tables import ApiToken, Team, UsageDaily, clamp_id, split_models
+from tokenrouter.database.tables import ApiToken, Team, UsageDaily, clamp_id, clamp_text, split_models
 from tokenrouter.reports.reading import reading
 
 LATELY_DAYS = 7
@@ -104,15 +104,14 @@ def _lately(total: ColumnElement[int]) -> ColumnElement[int]:
     return select(func.coalesce(func.sum(total), 0)).where(*days).correlate(Team).scalar_subquery()
 
 
-USED = Team.settled_tokens - Team.reset_mark_tokens
-TAKEN = USED + Team.held_tokens
+TAKEN = Team.used_tokens + Team.held_tokens
 SHARE = case((Team.quota_tokens == 0, 1.0), else_=TAKEN * 1.0 / Team.quota_tokens)  # NULL where it is unlimited
 REQUESTS_7D = _lately(UsageDaily.requests)
 TOKENS_7D = _lately(UsageDaily.total_tokens)
 LAST_USED_AT = (
     select(func.max(ApiToken.last_used_at)).where(ApiToken.team_id == Team.id).correlate(Team).scalar_subquery()
 )
-USE = Team.id, Team.name, Team.active, Team.quota_tokens, USED.label("used_tokens"), Team.held_tokens
+USE = Team.id, Team.name, Team.active, Team.quota_tokens, Team.used_tokens.label("used_tokens"), Team.held_tokens
 ROWS = select(
     *USE,
     Team.models,
@@ -124,7 +123,7 @@ ROWS = select(
 SORTS: dict[str, ColumnElement[Any]] = {
     "name": func.lower(Team.name),
     "quota": Team.quota_tokens,
-    "used": USED,
+    "used": Team.used_tokens,
     "remaining": Team.quota_tokens - TAKEN,
     "share": SHARE,
     "requests": REQUESTS_7D,
@@ -140,7 +139,7 @@ def nearest_to_quota(limit: int) -> list[TeamUse]:
     query = (
         select(*USE)
         .where(Team.deleted_at.is_(None), Team.active)
-        .order_by(SHARE.desc().nulls_last(), USED.desc(), Team.id)
+        .order_by(SHARE.desc().nulls_last(), Team.used_tokens.desc(), Team.id)
         .limit(limit)
     )
     with reading() as connection:
@@ -177,10 +176,8 @@ def teams_page(
 
 def _fitting(search: str, state: State | None, near_quota: Nearness | None) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = [Team.deleted_at.is_(None)]
-    if "\0" in search:
-        conditions.append(false())  # PostgreSQL refuses such a text
-    elif search:
-        conditions.append(Team.name.icontains(search, autoescape=True))
+    if search:
+        conditions.append(Team.name.icontains(clamp_text(search), autoescape=True))
     if state is not None:
         conditions.append(Team.active if state == "active" else ~Team.active)
     if near_quota is not None:

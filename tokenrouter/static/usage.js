@@ -3,14 +3,6 @@
 
 const KEPT_AS = "team-token";
 const SVG = "http://www.w3.org/2000/svg";
-const STATUSES = {
-  ok: ["answered", "good"],
-  pending: ["in flight", "busy"],
-  client_closed: ["caller left", "quiet"],
-  provider_error: ["provider error", "bad"],
-  rejected: ["refused", "warn"],
-  interrupted: ["interrupted", "bad"],
-};
 const UNKNOWN_TOKEN = "This token is not known here: it may be mistyped, revoked or expired. Who administers this service can give you one.";
 const UNREACHABLE = "TokenRouter does not answer. Check your connection, and try again.";
 
@@ -272,8 +264,7 @@ function showCalls(calls) {
 }
 
 function statusCell(call) {
-  const [words, kind] = STATUSES[call.status] ?? [call.status, "quiet"];
-  const tag = element("span", { className: `tag tag-${kind}` }, words);
+  const tag = element("span", { className: `tag tag-${call.status_tone}` }, call.status_words);
   return call.error_code ? [tag, " ", element("small", {}, call.error_code)] : [tag];
 }
 

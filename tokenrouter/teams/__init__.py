@@ -1,44 +1,16 @@
 """Teams, their tokens, and the tokens of the management API: created, changed and deleted, each change recorded."""
 
-from tokenrouter.teams.teams import (
-    KEEP,
-    MOST_QUOTA_TOKENS,
-    UNLIMITED,
-    InvalidValue,
-    NameTaken,
-    NotANumber,
-    NotFound,
-    NotUsable,
-    TeamError,
-    check_label,
-    check_name,
-    create,
-    create_token,
-    delete,
-    delete_several,
-    find,
-    format_quota,
-    get,
-    ids_ever_named,
-    living,
-    parse_quota,
-    revoke_token,
-    rotate_token,
-    set_active,
-    tokens,
-    update,
-)
+from tokenrouter.teams.api_tokens import NotUsable, check_label, create_token, revoke_token, rotate_token, tokens
+from tokenrouter.teams.lookup import find, get, ids_ever_named, living
+from tokenrouter.teams.quotas import MOST_QUOTA_TOKENS, UNLIMITED, NotANumber, format_quota, parse_quota
+from tokenrouter.teams.teams import KEEP, check_name, create, delete, delete_several, set_active, update
 
 __all__ = [
     "KEEP",
     "MOST_QUOTA_TOKENS",
     "UNLIMITED",
-    "InvalidValue",
-    "NameTaken",
     "NotANumber",
-    "NotFound",
     "NotUsable",
-    "TeamError",
     "check_label",
     "check_name",
     "create",

@@ -11,8 +11,8 @@ from tokenrouter import changes
 from tokenrouter.auth import SHOWN_CHARACTERS, bearer_token_from, token_hash
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.tables import ManagementToken, db, writing
-from tokenrouter.errors import InvalidManagementToken
-from tokenrouter.teams import NotFound, check_label
+from tokenrouter.errors import InvalidManagementToken, NotFound
+from tokenrouter.teams import check_label
 
 TOKEN_PREFIX = "trm-"
 USE_NOTED_EVERY = timedelta(minutes=1)
@@ -21,7 +21,7 @@ USE_NOTED_EVERY = timedelta(minutes=1)
 def create(label: str | None = None, *, by: Actor) -> tuple[ManagementToken, str]:
     """Make a management token and commit; return its record and, for the only time, the token itself.
 
-    Raises InvalidValue.
+    Raises InvalidRequest.
     """
     bearer_token = TOKEN_PREFIX + secrets.token_urlsafe(32)
     token = ManagementToken(

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from tokenrouter.database.tables import CLIENT_CLOSED, INTERRUPTED
+from tokenrouter.database.log_status import CLIENT_CLOSED, INTERRUPTED
 from tokenrouter.errors import APIError
 
 logger = logging.getLogger(__name__)

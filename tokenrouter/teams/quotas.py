@@ -1,0 +1,59 @@
+"""Quotas as people write them."""
+
+import re
+from decimal import Decimal
+
+from tokenrouter.errors import InvalidRequest
+
+MOST_QUOTA_TOKENS = 10**15
+SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+# A comma parts thousands, the last of them three digits: `2,5M`, which may mean 2.5M, is none, nor is `250.000`.
+WHOLE = r"-?(?:[0-9]{1,3}(?:[,_ ][0-9]{2,3}){0,8}[,_ ][0-9]{3}|[0-9]{1,30})"
+QUOTA = re.compile(rf"(?P<number>{WHOLE}(?:\.[0-9]{{1,9}}(?= ?[kmb]))?) ?(?P<suffix>[kmb]?)")
+SHORT_FORMS = (("B", 10**9), ("M", 10**6), ("k", 10**3))
+UNLIMITED = "unlimited"
+
+
+class NotANumber(InvalidRequest):
+    """What should be a number of tokens is not one."""
+
+
+def check_quota(quota_tokens: int | None) -> int | None:
+    """Return a quota that can be kept; None is unlimited.
+
+    Raises InvalidRequest.
+    """
+    if quota_tokens is not None and not 0 <= quota_tokens <= MOST_QUOTA_TOKENS:
+        raise InvalidRequest(
+            f"A quota is a whole number of tokens from 0 to {MOST_QUOTA_TOKENS:,}.", param="quota_tokens"
+        )
+    return quota_tokens
+
+
+def parse_quota(text: str) -> int | None:
+    """Read a quota as people write it: `2500000`, `2,500,000`, `2_500_000`, `2.5M`; `unlimited` is None.
+
+    Raises InvalidRequest.
+    """
+    spelling = text.strip().lower()
+    if spelling == UNLIMITED:
+        return None
+    match = QUOTA.fullmatch(spelling)
+    if match is None:
+        shown = text if len(text) <= 40 else f"{text[:40]}…"
+        raise NotANumber(f"{shown!r} is not a number of tokens such as 250000, 250k or 2.5M.", param="quota_tokens")
+    number = Decimal(re.sub("[,_ ]", "", match["number"])) * SUFFIXES[match["suffix"]]
+    if number != int(number):
+        raise NotANumber(f"{text!r} is not a whole number of tokens.", param="quota_tokens")
+    return check_quota(int(number))
+
+
+def format_quota(quota_tokens: int | None) -> str:
+    """Write a quota as `parse_quota` reads it: `2.5M` where two decimals tell all of it, else `2,500,001`."""
+    if quota_tokens is None:
+        return UNLIMITED
+    for suffix, size in SHORT_FORMS:
+        if quota_tokens >= size:
+            number = Decimal(quota_tokens) / size
+            return f"{number.normalize():,f}{suffix}" if number == round(number, 2) else f"{quota_tokens:,}"
+    return f"{quota_tokens:,}"
