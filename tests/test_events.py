@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tokenrouter.metering.counting import count_tokens
+from tokenrouter.metering.meter import StreamState
 from tokenrouter.metering.texts import response_texts
 from tokenrouter.metering.typed_streams import TypedMeter
 from tokenrouter.metering.usage import Usage
@@ -27,7 +28,7 @@ def read(*events: bytes, endpoint=RESPONSES, answers: int = 1) -> TypedMeter:
 @pytest.mark.parametrize("kind", ["response.completed", "response.incomplete"])
 def test_last_event_of_a_response_ends_it_and_brings_usage_and_id(kind: str):
     meter = read(event(kind, response={"id": "resp_1", "usage": USAGE}))
-    assert meter.ended and meter.is_whole(1) and not meter.failed
+    assert meter.state is StreamState.WHOLE and meter.is_whole(1)
     assert (meter.usage, meter.response_id) == (Usage(3, 4, 7), "resp_1")
 
 
@@ -41,17 +42,17 @@ FAILURES = [
 @pytest.mark.parametrize("last", FAILURES)
 def test_failure_ends_a_response(last: bytes):
     meter = read(event("response.output_text.delta", delta="a"), last)
-    assert meter.failed and meter.ended and not meter.is_whole(1)
+    assert meter.state is StreamState.BROKEN and not meter.is_whole(1)
 
 
 @pytest.mark.parametrize("kind", ["response.created", "response.queued", "response.in_progress", "error"])
 def test_opening_events_are_nothing_of_an_answer(kind: str):
-    assert not read(event(kind, response={"usage": None})).began
+    assert read(event(kind, response={"usage": None})).state.has_nothing
 
 
 @pytest.mark.parametrize("kind", ["response.output_item.added", "response.output_text.delta", "response.unheard.of"])
 def test_any_other_event_is_something_of_an_answer(kind: str):
-    assert read(event(kind)).began
+    assert read(event(kind)).state is StreamState.ANSWERING
 
 
 def test_texts_of_deltas_and_names_of_functions_are_counted():
@@ -92,19 +93,19 @@ def test_what_is_no_response_has_no_texts(document: object):
 @pytest.mark.parametrize("data", [b"data: [DONE]\n\n", b": ping\n\n", b"data: [1]\n\n", b"data: {\n\n", b"\n\n"])
 def test_what_is_no_typed_event_changes_nothing(data: bytes):
     meter = read(data)
-    assert not (meter.began or meter.ended or meter.is_whole(1))
+    assert meter.state is StreamState.WAITING and not meter.is_whole(1)
 
 
 def test_type_that_is_no_text_is_passed_over():
-    assert not read(b'data: {"type": ["response.completed"], "delta": 1}\n\n').ended
+    assert not read(b'data: {"type": ["response.completed"], "delta": 1}\n\n').state.has_ended
 
 
 def test_each_image_has_its_last_event_and_its_usage():
     done = event("image_generation.completed", usage=USAGE)
     partial = event("image_generation.partial_image", b64_json="AAAA")
-    assert not read(partial, done, endpoint=IMAGES, answers=2).ended
+    assert not read(partial, done, endpoint=IMAGES, answers=2).state.has_ended
     meter = read(partial, done, partial, done, endpoint=IMAGES, answers=2)
-    assert (meter.ended, meter.usage) == (True, Usage(6, 8, 14))
+    assert (meter.state.has_ended, meter.usage) == (True, Usage(6, 8, 14))
 
 
 def test_fewer_images_than_asked_for_are_a_whole_answer():
@@ -116,5 +117,5 @@ def test_fewer_images_than_asked_for_are_a_whole_answer():
 )
 def test_sound_is_over_with_its_last_event(endpoint, kind: str):
     meter = read(event(kind, usage=USAGE), endpoint=endpoint)
-    assert (meter.ended, meter.usage) == (True, Usage(3, 4, 7))
-    assert not read(event("response.completed"), endpoint=endpoint).ended
+    assert (meter.state.has_ended, meter.usage) == (True, Usage(3, 4, 7))
+    assert not read(event("response.completed"), endpoint=endpoint).state.has_ended

@@ -9,6 +9,7 @@ import pytest
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.rules import Balance, CallRequest, Grant, decide
 from tokenrouter.metering.counting import count_tokens
+from tokenrouter.metering.meter import StreamState
 from tokenrouter.metering.prompts import read_chat_prompt
 from tokenrouter.metering.streams import StreamMeter
 from tokenrouter.metering.texts import answer_texts
@@ -205,7 +206,7 @@ def test_meter_counts_what_arrived():
     for word in words:
         assert meter.read(delta(word)) is False
     assert meter.completion_tokens() == count_tokens(["".join(words)])
-    assert (meter.began, meter.is_whole(1), meter.ended, meter.usage) == (True, False, False, None)
+    assert (meter.state, meter.is_whole(1), meter.usage) == (StreamState.ANSWERING, False, None)
 
 
 def test_meter_estimates_only_what_is_new_and_never_less_than_the_count():
@@ -245,13 +246,15 @@ def test_last_usage_that_can_be_believed_counts():
 def test_done_ends_a_stream(done: bytes):
     meter = StreamMeter()
     meter.read(done)
-    assert (meter.done, meter.ended, meter.failed, meter.began) == (True, True, False, False)
+    assert meter.state is StreamState.WHOLE
 
 
-def test_error_ends_a_stream():
+@pytest.mark.parametrize(("before", "state"), [([], StreamState.REFUSED), ([delta("A")], StreamState.BROKEN)])
+def test_error_ends_a_stream(before: list[bytes], state: StreamState):
     meter = StreamMeter()
-    meter.read(event({"error": {"message": "No."}}))
-    assert (meter.done, meter.ended, meter.failed, meter.began) == (False, True, True, False)
+    for each in (*before, event({"error": {"message": "No."}})):
+        meter.read(each)
+    assert meter.state is state and state.has_ended and state.has_failed
 
 
 @pytest.mark.parametrize(
@@ -260,7 +263,7 @@ def test_error_ends_a_stream():
 def test_what_is_no_json_is_no_answer_and_no_end(data: bytes):
     meter = StreamMeter()
     assert meter.read(data) is False
-    assert (meter.began, meter.ended, meter.completion_tokens()) == (False, False, 0)
+    assert (meter.state, meter.completion_tokens()) == (StreamState.WAITING, 0)
 
 
 def test_reason_why_a_choice_ended_finishes_a_stream():
@@ -268,7 +271,7 @@ def test_reason_why_a_choice_ended_finishes_a_stream():
     meter.read(delta("", finish_reason=None))
     assert not meter.is_whole(1)
     meter.read(delta("", finish_reason="length"))
-    assert (meter.is_whole(1), meter.is_whole(2), meter.ended) == (True, False, False)
+    assert (meter.is_whole(1), meter.is_whole(2), meter.state.has_ended) == (True, False, False)
 
 
 # The decision about a quota

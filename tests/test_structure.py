@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import dotenv
@@ -63,6 +64,16 @@ def test_every_module_has_its_place_on_the_ladder():
 def test_imports_point_down_the_ladder():
     upward = {pair for pair in imports_between_modules() if pair[1] and LEVELS[pair[0]] <= LEVELS[pair[1]]}
     assert upward == set()
+
+
+def test_no_imports_run_in_a_circle():
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES}
+    graph: dict[str, set[str]] = {name: set() for name in names}
+    for path in SOURCES:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for full in imported(ast.parse(path.read_text())):  # of a module, or of a name in one
+            graph[name] |= {full if full in names else full.rpartition(".")[0]} & names
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_nobody_imports_the_package_root():

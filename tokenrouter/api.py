@@ -129,7 +129,7 @@ def list_logs() -> Document:
 def list_usage() -> Document:
     """List what was used, by day, team or model."""
     query = _query("team", "since", "until", "group_by")
-    group_by = _choice(query, "group_by", ("day", "team", "model")) or "day"
+    group_by: reports.Grouping = _choice(query, "group_by", ("day", "team", "model")) or "day"
     return _page(reports.usage(group_by, _team(query), _day(query, "since"), _day(query, "until")), None)
 
 

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 
 from sqlalchemy import bindparam, or_, select
 
-from tokenrouter.database.connections import Readers, transient_errors
+from tokenrouter.database.connections import Readers
 from tokenrouter.database.statements import Statement
 from tokenrouter.database.tables import ApiToken, Team, UtcDateTime, split_models
-from tokenrouter.errors import InvalidAPIKey, StorageUnavailable
+from tokenrouter.errors import InvalidAPIKey
 
 TOKEN_PREFIX = "tr-"
 SHOWN_CHARACTERS = 8
@@ -65,10 +65,7 @@ def authenticate(readers: Readers, authorization: str | None) -> Caller:
     bearer_token = bearer_token_from(authorization)
     if bearer_token is None:
         raise InvalidAPIKey
-    try:
-        row = readers.one(FIND_CALLER, {"token_hash": token_hash(bearer_token), "now": datetime.now(UTC)})
-    except (*transient_errors(), TimeoutError) as error:
-        raise StorageUnavailable from error
+    row = readers.one(FIND_CALLER, {"token_hash": token_hash(bearer_token), "now": datetime.now(UTC)})
     if row is None:
         raise InvalidAPIKey
     team_id, team_name, token_id, prefix, active, models = row

@@ -38,7 +38,7 @@ class Group(AppGroup):
             raise click.ClickException("An argument is not UTF-8.") from error
 
 
-class Quota(click.ParamType):
+class Quota(click.ParamType[int | None]):
     """A number of tokens as people write it."""
 
     name = "tokens"

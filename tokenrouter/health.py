@@ -4,8 +4,8 @@ from flask import Blueprint
 from sqlalchemy import literal, select
 
 from tokenrouter import runtime
-from tokenrouter.database.connections import transient_errors
 from tokenrouter.database.statements import Statement
+from tokenrouter.errors import StorageUnavailable
 
 blueprint = Blueprint("pages", __name__)
 
@@ -24,6 +24,6 @@ def readyz() -> tuple[dict[str, str], int]:
     """Tell whether the database answers."""
     try:
         runtime.current().readers.one(ANYTHING, {})
-    except (*transient_errors(), TimeoutError):
+    except StorageUnavailable:
         return NOT_READY, 503
     return READY, 200

@@ -52,7 +52,8 @@ def close(app: Flask) -> None:
 
 def of(app: Flask) -> Runtime:
     """Return an app's."""
-    return app.extensions["tokenrouter"]
+    own: Runtime = app.extensions["tokenrouter"]
+    return own
 
 
 def current() -> Runtime:

@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes | bytearray) -> Any:
     """Return the JSON value, or None where there is none."""
     try:
         return orjson.loads(data)

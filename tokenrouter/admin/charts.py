@@ -80,14 +80,14 @@ def _stacked_bars(daily: DailyTokens, colours: Sequence[int]) -> Markup:
 
 def _strip(svg: Element) -> None:
     """Take out pygal's own style and script, and its texts that only its script could show."""
-    svg.remove(svg.find("defs"))
-    svg.find("title").text = TITLE
+    for parent in list(svg.iter()):
+        for child in [each for each in parent if each.tag in ("defs", "desc") or "overlay" in each.get("class", "")]:
+            parent.remove(child)
+    for title in svg.findall("title"):
+        title.text = TITLE
     svg.set("role", "img")
     svg.set("aria-label", TITLE)
     svg.set("class", "chart")
-    for parent in list(svg.iter()):
-        for child in [each for each in parent if each.tag == "desc" or "overlay" in each.get("class", "")]:
-            parent.remove(child)
 
 
 def _tell_figures(svg: Element, index: int, series: Series, colour: int, days: Sequence[date]) -> None:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from flask import flash, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_admin import AdminIndexView, expose
+from flask_login import current_user
 
 from tokenrouter import reports, runtime
 from tokenrouter.admin import access, password
@@ -53,7 +54,7 @@ class HomeView(PanelView, AdminIndexView):
     def login_view(self) -> ResponseReturnValue:
         """Ask for the password, and let the administrator in."""
         target = access.safe_target(request.values.get("next"))
-        if access.current_user.is_authenticated:
+        if current_user.is_authenticated:
             return redirect(target)
         problem, status = self._try_to_sign_in() if request.method == "POST" else (None, 200)
         if request.method == "POST" and problem is None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
@@ -93,7 +94,7 @@ class RequestLogView(PanelView, ModelView):
 def read_filter(args: MultiDict[str, str]) -> LogQuery:
     """Read the filter from the address. A team that never was is a problem to tell, rather than no filter at all."""
     shown = {name: args.get(name, "").strip()[:NAME_LENGTH] for name in FILTERS}
-    values = {name: shown[name] or None for name in TEXT_FILTERS}
+    values: dict[str, Any] = {name: shown[name] or None for name in TEXT_FILTERS}
     values["token_prefix"] = values.pop("token")
     team_id, problem = _team(shown)
     zone = _zone(shown["zone"])
@@ -103,8 +104,8 @@ def read_filter(args: MultiDict[str, str]) -> LogQuery:
     return LogQuery(
         CallFilter(
             team_id=team_id,
-            since=since and datetime.combine(since, time.min, zone),
-            until=until and datetime.combine(until + timedelta(days=1), time.min, zone),
+            since=None if since is None else datetime.combine(since, time.min, zone),
+            until=None if until is None else datetime.combine(until + timedelta(days=1), time.min, zone),
             **values,
         ),
         shown,

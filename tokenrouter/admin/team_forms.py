@@ -60,7 +60,12 @@ class TeamEditForm(TeamForm):
         super().__init__(formdata, data=self.stored)
         self._typed: set[str] = set()
         self._overtaken: set[str] = set()
-        for name, stored in self.stored.items() if formdata is not None else ():
+        if formdata is not None:
+            self._compare(formdata)
+
+    def _compare(self, formdata: MultiDict[str, str]) -> None:
+        """Find what was typed, and what of it another changed since the form was opened."""
+        for name, stored in self.stored.items():
             typed = formdata.get(name, "") if name == "active" else formdata[name]
             was = formdata[f"was_{name}"]
             if typed != was:
@@ -99,7 +104,7 @@ class TokenForm(Form):
     def expires_at(self) -> datetime | None:
         """Return the end of the chosen day, in UTC."""
         day: date | None = self.expires.data
-        return day and datetime.combine(min(day, LAST_DAY), time.min, UTC) + timedelta(days=1)
+        return None if day is None else datetime.combine(min(day, LAST_DAY), time.min, UTC) + timedelta(days=1)
 
 
 def explain(form: Form, error: APIError) -> None:

@@ -48,7 +48,8 @@ class TeamView(PanelView, ModelView):
 
         def link(**changes: Any) -> str:
             wanted = query | changes
-            return url_for(".index_view", **{name: int(v) if v is True else v or None for name, v in wanted.items()})
+            values: dict[str, Any] = {name: int(v) if v is True else v or None for name, v in wanted.items()}
+            return url_for(".index_view", **values)
 
         return self.render(
             "admin/teams.html",
@@ -77,7 +78,7 @@ class TeamView(PanelView, ModelView):
     def create_model(self, form: TeamForm) -> tuple[Team, str] | None:
         """Have the domain create the team; explain in the form what it refuses."""
         try:
-            return team_store.create(form.name.data, **form.values(), by=actor())
+            return team_store.create(form.name.data or "", **form.values(), by=actor())
         except APIError as error:
             explain(form, error)
             return None
@@ -88,7 +89,7 @@ class TeamView(PanelView, ModelView):
         team = _found(team_id)
         form = TeamEditForm(team, request.form if request.method == "POST" else None)
         if self.validate_form(form) and self.update_model(form, team):
-            flash(Markup("Saved the team {}.").format(quoted(form.name.data.strip())), "success")
+            flash(Markup("Saved the team {}.").format(quoted((form.name.data or "").strip())), "success")
             return redirect(url_for(".details_view", team_id=team_id))
         return self.render("admin/team_form.html", form=form, team=team, allowed=settings().allowed_models)
 
@@ -233,7 +234,8 @@ def _list_query(args: MultiDict[str, str]) -> dict[str, Any]:
     """Read what list is query for; what makes no sense counts as not given."""
 
     def one_of(name: str, choices: Iterable[str]) -> str | None:
-        return args[name] if args.get(name) in choices else None
+        value = args.get(name)
+        return value if value is not None and value in choices else None
 
     return {
         "search": args.get("search", "").strip(),

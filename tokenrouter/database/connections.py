@@ -6,12 +6,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tokenrouter.database.statements import DriverConnection, Statement
+from tokenrouter.errors import StorageUnavailable
 
 READERS = 8
 READER_WAIT_S = 5.0
@@ -76,7 +77,9 @@ class WriteConnection:
     def _roll_back(self, connection: DriverConnection) -> None:
         try:
             connection.execute("ROLLBACK")
-        except (sqlite3.Error, *transient_errors()):
+        except Exception as error:
+            if not isinstance(error, (sqlite3.Error, *transient_errors())):
+                raise
             self.close()  # nothing was begun, or the connection is lost: a new one will be opened
 
 
@@ -85,45 +88,56 @@ class Readers:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._places: SimpleQueue[DriverConnection | None] = SimpleQueue()
+        self._idle: SimpleQueue[DriverConnection | None] = SimpleQueue()
         self._lock = threading.Lock()
         for _ in range(READERS):
-            self._places.put(None)
+            self._idle.put(None)
 
     def one(self, statement: Statement, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """Return the first row, or None.
 
         A connection that the server closed meanwhile is replaced once.
-        Raises one of transient_errors, or TimeoutError when all connections stay in use.
+        Raises StorageUnavailable, also when all connections stay in use.
         """
         try:
-            connection = self._places.get(timeout=READER_WAIT_S)
-        except Empty:
-            raise TimeoutError from None
+            connection = self._idle.get(timeout=READER_WAIT_S)
+        except Empty as error:
+            raise StorageUnavailable from error
         try:
             if connection is not None:
                 try:
-                    return statement.execute(connection, values).fetchone()
+                    return _first_row(connection, statement, values)
                 except transient_errors():
-                    connection = _closed(connection)
+                    connection.close()
+                    connection = None
             connection = open_connection(self._engine)
-            return statement.execute(connection, values).fetchone()
+            return _first_row(connection, statement, values)
+        except transient_errors() as error:
+            _close(connection)
+            connection = None
+            raise StorageUnavailable from error
         except BaseException:
-            connection = _closed(connection)
+            _close(connection)
+            connection = None
             raise
         finally:
-            self._places.put(connection)
+            self._idle.put(connection)
 
     def close(self) -> None:
         """Close what is open and not in use."""
         for _ in range(READERS):
             try:
-                _closed(self._places.get_nowait())
+                _close(self._idle.get_nowait())
             except Empty:
                 return
 
 
-def _closed(connection: DriverConnection | None) -> None:
+def _first_row(connection: DriverConnection, statement: Statement, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    row: tuple[Any, ...] | None = statement.execute(connection, values).fetchone()
+    return row
+
+
+def _close(connection: DriverConnection | None) -> None:
     if connection is not None:
         connection.close()
 
@@ -131,8 +145,13 @@ def _closed(connection: DriverConnection | None) -> None:
 def open_connection(engine: Engine) -> DriverConnection:
     """Open a connection of the engine's kind that belongs to the caller and begins no transaction by itself."""
     pooled = engine.raw_connection()
-    connection = pooled.driver_connection
+    connection: Any = pooled.driver_connection
     pooled.detach()
     if not isinstance(connection, sqlite3.Connection):
         connection.autocommit = True
-    return connection
+    return cast(DriverConnection, connection)
+
+
+def driver_connection(connection: Connection) -> DriverConnection:
+    """Return the driver's own connection beneath SQLAlchemy's."""
+    return cast(DriverConnection, connection.connection.driver_connection)

@@ -82,7 +82,7 @@ def _close_folder(folder: Path) -> None:
 
 def _make_sqlite_file() -> None:
     """Make the file before SQLite does, readable to its owner alone; its companions take over its mode."""
-    if db.engine.dialect.name != "sqlite":
+    if db.engine.dialect.name != "sqlite" or db.engine.url.database is None:
         return
     path = Path(db.engine.url.database)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

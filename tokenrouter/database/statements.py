@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine import Engine
-from sqlalchemy.sql.expression import Executable
+from sqlalchemy.sql.expression import ClauseElement
 
 Inserter = Callable[[Any], Any]
 
@@ -41,7 +41,7 @@ class Statement:
 
     made: ClassVar[list["Statement"]] = []
 
-    def __init__(self, core: Executable | Callable[[Inserter], Executable]) -> None:
+    def __init__(self, core: ClauseElement | Callable[[Inserter], ClauseElement]) -> None:
         """Take a statement, or what makes one by the dialect's own `insert`, which alone knows conflicts."""
         self._core = core
         self._compiled: dict[type, _Compiled] = {}
@@ -65,9 +65,9 @@ class Statement:
         else:
             dialect = registry.load("postgresql.psycopg")()
         core = self._core
-        if not isinstance(core, Executable):
+        if not isinstance(core, ClauseElement):
             core = core(importlib.import_module(f"sqlalchemy.dialects.{dialect.name}").insert)
-        compiled = core.compile(dialect=dialect)
+        compiled: Any = core.compile(dialect=dialect)  # of SQL, and so with the names of its parameters
         names = {name: bind for bind, name in compiled.bind_names.items()}
         converters = {name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in names.items()}
         self._compiled[kind] = _Compiled(

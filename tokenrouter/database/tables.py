@@ -9,7 +9,7 @@ from typing import Any
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, String, event, text
-from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.engine import Connection, Dialect, Engine, Row
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -34,6 +34,9 @@ class Base(DeclarativeBase):
 
 
 db = SQLAlchemy(model_class=Base)
+
+AnyRow = Row[*tuple[Any, ...]]
+"""A row of whatever columns, which are attributes."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -337,9 +340,10 @@ def writing(engine: Engine, *, durable: bool = True) -> Iterator[Connection]:
     Raises what the driver raises; then nothing is written.
     """
     with engine.connect().execution_options(writes=True) as connection:
-        on_sqlite = connection.dialect.name == "sqlite"
-        if on_sqlite:  # not inside a transaction, where it would change nothing
-            connection.connection.driver_connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        driver_connection = connection.connection.driver_connection
+        on_sqlite = isinstance(driver_connection, sqlite3.Connection)
+        if isinstance(driver_connection, sqlite3.Connection):  # not inside a transaction, where it would change nothing
+            driver_connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         with connection.begin():
             if not (on_sqlite or durable):
                 connection.exec_driver_sql("SET LOCAL synchronous_commit = off")

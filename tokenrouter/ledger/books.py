@@ -5,15 +5,15 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any
 
 from sqlalchemy import bindparam, case, delete, func, literal_column, or_, select, update
-from sqlalchemy.engine import Engine, Row
+from sqlalchemy.engine import Engine
 
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
+from tokenrouter.database.connections import driver_connection
 from tokenrouter.database.log_status import INTERRUPTED
-from tokenrouter.database.tables import ESTIMATED, RequestLog, Team, UsageDaily, Worker, writing
+from tokenrouter.database.tables import ESTIMATED, AnyRow, RequestLog, Team, UsageDaily, Worker, writing
 from tokenrouter.ledger.operations import (
     ABANDONED_CALLS,
     DEAD_WORKERS,
@@ -43,12 +43,12 @@ def recover(engine: Engine) -> int:
     Return how many. A worker whose lease ran out is struck off in the same transaction.
     """
     with engine.connect() as connection:
-        if not has_abandoned(connection.connection.driver_connection):
+        if not has_abandoned(driver_connection(connection)):
             return 0
     with writing(engine) as connection:
         worker_ids = connection.execute(DEAD_WORKERS.with_for_update(skip_locked=True)).scalars().all()
         calls = connection.execute(ABANDONED_CALLS).all()
-        raw = connection.connection.driver_connection
+        raw = driver_connection(connection)
         balances = lock_balances(raw, {call.team_id for call in calls})
         tx = Transaction(raw, balances, worker_id=0, output_reserve_tokens=0)
         settled = sum(_interrupt(call, tx) for call in calls)
@@ -59,7 +59,7 @@ def recover(engine: Engine) -> int:
     return settled
 
 
-def _interrupt(call: Row[Any], tx: Transaction) -> bool:
+def _interrupt(call: AnyRow, tx: Transaction) -> bool:
     total = call.prompt_tokens + call.completion_tokens
     outcome = Outcome(
         status=INTERRUPTED,
@@ -143,7 +143,7 @@ DAYS = select(
 ).group_by(UsageDaily.team_id)
 
 
-def _differences(team: Row[Any], log: Row[Any] | None, held: int, days: Row[Any] | None) -> list[str]:
+def _differences(team: AnyRow, log: AnyRow | None, held: int, days: AnyRow | None) -> list[str]:
     """Return a clause for each claim that does not hold; what is older than the log is in the daily sums alone."""
     charged, least = (int(log.charged), log.least) if log else (0, 0)
     before_log, within_log = (int(days.before_log), int(days.within_log)) if days else (0, 0)

@@ -7,11 +7,10 @@ from datetime import date
 from typing import Any, ClassVar
 
 from sqlalchemy import bindparam, insert, literal_column, or_, select, update
-from sqlalchemy.engine import Row
 
 from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED
 from tokenrouter.database.statements import DriverConnection, Inserter, Statement
-from tokenrouter.database.tables import NOT_COUNTED, ApiToken, RequestLog, Team, UsageDaily, Worker, epoch_now
+from tokenrouter.database.tables import NOT_COUNTED, AnyRow, ApiToken, RequestLog, Team, UsageDaily, Worker, epoch_now
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.responses import remember
 from tokenrouter.ledger.rules import Balance, CallRequest, Outcome, Reservation, decide
@@ -139,9 +138,8 @@ class Settle:
         return self.tries > 1 and self._stands_in_log(tx)
 
     def _stands_in_log(self, tx: Transaction) -> bool:
-        return STATUS_OF_CALL.execute(tx.connection, {"call_id": self.reservation.call_id}).fetchone() == (
-            self.outcome.status,
-        )
+        row = STATUS_OF_CALL.execute(tx.connection, {"call_id": self.reservation.call_id}).fetchone()
+        return row is not None and row[0] == self.outcome.status
 
     def undo(self) -> None:
         """Return None: it is retried until it is written, so there is never anything to take back."""
@@ -194,7 +192,7 @@ class Heartbeat:
         """Return None: what was written is true."""
 
 
-def reservation_of(row: Row[Any]) -> Reservation:
+def reservation_of(row: AnyRow) -> Reservation:
     """Return the reservation that a row of PENDING_CALLS describes."""
     return Reservation(row.id, row.team_id, row.model, row.created_at.date(), row.held_tokens)
 
@@ -276,7 +274,7 @@ SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_token
 def _add_to_day(insert_or_update: Inserter) -> Any:
     adding = insert_or_update(UsageDaily)
     sums = {name: getattr(UsageDaily, name) + adding.excluded[name] for name in SUMS}
-    values = {name: bindparam(name) for name in ("team_id", "day", "model", *SUMS)}
+    values: dict[str, Any] = {name: bindparam(name) for name in ("team_id", "day", "model", *SUMS)}
     return adding.values(values).on_conflict_do_update(index_elements=["team_id", "day", "model"], set_=sums)
 
 

@@ -6,10 +6,9 @@ from typing import Any
 
 from sqlalchemy import bindparam, select
 
-from tokenrouter.database.connections import Readers, transient_errors
+from tokenrouter.database.connections import Readers
 from tokenrouter.database.statements import DriverConnection, Inserter, Statement
 from tokenrouter.database.tables import GivenResponse
-from tokenrouter.errors import StorageUnavailable
 
 COLUMNS = ("team_id", "response_hash", "total_tokens", "created_at")
 FIND_RESPONSE = Statement(
@@ -22,7 +21,7 @@ FIND_RESPONSE = Statement(
 def _remember(insert_or_update: Inserter) -> Any:
     adding = insert_or_update(GivenResponse)
     changes = {name: adding.excluded[name] for name in ("total_tokens", "created_at")}
-    values = {name: bindparam(name) for name in COLUMNS}
+    values: dict[str, Any] = {name: bindparam(name) for name in COLUMNS}
     return adding.values(values).on_conflict_do_update(index_elements=["team_id", "response_hash"], set_=changes)
 
 
@@ -40,10 +39,7 @@ def tokens_of_response(readers: Readers, team_id: int, response_id: str) -> int 
 
     Raises StorageUnavailable.
     """
-    try:
-        row = readers.one(FIND_RESPONSE, {"team": team_id, "response_hash": _hash(response_id)})
-    except (*transient_errors(), TimeoutError) as error:
-        raise StorageUnavailable from error
+    row = readers.one(FIND_RESPONSE, {"team": team_id, "response_hash": _hash(response_id)})
     return row[0] if row else None
 
 

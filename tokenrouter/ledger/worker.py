@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import bindparam, delete, insert, update
@@ -18,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tokenrouter.database.connections import WriteConnection
 from tokenrouter.database.statements import DriverConnection, Statement
 from tokenrouter.database.tables import Worker, epoch_now, writing
-from tokenrouter.errors import StorageUnavailable
+from tokenrouter.errors import QuotaExceeded, QuotaReserved, StorageUnavailable
 from tokenrouter.ledger.books import LEASE_S, recover
 from tokenrouter.ledger.operations import (
     Heartbeat,
@@ -109,7 +110,7 @@ class Ledger:
         """
         self.start()
         self._tokens_used[request.token_id] = request.created_at
-        result = self._writer.run(Reserve(request))
+        result: Reservation | QuotaExceeded | QuotaReserved = self._writer.run(Reserve(request))
         if isinstance(result, Exception):
             raise result
         self._calls[result.call_id] = result
@@ -129,12 +130,13 @@ class Ledger:
         Return when that is committed, or after 5 s without a database; it is then tried again in the background.
         """
         deadline = time.monotonic() + SETTLE_WAIT_S
-        ticket = self._writer.submit(Settle(reservation, outcome, given_id), then=self._settled)
+        ticket = self._writer.submit(
+            Settle(reservation, outcome, given_id), then=partial(self._settled, reservation.call_id)
+        )
         if not ticket.wait(max(0.0, deadline - time.monotonic())):
             logger.warning("Call %d is answered before its settlement could be written", reservation.call_id)
 
-    def _settled(self, ticket: Ticket) -> None:
-        call_id = ticket.operation.reservation.call_id
+    def _settled(self, call_id: int, ticket: Ticket) -> None:
         self._calls.pop(call_id, None)
         if ticket.error is None and not ticket.result:
             logger.warning("Call %d was settled by recovery before its end; nothing changed", call_id)

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from tokenrouter.database.connections import transient_errors
 from tokenrouter.errors import StorageUnavailable
@@ -21,7 +21,7 @@ RESULT_TIMEOUT_S = 10
 class Operation(Protocol):
     """What the writer needs to know of an operation; the function that runs a group knows the rest."""
 
-    must_happen: bool
+    must_happen: ClassVar[bool]
     """Try it again, in its place in the order, for as long as the database cannot be written."""
 
     def undo(self) -> "Operation | None":
@@ -66,7 +66,7 @@ class Writer:
     """
 
     def __init__(
-        self, run: Callable[[Sequence[Operation]], Sequence[Any]], name: str, *, in_callers_thread: bool = False
+        self, run: Callable[[Sequence[Any]], Sequence[Any]], name: str, *, in_callers_thread: bool = False
     ) -> None:
         """Carry out groups by `run`, which commits and returns a result an operation, or raises and changes nothing.
 

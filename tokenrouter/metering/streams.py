@@ -5,6 +5,7 @@ import re
 from tokenrouter.metering import sse
 from tokenrouter.metering.counting import count_tokens
 from tokenrouter.metering.estimate import estimate_text_tokens
+from tokenrouter.metering.meter import StreamState
 from tokenrouter.metering.texts import answer_texts, dicts_in
 from tokenrouter.metering.usage import Usage, read_usage
 from tokenrouter.untrusted_json import parse_json
@@ -25,16 +26,12 @@ def _plain_text(choices: object) -> str | None:
 
 
 class StreamMeter:
-    """Watch the events of one streamed answer: what arrived, what it cost, and whether it came to its end."""
+    """The meter of chats and completions, whose stream [DONE] ends."""
 
     def __init__(self) -> None:
-        """Start before the first event."""
+        self.state = StreamState.WAITING
         self.usage: Usage | None = None
-        self.done = False  # [DONE] was seen
-        self.failed = False  # the provider sent an error
-        self.ended = False  # either of these, after which nothing counts
-        self.reported = False  # the event that only reports usage was seen, after which nothing of an answer comes
-        self.began = False  # something of an answer was seen
+        self.response_id: str | None = None  # none that a later call may name
         self._finished: set[str] = set()  # the choices that said why they ended
         self._text = bytearray()  # all that arrived; a list of its pieces would take several times as much
         self._estimated_tokens = 0
@@ -57,27 +54,33 @@ class StreamMeter:
     def _read_whole(self, event: bytes) -> bool:
         data = sse.event_data(event)
         if data.strip() == b"[DONE]":
-            self.done = self.ended = True
+            self.state = StreamState.WHOLE
             return False
         document = parse_json(data)
         if not isinstance(document, dict):
             return False
         if document.get("error"):
-            self.failed = self.ended = True
+            self.state = self.state.after_error()
             return False
         choices = document.get("choices")
         if (text := _plain_text(choices)) is not None and not document.get("usage"):
-            self.began = True
+            self._note_answer()
             self._text += text.encode()
             self._remember(event)
             return False
         self.usage = read_usage(document) or self.usage
         self._text += "".join(answer_texts(document)).encode()
-        self.began = self.began or bool(choices)
+        if choices:
+            self._note_answer()
         self._finished |= {str(choice.get("index")) for choice in dicts_in(choices) if choice.get("finish_reason")}
         only_usage = choices == [] and isinstance(document.get("usage"), dict)
-        self.reported = self.reported or only_usage
+        if only_usage:
+            self.state = StreamState.REPORTED
         return only_usage
+
+    def _note_answer(self) -> None:
+        if self.state is StreamState.WAITING:
+            self.state = StreamState.ANSWERING
 
     def _remember(self, event: bytes) -> None:
         """Keep what surrounds the text of a plain chunk: one that differs in its text alone need not be parsed.
@@ -87,9 +90,9 @@ class StreamMeter:
         if b"\\" not in event and event.count(b'"content"') == 1 and (text := CONTENT.search(event)):
             self._before_text, self._after_text = event[: text.start(1)], event[text.end(1) :]
 
-    def is_whole(self, choices: int) -> bool:
-        """Tell whether nothing is missing though [DONE] never came."""
-        return self.done or self.reported or len(self._finished) >= choices
+    def is_whole(self, answers: int) -> bool:
+        """Tell whether nothing of so many answers is missing though [DONE] never came."""
+        return self.state in (StreamState.WHOLE, StreamState.REPORTED) or len(self._finished) >= answers
 
     def completion_tokens(self) -> int:
         """Count what has arrived, exactly."""

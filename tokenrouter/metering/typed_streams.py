@@ -9,6 +9,7 @@ from typing import Any
 from tokenrouter.metering import sse
 from tokenrouter.metering.counting import count_tokens
 from tokenrouter.metering.estimate import estimate_text_tokens
+from tokenrouter.metering.meter import StreamState
 from tokenrouter.metering.texts import response_texts
 from tokenrouter.metering.usage import Usage, read_usage
 from tokenrouter.untrusted_json import parse_json
@@ -34,13 +35,12 @@ NOTHING_LAST = LastEvents()
 
 
 class TypedMeter:
-    """Watch the events of one streamed answer, with the claims and figures of `metering.StreamMeter`."""
+    """The meter of streams that an event of a certain type ends."""
 
     def __init__(self, last_events: LastEvents, answers: int) -> None:
-        """Start before the first event of so many answers: each image has a last event of its own."""
+        """Expect so many last events: each image has one of its own."""
+        self.state = StreamState.WAITING
         self.usage: Usage | None = None
-        self.failed = False
-        self.began = False
         self.response_id: str | None = None
         self._last = last_events
         self._to_come = answers
@@ -54,7 +54,7 @@ class TypedMeter:
         document = parse_json(sse.event_data(event))
         if not isinstance(document, dict):
             return False
-        kind = document.get("type") if isinstance(document.get("type"), str) else ""
+        kind = document["type"] if isinstance(document.get("type"), str) else ""
         response = document.get("response")
         if (usage := read_usage(response) or read_usage(document)) is not None:
             self.usage = usage + self.usage if self._came and self.usage else usage
@@ -62,8 +62,10 @@ class TypedMeter:
         if kind in self._last.good:
             self._came += 1
             self._take_whole(response)
+            if self._came >= self._to_come:
+                self.state = StreamState.WHOLE
         elif kind in self._last.bad or document.get("error"):
-            self.failed = True
+            self.state = self.state.after_error()
         return False
 
     def take_plain_chunk(self, data: bytes) -> bool:
@@ -71,7 +73,9 @@ class TypedMeter:
         return False
 
     def _note(self, kind: str, document: dict[str, Any]) -> None:
-        self.began = self.began or self.usage is not None or not (kind in OPENING or kind in self._last.bad)
+        is_answer = self.usage is not None or not (kind in OPENING or kind in self._last.bad)
+        if is_answer and self.state is StreamState.WAITING:
+            self.state = StreamState.ANSWERING
         delta = document.get("delta")
         if kind.endswith(".delta") and isinstance(delta, str) and kind != BINARY_DELTA:
             self._texts.append(delta)
@@ -89,11 +93,6 @@ class TypedMeter:
     def is_whole(self, answers: int) -> bool:
         """Tell whether an answer came to its end, though perhaps not as many as were requested."""
         return self._came > 0
-
-    @property
-    def ended(self) -> bool:
-        """Whether the last event was seen."""
-        return self._came >= self._to_come or self.failed
 
     def completion_tokens(self) -> int:
         """Count what has arrived, exactly."""

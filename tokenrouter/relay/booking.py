@@ -8,8 +8,7 @@ from tokenrouter.database.log_status import OK, PROVIDER_ERROR
 from tokenrouter.database.tables import BY_PROVIDER, ESTIMATED, NOT_COUNTED
 from tokenrouter.errors import APIError
 from tokenrouter.ledger import Ledger, Outcome, Reservation
-from tokenrouter.metering.streams import StreamMeter
-from tokenrouter.metering.typed_streams import TypedMeter
+from tokenrouter.metering.meter import Meter
 from tokenrouter.metering.usage import Usage
 from tokenrouter.payload import Call
 from tokenrouter.provider.replies import Reply
@@ -35,7 +34,7 @@ class Booking:
         """Note when the answer began."""
         self._first_byte_ms = self._elapsed_ms()
 
-    def watch(self, meter: StreamMeter | TypedMeter) -> None:
+    def watch(self, meter: Meter) -> None:
         """Have the meter's estimate saved from time to time, for the case that this worker dies."""
         ceiling = self.call.output_ceiling()
         self._reservation.progress = lambda: _within(meter.estimated_tokens(), ceiling)

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 from flask import Response, g, request
+from werkzeug.datastructures import EnvironHeaders
 
 from tokenrouter import auth, payload, request_body, runtime
 from tokenrouter.auth import Caller
@@ -162,9 +163,7 @@ def _tokens_of_response(own: Runtime, caller: Caller, response_id: object) -> in
     return tokens
 
 
-def _send(
-    provider: Provider, call: Call, headers: Mapping[str, str], upload: Upload | None, link: ProviderLink
-) -> Reply:
+def _send(provider: Provider, call: Call, headers: EnvironHeaders, upload: Upload | None, link: ProviderLink) -> Reply:
     """Call the provider; once more, without our request for usage, where it refuses that."""
     if upload is not None:
         return provider.post_file(call.endpoint.path, upload.file, upload.content_type, headers, link)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 from tokenrouter.database.log_status import CLIENT_CLOSED, PROVIDER_ERROR
 from tokenrouter.errors import APIError, ProviderBadResponse, ProviderError
+from tokenrouter.metering.meter import Meter
 from tokenrouter.metering.sse import EventSplitter
 from tokenrouter.metering.streams import StreamMeter
 from tokenrouter.metering.typed_streams import TypedMeter
@@ -29,7 +30,7 @@ class Stream:
         self._wants_usage = booking.call.wants_usage
         booking.watch(self._meter)
 
-    def _new_meter(self) -> StreamMeter | TypedMeter:
+    def _new_meter(self) -> Meter:
         return StreamMeter()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -45,7 +46,7 @@ class Stream:
                     yield shown
                 if last is not None:
                     self._book_end()
-                    yield self._booking.reply.without_key(last) if meter.failed else last
+                    yield self._booking.reply.without_key(last) if meter.state.has_failed else last
                     yield from self._after_last()
                     return
             yield from self._last_event(splitter.rest())
@@ -60,10 +61,10 @@ class Stream:
     def _sift(self, events: list[bytes]) -> tuple[bytes, bytes | None]:
         """Meter events; return those that the caller may see, in one piece, and apart the one that ends the stream."""
         meter = self._meter
-        shown = []
+        shown: list[bytes] = []
         for event in events:
             only_usage = meter.read(event)
-            if meter.ended:
+            if meter.state.has_ended:
                 return b"".join(shown), event
             if not only_usage or self._wants_usage:
                 shown.append(event)
@@ -78,7 +79,7 @@ class Stream:
         An event whose empty line never came is passed on only if the stream is whole.
         """
         only_usage = self._meter.read(rest)
-        if not (self._meter.failed or self._meter.is_whole(self._booking.call.answers)):
+        if not (self._meter.state.has_failed or self._meter.is_whole(self._booking.call.answers)):
             raise ProviderBadResponse("The provider's stream broke off.")
         self._book_end()
         if rest and (self._wants_usage or not only_usage):
@@ -89,16 +90,16 @@ class Stream:
         return b"data: " + error.body() + b"\n\n"
 
     def _book_end(self) -> None:
-        if self._meter.failed:
+        if self._meter.state.has_failed:
             self._cut(PROVIDER_ERROR, "provider_error")
         else:
             self._book_whole()
 
     def _book_whole(self) -> None:
-        self._booking.answered(self._meter.usage, self._meter.completion_tokens)
+        self._booking.answered(self._meter.usage, self._meter.completion_tokens, self._meter.response_id)
 
     def _cut(self, status: str, code: str | None) -> None:
-        if not self._meter.began and status == PROVIDER_ERROR:
+        if self._meter.state.has_nothing and status == PROVIDER_ERROR:
             self._booking.failed(ProviderBadResponse("Nothing of an answer came."))
             return
         self._booking.cut(status, self._meter.usage, self._meter.completion_tokens, code)
@@ -109,7 +110,7 @@ class Stream:
         The server calls it too, since a stream that was never iterated ends nowhere else.
         """
         with self._finish:
-            if not self._meter.ended:
+            if not self._meter.state.has_ended:
                 self._cut(CLIENT_CLOSED, None)
                 return
             self._book_end()
@@ -127,20 +128,17 @@ class TypedStream(Stream):
     def _sift(self, events: list[bytes]) -> tuple[bytes, bytes | None]:
         for at, event in enumerate(events):
             self._meter.read(event)
-            if self._meter.ended:
-                rest = b"" if self._meter.failed else b"".join(events[at + 1 :])
+            if self._meter.state.has_ended:
+                rest = b"" if self._meter.state.has_failed else b"".join(events[at + 1 :])
                 return b"".join(events[:at]), event + rest
         return b"".join(events), None
 
     def _after_last(self) -> Iterator[bytes]:
         """Yield what a provider still sends after the last event, such as [DONE]."""
-        if not self._meter.failed:
+        if not self._meter.state.has_failed:
             rest = self._splitter.rest() + self._booking.reply.read_end(self._chunks)
             if rest:
                 yield rest
-
-    def _book_whole(self) -> None:
-        self._booking.answered(self._meter.usage, self._meter.completion_tokens, self._meter.response_id)
 
 
 class BinaryStream:

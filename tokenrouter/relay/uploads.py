@@ -82,7 +82,7 @@ class Upload:
         elif self._name is None:
             return
         elif event is None:
-            self._end()
+            self._end(self._name)
         else:
             self._collected += event
             if len(self._collected) > LONGEST_FIELD:
@@ -105,11 +105,11 @@ class Upload:
             raise InvalidRequest(f"{self._name} is there more than once.", param=self._name)
         self._collected = bytearray()
 
-    def _end(self) -> None:
+    def _end(self, name: str) -> None:
         try:
-            self.fields[self._name] = self._collected.decode()
+            self.fields[name] = self._collected.decode()
         except UnicodeDecodeError:
-            raise InvalidRequest(f"{self._name} is not in UTF-8.", param=self._name) from None
+            raise InvalidRequest(f"{name} is not in UTF-8.", param=name) from None
 
 
 class _Count:
@@ -131,7 +131,7 @@ class _Count:
 
 def _boundary_of(content_type: str) -> str:
     kind, options = parse_options_header(content_type)
-    boundary = options.get("boundary", "")
+    boundary: str = options.get("boundary", "")
     if kind != FORM or len(_BOUNDARIES.findall(content_type)) != 1 or not _BOUNDARY.fullmatch(boundary):
         raise InvalidRequest(f"The body is not {FORM} with a boundary.")
     return boundary

@@ -10,7 +10,7 @@ from tokenrouter.reports.calls import (
     iterate_calls,
     model_names,
 )
-from tokenrouter.reports.management import teams_after, usage
+from tokenrouter.reports.management import Grouping, teams_after, usage
 from tokenrouter.reports.overview import DailyTokens, Overview, Period, Series, last_failures, overview, tokens_per_day
 from tokenrouter.reports.own import own_details
 from tokenrouter.reports.teams import (
@@ -41,6 +41,7 @@ __all__ = [
     "CallFilter",
     "CallsPage",
     "DailyTokens",
+    "Grouping",
     "Overview",
     "Period",
     "Series",

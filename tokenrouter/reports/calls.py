@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from sqlalchemy import ColumnElement, false, func, literal_column, select
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from tokenrouter.database.log_status import PENDING, RARE_STATUSES
-from tokenrouter.database.tables import ApiToken, RequestLog, Team, UsageDaily, clamp_id, clamp_text
+from tokenrouter.database.tables import AnyRow, ApiToken, RequestLog, Team, UsageDaily, clamp_id, clamp_text
 from tokenrouter.reports.reading import reading
 
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
@@ -29,7 +28,7 @@ RECENT_DAYS = 30
 
 COMPARED = ("request_id", "team_id", "token_id", "token_prefix", "status", "model", "endpoint")
 
-CallRow = Row[Any]  # with the columns of the log as attributes
+CallRow = AnyRow  # with the columns of the log as attributes
 Step = Callable[[Connection, int, int], tuple[list[CallRow], int | None]]
 
 

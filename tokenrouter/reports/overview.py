@@ -6,13 +6,12 @@ Sums are of the daily totals, in days of UTC, and hold what deleted teams used.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
 
 from sqlalchemy import ColumnElement, func, literal_column, select, union_all
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from tokenrouter.database.log_status import FAILURES, PENDING
-from tokenrouter.database.tables import RequestLog, Team, UsageDaily
+from tokenrouter.database.tables import AnyRow, RequestLog, Team, UsageDaily
 from tokenrouter.reports.reading import reading
 
 SHOWN_TEAMS = 8
@@ -174,7 +173,7 @@ def _tokens_of(connection: Connection, days: list[date], *conditions: ColumnElem
     return [int(found.get(day, 0)) for day in days]
 
 
-def last_failures(limit: int) -> list[Row[Any]]:
+def last_failures(limit: int) -> list[AnyRow]:
     """Return the newest calls that the provider or we refused or that were interrupted, newest first.
 
     They have the log's columns as attributes.

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, bindparam, case, func, or_, select
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy import ColumnElement, SQLColumnExpression, bindparam, case, func, or_, select
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import aliased
 
-from tokenrouter.database.tables import ApiToken, Team, UsageDaily, clamp_id, clamp_text, split_models
+from tokenrouter.database.tables import AnyRow, ApiToken, Team, UsageDaily, clamp_id, clamp_text, split_models
 from tokenrouter.reports.reading import reading
 
 LATELY_DAYS = 7
@@ -99,7 +99,7 @@ class TeamDetail:
     models: list[ModelUse]
 
 
-def _lately(total: ColumnElement[int]) -> ColumnElement[int]:
+def _lately(total: SQLColumnExpression[int]) -> ColumnElement[int]:
     days = UsageDaily.team_id == Team.id, UsageDaily.day >= bindparam("since")
     return select(func.coalesce(func.sum(total), 0)).where(*days).correlate(Team).scalar_subquery()
 
@@ -120,7 +120,7 @@ ROWS = select(
     TOKENS_7D.label("tokens_7d"),
     LAST_USED_AT.label("last_used_at"),
 ).where(Team.deleted_at.is_(None))
-SORTS: dict[str, ColumnElement[Any]] = {
+SORTS: dict[str, SQLColumnExpression[Any]] = {
     "name": func.lower(Team.name),
     "quota": Team.quota_tokens,
     "used": Team.used_tokens,
@@ -179,7 +179,7 @@ def _fitting(search: str, state: State | None, near_quota: Nearness | None) -> l
     if search:
         conditions.append(Team.name.icontains(clamp_text(search), autoescape=True))
     if state is not None:
-        conditions.append(Team.active if state == "active" else ~Team.active)
+        conditions.append(Team.active.is_(state == "active"))
     if near_quota is not None:
         conditions.append(NEARNESS[near_quota])
     return conditions
@@ -189,7 +189,7 @@ def _first_day(now: datetime, days: int) -> date:
     return now.astimezone(UTC).date() - timedelta(days=days - 1)
 
 
-def _team_row(row: Row[Any]) -> TeamRow:
+def _team_row(row: AnyRow) -> TeamRow:
     values = dict(row._mapping)
     sums = {name: int(values[name]) for name in ("requests_7d", "tokens_7d")}  # PostgreSQL sums up to decimals
     return TeamRow(**values | sums | {"models": split_models(row.models)})
@@ -239,7 +239,7 @@ def _tokens(connection: Connection, team_id: int, now: datetime) -> list[TokenRo
     return [TokenRow(**row._mapping, state=_state(row, now)) for row in connection.execute(query)]
 
 
-def _state(token: Row[Any], now: datetime) -> TokenState:
+def _state(token: AnyRow, now: datetime) -> TokenState:
     if token.revoked_at is not None:
         return "revoked"
     if token.expires_at is not None and token.expires_at <= now:

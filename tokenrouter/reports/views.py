@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from tokenrouter.database.tables import ApiToken, ManagementToken, RequestLog, Team, UsageDaily, db
+from tokenrouter.database.tables import AnyRow, ApiToken, ManagementToken, RequestLog, Team, UsageDaily, db
 
 DAYS_SHOWN = 30
 
@@ -56,7 +56,7 @@ def management_token_view(token: ManagementToken) -> dict[str, Any]:
     }
 
 
-def log_view(row: RequestLog | Row[Any]) -> dict[str, Any]:
+def log_view(row: RequestLog | AnyRow) -> dict[str, Any]:
     """Describe a call."""
     return {
         "request_id": row.request_id,

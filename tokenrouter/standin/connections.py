@@ -8,13 +8,21 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from tokenrouter.standin.values import Call, Ending, Script
+from tokenrouter.standin.values import Call, Ending, Script, Served
 from tokenrouter.standin.words import STAMP
 
-if TYPE_CHECKING:
-    from tokenrouter.standin.provider import StandInProvider
+
+class Host(Protocol):
+    """Who decides the answers, and keeps the records."""
+
+    connections: set[Connection]
+    finished: list[Served]
+    aborted: int
+
+    def respond(self, call: Call) -> Script:
+        """Record a call and decide its answer."""
 
 
 def read_call(buffer: bytearray, send: Callable[[bytes], None]) -> Generator[None, None, Call]:
@@ -67,7 +75,7 @@ class Connection(asyncio.Protocol):
     transport: asyncio.Transport
     reading: Generator[None, None, Call]
 
-    def __init__(self, provider: StandInProvider) -> None:
+    def __init__(self, provider: Host) -> None:
         self.provider = provider
         self.loop = asyncio.get_running_loop()
         self.buffer = bytearray()

@@ -125,8 +125,8 @@ class StandInProvider:
         except Refusal as refusal:
             return stage(Answer([refusal.body], status=refusal.status), FAITHFUL)
         except (AttributeError, IndexError, KeyError, TypeError) as error:  # a field of the wrong type, deep inside
-            refusal = Refusal(400, f"Invalid request: {error!r}")
-            return stage(Answer([refusal.body], status=400), FAITHFUL)
+            invalid = Refusal(400, f"Invalid request: {error!r}")
+            return stage(Answer([invalid.body], status=400), FAITHFUL)
 
     def _answer(self, call: Call) -> tuple[Answer, Faults]:
         self._check_key(call.headers.get("authorization", ""))

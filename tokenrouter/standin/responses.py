@@ -14,7 +14,7 @@ from tokenrouter.standin.values import Answer, Output, Question, Served
 from tokenrouter.standin.words import dumped_pieces, instance, new_id, prose
 
 Event = dict[str, Any]
-ECHOED = {
+ECHOED: Event = {
     "instructions": None,
     "max_output_tokens": None,
     "metadata": {},
@@ -102,7 +102,7 @@ def typed_events(response: dict[str, Any], output: Output) -> Iterator[Event]:
 
 def begun_item(item: dict[str, Any]) -> dict[str, Any]:
     """Return the item before it says anything."""
-    empty = {"content": []} if item["type"] == "message" else {"arguments": ""}
+    empty: dict[str, Any] = {"content": []} if item["type"] == "message" else {"arguments": ""}
     return {**item, **empty, "status": "in_progress"}
 
 

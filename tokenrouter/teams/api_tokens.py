@@ -80,7 +80,7 @@ def tokens(which: str | int) -> list[ApiToken]:
         return list(session.scalars(_living_tokens(find_in(session, which))))
 
 
-def _living_tokens(team: Team) -> Select[tuple[ApiToken]]:
+def _living_tokens(team: Team) -> Select[ApiToken]:
     return select(ApiToken).where(ApiToken.team_id == team.id, ApiToken.revoked_at.is_(None)).order_by(ApiToken.id)
 
 

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any
 
 from sqlalchemy import update as update_rows
@@ -23,7 +24,14 @@ from tokenrouter.teams.api_tokens import add_token
 from tokenrouter.teams.lookup import changing, find_in, find_several_in
 from tokenrouter.teams.quotas import check_quota
 
-KEEP = object()
+
+class Keep(Enum):
+    """Stands for a field that stays as it is, where None is a value."""
+
+    KEEP = "keep"
+
+
+KEEP = Keep.KEEP
 
 
 def check_name(name: str) -> str:
@@ -95,8 +103,8 @@ def update(
     by: Actor,
     rename: str | None = None,
     active: bool | None = None,
-    quota_tokens: int | object | None = KEEP,
-    models: str | object | None = KEEP,
+    quota_tokens: int | Keep | None = KEEP,
+    models: str | Keep | None = KEEP,
 ) -> Team:
     """Change what is given and nothing else, the counters least of all.
 
@@ -109,9 +117,9 @@ def update(
             team.name = check_name(rename)
         if active is not None:
             team.active = active
-        if quota_tokens is not KEEP:
+        if quota_tokens is not Keep.KEEP:
             team.quota_tokens = check_quota(quota_tokens)
-        if models is not KEEP:
+        if models is not Keep.KEEP:
             team.models = check_models(models)
         changed = {name: value for name, value in _fields(team).items() if value != before[name]}
         if changed:

@@ -24,6 +24,10 @@ class CallEnded(APIError):
     """A call was ended from outside while the provider was at it; `log_status` is its status in the log."""
 
     log_status: str
+    words: str
+
+    def __init__(self) -> None:
+        super().__init__(self.words)
 
 
 class ClientLeft(CallEnded):
@@ -31,9 +35,7 @@ class ClientLeft(CallEnded):
 
     status = 499
     log_status = CLIENT_CLOSED
-
-    def __init__(self) -> None:
-        super().__init__("The connection was closed before the answer was complete.")
+    words = "The connection was closed before the answer was complete."
 
 
 class Restarting(CallEnded):
@@ -42,9 +44,7 @@ class Restarting(CallEnded):
     status = 503
     log_status = INTERRUPTED
     headers = {"Retry-After": "1"}
-
-    def __init__(self) -> None:
-        super().__init__("TokenRouter is being restarted and could not wait for the end of this answer.")
+    words = "TokenRouter is being restarted and could not wait for the end of this answer."
 
 
 @dataclass(eq=False, slots=True)
