@@ -11,7 +11,7 @@ from conftest import ROOT
 from flask import Flask
 from sqlalchemy import func, select, text, update
 
-from tokenrouter.admin import password
+from tokenrouter.admin import password as passwords
 from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, Settings, load
 from tokenrouter.database import tables
 from tokenrouter.database.tables import SignInAttempt, db
@@ -19,7 +19,8 @@ from tokenrouter.database.tables import SignInAttempt, db
 HERE, ELSEWHERE = "192.0.2.1", "192.0.2.2"
 GUESSER = """
 import sys
-from tokenrouter import auth, create_app
+from tokenrouter import create_app
+from tokenrouter.admin import password as passwords
 from tokenrouter.config import load
 
 url, address, guesses = sys.argv[1:]
@@ -31,9 +32,9 @@ looked_at = 0
 with app.app_context():
     for _ in range(int(guesses)):
         try:
-            password.try_password(settings, "wrong", address)
+            passwords.try_password(settings, "wrong", address)
             looked_at += 1
-        except password.TooManyWrongPasswords:
+        except passwords.TooManyWrongPasswords:
             pass
 print(looked_at, flush=True)
 """
@@ -47,8 +48,8 @@ def own(app: Flask) -> Settings:
 def guess(own: Settings, password: str = "wrong", address: str = HERE) -> bool | str:
     """Return whether the password was right, or "wait"."""
     try:
-        return password.try_password(own, password, address)
-    except password.TooManyWrongPasswords:
+        return passwords.try_password(own, password, address)
+    except passwords.TooManyWrongPasswords:
         return "wait"
 
 
@@ -69,14 +70,14 @@ def kept_attempts() -> int:
 @pytest.mark.parametrize("password", ["right", "", " right", "x" * 10_000, "pässwörd ✓", "\udcff", "a\0b"])
 def test_password_is_right_only_if_it_is_the_same(password: str):
     own = replace(load({"ADMIN_PASSWORD": "x"}), admin_password=password)
-    assert password.check_admin_password(own, password)
-    assert not password.check_admin_password(own, password + "x")
-    assert not password.check_admin_password(own, password[:-1] if password else "x")
+    assert passwords.check_admin_password(own, password)
+    assert not passwords.check_admin_password(own, password + "x")
+    assert not passwords.check_admin_password(own, password[:-1] if password else "x")
 
 
 def test_fingerprint_changes_with_the_password_and_tells_nothing_of_it():
-    one, other = (password.password_fingerprint(load({"ADMIN_PASSWORD": password})) for password in ("right", "other"))
-    assert one == password.password_fingerprint(load({"ADMIN_PASSWORD": "right"})) != other
+    one, other = (passwords.password_fingerprint(load({"ADMIN_PASSWORD": password})) for password in ("right", "other"))
+    assert one == passwords.password_fingerprint(load({"ADMIN_PASSWORD": "right"})) != other
     assert "right" not in one
 
 
@@ -107,15 +108,15 @@ def test_another_address_may_still_try(own: Settings):
 def test_wait_is_told_in_whole_seconds_until_the_first_guess_is_a_minute_old(own: Settings):
     guess(own)
     let_pass(20)
-    assert password.sign_in_wait_s(HERE) == 0
+    assert passwords.sign_in_wait_s(HERE) == 0
     for _ in range(4):
         guess(own)
-    with pytest.raises(password.TooManyWrongPasswords) as refusal:
-        password.try_password(own, "right", HERE)
+    with pytest.raises(passwords.TooManyWrongPasswords) as refusal:
+        passwords.try_password(own, "right", HERE)
     assert 38 <= refusal.value.wait_s <= 40
     assert str(refusal.value.wait_s) in str(refusal.value)
-    assert password.sign_in_wait_s(HERE) in (refusal.value.wait_s, refusal.value.wait_s - 1)
-    assert password.sign_in_wait_s(ELSEWHERE) == 0
+    assert passwords.sign_in_wait_s(HERE) in (refusal.value.wait_s, refusal.value.wait_s - 1)
+    assert passwords.sign_in_wait_s(ELSEWHERE) == 0
 
 
 @both_databases
@@ -224,7 +225,7 @@ THIS_MACHINE = {"remote_addr": "127.0.0.1", "host": "localhost:8000", "headers":
     ],
 )
 def test_default_password_is_allowed_on_this_machine(request_of: dict[str, object]):
-    assert password.default_password_allowed(**THIS_MACHINE | request_of)
+    assert passwords.default_password_allowed(**THIS_MACHINE | request_of)
 
 
 @pytest.mark.parametrize(
@@ -253,9 +254,9 @@ def test_default_password_is_allowed_on_this_machine(request_of: dict[str, objec
     ],
 )
 def test_default_password_is_refused_from_elsewhere(request_of: dict[str, object]):
-    assert not password.default_password_allowed(**THIS_MACHINE | request_of)
+    assert not passwords.default_password_allowed(**THIS_MACHINE | request_of)
 
 
 def test_only_the_default_is_the_default_password():
-    assert password.has_default_password(load())
-    assert not password.has_default_password(load({"ADMIN_PASSWORD": DEFAULT_ADMIN_PASSWORD + "!"}))
+    assert passwords.has_default_password(load())
+    assert not passwords.has_default_password(load({"ADMIN_PASSWORD": DEFAULT_ADMIN_PASSWORD + "!"}))
