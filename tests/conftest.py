@@ -1,5 +1,6 @@
 """Fixtures: an app on a database of its own, a stand-in provider, and a real gunicorn in front of it."""
 
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,12 +20,30 @@ from tokenrouter import create_app, runtime, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database.tables import RequestLog, Team, db
 from tokenrouter.standin import StandInProvider
+from tokenrouter.teams import management_tokens
 
 __all__ = ["ROOT", "Server", "eventually", "free_port", "running_postgresql", "running_server"]
 
 PROVIDER_KEY = "sk-provider-key-for-tests"
 TESTER = Actor("cli", "tester@tests")
 HELLO = {"model": "GPT-5-nano", "messages": [{"role": "user", "content": "Hello!"}]}
+SLOW_FIXTURES = {"server", "large_server", "postgresql", "frail_server"}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave files that are slow as a whole unread in the quick loop: what they import takes seconds too."""
+    if config.getoption("markexpr") == "not slow" and collection_path.suffix == ".py":
+        return bool(re.search(r"^pytestmark = .*\bslow\b", collection_path.read_text(), re.MULTILINE)) or None
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # before the tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what runs gunicorn or PostgreSQL by a fixture of all; a file with its own says so itself."""
+    for item in items:
+        database = item.callspec.params.get("database") if hasattr(item, "callspec") else None
+        if database == "postgresql" or not SLOW_FIXTURES.isdisjoint(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -193,6 +212,12 @@ def server(settings: dict[str, str], tmp_path: Path) -> Iterator[Server]:
     """A gunicorn with two workers on the test's database and provider."""
     with running_server(settings, tmp_path) as server:
         yield server
+
+
+@pytest.fixture
+def bearers(app: Flask, new_team: Callable[..., Member]) -> dict[str, str]:
+    """A token for each kind of path."""
+    return {"/v1/": new_team().bearer_token, "/api/": management_tokens.create("tests", by=TESTER)[1]}
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from sqlalchemy import create_engine, text
 
 from tokenrouter.standin import StandInProvider
 
+pytestmark = pytest.mark.slow
+
 
 def shown(server: Server, team: str = "team") -> dict[str, object]:
     return json.loads(server.flask("teams", "show", team, "--json").stdout)
