@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import sweeper
 from adminclient import Panel
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
@@ -28,6 +29,13 @@ PROVIDER_KEY = "sk-provider-key-for-tests"
 TESTER = Actor("cli", "tester@tests")
 HELLO = {"model": "GPT-5-nano", "messages": [{"role": "user", "content": "Hello!"}]}
 SLOW_FIXTURES = {"server", "large_server", "postgresql", "frail_server"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch over a run: whatever it starts ends with it. Its workers are started by it too."""
+    if not hasattr(config, "workerinput"):
+        watcher = sweeper.watch()
+        config.add_cleanup(lambda: watcher.communicate(timeout=30))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

