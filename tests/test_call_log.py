@@ -10,6 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pairs import BOTH_DATABASES, by_pairs
 from sqlalchemy import delete, event, insert, text
 
 from tokenrouter import reports, teams
@@ -235,9 +236,11 @@ def test_dates_are_from_and_before(ten: list[int], since: float | None, until: f
     assert found(CallFilter(since=filter.since, until=filter.until, model="m", team_id=1)) == expected
 
 
-@both_databases
-@pytest.mark.parametrize("moment", [datetime.min, datetime.max])
-@pytest.mark.parametrize("zone", [UTC, datetime.fromisoformat("2026-01-01T00:00+14:00").tzinfo])
+@by_pairs(
+    ("moment", [datetime.min, datetime.max]),
+    ("zone", [UTC, datetime.fromisoformat("2026-01-01T00:00+14:00").tzinfo]),
+    BOTH_DATABASES,
+)
 def test_dates_at_the_ends_of_time_are_no_crash(ten: list[int], moment: datetime, zone: Any):
     moment = moment.replace(tzinfo=zone)
     assert found(CallFilter(since=moment)) == (ten if moment.year == 1 else [])

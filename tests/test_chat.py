@@ -7,6 +7,7 @@ import re
 import pytest
 from conftest import HELLO, PROVIDER_KEY, Member, hello, stored
 from flask.testing import FlaskClient
+from pairs import BOTH_DATABASES, by_pairs
 
 from tokenrouter import reports
 from tokenrouter.standin import StandInProvider
@@ -172,8 +173,9 @@ def _without_what_differs(stream: bytes) -> bytes:
     return re.sub(rb'"id":"[^"]+"|"created":\d+', b"", stream)
 
 
-@pytest.mark.parametrize("usage", ["none", "negative", "absurd", "string", "float", "null"])
-@pytest.mark.parametrize("stream", [False, True])
+@by_pairs(
+    ("usage", ["none", "negative", "absurd", "string", "float", "null"]), ("stream", [False, True]), BOTH_DATABASES
+)
 def test_unusable_usage_is_replaced_by_a_count_of_the_texts(
     client: FlaskClient, team: Member, usage: str, stream: bool
 ):

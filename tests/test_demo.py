@@ -19,6 +19,8 @@ from conftest import ROOT
 
 from tokenrouter.config import SETTINGS
 
+pytestmark = pytest.mark.slow
+
 FLASK = Path(sys.executable).with_name("flask")
 
 

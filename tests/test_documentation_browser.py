@@ -8,6 +8,8 @@ from browser import DESKTOP, SIZES, Visitor, running_browser
 from conftest import Server
 from playwright.sync_api import Browser, Locator, Page, expect
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import PROVIDER_KEY, Member, eventually, hello, stored
 from flask.testing import FlaskClient
+from pairs import BOTH_DATABASES, by_pairs
 from werkzeug.test import TestResponse
 
 from tokenrouter import reports
@@ -61,8 +62,7 @@ def prompt_of(directives: str) -> int:
 WHOLE = ["", "framing=close", "framing=split", "usage=every", "comments=1", "burst=1"]
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("directives", WHOLE)
+@by_pairs(("stream", [False, True]), ("directives", WHOLE), BOTH_DATABASES)
 def test_whole_answer_is_charged_as_reported(
     client: FlaskClient, team: Member, provider: StandInProvider, directives: str, stream: bool
 ):
@@ -111,8 +111,7 @@ NOTHING = [
 ]
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("directives", "status"), NOTHING)
+@by_pairs(("stream", [False, True]), ("directives, status", NOTHING), BOTH_DATABASES)
 def test_failure_before_an_answer_costs_nothing(
     client: FlaskClient, team: Member, directives: str, status: int, stream: bool
 ):
@@ -121,8 +120,7 @@ def test_failure_before_an_answer_costs_nothing(
 
 
 @IMPATIENT
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("directives", ["silent=1", "hang=0"])
+@by_pairs(("stream", [False, True]), ("directives", ["silent=1", "hang=0"]), BOTH_DATABASES)
 def test_silence_before_an_answer_costs_nothing(client: FlaskClient, team: Member, directives: str, stream: bool):
     assert ask(client, team, directives, stream=stream).status_code == 504
     assert_booked(team, "provider_error", 0, "none")
@@ -178,19 +176,18 @@ def test_broken_stream_ends_with_one_error_event_and_costs_what_arrived(
     assert_booked(team, "provider_error", prompt_of(directives) + count_tokens([text]), "estimated")
 
 
+BROKEN_JSON = [
+    ("cut=60", 502),
+    ("reset=60", 502),
+    ("hang=60", 504),
+    ("length=7", 502),
+    ("cut=60 framing=chunked", 502),
+    ("half_chunk=0 framing=split", 502),
+]
+
+
 @IMPATIENT
-@pytest.mark.parametrize(
-    ("directives", "status"),
-    [
-        ("cut=60", 502),
-        ("reset=60", 502),
-        ("hang=60", 504),
-        ("length=7", 502),
-        ("cut=60 framing=chunked", 502),
-        ("half_chunk=0 framing=split", 502),
-    ],
-)
-@pytest.mark.parametrize("stream", [False, True])
+@by_pairs(("directives, status", BROKEN_JSON), ("stream", [False, True]), BOTH_DATABASES)
 def test_broken_json_is_502_or_504_and_costs_at_least_its_prompt(
     client: FlaskClient, team: Member, directives: str, status: int, stream: bool
 ):
@@ -203,10 +200,11 @@ def test_broken_json_is_502_or_504_and_costs_at_least_its_prompt(
 
 
 @IMPATIENT
-@pytest.mark.parametrize(
-    "directives", ["cut=5", "reset=5", "half_chunk=5", "hang=5", "error_event=5", "cut=5 framing=close"]
+@by_pairs(
+    ("directives", ["cut=5", "reset=5", "half_chunk=5", "hang=5", "error_event=5", "cut=5 framing=close"]),
+    ("prompt_tokens", [0, 5000]),
+    BOTH_DATABASES,
 )
-@pytest.mark.parametrize("prompt_tokens", [0, 5000])
 def test_usage_reported_before_the_break_counts_where_it_is_more(
     client: FlaskClient, team: Member, directives: str, prompt_tokens: int
 ):
@@ -316,8 +314,11 @@ def test_stream_is_booked_before_done_leaves(client: FlaskClient, team: Member):
 # The connection afterwards
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("directives", ["", "framing=split", "done=no", "framing=chunked", "usage=none", "gzip=1"])
+@by_pairs(
+    ("stream", [False, True]),
+    ("directives", ["", "framing=split", "done=no", "framing=chunked", "usage=none", "gzip=1"]),
+    BOTH_DATABASES,
+)
 def test_connection_is_used_again_after_a_whole_answer(
     client: FlaskClient, team: Member, provider: StandInProvider, directives: str, stream: bool
 ):

@@ -27,6 +27,8 @@ from tokenrouter.metering.counting import count_tokens
 from tokenrouter.metering.prompts import read_chat_prompt
 from tokenrouter.standin import StandInProvider
 
+pytestmark = pytest.mark.slow
+
 PROMISE_S = 60  # from the death of a worker until its calls are settled
 
 

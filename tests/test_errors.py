@@ -12,6 +12,7 @@ import pytest
 import requests
 from conftest import HELLO, PROVIDER_KEY, Member, Server, hello, stored
 from flask.testing import FlaskClient
+from pairs import BOTH_DATABASES, by_pairs
 from werkzeug.test import TestResponse
 
 from tokenrouter import payload, reports
@@ -123,8 +124,11 @@ def assert_rejected(reply: TestResponse, status: int) -> None:
 # Where and how much
 
 
-@pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/nothing", "/v1/chat/completions/", "/v1/organization/usage"])
-@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@by_pairs(
+    ("path", ["/v1", "/v1/", "/v1/nothing", "/v1/chat/completions/", "/v1/organization/usage"]),
+    ("method", ["GET", "POST", "DELETE"]),
+    BOTH_DATABASES,
+)
 def test_unknown_path_gets_404(client: FlaskClient, path: str, method: str):
     assert_error(client.open(path, method=method), 404, "unknown_url")
 
@@ -207,8 +211,7 @@ def test_null_counts_as_a_field_left_out(client: FlaskClient, team: Member):
     assert client.post(CHAT, json=hello(**fields), headers=team.headers).status_code == 200
 
 
-@pytest.mark.parametrize("field", ["tools", "metadata"])
-@pytest.mark.parametrize("depth", [200, 300, 900])
+@by_pairs(("field", ["tools", "metadata"]), ("depth", [200, 300, 900]), BOTH_DATABASES)
 def test_nested_json_is_passed_on_or_refused_but_never_breaks_us(
     client: FlaskClient, team: Member, field: str, depth: int
 ):
@@ -392,8 +395,7 @@ def test_failure_of_the_provider_has_its_row_of_the_table(
 
 
 @pytest.mark.parametrize("settings", [{"PROVIDER_READ_TIMEOUT": "0.3"}], indirect=True)
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("directives", ["silent=1", "hang=0"])
+@by_pairs(("stream", [False, True]), ("directives", ["silent=1", "hang=0"]), BOTH_DATABASES)
 def test_silent_provider_gets_504(client: FlaskClient, team: Member, directives: str, stream: bool):
     reply = client.post(CHAT, json=hello(directives, stream=stream), headers=team.headers)
     assert_error(reply, 504, "provider_timeout", type_="api_error", headers=ONCE_ONLY)
@@ -409,8 +411,7 @@ RELAYED = [
 ]
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("directives", "status", "type_", "code", "headers"), RELAYED)
+@by_pairs(("stream", [False, True]), ("directives, status, type_, code, headers", RELAYED), BOTH_DATABASES)
 def test_any_other_error_of_the_provider_is_relayed(
     client: FlaskClient,
     team: Member,

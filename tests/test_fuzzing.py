@@ -20,6 +20,8 @@ from tokenrouter.metering.usage import ABSURD_TOKENS, read_usage
 from tokenrouter.provider.transport import Unframer
 from tokenrouter.untrusted_json import parse_json
 
+pytestmark = pytest.mark.slow
+
 at_random = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 OURS = config.load({"PROVIDER_API_KEY": PROVIDER_KEY})

@@ -18,6 +18,8 @@ from tokenrouter.database.tables import RequestLog, db
 from tokenrouter.metering.prompts import read_chat_prompt
 from tokenrouter.standin import StandInProvider
 
+pytestmark = pytest.mark.slow
+
 PROMISE_S = 2.0
 FIRST_COUNT_S = 1.0  # a worker that has never counted loads the tokenizer's tables, beside other tests
 SILENT = {

@@ -19,7 +19,7 @@ from tokenrouter.database.tables import RequestLog, Team, Worker, db
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.ledger import CallRequest, Ledger, Outcome, Reservation
 
-pytestmark = pytest.mark.both_databases
+pytestmark = [pytest.mark.slow, pytest.mark.both_databases]
 
 OUTPUT_RESERVE = 1024
 QUOTAS = st.one_of(st.none(), st.integers(0, 6000))

@@ -11,6 +11,8 @@ from sqlalchemy import create_engine, text
 
 from tokenrouter.standin import StandInProvider
 
+pytestmark = pytest.mark.slow
+
 BODY = b'{"model":"GPT-5-nano","messages":[{"role":"user","content":"Hi"}]}'
 FRAMED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer TOKEN\r\n"

@@ -19,6 +19,8 @@ from pydantic import BaseModel
 from tokenrouter.config import default_settings
 from tokenrouter.standin import StandInProvider
 
+pytestmark = pytest.mark.slow
+
 MODEL = "GPT-5-nano"
 STILL_SERVED = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the SDK advises against them
 WEATHER = {

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Server
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import OpenAI from "openai";
 

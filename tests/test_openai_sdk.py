@@ -12,6 +12,8 @@ from pydantic import BaseModel
 
 from tokenrouter.standin import StandInProvider
 
+pytestmark = pytest.mark.slow
+
 MESSAGES = HELLO["messages"]
 WEATHER = {
     "type": "function",

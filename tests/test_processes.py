@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
@@ -18,6 +19,8 @@ from openai import AsyncOpenAI
 from sqlalchemy import create_engine, text
 
 from tokenrouter.standin import StandInProvider
+
+pytestmark = pytest.mark.slow
 
 
 def shown(server: Server, team: str = "team") -> dict[str, object]:
@@ -154,11 +157,13 @@ def test_killed_workers_calls_are_settled_by_another(
     assert post(server, token, hello()).status_code == 200
 
 
-def test_several_instances_start_at_once_on_a_new_database(provider: StandInProvider, database_url: str, tmp_path):
+def test_several_instances_start_at_once_on_a_new_database(
+    provider: StandInProvider, empty_database_url: str, tmp_path: Path
+):
     settings = {
         "PROVIDER_API_KEY": PROVIDER_KEY,
         "PROVIDER_BASE_URL": provider.base_url,
-        "DATABASE_URL": database_url,
+        "DATABASE_URL": empty_database_url,
         "WEB_CONCURRENCY": "4",
     }
     with (

@@ -15,6 +15,8 @@ from conftest import Server, eventually, hello, running_server
 from rawhttp import chat_request, connect, read_all
 from sqlalchemy import create_engine, text
 
+pytestmark = pytest.mark.slow
+
 LONG = hello("words=2000 gap=0.05", stream=True)
 GRACE_S = 4
 

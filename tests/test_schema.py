@@ -31,6 +31,11 @@ VERSIONS = sorted(path.name.partition("_")[0] for path in (schema.MIGRATIONS / "
 
 
 @pytest.fixture
+def database_url(empty_database_url: str) -> str:
+    return empty_database_url
+
+
+@pytest.fixture
 def unmade(settings: dict[str, str]) -> Flask:
     """An app whose database has no table yet, as a command finds it."""
     with click.Context(click.Command("any")):

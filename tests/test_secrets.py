@@ -16,6 +16,8 @@ from rawhttp import connect, read_all
 from tokenrouter import config, create_app, runtime
 from tokenrouter.standin import StandInProvider
 
+pytestmark = pytest.mark.slow
+
 PROVIDER_KEY = "sk-the-providers-key-0123456789abcdef"
 ADMIN_PASSWORD = "an administrator's own password"
 SECRET_KEY = "0123456789abcdef-signs-the-sessions"

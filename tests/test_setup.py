@@ -23,6 +23,8 @@ from conftest import ROOT, eventually, free_port
 
 from tokenrouter.config import SETTINGS
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 GUNICORN = ("gunicorn", "wsgi:app")
 KEY = "sk-typed-on-the-terminal"

