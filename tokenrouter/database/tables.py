@@ -1,6 +1,7 @@
 """The tables: columns and facts about one row. Nothing here commits, and only the ledger moves a counter."""
 
 import sqlite3
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
@@ -75,6 +76,11 @@ def clamp_text(text: str) -> str:
 
 
 class Team(Base):
+def normalized(text: str) -> str:
+    """Return a name in Unicode's composed form, NFC, in which names are kept and compared."""
+    return unicodedata.normalize("NFC", text)
+
+
     """A team, its quota, and its counters.
 
     `settled_tokens` only grows; a reset moves `reset_mark_tokens` up to it. A deleted team keeps its row, so that its
