@@ -26,7 +26,6 @@ PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "object-src 'none'",
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",  # for browsers that do not know frame-ancestors
 }
 
@@ -127,6 +126,7 @@ def _begin() -> None:
 
 def _label(response: Response) -> Response:
     response.headers["x-request-id"] = g.request_id
+    response.headers["X-Content-Type-Options"] = "nosniff"  # what a provider sends becomes no page of ours
     return response if errors.is_api_path(request.path) else _harden(response)
 
 

@@ -32,6 +32,13 @@ def _authenticate() -> None:
     g.actor = Actor(changes.API, token.label or token.prefix)
 
 
+@blueprint.after_request
+def _keep_private(response: Response) -> Response:
+    """Let no one keep an answer: it tells what teams used, and at times a token."""
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
 @blueprint.errorhandler(OperationalError)
 @blueprint.errorhandler(PoolTimeout)
 def _without_database(error: Exception) -> tuple[bytes, int, dict[str, str]]:
