@@ -3,6 +3,12 @@
 import gc
 import resource
 import sys
+from pathlib import Path
+
+from gunicorn.arbiter import Arbiter
+
+if (here := str(Path(__file__).parent)) not in sys.path:
+    sys.path.insert(0, here)  # gunicorn looks where it was started alone, and --config may name a file elsewhere
 
 # Loaded here, in the master: the workers share its memory, all run the same code, and what fails here ends the start,
 # while a worker that exits is started again for ever. On HUP gunicorn reads this file again, so what is loaded is
@@ -13,6 +19,7 @@ for name in running:
     del sys.modules[name]
 try:
     from tokenrouter import prepare
+    from tokenrouter.first_start import warnings
     from tokenrouter.worker.gunicorn_worker import Worker
 
     settings = prepare()
@@ -21,6 +28,7 @@ except Exception as error:
         print(f"Error: {error}. What runs goes on as it is.", file=sys.stderr, flush=True)
         sys.modules.update(running)
         settings = running["tokenrouter.first_start"].load_for_serving()
+        warnings = running["tokenrouter.first_start"].warnings
         Worker = running["tokenrouter.worker.gunicorn_worker"].Worker
     elif isinstance(error, ValueError):
         sys.exit(f"Error: {error}")
@@ -37,11 +45,18 @@ worker_connections = threads * 2 + 1000  # connections kept open between calls c
 keepalive = 75  # longer than the idle connections of the usual clients and reverse proxies
 graceful_timeout = 60
 timeout = 120  # a worker whose main thread is late under a burst of calls is not dead
-forwarded_allow_ips = "*" if settings.trusted_proxies else ""
+forwarded_allow_ips = ""  # the application itself believes the proxies that TRUSTED_PROXIES counts
+forwarder_headers = ""  # or a caller could say which path was asked for
 control_socket_disable = True
 umask = 0o077
 accesslog = None  # the log of calls is in the database
 proc_name = "tokenrouter"
+
+
+def on_starting(server: Arbiter) -> None:
+    """Warn of what is better changed soon."""
+    for line in warnings(settings):
+        server.log.warning(line)
 
 
 def post_worker_init(worker: Worker) -> None:

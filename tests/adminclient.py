@@ -16,7 +16,7 @@ NASTY_NAMES = (
     "<img src=x onerror=alert(1)>",
     "\"double\" 'single' & more",
     "فريق الأبحاث والتطوير",
-    "\u202ereversed",
+    "e\u200f\u05d0 \u200d\u0301",  # marks of direction and joiners, which some scripts need
     "x" * 200,
     "=HYPERLINK(1)",
     "{{ 7 * 7 }}",

@@ -1,16 +1,21 @@
 """Who may enter the panel, and what its pages tell browsers."""
 
+import os
 import re
+import socket
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from adminclient import LOGIN, PASSWORD, Panel, address, panel_rules
+from adminclient import LOGIN, PAGES, PASSWORD, Panel, address, panel_rules
 from conftest import Member
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
 from tokenrouter import create_app, runtime
+from tokenrouter.admin import browsers, sockets
 from tokenrouter.database.tables import db, writing
 
 DEFAULT_PASSWORD = "admin123"
@@ -167,10 +172,22 @@ def test_guesses_by_way_of_a_proxy_that_tells_ports_count_together(stranger: Pan
     assert stranger.sign_in(headers={"X-Forwarded-For": "192.0.2.1:5000"}).status_code == 429
 
 
+@pytest.fixture
+def from_here() -> Iterator[dict[str, object]]:
+    """What a server tells of a connection from this machine, of our own user."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as connection,
+    ):
+        yield {"gunicorn.socket": connection}
+
+
 @pytest.mark.usefixtures("default_password")
-def test_default_password_opens_from_this_machine_and_is_warned_of_on_every_page(app: Flask, stranger: Panel):
-    assert stranger.sign_in(DEFAULT_PASSWORD).status_code == 302
-    for path in ("/admin/", "/admin/teams/", "/admin/logs/", "/admin/changes/", "/admin/settings/"):
+def test_default_password_opens_from_this_machine_and_is_warned_of_on_every_page(stranger: Panel, from_here):
+    assert "The admin password is still the default." in stranger.get(LOGIN).text
+    assert stranger.sign_in(DEFAULT_PASSWORD, environ_overrides=from_here).status_code == 302
+    for path in (*PAGES, "/admin/teams/999/"):
         assert "The admin password is still the default." in stranger.get(path).text
 
 
@@ -186,15 +203,102 @@ def test_default_password_opens_from_this_machine_and_is_warned_of_on_every_page
         {"environ_overrides": {"SERVER_PROTOCOL": "HTTP/1.0"}},
     ],
 )
-def test_default_password_opens_from_nowhere_else(stranger: Panel, options: dict[str, object]):
+def test_default_password_opens_from_nowhere_else(stranger: Panel, options: dict[str, object], from_here):
+    options = {**options, "environ_overrides": from_here | options.get("environ_overrides", {})}
     reply = stranger.sign_in(DEFAULT_PASSWORD, **options)
     assert reply.status_code == 403
     assert "Set ADMIN_PASSWORD" in reply.text
 
 
 @pytest.mark.usefixtures("default_password", "behind_proxy")
-def test_default_password_is_refused_though_a_trusted_proxy_tells_a_loopback_address(stranger: Panel):
-    assert stranger.sign_in(DEFAULT_PASSWORD, headers={"X-Forwarded-For": "::1"}).status_code == 403
+@pytest.mark.parametrize("headers", [{}, {"X-Forwarded-For": "::1"}])
+def test_default_password_is_refused_behind_a_trusted_proxy(stranger: Panel, headers: dict[str, str], from_here):
+    reply = stranger.sign_in(DEFAULT_PASSWORD, headers=headers, environ_overrides=from_here)
+    assert reply.status_code == 403
+
+
+@pytest.mark.usefixtures("default_password")
+def test_default_password_is_refused_by_way_of_another_user(
+    stranger: Panel, from_here, monkeypatch: pytest.MonkeyPatch
+):
+    """A proxy that forwards HTTP/1.1 and adds no header is known by the user as whom it runs."""
+    monkeypatch.setattr(sockets, "peer_owner", lambda connection: os.geteuid() + 1)
+    assert stranger.sign_in(DEFAULT_PASSWORD, environ_overrides=from_here).status_code == 403
+
+
+@pytest.mark.usefixtures("default_password")
+def test_default_password_opens_where_the_system_tells_of_no_owners(
+    stranger: Panel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(sockets, "TABLES", [tmp_path / "tcp", tmp_path / "tcp6"])
+    assert stranger.sign_in(DEFAULT_PASSWORD).status_code == 302
+
+
+def lock_out(stranger: Panel) -> None:
+    for number in range(30):
+        stranger.sign_in("guess", environ_overrides={"REMOTE_ADDR": f"192.0.2.{number}"})
+    assert stranger.sign_in().status_code == 429
+
+
+def known_browser(app: Flask) -> Panel:
+    """Return a browser in which somebody signed in, and out again."""
+    browser = Panel(app.test_client())
+    assert browser.sign_in().status_code == 302
+    browser.post("/admin/logout")
+    return browser
+
+
+def test_browser_that_signed_in_before_is_not_locked_out_by_strangers(app: Flask, stranger: Panel):
+    browser = known_browser(app)
+    lock_out(stranger)
+    assert browser.sign_in().status_code == 302
+
+
+def test_known_browser_has_five_guesses_a_minute_and_locks_nobody_else_out(app: Flask, stranger: Panel):
+    browser = known_browser(app)
+    assert [browser.sign_in("guess").status_code for _ in range(6)] == [401] * 5 + [429]
+    assert browser.sign_in().status_code == 429
+    assert stranger.sign_in().status_code == 302
+
+
+@pytest.mark.parametrize("change", ["another password", "forged", "another key's", "a year old"])
+def test_cookie_that_does_not_hold_makes_no_browser_known(
+    app: Flask, stranger: Panel, change: str, monkeypatch: pytest.MonkeyPatch
+):
+    browser = known_browser(app)
+    value = browser.client.get_cookie(browsers.COOKIE, path="/admin").value
+    if change == "another password":
+        own = runtime.of(app)
+        monkeypatch.setattr(own, "settings", replace(own.settings, admin_password="another"))
+    elif change == "another key's":
+        monkeypatch.setitem(app.config, "SECRET_KEY", "another")
+    elif change == "a year old":
+        monkeypatch.setattr(browsers, "LIFETIME_S", -1)
+    else:
+        browser.client.set_cookie(browsers.COOKIE, value[:-1] + ("A" if value[-1] != "A" else "B"), path="/admin")
+    for number in range(30):
+        stranger.sign_in("guess", environ_overrides={"REMOTE_ADDR": f"192.0.2.{number}"})
+    assert browser.sign_in("another" if change == "another password" else PASSWORD).status_code == 429
+
+
+def test_cookie_of_a_known_browser_is_kept_from_scripts_and_other_sites(stranger: Panel):
+    set_cookies = stranger.sign_in(base_url="https://localhost").headers.getlist("Set-Cookie")
+    (cookie,) = [text for text in set_cookies if text.startswith(browsers.COOKIE)]
+    assert all(
+        f"; {word}" in cookie for word in ("HttpOnly", "Secure", "SameSite=Lax", "Path=/admin", "Max-Age=31536000")
+    )
+
+
+def test_browser_keeps_its_id_from_sign_in_to_sign_in(app: Flask):
+    browser = known_browser(app)
+    first = browser.client.get_cookie(browsers.COOKIE, path="/admin").value
+    browser.sign_in()
+    assert browser.client.get_cookie(browsers.COOKIE, path="/admin").value.partition(".")[0] == first.partition(".")[0]
+
+
+def test_wrong_password_makes_no_browser_known(stranger: Panel):
+    stranger.sign_in("guess")
+    assert stranger.client.get_cookie(browsers.COOKIE, path="/admin") is None
 
 
 def test_own_password_is_not_warned_of(panel: Panel):

@@ -142,6 +142,13 @@ def test_names_are_text_and_whole(panel: Panel, new_team, client: FlaskClient, n
         assert "<img src=x" not in page and "&amp;lt;" not in page, path
 
 
+def test_name_is_composed_taken_and_searched_for_whatever_form_a_browser_sends(panel: Panel, new_team):
+    new_team("Caf\u00e9")
+    page = panel.post("/admin/teams/new/", {"name": "Cafe\u0301", "quota": "", "models": ""})
+    assert "There is a team" in page.text
+    assert "Caf\u00e9" in panel.get("/admin/teams/", query_string={"search": "cafe\u0301"}).text
+
+
 def test_teams_are_searched_filtered_sorted_and_paged(panel: Panel, new_team):
     for number in range(60):
         new_team(f"Course {number:02}", quota_tokens=1000 + number)
@@ -211,9 +218,9 @@ def test_bulk_action_on_a_team_that_was_deleted_meanwhile_says_so(panel: Panel, 
 
 
 def test_name_does_not_turn_the_sentence_that_tells_of_it(panel: Panel, new_team):
-    member = new_team("\u202ereversed")
+    member = new_team("\u05d0\u05d1\u05d2")
     panel.post(team_path(member.team.id, "quota"), {"quota": "5"})
-    assert "The quota of “<bdi>\u202ereversed</bdi>” is now 5." in panel.get("/admin/teams/").text
+    assert "The quota of “<bdi>\u05d0\u05d1\u05d2</bdi>” is now 5." in panel.get("/admin/teams/").text
 
 
 @pytest.mark.parametrize(

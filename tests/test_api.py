@@ -238,6 +238,18 @@ def test_wrong_field_is_named_and_nothing_changes(api: ApiCall, team: Member, fi
     assert stored(team).quota_tokens == 100_000
 
 
+def test_token_that_is_given_a_day_is_valid_through_it(api: ApiCall, team: Member):
+    made = api("POST", f"/teams/{team.team.id}/tokens", json={"expires_at": "2999-12-31"})
+    assert made.json["expires_at"] == "3000-01-01T00:00:00.000Z"
+
+
+@pytest.mark.parametrize("path", ["/teams", "/logs", "/nothing"])
+def test_answer_is_taken_for_what_it_is_and_not_kept(api: ApiCall, path: str):
+    headers = api("GET", path).headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert path == "/nothing" or headers["Cache-Control"] == "no-store"
+
+
 def test_team_without_a_name_is_refused(api: ApiCall):
     assert refusal(api("POST", "/teams", json={})) == (400, None, "name")
 

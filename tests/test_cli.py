@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -175,6 +176,9 @@ def test_list_shows_a_table(runner: FlaskCliRunner, team: Member):
     assert head.split() == ["id", "name", "quota", "used", "held", "remaining", "active"]
     assert limited.split() == [str(team.team.id), "team", "100,000", "0", "0", "100,000", "yes"]
     assert free.split()[1:] == ["free", "unlimited", "0", "0", "unlimited", "yes"]
+    for command in (["teams", "show"], ["usage", "show"]):
+        told = dict(line.split(None, 1) for line in run(runner, *command, "free").splitlines())
+        assert told["quota_tokens"] == told["remaining_tokens"] == "unlimited"
 
 
 def test_empty_list_says_what_to_do(runner: FlaskCliRunner):
@@ -277,8 +281,31 @@ def test_tokens_are_listed_by_their_first_characters(runner: FlaskCliRunner, tea
     assert list(first) == list(second) == TOKEN_FIELDS
     assert (first["prefix"], first["label"], first["expires_at"]) == (team.bearer_token[:8], None, None)
     assert (second["prefix"], second["label"]) == (shown.splitlines()[-1][:8], "laptop")
-    assert second["expires_at"].startswith("2100-01-02T00:00:00")
+    assert second["expires_at"].startswith("2100-01-03T00:00:00")  # valid through that day
     assert all(MOMENT.fullmatch(moment) for moment in (first["created_at"], second["expires_at"]))
+
+
+@pytest.mark.parametrize("text", ["2100-01-01T12:30:00", "2100-01-01T12:30:00Z"])
+def test_token_ends_at_the_moment_that_was_named(runner: FlaskCliRunner, team: Member, text: str):
+    run(runner, "tokens", "create", "team", "--expires", text)
+    assert document(runner, "tokens", "list", "team")[1]["expires_at"].startswith("2100-01-01T12:30:00")
+
+
+def test_token_that_ends_today_works_today(runner: FlaskCliRunner, client: FlaskClient, team: Member):
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    bearer_token = run(runner, "tokens", "create", "team", "--expires", today).splitlines()[-1]
+    assert call(client, bearer_token) == (200, None)
+
+
+@pytest.mark.parametrize("text", ["2026-02-30", "31.12.2026", "2026-1-1", "٢٠٢٦-12-31", "2026-12-31T25:00:00", "9999"])
+def test_no_date_is_told_as_people_write_dates(runner: FlaskCliRunner, team: Member, text: str):
+    told = refused(runner, "tokens", "create", "team", "--expires", text, status=2)
+    assert "2026-12-31" in told and "%" not in told
+
+
+def test_help_shows_dates_as_people_write_them(runner: FlaskCliRunner):
+    shown = run(runner, "tokens", "create", "--help")
+    assert "2026-12-31" in shown and "%" not in shown
 
 
 def test_list_of_tokens_is_a_table_without_any_token(runner: FlaskCliRunner, team: Member):

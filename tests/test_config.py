@@ -298,6 +298,40 @@ def test_defaults_are_told_whatever_the_environment_says(monkeypatch: pytest.Mon
     assert (settings.port, settings.team_calls, settings.max_output_tokens) == (8000, None, None)
 
 
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        ("sqlite://data/x.db", "sqlite:///data/x.db"),
+        ("sqlite://x.db", "sqlite:///x.db"),
+    ],
+)
+def test_sqlite_url_with_two_slashes_is_refused_with_the_right_spelling(url: str, meant: str):
+    assert f"accepted is {meant}, " in refusal({"DATABASE_URL": url})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ALOWED_MODELS", "ALLOWED_MODELS"),
+        ("PROVIDER_API_KY", "PROVIDER_API_KEY"),
+        ("PROVIDER_KEY", "PROVIDER_API_KEY"),
+        ("WEB_CONCURENCY", "WEB_CONCURRENCY"),
+        ("threads", "THREADS"),
+        ("ADMIN_PASSWORT", "ADMIN_PASSWORD"),
+        ("PORT", None),
+        ("HTTPS_PROXY", None),
+        ("POSTGRES_PASSWORD", None),
+        ("OPENAI_API_KEY", None),
+        ("FLASK_DEBUG", None),
+        ("SSL_CERT_FILE", None),
+    ],
+)
+def test_slips_in_the_env_file_are_found(name: str, meant: str | None):
+    write_env(f"{name}=1\n")
+    lines = list(config.slips())
+    assert [(line.split()[0], meant in line) for line in lines] == ([(name, True)] if meant else [])
+
+
 def test_generated_secret_key_is_kept_for_its_owner_alone(tmp_path: Path):
     key = first_start.generated_secret_key(tmp_path / "instance")
     kept = tmp_path / "instance" / "secret_key"
@@ -326,6 +360,12 @@ def test_processes_that_start_at_once_share_one_secret_key(tmp_path: Path):
         process.stdin.flush()
     keys = {process.communicate(timeout=20)[0].strip() for process in processes}
     assert keys == {(tmp_path / "instance" / "secret_key").read_text()}
+
+
+def test_secret_key_that_cannot_be_made_is_told_with_its_place(tmp_path: Path):
+    (tmp_path / "instance").touch()
+    with pytest.raises(ConfigError, match=f"{tmp_path}/instance/secret_key, .+ SECRET_KEY"):
+        first_start.generated_secret_key(tmp_path / "instance")
 
 
 def test_empty_secret_key_of_a_start_cut_short_is_replaced(tmp_path: Path):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import ROOT
+from conftest import ROOT, eventually
 
 from tokenrouter.config import SETTINGS
 
@@ -46,9 +46,9 @@ class Demo:
         """The team's token."""
         return self.told(r"(tr-[\w-]{43})\n")
 
-    def interrupt(self) -> tuple[int, str]:
-        """Press Ctrl-C, and return the exit status and what was printed since."""
-        self.process.send_signal(signal.SIGINT)
+    def interrupt(self, by: signal.Signals = signal.SIGINT) -> tuple[int, str]:
+        """Press Ctrl-C, or send another signal, and return the exit status and what was printed since."""
+        self.process.send_signal(by)
         rest, _ = self.process.communicate(timeout=20)
         return self.process.returncode, rest
 
@@ -126,16 +126,36 @@ def test_demo_listens_on_loopback_only(demo: Demo):
     assert demo.url.startswith("http://127.0.0.1:")
 
 
-def test_ctrl_c_ends_it_and_leaves_nothing_behind(tmp_path: Path):
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_ends_it_and_leaves_nothing_behind(tmp_path: Path, by: signal.Signals):
     with flask_demo(tmp_path, "--port", "0") as process:
         demo = Demo(process, read_guide(process), tmp_path)
         requests.get(f"{demo.url}/v1/models", headers={"Authorization": f"Bearer {demo.bearer_token}"}, timeout=20)
         assert any((tmp_path / "temp").iterdir())
-        status, rest = demo.interrupt()
+        status, rest = demo.interrupt(by)
     assert status == 0
     assert "Traceback" not in rest
     assert list((tmp_path / "temp").iterdir()) == list((tmp_path / "empty").iterdir()) == []
     assert list((tmp_path / "copy" / "instance").rglob("*")) == []
+
+
+def test_end_before_it_serves_leaves_nothing_behind(tmp_path: Path):
+    with flask_demo(tmp_path, "--port", "0") as process:
+        assert eventually(lambda: any((tmp_path / "temp").iterdir()), 30)
+        process.terminate()
+        process.communicate(timeout=30)
+    assert list((tmp_path / "temp").iterdir()) == []
+
+
+def test_end_that_is_asked_for_twice_leaves_nothing_behind(tmp_path: Path):
+    """As when a terminal is closed: HUP, then TERM."""
+    with flask_demo(tmp_path, "--port", "0") as process:
+        read_guide(process)
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert list((tmp_path / "temp").iterdir()) == []
 
 
 def test_no_setting_of_the_service_reaches_the_demo(tmp_path: Path):

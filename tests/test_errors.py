@@ -502,3 +502,18 @@ def test_crash_in_mid_stream_is_an_error_event_and_the_end(
     assert json.loads(events[-2].removeprefix("data: "))["error"]["type"] == "api_error"
     assert "[DONE]" not in reply.text and "detail" not in reply.text
     assert stored(team).held_tokens == 0
+
+
+def test_answer_is_taken_for_what_it_says_it_is_whatever_the_provider_sends(client: FlaskClient, team: Member):
+    """A page of the provider's must not run in a browser as one of ours."""
+    answers = [
+        client.post("/v1/chat/completions", json=hello(directives, **fields), headers=team.headers)
+        for directives, fields in (
+            ("", {}),
+            ("", {"stream": True}),
+            ("content_type=text/html", {}),
+            ("status=502 body=html", {}),
+        )
+    ]
+    answers += [client.get(path) for path in ("/v1/models", "/v1/nothing", "/api/teams", "/usage/data")]
+    assert [answer.headers.get("X-Content-Type-Options") for answer in answers] == ["nosniff"] * len(answers)

@@ -1,5 +1,6 @@
 """The first start: what is asked on a terminal, what is saved, and the one line where a start cannot be."""
 
+import ctypes
 import io
 import os
 import re
@@ -31,6 +32,14 @@ KEY = "sk-typed-on-the-terminal"
 PASSWORD = "it's # my ${own}"
 NOTES = "# Our notes: keep them\nTHREADS=8   # few\n\nexport OTHER='of someone else'\nPROVIDER_API_KEY=\n# the end\n"
 ERROR = re.compile(r"Error: .+\n")  # in one line
+PR_CAPBSET_DROP, OVERRIDES = 24, (1, 2, 3)  # linux/capability.h: what lets root read, write and own all files
+
+
+def obey_file_modes() -> None:
+    """Have the program that is started meet closed files as other users do, should the tests run as root."""
+    if os.geteuid() == 0:
+        for capability in OVERRIDES:
+            ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 @dataclass
@@ -54,20 +63,21 @@ class Checkout:
         ours = {name: text for name, text in os.environ.items() if name not in SETTINGS}
         return ours | {"HOST": "127.0.0.1", "PORT": str(self.port), **settings}
 
-    def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, folder: Path | None = None, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, without a terminal; one that comes to none is told to stop."""
         with subprocess.Popen(
             [BIN / command[0], *command[1:]],
-            cwd=self.folder,
+            cwd=folder or self.folder,
             env=self.environment(settings),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=obey_file_modes,
         ) as process:
             try:
-                stdout, stderr = process.communicate(timeout=10)
+                stdout, stderr = process.communicate(timeout=30)
             except subprocess.TimeoutExpired:
                 process.terminate()  # so that gunicorn ends its workers too
                 stdout, stderr = process.communicate(timeout=20)
@@ -86,7 +96,13 @@ class Checkout:
         environment = self.environment(settings)
         program = str(BIN / command[0])
         child = pexpect.spawn(
-            program, list(command[1:]), cwd=str(self.folder), env=environment, encoding="utf-8", timeout=20
+            program,
+            list(command[1:]),
+            cwd=str(self.folder),
+            env=environment,
+            encoding="utf-8",
+            timeout=20,
+            preexec_fn=obey_file_modes,
         )
         terminal = Terminal(child)
         try:
@@ -242,6 +258,20 @@ def test_empty_answer_to_the_first_question_asks_again(checkout: Checkout):
     assert checkout.saved()["PROVIDER_API_KEY"] == KEY
 
 
+def test_question_says_whose_key_is_wanted_and_that_it_stays_unseen(first_start: FirstStart):
+    before = first_start.shown.partition("Provider API key")[0]
+    assert "https://api.poe.com/v1" in before
+    assert "PROVIDER_BASE_URL" in before and "not shown" in before
+
+
+def test_question_names_the_provider_that_is_set_without_its_password(checkout: Checkout):
+    url = "https://user:hunter2@provider.example/v1"
+    with checkout.terminal("flask", "setup", PROVIDER_BASE_URL=url) as terminal:
+        terminal.child.expect_exact("Provider API key")
+    assert "https://provider.example/v1" in terminal.shown
+    assert "hunter2" not in terminal.shown
+
+
 @pytest.mark.parametrize("key", ["c", "d"])
 @pytest.mark.parametrize("command", [GUNICORN, ("flask", "run"), ("flask", "setup")], ids=" ".join)
 def test_interrupted_questions_leave_nothing_saved(checkout: Checkout, command: tuple[str, ...], key: str):
@@ -286,6 +316,7 @@ def test_failed_start_leaves_nothing_behind(checkout: Checkout):
         ("HOST", "two words"),
         ("DEFAULT_MODEL", "Claude"),
         ("DATABASE_URL", "mysql://user:hunter2@host/name"),
+        ("DATABASE_URL", "sqlite://data/tokenrouter.db"),
     ],
 )
 def test_bad_setting_stops_gunicorn_in_one_line(checkout: Checkout, name: str, value: str):
@@ -325,6 +356,126 @@ def test_database_of_a_later_version_stops_every_command_in_one_line(checkout: C
     assert "Traceback" not in done.stderr
 
 
+@contextmanager
+def closed(path: Path, mode: int) -> Iterator[None]:
+    """Take rights on a file or folder away, and give them back, so that it can be cleared away."""
+    before = stat.S_IMODE(path.stat().st_mode)
+    path.chmod(mode)
+    try:
+        yield
+    finally:
+        path.chmod(before)
+
+
+@pytest.mark.parametrize("command", [GUNICORN, ("flask", "setup")], ids=" ".join)
+def test_nothing_is_asked_where_no_answer_can_be_saved(checkout: Checkout, command: tuple[str, ...]):
+    (checkout.folder / "instance").mkdir()
+    with closed(checkout.folder, 0o500), checkout.terminal(*command) as terminal:
+        assert terminal.end() == 1
+    assert re.fullmatch(r"Error: \S+/\.env cannot be written.+\r\n", terminal.shown)
+
+
+@pytest.mark.parametrize("command", [GUNICORN, ("flask", "run"), ("flask", "teams", "list")], ids=" ".join)
+def test_folder_that_cannot_be_written_stops_every_command_in_one_line(checkout: Checkout, command: tuple[str, ...]):
+    with closed(checkout.folder, 0o500):
+        done = checkout.run(*command, PROVIDER_API_KEY=KEY)
+    assert done.returncode == 1
+    assert done.stderr == f"Error: {checkout.folder}/instance cannot be made: Permission denied\n"
+
+
+def test_key_that_was_not_saved_is_told_with_the_place(checkout: Checkout):
+    with checkout.terminal("flask", "setup") as terminal:
+        terminal.answer("Provider API key", KEY)
+        terminal.child.expect_exact("Admin password")
+        assert terminal.child.waitnoecho()
+        with closed(checkout.folder, 0o500):
+            terminal.child.sendline("my-own")
+            assert terminal.end() == 1
+    assert f"PROVIDER_API_KEY and ADMIN_PASSWORD could not be saved to {checkout.env_file}:" in terminal.shown
+    assert "Traceback" not in terminal.shown
+    assert not checkout.env_file.exists()
+
+
+def test_unreadable_env_file_stops_the_start_in_one_line(checkout: Checkout):
+    checkout.env_file.write_text(f"PROVIDER_API_KEY={KEY}\n")
+    with closed(checkout.env_file, 0):
+        done = checkout.run(*GUNICORN)
+    assert done.returncode == 1
+    assert re.fullmatch(r"Error: \.env cannot be read: .+\n", done.stderr)
+
+
+@pytest.mark.parametrize("command", [GUNICORN, ("flask", "run")], ids=" ".join)
+def test_folder_that_is_anothers_stops_the_start_in_one_line(checkout: Checkout, command: tuple[str, ...]):
+    (checkout.folder / "instance").mkdir()
+    if os.geteuid() == 0:
+        os.chown(checkout.folder / "instance", 65534, 65534)
+    with closed(checkout.folder / "instance", 0o500):
+        done = checkout.run(*command, PROVIDER_API_KEY=KEY)
+    assert done.returncode == 1
+    assert ERROR.fullmatch(done.stderr)
+    assert f"{checkout.folder}/instance" in done.stderr
+
+
+@pytest.mark.parametrize("command", [GUNICORN, ("flask", "run"), ("flask", "teams", "list")], ids=" ".join)
+@pytest.mark.parametrize("path", ["tokenrouter.db", "."])
+def test_database_that_cannot_be_written_stops_every_command_in_one_line(
+    checkout: Checkout, command: tuple[str, ...], path: str
+):
+    checkout.run("flask", "teams", "list")
+    data = checkout.folder / "instance" / "data"
+    with closed(data / path, 0o500):
+        done = checkout.run(*command, PROVIDER_API_KEY=KEY, SECRET_KEY="set")
+    assert done.returncode == 1
+    assert re.fullmatch(r"Error: DATABASE_URL: .+\n", done.stderr)
+    assert str(data) in done.stderr
+
+
+@pytest.mark.parametrize("how", ["--chdir", "--config none"])
+def test_start_without_our_configuration_fails_and_is_not_tried_again(checkout: Checkout, how: str):
+    (checkout.folder / "elsewhere").mkdir()
+    if how == "--chdir":
+        arguments, folder = ("--chdir", str(checkout.folder)), checkout.folder / "elsewhere"
+    else:
+        (checkout.folder / "empty.py").touch()
+        arguments, folder = ("--config", "empty.py"), checkout.folder
+    bind = ("--bind", f"127.0.0.1:{checkout.port}")
+    done = checkout.run("gunicorn", *arguments, *bind, "wsgi:app", folder=folder, PROVIDER_API_KEY=KEY)
+    assert done.returncode == 4
+    assert len(re.findall("^Error: gunicorn.conf.py was not read.+", done.stderr, re.MULTILINE)) == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("Booting worker") == 1
+
+
+def test_configuration_may_be_named_from_another_folder(checkout: Checkout):
+    (checkout.folder / "elsewhere").mkdir()
+    command = ("gunicorn", "--config", "../gunicorn.conf.py", "--check-config", "wsgi:app")
+    done = checkout.run(*command, folder=checkout.folder / "elsewhere", PROVIDER_API_KEY=KEY)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_names_in_the_file_that_resemble_settings_are_warned_of(checkout: Checkout):
+    names = ("ALOWED_MODELS", "PROVIDER_API_KY", "port", "HTTP_PROXY", "COMPOSE_PROJECT_NAME")
+    lines = [f"PROVIDER_API_KEY={KEY}", "ADMIN_PASSWORD=my-own", *(f"{name}=x" for name in names)]
+    checkout.env_file.write_text("\n".join(lines))
+    with checkout.terminal(*GUNICORN) as terminal:
+        terminal.wait_until_serving(checkout)
+    warnings = re.findall(r"\[WARNING\] (\w+) in .env .+ Is (\w+) meant\?", terminal.shown)
+    assert warnings == [
+        ("ALOWED_MODELS", "ALLOWED_MODELS"),
+        ("PROVIDER_API_KY", "PROVIDER_API_KEY"),
+        ("port", "PORT"),
+    ]
+    assert terminal.shown.count("[WARNING]") == 3
+
+
+def test_flask_run_warns_too(checkout: Checkout):
+    checkout.env_file.write_text("ALOWED_MODELS=x\n")
+    with checkout.terminal("flask", "run", "--port", str(checkout.port), PROVIDER_API_KEY=KEY) as terminal:
+        terminal.child.expect("Running on")
+    assert re.search("Warning: The admin password is still the default", terminal.shown)
+    assert re.search("Warning: ALOWED_MODELS .+ ALLOWED_MODELS", terminal.shown)
+
+
 def test_taken_port_ends_the_start(checkout: Checkout):
     with socket.create_server(("127.0.0.1", checkout.port)):
         done = checkout.run(*GUNICORN, PROVIDER_API_KEY=KEY)
@@ -346,11 +497,25 @@ def test_setup_keeps_what_is_there_on_enter(checkout: Checkout):
 
 def test_setup_replaces_what_is_typed(checkout: Checkout):
     checkout.env_file.write_text("PROVIDER_API_KEY=sk-present\nADMIN_PASSWORD=my-own\n")
+    checkout.env_file.chmod(0o644)
     with checkout.terminal("flask", "setup") as terminal:
         terminal.answer("Provider API key", KEY)
         terminal.answer("Admin password", "another")
         assert terminal.end() == 0
     assert checkout.saved() == {"PROVIDER_API_KEY": KEY, "ADMIN_PASSWORD": "another"}
+    assert stat.S_IMODE(checkout.env_file.stat().st_mode) == 0o600
+
+
+def test_link_to_the_file_is_kept(checkout: Checkout):
+    kept = checkout.folder / "kept-elsewhere"
+    kept.write_text("THREADS=8\n")
+    checkout.env_file.symlink_to(kept)
+    with checkout.terminal("flask", "setup") as terminal:
+        terminal.answer("Provider API key", KEY)
+        terminal.answer("Admin password", "another")
+        assert terminal.end() == 0
+    assert checkout.env_file.is_symlink()
+    assert dotenv.dotenv_values(kept)["PROVIDER_API_KEY"] == KEY
 
 
 def test_setup_without_terminal_fails_in_one_line(checkout: Checkout):

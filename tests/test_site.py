@@ -71,6 +71,11 @@ def test_team_is_told_its_models_and_calls_without_their_content(client: FlaskCl
     assert "Hello" not in client.get("/usage/data", headers=team.headers).text
 
 
+@pytest.mark.parametrize("path", ["/v1/usage", "/usage/data"])
+def test_use_is_kept_by_no_one_in_between(client: FlaskClient, team: Member, path: str):
+    assert client.get(path, headers=team.headers).headers["Cache-Control"] == "no-store"
+
+
 def test_team_is_told_nothing_of_another(client: FlaskClient, team: Member, new_team):
     chat(client, team)
     assert data(client, new_team("other")) == {"by_model": [], "pace": None, "calls": []}

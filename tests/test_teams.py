@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from tokenrouter import changes, teams
+from tokenrouter import changes, reports, teams
 from tokenrouter.database import tables
 from tokenrouter.database.tables import ApiToken, Team, db
-from tokenrouter.errors import InvalidRequest, NotFound
+from tokenrouter.errors import InvalidRequest, NameTaken, NotFound
 
 HOUR = timedelta(hours=1)
 
@@ -40,6 +40,68 @@ def set_expiry(token: ApiToken, expires_at: datetime) -> None:
 
 def names() -> list[str]:
     return [team.name for team in teams.living()]
+
+
+# Names
+
+COMPOSED, DECOMPOSED = "Caf\u00e9", "Cafe\u0301"
+
+
+@pytest.mark.both_databases
+def test_names_that_look_the_same_are_the_same(app: Flask):
+    assert teams.create(DECOMPOSED, by=TESTER)[0].name == COMPOSED
+    for name in (COMPOSED, DECOMPOSED, f" {DECOMPOSED} "):
+        with pytest.raises(NameTaken):
+            teams.create(name, by=TESTER)
+    other, _ = teams.create("other", by=TESTER)
+    with pytest.raises(NameTaken):
+        teams.update(other.id, rename=DECOMPOSED, by=TESTER)
+
+
+@pytest.mark.both_databases
+def test_name_is_found_however_it_is_composed(new_team: Callable[..., Member]):
+    member = new_team(COMPOSED)
+    assert teams.find(DECOMPOSED).id == member.team.id
+    assert teams.ids_ever_named(DECOMPOSED) == [member.team.id]
+    assert [row.id for row in reports.teams_page(search="fe\u0301").rows] == [member.team.id]
+    assert [row.id for row in reports.teams_after(0, 9, DECOMPOSED)[0]] == [member.team.id]
+    teams.create_token(DECOMPOSED, "laptop", by=TESTER)
+    teams.delete(DECOMPOSED, by=TESTER)
+    assert names() == []
+
+
+def test_length_of_a_name_is_that_of_what_is_kept(app: Flask):
+    assert teams.check_name("e\u0301" * 200) == "\u00e9" * 200
+    with pytest.raises(InvalidRequest):
+        teams.check_name("\u00e9" * 201)
+
+
+HIDING = [*"\0\t\n\r\x1b\x7f\x85\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ud800"]
+
+
+@pytest.mark.parametrize("character", HIDING, ids=ascii)
+def test_text_that_hides_or_turns_others_is_no_name_and_no_label(app: Flask, character: str):
+    with pytest.raises(InvalidRequest) as refusal:
+        teams.check_name(f"a{character}b")
+    assert refusal.value.param == "name"
+    with pytest.raises(InvalidRequest) as refusal:
+        teams.check_label(f"a{character}b")
+    assert refusal.value.param == "label"
+
+
+@pytest.mark.parametrize("name", ["\u200b", "\u200e\u200f", "\u2060 \ufeff"], ids=ascii)
+def test_name_that_nobody_sees_is_refused(name: str):
+    for check in (teams.check_name, teams.check_label):
+        with pytest.raises(InvalidRequest):
+            check(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u200fabc", "👩\u200d💻", "a\u00a0b", "\u3042", "\ue000"],
+)
+def test_joiners_and_marks_that_scripts_need_are_kept(name: str):
+    assert teams.check_name(name) == teams.check_label(name) == name
 
 
 # By id

@@ -22,11 +22,16 @@ logger = logging.getLogger(__name__)
 
 _prepared: list[Flask] = []
 
+NOT_CONFIGURED = (
+    "gunicorn.conf.py was not read, without which gunicorn would cut long answers: start gunicorn in {folder}, or give "
+    "it --config {folder}/gunicorn.conf.py"
+)
+APP_LOAD_ERROR = 4  # the exit status with which a worker tells gunicorn not to start others
+
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "object-src 'none'",
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",  # for browsers that do not know frame-ancestors
 }
 
@@ -40,6 +45,9 @@ def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
     leaves the first to those commands that need it.
     Raises ConfigError; under a `flask` command it ends the program with that one line instead.
     """
+    if overrides is None and not _prepared and "gunicorn.arbiter" in sys.modules:
+        print(f"Error: {NOT_CONFIGURED.format(folder=Path(__file__).parent.parent)}", file=sys.stderr, flush=True)
+        sys.exit(APP_LOAD_ERROR)
     context = click.get_current_context(silent=True)
     serving = context is None or context.command is run_command
     try:
@@ -48,6 +56,9 @@ def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
         if context is not None:
             sys.exit(f"Error: {error}")  # an exception would be shown with its traceback
         raise
+    if serving and context is not None:
+        for line in first_start.warnings(runtime.of(app).settings):
+            click.echo(f"Warning: {line}", err=True)
     return app
 
 
@@ -91,7 +102,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     admin.init_app(app)
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
     return app
 
 
@@ -127,6 +138,7 @@ def _begin() -> None:
 
 def _label(response: Response) -> Response:
     response.headers["x-request-id"] = g.request_id
+    response.headers["X-Content-Type-Options"] = "nosniff"  # what a provider sends becomes no page of ours
     return response if errors.is_api_path(request.path) else _harden(response)
 
 

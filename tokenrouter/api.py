@@ -32,6 +32,13 @@ def _authenticate() -> None:
     g.actor = Actor(changes.API, token.label or token.prefix)
 
 
+@blueprint.after_request
+def _keep_private(response: Response) -> Response:
+    """Let no one keep an answer: it tells what teams used, and at times a token."""
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
 @blueprint.errorhandler(OperationalError)
 @blueprint.errorhandler(PoolTimeout)
 def _without_database(error: Exception) -> tuple[bytes, int, dict[str, str]]:
@@ -225,8 +232,12 @@ def _optional_text(value: Any, name: str) -> str | None:
     return None if value is None else _text(value, name)
 
 
-def _optional_moment(value: Any, name: str) -> datetime | None:
-    return None if value is None else _parse_moment(_text(value, name), name)
+def _expiry(value: Any, name: str) -> datetime | None:
+    """Read when a token ends; one that is given a day is valid through it."""
+    if value is None:
+        return None
+    moment = _parse_moment(_text(value, name), name)
+    return teams.end_of_day(moment.date()) if len(value) == len("2026-12-31") else moment
 
 
 def _boolean(value: Any, name: str) -> bool:
@@ -252,7 +263,7 @@ def _models(value: Any, name: str) -> str | None:
 
 Fields = dict[str, Callable[[Any, str], Any]]
 TEAM_FIELDS: Fields = {"name": _text, "quota_tokens": _quota, "models": _models, "active": _boolean}
-TOKEN_FIELDS: Fields = {"label": _optional_text, "expires_at": _optional_moment}
+TOKEN_FIELDS: Fields = {"label": _optional_text, "expires_at": _expiry}
 
 
 def _body(fields: Fields) -> Document:

@@ -3,9 +3,10 @@
 import getpass
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import click
@@ -20,6 +21,9 @@ from tokenrouter.database import schema
 from tokenrouter.database.tables import Team, db
 from tokenrouter.errors import APIError
 from tokenrouter.teams import KEEP, UNLIMITED, management_tokens
+
+DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+LIMITS = ("quota_tokens", "remaining_tokens")
 
 
 class Group(AppGroup):
@@ -49,6 +53,21 @@ class Quota(click.ParamType[int | None]):
             return teams.parse_quota(value) if isinstance(value, str) else value
         except teams.NotANumber as error:
             self.fail(str(error), param, ctx)
+
+
+class Expiry(click.ParamType[datetime]):
+    """A day, or a moment in UTC, as people write them."""
+
+    name = "date"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return when it is over; a day is valid to its end."""
+        try:
+            if DAY.fullmatch(value):
+                return teams.end_of_day(date.fromisoformat(value))
+            return datetime.strptime(value.removesuffix("Z"), "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
+        except ValueError:
+            self.fail(f"{value!r} is no day such as 2026-12-31, and no time such as 2026-12-31T18:00:00Z.", param, ctx)
 
 
 team_commands = Group("teams", help="Create, change and delete teams.")
@@ -126,13 +145,12 @@ def delete_team(name: str, yes: bool) -> None:
 @click.option("--label", help="What it is for.")
 @click.option(
     "--expires",
-    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]),
-    help="From then on it is refused; UTC.",
+    type=Expiry(),
+    help="The last day on which it works, such as 2026-12-31, or when it ends: 2026-12-31T18:00:00Z. Both in UTC.",
 )
 def create_token(team: str, label: str | None, expires: datetime | None) -> None:
     """Give TEAM one more API token and print it, for the only time."""
-    expires_at = expires and expires.replace(tzinfo=UTC)
-    _, bearer_token = teams.create_token(team, label, expires_at, by=_me())
+    _, bearer_token = teams.create_token(team, label, expires, by=_me())
     click.echo(f"Created a token for the team {team!r}, shown only now:")
     click.echo(bearer_token)
 
@@ -257,9 +275,8 @@ def _show_one(view: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(view, ensure_ascii=False))
         return
-    click.echo(
-        tabulate([(name, _cell(value)) for name, value in view.items()], tablefmt="plain", disable_numparse=True)
-    )
+    rows = [(name, UNLIMITED if value is None and name in LIMITS else _cell(value)) for name, value in view.items()]
+    click.echo(tabulate(rows, tablefmt="plain", disable_numparse=True))
 
 
 def _show_list(views: Sequence[dict[str, Any]], row: Callable[..., dict[str, Any]], as_json: bool, empty: str) -> None:

@@ -1,9 +1,10 @@
 """Read the settings: the environment, else `.env` of the working directory, else the default."""
 
+import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -16,10 +17,15 @@ from sqlalchemy.exc import ArgumentError
 
 ENV_FILE = Path(".env")
 DEFAULT_ADMIN_PASSWORD = "admin123"
+LIKENESS = 0.8  # of a name to a setting's, from which on it is taken for a slip of the pen; 1 is the same
 
 
 class ConfigError(ValueError):
     """Say in one line which setting is wrong, the value refused and what is accepted."""
+
+
+class Misspelt(ValueError):
+    """Say how a value that is refused should have been written."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,9 @@ def _database_url(text: str) -> str:
         url = make_url(text)
     except ArgumentError as error:
         raise ValueError from error
+    if url.drivername == "sqlite" and url.host:
+        path = "/".join(filter(None, (url.host, url.database)))
+        raise Misspelt(f"sqlite:///{path}, with three slashes")
     in_memory = not url.database or url.database == ":memory:" or "mode=memory" in text
     if url.drivername not in ("sqlite", "postgresql", "postgresql+psycopg") or in_memory:
         raise ValueError
@@ -180,9 +189,10 @@ def _parse(name: str, text: str, metadata: Mapping[str, Any]) -> Any:
     reader: Reader = metadata["reader"]
     try:
         return reader.parse(text)
-    except ValueError:
+    except ValueError as error:
         shown = "the value given" if metadata["secret"] else repr(text)
-        raise ConfigError(f"{name}: {shown} is refused; accepted is {reader.accepts}") from None
+        accepts = error if isinstance(error, Misspelt) else reader.accepts
+        raise ConfigError(f"{name}: {shown} is refused; accepted is {accepts}") from None
 
 
 def _unset(kind: Any) -> str | None:
@@ -229,6 +239,20 @@ def _names_at_start() -> set[str]:
     if "WERKZEUG_RUN_MAIN" in os.environ or not block.exists():
         return set()
     return {os.fsdecode(entry.partition(b"=")[0]) for entry in block.read_bytes().split(b"\0")}
+
+
+def slips() -> Iterator[str]:
+    """Yield a line for each name in `.env` that is no setting's but resembles one."""
+    for name in read_env_file():
+        meant = difflib.get_close_matches(name.upper(), SETTINGS, n=1, cutoff=LIKENESS)
+        if meant and name not in SETTINGS:
+            yield f"{name} in .env is not a setting, and has no effect. Is {meant[0]} meant?"
+
+
+def without_password(url: str) -> str:
+    """Return a URL without the name and password that may stand in it."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def default_settings() -> dict[str, str]:

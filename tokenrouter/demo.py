@@ -1,10 +1,12 @@
 """`flask demo`: the whole product on loopback, with a stand-in provider and a database that is thrown away."""
 
 import secrets
+import signal
 import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import click
 from flask import Flask
@@ -19,6 +21,7 @@ from tokenrouter.standin import StandInProvider
 HOST = "127.0.0.1"
 TEAM = "demo"
 QUOTA_TOKENS = 100_000
+ENDINGS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 GUIDE = """
 TokenRouter runs with a stand-in provider: no account is needed, and nothing is kept.
 
@@ -54,6 +57,9 @@ def command(create_app: Callable[[dict[str, str]], Flask]) -> click.Command:
     @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes any.")
     def demo(port: int) -> None:
         """Show the whole product on this machine, without a paid account."""
+        for ending in ENDINGS:
+            if signal.getsignal(ending) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(ending, _end)
         with tempfile.TemporaryDirectory(prefix="tokenrouter-demo-") as folder, StandInProvider() as provider:
             settings = default_settings() | {
                 "PROVIDER_API_KEY": "demo",
@@ -65,6 +71,13 @@ def command(create_app: Callable[[dict[str, str]], Flask]) -> click.Command:
             _serve(create_app(settings), port, settings["ADMIN_PASSWORD"])
 
     return demo
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does, and let no second signal stop that halfway."""
+    for ending in ENDINGS:
+        signal.signal(ending, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _serve(app: Flask, port: int, password: str) -> None:

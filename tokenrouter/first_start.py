@@ -3,17 +3,36 @@
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 import click
 import dotenv
 
-from tokenrouter.config import API_KEY, DEFAULT_ADMIN_PASSWORD, ENV_FILE, ConfigError, Settings, load, printable_text
+from tokenrouter.config import (
+    API_KEY,
+    DEFAULT_ADMIN_PASSWORD,
+    ENV_FILE,
+    ConfigError,
+    Settings,
+    load,
+    printable_text,
+    slips,
+    without_password,
+)
 
 MISSING_KEY = (
     "PROVIDER_API_KEY is not set: put it into the environment or into .env, or run `flask setup` on a terminal"
+)
+
+WHICH_KEY = (
+    "The key is that of your account at {url}. For another provider press Ctrl-C, put its PROVIDER_BASE_URL, and its "
+    "models as ALLOWED_MODELS and DEFAULT_MODEL, into .env, and start again. What you type is not shown."
+)
+DEFAULT_PASSWORD = (
+    "The admin password is still the default: it opens the panel from this machine only. Set ADMIN_PASSWORD, or run "
+    "`flask setup`, and restart."
 )
 
 
@@ -33,6 +52,13 @@ def load_for_serving() -> Settings:
     return load()
 
 
+def warnings(settings: Settings) -> Iterator[str]:
+    """Yield, a line each, what the start is to warn of."""
+    if settings.admin_password == DEFAULT_ADMIN_PASSWORD:
+        yield DEFAULT_PASSWORD
+    yield from slips()
+
+
 def _on_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
@@ -40,10 +66,12 @@ def _on_terminal() -> bool:
 def ask(settings: Settings) -> None:
     """Ask for the provider's key and the admin password, and save both to `.env`, mode 0600.
 
-    Raises ConfigError where nobody can be asked, and when the questions are interrupted.
+    Raises ConfigError where nobody can be asked or nothing saved, and when the questions are interrupted.
     """
     if not _on_terminal():
         raise ConfigError("There is no terminal to ask on: put PROVIDER_API_KEY and ADMIN_PASSWORD into .env by hand")
+    _check_writable()
+    click.echo(WHICH_KEY.format(url=without_password(settings.provider_base_url)), err=True)
     try:
         key = _prompt_hidden("Provider API key", keep=settings.provider_api_key)
         own_password = settings.admin_password if settings.admin_password != DEFAULT_ADMIN_PASSWORD else ""
@@ -53,10 +81,10 @@ def ask(settings: Settings) -> None:
         )
     except click.Abort:
         raise ConfigError("set-up was interrupted; nothing was saved") from None
-    if not password and not own_password:
-        password = secrets.token_urlsafe(12)
-        click.echo(f"The admin password is {password} (shown this once, and kept in .env)", err=True)
-    save({"PROVIDER_API_KEY": key, "ADMIN_PASSWORD": password or own_password})
+    generated = "" if password or own_password else secrets.token_urlsafe(12)
+    save({"PROVIDER_API_KEY": key, "ADMIN_PASSWORD": password or own_password or generated})
+    if generated:
+        click.echo(f"The admin password is {generated} (shown this once, and kept in .env)", err=True)
     click.echo(f"Saved to {ENV_FILE.resolve()}", err=True)
 
 
@@ -71,19 +99,54 @@ def _prompt_hidden(question: str, keep: str) -> str:
             click.echo(f"Accepted is {API_KEY.accepts}.", err=True)
 
 
+def _check_writable() -> None:
+    """Raise ConfigError where answers could not be saved: whoever typed a key would have to find it once more."""
+    path = ENV_FILE.resolve()
+    if path.exists() and not os.access(path, os.R_OK):
+        raise ConfigError(f"{path} cannot be read")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{path} cannot be written, so no answer could be saved: set PROVIDER_API_KEY and ADMIN_PASSWORD in the "
+            "environment, or make the folder writable"
+        )
+
+
 def save(values: Mapping[str, str]) -> None:
-    """Write the values into `.env`, mode 0600; other lines and comments stay as they are."""
-    ENV_FILE.touch(mode=0o600)
-    ENV_FILE.chmod(0o600)  # dotenv's writer keeps the mode that it finds
-    for name, value in values.items():
-        dotenv.set_key(ENV_FILE, name, value)
+    """Write the values into `.env`, mode 0600, all or none; other lines and comments stay as they are.
+
+    Raises ConfigError, naming the file and what was to be saved.
+    """
+    path = ENV_FILE.resolve()  # of a link, what it leads to
+    draft = path.with_name(f".env.{secrets.token_hex(4)}")
+    try:
+        draft.touch(mode=0o600, exist_ok=False)
+        if path.exists():
+            draft.write_bytes(path.read_bytes())
+        for name, value in values.items():
+            dotenv.set_key(draft, name, value)  # which keeps the mode
+        draft.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{' and '.join(values)} could not be saved to {path}: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def generated_secret_key(folder: Path) -> str:
     """Return the key kept in the folder's `secret_key`, mode 0600, made when first asked for.
 
     Several workers may ask at once: a link is made whole or not at all, so all of them read the same key.
+    Raises ConfigError.
     """
+    try:
+        return _kept_secret_key(folder)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{folder / 'secret_key'}, the key that signs sessions, cannot be read or made: {error}; "
+            "make the folder this user's, or set SECRET_KEY"
+        ) from error
+
+
+def _kept_secret_key(folder: Path) -> str:
     path = folder / "secret_key"
     if path.exists() and not path.stat().st_size:  # a power cut can leave an empty file
         path.unlink(missing_ok=True)

@@ -39,8 +39,8 @@ def _models_of(caller: Caller) -> list[dict[str, object]]:
 
 
 @blueprint.get("/usage")
-def usage() -> dict[str, object]:
+def usage() -> tuple[dict[str, object], dict[str, str]]:
     """Tell the caller's team what it used, in all and of late."""
     caller = handler.authenticate("/usage")
     models = payload.narrowed(runtime.current().settings.allowed_models, caller.models)
-    return reports.own_usage(caller.team_id, models)
+    return reports.own_usage(caller.team_id, models), {"Cache-Control": "no-store"}

@@ -1,7 +1,9 @@
 """Who may enter: the administrator's session, CSRF tokens, and the hooks that every view of the panel shares."""
 
 import logging
+import os
 import re
+import socket
 from typing import Any
 
 from flask import Blueprint, Flask, Response, abort, redirect, render_template, request, session, url_for
@@ -11,10 +13,11 @@ from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_wtf.csrf import validate_csrf
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as BaseResponse
 from wtforms import ValidationError
 
 from tokenrouter import changes, runtime
-from tokenrouter.admin import password, sessions
+from tokenrouter.admin import browsers, password, sessions, sockets
 from tokenrouter.changes import Actor
 from tokenrouter.config import Settings
 from tokenrouter.database import schema
@@ -54,11 +57,20 @@ def _administrator(session_id: str) -> Administrator | None:
     return Administrator(session_id) if is_open else None
 
 
-def sign_in() -> None:
-    """Begin a new session for the administrator; nothing of an older one stays."""
+def sign_in(response: BaseResponse) -> BaseResponse:
+    """Begin a new session for the administrator, nothing of an older one stays; and know the browser from now on."""
+    password_print = password.password_fingerprint(settings())
     session.clear()
     session.permanent = True
-    login_user(Administrator(sessions.begin(password.password_fingerprint(settings()))))
+    login_user(Administrator(sessions.begin(password_print)))
+    browsers.remember(response, request, password_print)
+    return response
+
+
+def guesser() -> str:
+    """Return for whom wrong passwords are counted: a browser that has signed in before, else an address."""
+    browser_id = browsers.known(request, password.password_fingerprint(settings()))
+    return password.counted_address(request.remote_addr or "") if browser_id is None else password.BROWSER + browser_id
 
 
 def sign_out() -> None:
@@ -67,15 +79,23 @@ def sign_out() -> None:
     session.clear()
 
 
-def is_on_this_machine() -> bool:
-    """Tell whether the request was made on this machine, whatever a proxy may say of it."""
-    peer = request.environ.get("werkzeug.proxy_fix.orig", request.environ)
-    return password.default_password_allowed(
-        peer.get("REMOTE_ADDR"),
-        peer.get("HTTP_HOST", ""),
+def may_use_default_password() -> bool:
+    """Tell whether the request was made on this machine by the user as whom the service runs, without a proxy."""
+    if settings().trusted_proxies:
+        return False
+    return password.comes_from_here(
+        request.environ.get("REMOTE_ADDR"),
+        request.environ.get("HTTP_HOST", ""),
         request.headers.keys(),
         request.environ.get("SERVER_PROTOCOL", ""),
-    )
+    ) and _is_own_users(request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket"))
+
+
+def _is_own_users(connection: socket.socket | None) -> bool:
+    """Tell whether our own user holds the other end; where the system does not tell that of any, it is taken for so."""
+    if not sockets.tells_owners():
+        return True
+    return connection is not None and sockets.peer_owner(connection) == os.geteuid()
 
 
 def actor() -> Actor:

@@ -17,8 +17,9 @@ NEAREST = 8
 FAILURES = 8
 PROVIDER_ANSWER_S = 60
 REFUSED_DEFAULT = (
-    "The admin password is still the default, admin123, which opens the panel only from the machine that TokenRouter "
-    "runs on, without a proxy between. Set ADMIN_PASSWORD there, or run `flask setup`, and restart."
+    "The admin password is still the default, admin123, which opens the panel only on the machine that TokenRouter "
+    "runs on, for the same user, and without a proxy between. Set ADMIN_PASSWORD there, or run `flask setup`, and "
+    "restart."
 )
 
 
@@ -56,22 +57,21 @@ class HomeView(PanelView, AdminIndexView):
         target = access.safe_target(request.values.get("next"))
         if current_user.is_authenticated:
             return redirect(target)
-        problem, status = self._try_to_sign_in() if request.method == "POST" else (None, 200)
+        problem, status = self._try_password() if request.method == "POST" else (None, 200)
         if request.method == "POST" and problem is None:
-            return redirect(target)
+            return access.sign_in(redirect(target))
         return self.render("admin/login.html", target=target, problem=problem), status
 
-    def _try_to_sign_in(self) -> tuple[str | None, int]:
+    def _try_password(self) -> tuple[str | None, int]:
         """Return what to say to whoever stays outside, and the status."""
-        if password.has_default_password(settings()) and not access.is_on_this_machine():
+        if password.has_default_password(settings()) and not access.may_use_default_password():
             return REFUSED_DEFAULT, 403
         try:
-            is_right = password.try_password(settings(), request.form.get("password", ""), request.remote_addr or "")
+            is_right = password.try_password(settings(), request.form.get("password", ""), access.guesser())
         except password.TooManyWrongPasswords as error:
             return str(error), 429
         if not is_right:
             return "This is not the admin password.", 401
-        access.sign_in()
         return None, 200
 
     @expose("/logout", methods=("POST",))

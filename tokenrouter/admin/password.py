@@ -1,4 +1,4 @@
-"""The administrator's password: compared in constant time, throttled by address, fenced in while it is the default."""
+"""The administrator's password: compared in constant time, throttled, fenced in while it is the default."""
 
 import hashlib
 import hmac
@@ -8,14 +8,16 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import ColumnElement, delete, func, insert, select
 from sqlalchemy.engine import Connection
 
 from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, Settings
 from tokenrouter.database.tables import SignInAttempt, db, epoch_now, writing
 
-ATTEMPTS = 5
+ATTEMPTS, ATTEMPTS_OF_ALL = 5, 30
 ATTEMPTS_WITHIN_S = 60
+BROWSER = "browser:"  # begins those for whom attempts are counted that are no addresses
+NO_ADDRESS = "unknown"
 ADDRESS_WITH_PORT = re.compile(r"(?:(?P<v4>[0-9.]+)|\[(?P<v6>[^\]]*)\])(?::[0-9]+)?")
 THROTTLE_LOCK = 0x736967  # any number that no other advisory lock of ours has
 LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
@@ -23,23 +25,25 @@ PROXY_HEADER = re.compile(r"forwarded|via|x-forwarded-.*|x-real-ip", re.IGNORECA
 
 
 class TooManyWrongPasswords(Exception):
-    """Five wrong passwords came from an address within a minute; `wait_s` says when the next one may come."""
+    """Too many wrong passwords came within a minute; `wait_s` says when the next one may come."""
 
     def __init__(self, wait_s: int) -> None:
         super().__init__(f"Too many wrong passwords: try again in {wait_s} seconds.")
         self.wait_s = wait_s
 
 
-def try_password(settings: Settings, password: str, address: str) -> bool:
-    """Tell whether this is the administrator's password, and count it against the address if it is not.
+def try_password(settings: Settings, password: str, guesser: str) -> bool:
+    """Tell whether this is the administrator's password, and count it against the guesser if it is not.
 
+    A guesser is an address as `counted_address` gives it, or BROWSER and the id of a known browser. Of an address five
+    are looked at in a minute, of all addresses together thirty; a browser has five of its own.
     The attempt is counted before the password is looked at, and given back if that was right: however many guesses come
-    at once, to however many workers, five of them are looked at.
+    at once, to however many workers, no more of them are looked at.
     Raises TooManyWrongPasswords, to the right one too, and what the database raises.
     """
-    if wait_s := sign_in_wait_s(address):  # read first: whoever is shut out costs no write
+    if wait_s := sign_in_wait_s(guesser):  # read first: whoever is shut out costs no write
         raise TooManyWrongPasswords(wait_s)
-    attempt_id = _reserve_attempt(_counted_address(address))
+    attempt_id = _reserve_attempt(guesser)
     if not check_admin_password(settings, password):
         return False
     with writing(db.engine, durable=False) as connection:
@@ -47,10 +51,10 @@ def try_password(settings: Settings, password: str, address: str) -> bool:
     return True
 
 
-def sign_in_wait_s(address: str) -> int:
-    """Return the whole seconds for which this address may not try to sign in; 0 when it may."""
+def sign_in_wait_s(guesser: str) -> int:
+    """Return the whole seconds for which this guesser may not try to sign in; 0 when it may."""
     with db.engine.connect() as connection:
-        return _wait_s(connection, _counted_address(address))
+        return _wait_s(connection, guesser)
 
 
 def check_admin_password(settings: Settings, password: str) -> bool:
@@ -77,8 +81,8 @@ def has_default_password(settings: Settings) -> bool:
     return settings.admin_password == DEFAULT_ADMIN_PASSWORD
 
 
-def default_password_allowed(remote_addr: str | None, host: str, headers: Iterable[str], http_version: str) -> bool:
-    """Tell whether a request comes from this very machine, which alone may sign in by the default password.
+def comes_from_here(remote_addr: str | None, host: str, headers: Iterable[str], http_version: str) -> bool:
+    """Tell whether a request looks as if it came from this very machine, without a proxy.
 
     `remote_addr` is the peer of the connection, not what a proxy says of it; `host` the Host header, `headers` the
     names of all headers, `http_version` the protocol as in `HTTP/1.1`. A proxy that shows in none of these passes.
@@ -99,40 +103,51 @@ def _is_loopback(address: str | None) -> bool:
     return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
-def _counted_address(address: str) -> str:
-    """Return whom attempts are counted for: a network of IPv6, within which one sender has addresses without end."""
+def counted_address(address: str) -> str:
+    """Return whom attempts are counted for: a network of IPv6, within which one sender has addresses without end.
+
+    What is no address, for a proxy may be believed that passes on any text, is counted as one.
+    """
     if with_port := ADDRESS_WITH_PORT.fullmatch(address):  # as some proxies tell it: each try has another
         address = with_port["v4"] or with_port["v6"]
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return address[:64]
+        return NO_ADDRESS
     if isinstance(parsed, ipaddress.IPv4Address) or parsed.ipv4_mapped:
         return str(getattr(parsed, "ipv4_mapped", parsed))
     return str(ipaddress.ip_network((parsed.packed, 64), strict=False))
 
 
-def _reserve_attempt(address: str) -> int:
-    """Count an attempt, and forget those of all addresses that are over; return its id."""
+def _reserve_attempt(guesser: str) -> int:
+    """Count an attempt, and forget all that are over; return its id."""
     with writing(db.engine, durable=False) as connection:
         if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
-            connection.execute(select(func.pg_advisory_xact_lock(THROTTLE_LOCK, func.hashtext(address))))
-        if wait_s := _wait_s(connection, address):
+            together = guesser if guesser.startswith(BROWSER) else ""
+            connection.execute(select(func.pg_advisory_xact_lock(THROTTLE_LOCK, func.hashtext(together))))
+        if wait_s := _wait_s(connection, guesser):
             raise TooManyWrongPasswords(wait_s)
         over = select(SignInAttempt.id).where(SignInAttempt.at <= epoch_now() - ATTEMPTS_WITHIN_S)
         connection.execute(delete(SignInAttempt).where(SignInAttempt.id.in_(over.with_for_update(skip_locked=True))))
-        added = insert(SignInAttempt).values(address=address, at=epoch_now()).returning(SignInAttempt.id)
+        added = insert(SignInAttempt).values(address=guesser, at=epoch_now()).returning(SignInAttempt.id)
         return connection.execute(added).scalar_one()
 
 
-def _wait_s(connection: Connection, address: str) -> int:
-    """Return how long it takes until fewer than five attempts lie within the last minute."""
-    fifth = (
+def _wait_s(connection: Connection, guesser: str) -> int:
+    """Return how long it takes until few enough attempts lie within the last minute, the guesser's and all."""
+    own_s = _wait_for_s(connection, SignInAttempt.address == guesser, ATTEMPTS)
+    if guesser.startswith(BROWSER):
+        return own_s
+    return max(own_s, _wait_for_s(connection, SignInAttempt.address.not_like(f"{BROWSER}%"), ATTEMPTS_OF_ALL))
+
+
+def _wait_for_s(connection: Connection, is_counted: ColumnElement[bool], attempts: int) -> int:
+    first_of_them = (
         select(SignInAttempt.at + ATTEMPTS_WITHIN_S - epoch_now())
-        .where(SignInAttempt.address == address, SignInAttempt.at > epoch_now() - ATTEMPTS_WITHIN_S)
+        .where(is_counted, SignInAttempt.at > epoch_now() - ATTEMPTS_WITHIN_S)
         .order_by(SignInAttempt.at.desc())
-        .offset(ATTEMPTS - 1)
+        .offset(attempts - 1)
         .limit(1)
     )
-    remaining_s = connection.execute(fifth).scalar()
+    remaining_s = connection.execute(first_of_them).scalar()
     return 0 if remaining_s is None else max(1, math.ceil(remaining_s))

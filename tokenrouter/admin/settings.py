@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from flask.typing import ResponseReturnValue
 from flask_admin import expose
@@ -10,7 +9,7 @@ from sqlalchemy.engine import make_url
 
 from tokenrouter import runtime
 from tokenrouter.admin.access import PanelView, settings
-from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, SETTINGS, Settings, is_allowed
+from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, SETTINGS, Settings, is_allowed, without_password
 from tokenrouter.provider.catalogue import Check
 
 SHOWN_CHARACTERS = 4
@@ -100,12 +99,6 @@ def _secret(value: str) -> tuple[str, str]:
 
 def _database(value: str) -> tuple[str, str]:
     return make_url(value).set(query={}).render_as_string(hide_password=True), ""
-
-
-def without_password(url: str) -> str:
-    """Return a URL without the name and password that may stand in it."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 SHOWN = {

@@ -1,6 +1,6 @@
 """The forms of a team and of its tokens: what people type, and the domain's arguments that it stands for."""
 
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from werkzeug.datastructures import MultiDict
@@ -19,7 +19,6 @@ GRACES = {
     "30d": ("for 30 days", timedelta(days=30)),
 }
 MEANWHILE = "Somebody changed this to “{}” meanwhile. Save again to put yours in its place."
-LAST_DAY = date.max - timedelta(days=1)
 ARGUMENTS = {"name": "rename", "quota": "quota_tokens", "models": "models", "active": "active"}
 FIELDS = {"quota_tokens": "quota", "expires_at": "expires"}
 
@@ -104,7 +103,7 @@ class TokenForm(Form):
     def expires_at(self) -> datetime | None:
         """Return the end of the chosen day, in UTC."""
         day: date | None = self.expires.data
-        return None if day is None else datetime.combine(min(day, LAST_DAY), time.min, UTC) + timedelta(days=1)
+        return None if day is None else teams.end_of_day(day)
 
 
 def explain(form: Form, error: APIError) -> None:

@@ -88,19 +88,18 @@ class TeamView(PanelView, ModelView):
         """Change a team's name, quota, models and state."""
         team = _found(team_id)
         form = TeamEditForm(team, request.form if request.method == "POST" else None)
-        if self.validate_form(form) and self.update_model(form, team):
-            flash(Markup("Saved the team {}.").format(quoted((form.name.data or "").strip())), "success")
+        if self.validate_form(form) and (saved := self.update_model(form, team)):
+            flash(Markup("Saved the team {}.").format(quoted(saved.name)), "success")
             return redirect(url_for(".details_view", team_id=team_id))
         return self.render("admin/team_form.html", form=form, team=team, allowed=settings().allowed_models)
 
-    def update_model(self, form: TeamEditForm, model: Team) -> bool:
+    def update_model(self, form: TeamEditForm, model: Team) -> Team | None:
         """Have the domain change the team; explain in the form what it refuses."""
         try:
-            team_store.update(model.id, **form.changes(), by=actor())
+            return team_store.update(model.id, **form.changes(), by=actor())
         except APIError as error:
             explain(form, error)
-            return False
-        return True
+            return None
 
     @expose("/<int:team_id>/quota", methods=("POST",))
     def quota_view(self, team_id: int) -> ResponseReturnValue:

@@ -1,5 +1,6 @@
 """Bring the database to the schema of this version, whoever starts first."""
 
+import errno
 import importlib
 import os
 from contextlib import suppress
@@ -88,6 +89,9 @@ def _make_sqlite_file() -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
         path.touch(mode=0o600)
+    for needed in (path.parent, path):  # in the folder SQLite makes files beside it
+        if not os.access(needed, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(needed))
 
 
 def _revision() -> str | None:

@@ -1,6 +1,7 @@
 """The tables: columns and facts about one row. Nothing here commits, and only the ledger moves a counter."""
 
 import sqlite3
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
@@ -16,6 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
+from tokenrouter.config import ConfigError
 from tokenrouter.database.log_status import RARE_STATUSES
 
 BUSY_TIMEOUT_S = 5
@@ -72,6 +74,11 @@ def clamp_id(number: int) -> int:
 def clamp_text(text: str) -> str:
     """Return a text to search for, or, where PostgreSQL would refuse it, one that no row has either."""
     return text if "\0" not in text else "\1"
+
+
+def normalized(text: str) -> str:
+    """Return a name in Unicode's composed form, NFC, in which names are kept and compared."""
+    return unicodedata.normalize("NFC", text)
 
 
 class Team(Base):
@@ -305,8 +312,14 @@ def _postgresql_epoch_now(element: Any, compiler: Any, **options: Any) -> str:
 
 
 def init_app(app: Flask) -> None:
-    """Bind the tables to the app's database."""
-    db.init_app(app)
+    """Bind the tables to the app's database.
+
+    Raises ConfigError where the folder cannot be made from which the path of an SQLite file is taken.
+    """
+    try:
+        db.init_app(app)
+    except OSError as error:
+        raise ConfigError(f"{app.instance_path} cannot be made: {error.strerror}") from error
     with app.app_context():
         if db.engine.dialect.name == "sqlite":
             event.listen(db.engine, "connect", _prepare_sqlite)

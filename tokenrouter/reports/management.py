@@ -6,7 +6,7 @@ from typing import Any, Literal
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from tokenrouter.database.tables import Team, UsageDaily, clamp_id, clamp_text, db
+from tokenrouter.database.tables import Team, UsageDaily, clamp_id, clamp_text, db, normalized
 from tokenrouter.reports.reading import reading
 
 Grouping = Literal["day", "team", "model"]
@@ -18,7 +18,7 @@ def teams_after(after_id: int, limit: int, name: str | None = None) -> tuple[lis
     """Return the living teams next after an id, by id, detached, and whether there are more; `name` is all of it."""
     query = select(Team).where(Team.id > clamp_id(after_id), Team.deleted_at.is_(None)).order_by(Team.id)
     if name is not None:
-        query = query.where(Team.name == clamp_text(name))
+        query = query.where(Team.name == clamp_text(normalized(name)))
     with Session(db.engine) as session:
         rows = list(session.scalars(query.limit(limit + 1)))
     return rows[:limit], len(rows) > limit

@@ -8,7 +8,16 @@ from sqlalchemy import ColumnElement, SQLColumnExpression, bindparam, case, func
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import aliased
 
-from tokenrouter.database.tables import AnyRow, ApiToken, Team, UsageDaily, clamp_id, clamp_text, split_models
+from tokenrouter.database.tables import (
+    AnyRow,
+    ApiToken,
+    Team,
+    UsageDaily,
+    clamp_id,
+    clamp_text,
+    normalized,
+    split_models,
+)
 from tokenrouter.reports.reading import reading
 
 LATELY_DAYS = 7
@@ -177,7 +186,7 @@ def teams_page(
 def _fitting(search: str, state: State | None, near_quota: Nearness | None) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = [Team.deleted_at.is_(None)]
     if search:
-        conditions.append(Team.name.icontains(clamp_text(search), autoescape=True))
+        conditions.append(Team.name.icontains(clamp_text(normalized(search)), autoescape=True))
     if state is not None:
         conditions.append(Team.active.is_(state == "active"))
     if near_quota is not None:

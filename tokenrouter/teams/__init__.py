@@ -1,9 +1,17 @@
 """Teams, their tokens, and the tokens of the management API: created, changed and deleted, each change recorded."""
 
-from tokenrouter.teams.api_tokens import NotUsable, check_label, create_token, revoke_token, rotate_token, tokens
+from tokenrouter.teams.api_tokens import (
+    NotUsable,
+    create_token,
+    end_of_day,
+    revoke_token,
+    rotate_token,
+    tokens,
+)
 from tokenrouter.teams.lookup import find, get, ids_ever_named, living
+from tokenrouter.teams.names import check_label, check_name
 from tokenrouter.teams.quotas import MOST_QUOTA_TOKENS, UNLIMITED, NotANumber, format_quota, parse_quota
-from tokenrouter.teams.teams import KEEP, check_name, create, delete, delete_several, set_active, update
+from tokenrouter.teams.teams import KEEP, create, delete, delete_several, set_active, update
 
 __all__ = [
     "KEEP",
@@ -17,6 +25,7 @@ __all__ = [
     "create_token",
     "delete",
     "delete_several",
+    "end_of_day",
     "find",
     "format_quota",
     "get",

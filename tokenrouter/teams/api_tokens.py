@@ -1,7 +1,6 @@
 """Give a team tokens, list, rotate and revoke them; each function is one transaction, and commits."""
 
-import unicodedata
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from sqlalchemy import Select, select
@@ -10,26 +9,22 @@ from sqlalchemy.orm import Session
 from tokenrouter import changes
 from tokenrouter.auth import SHOWN_CHARACTERS, new_bearer_token, token_hash
 from tokenrouter.changes import Actor, Changed
-from tokenrouter.database.tables import NAME_LENGTH, ApiToken, Team, db
+from tokenrouter.database.tables import ApiToken, Team, db
 from tokenrouter.errors import InvalidRequest, NotFound
 from tokenrouter.teams.lookup import changing, find_in
+from tokenrouter.teams.names import check_label
 
 LONGEST_GRACE = timedelta(days=90)
+LAST_DAY = date.max - timedelta(days=1)
 
 
 class NotUsable(InvalidRequest):
     """The token has expired, or has been replaced by another."""
 
 
-def check_label(label: str | None) -> str | None:
-    """Return a token's label as it is kept, None where it is empty.
-
-    Raises InvalidRequest.
-    """
-    label = (label or "").strip()
-    if len(label) > NAME_LENGTH or any(unicodedata.category(character) in ("Cc", "Cs") for character in label):
-        raise InvalidRequest(f"A label has at most {NAME_LENGTH} characters and no control characters.", param="label")
-    return label or None
+def end_of_day(day: date) -> datetime:
+    """Return when a token ends that is valid through a day in UTC."""
+    return datetime.combine(min(day, LAST_DAY), time.min, UTC) + timedelta(days=1)
 
 
 def create_token(

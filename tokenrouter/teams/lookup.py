@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
-from tokenrouter.database.tables import Team, clamp_id, clamp_text, db, writing
+from tokenrouter.database.tables import Team, clamp_id, clamp_text, db, normalized, writing
 from tokenrouter.errors import NotFound
 
 
@@ -48,7 +48,7 @@ def find_in(session: Session, which: str | int, *, locked: bool = False) -> Team
 
 
 def _is_named(name: str) -> ColumnElement[bool]:
-    return Team.name == clamp_text(name)
+    return Team.name == clamp_text(normalized(name))
 
 
 def find_several_in(session: Session, team_ids: Iterable[int]) -> list[Team]:

@@ -4,7 +4,6 @@ Every function is one transaction, which records who made the change, and commit
 or by its id, which is an int.
 """
 
-import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,10 +17,11 @@ from sqlalchemy.orm import Session
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.config import parse_models
-from tokenrouter.database.tables import NAME_LENGTH, ApiToken, Team
+from tokenrouter.database.tables import ApiToken, Team
 from tokenrouter.errors import InvalidRequest, NameTaken
 from tokenrouter.teams.api_tokens import add_token
 from tokenrouter.teams.lookup import changing, find_in, find_several_in
+from tokenrouter.teams.names import check_name
 from tokenrouter.teams.quotas import check_quota
 
 
@@ -32,19 +32,6 @@ class Keep(Enum):
 
 
 KEEP = Keep.KEEP
-
-
-def check_name(name: str) -> str:
-    """Return a team's name as it is kept.
-
-    Raises InvalidRequest unless it has 1 to 200 characters and no control character.
-    """
-    name = name.strip()
-    if not 1 <= len(name) <= NAME_LENGTH or any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-        raise InvalidRequest(
-            f"A team's name has 1 to {NAME_LENGTH} characters and no control characters.", param="name"
-        )
-    return name
 
 
 def check_models(text: str | None) -> str | None:
