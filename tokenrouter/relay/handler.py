@@ -59,7 +59,7 @@ def handle(endpoint: Endpoint) -> Response:
         with Upload(request.headers.get("Content-Type", "")) as upload:
             upload.receive(request_body.body_pieces(most_bytes))
             return _answer(own, endpoint, caller, payload.form_body(upload.fields), upload)
-    return _answer(own, endpoint, caller, payload.parse(request_body.read_body(most_bytes)))
+    return _answer(own, endpoint, caller, request_body.read(most_bytes, payload.parse, caller.team_id))
 
 
 def _answer(
