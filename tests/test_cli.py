@@ -25,6 +25,7 @@ LOG_FIELDS = [
     "endpoint",
     "status",
     "status_code",
+    "repeats",
     "stream",
     "prompt_tokens",
     "completion_tokens",

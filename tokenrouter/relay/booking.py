@@ -73,7 +73,7 @@ class Booking:
         status, usage, source = PROVIDER_ERROR, Usage(0, 0, 0), NOT_COUNTED
         if isinstance(error, CallEnded):
             status, usage, source = error.log_status, self._counted(int), ESTIMATED
-        code = api_error.code or api_error.type
+        code = api_error.logged_as or api_error.code or api_error.type
         self._settle(status, usage, source, status_code=api_error.status, error_code=code)
 
     def _claim(self) -> bool:

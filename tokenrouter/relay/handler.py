@@ -139,12 +139,15 @@ def new_call_request(caller: Caller, endpoint_path: str, model: str, *, stream: 
 
 @contextmanager
 def _logged_refusal(ledger: Ledger, call_request: CallRequest) -> Iterator[None]:
-    """Write the row of a refusal. Where it cannot be written the refusal stands all the same."""
+    """Write the row of a refusal, or count it to that of the same one.
+
+    Where it cannot be written the refusal stands all the same.
+    """
     try:
         yield
     except (ModelNotFound, TeamDisabled) as refusal:
         try:
-            ledger.reject(call_request, refusal.status, refusal.code)
+            refusal.request_id = ledger.reject(call_request, refusal.status, refusal.code)
         except StorageUnavailable:
             logger.warning("The refusal of request %s could not be logged", call_request.request_id)
         raise
