@@ -87,6 +87,12 @@ class ResponseNotFound(APIError):
     status, type, code = 404, "invalid_request_error", "previous_response_not_found"
 
 
+class ItemNotFound(APIError):
+    """The team was given no such item of a response, whoever else was."""
+
+    status, type, code = 404, "invalid_request_error", "item_not_found"
+
+
 class NotFound(APIError):
     """There is no such team or token."""
 

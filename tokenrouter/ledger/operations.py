@@ -13,7 +13,7 @@ from tokenrouter.database.statements import DriverConnection, Inserter, Statemen
 from tokenrouter.database.tables import NOT_COUNTED, AnyRow, ApiToken, RequestLog, Team, UsageDaily, Worker, epoch_now
 from tokenrouter.errors import ModelNotFound, QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, NewRefusals, Refusals, Repetition, key_of
-from tokenrouter.ledger.responses import remember
+from tokenrouter.ledger.responses import Given, remember
 from tokenrouter.ledger.rules import Balance, CallRequest, Outcome, Reservation, decide
 
 NO_MODEL = ""
@@ -143,8 +143,8 @@ class Settle:
 
     reservation: Reservation
     outcome: Outcome
-    given_id: str | None = None
-    """The id of a response that the team may name from now on."""
+    given: Given | None = None
+    """What the team may name from now on."""
     must_happen: ClassVar[bool] = True
     durable: ClassVar[bool] = True
     tries: int = 0
@@ -162,8 +162,8 @@ class Settle:
         if taken.rowcount == 1:
             tx.balances[call.team_id].settle(call.held_tokens, self.outcome.charged_tokens)
             tx.count(call.team_id, call.day, self._counted_model(), self.outcome)
-            if self.given_id is not None:
-                remember(tx.connection, call.team_id, self.given_id, self.outcome.charged_tokens)
+            if self.given is not None:
+                remember(tx.connection, call.team_id, self.given, self.outcome.charged_tokens)
             return True
         # after a try whose commit was lost on the way back, the row may bear this very outcome
         return self.tries > 1 and self._stands_in_log(tx)

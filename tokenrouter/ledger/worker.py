@@ -32,6 +32,7 @@ from tokenrouter.ledger.operations import (
     lock_balances,
 )
 from tokenrouter.ledger.refusals import NewRefusals, Refusals, key_of
+from tokenrouter.ledger.responses import Given
 from tokenrouter.ledger.rules import CallRequest, Outcome, Reservation
 from tokenrouter.ledger.writer import Ticket, Writer
 
@@ -133,15 +134,15 @@ class Ledger:
         request_id: str = self._writer.run(Reject(request, status_code, error_code))
         return request_id
 
-    def settle(self, reservation: Reservation, outcome: Outcome, given_id: str | None = None) -> None:
+    def settle(self, reservation: Reservation, outcome: Outcome, given: Given | None = None) -> None:
         """Book the end of a call: charge, give the hold back and complete the row, safe against a power cut.
 
-        In the same transaction the id of a response that the team was given is remembered.
+        In the same transaction is remembered what the team was given and may name.
         Return when that is committed, or after 5 s without a database; it is then tried again in the background.
         """
         deadline = time.monotonic() + SETTLE_WAIT_S
         ticket = self._writer.submit(
-            Settle(reservation, outcome, given_id), then=partial(self._settled, reservation.call_id)
+            Settle(reservation, outcome, given), then=partial(self._settled, reservation.call_id)
         )
         if not ticket.wait(max(0.0, deadline - time.monotonic())):
             logger.warning("Call %d is answered before its settlement could be written", reservation.call_id)
