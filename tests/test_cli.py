@@ -26,6 +26,7 @@ LOG_FIELDS = [
     "endpoint",
     "status",
     "status_code",
+    "repeats",
     "stream",
     "prompt_tokens",
     "completion_tokens",

@@ -94,7 +94,6 @@ CLOSED_FIELDS = [
     ("conversation", {"id": "conv-1"}, "conversation"),
     ("previous_response_id", 1, "previous_response_id"),
     ("previous_response_id", ["resp_1"], "previous_response_id"),
-    ("input", [{"type": "item_reference", "id": "msg_1"}], "input"),
 ]
 
 

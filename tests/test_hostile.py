@@ -5,13 +5,17 @@ import json
 import time
 
 import pytest
-from conftest import Member, stored
+from conftest import TESTER, Member, stored
+from flask import Flask
 from flask.testing import FlaskClient
 from sending import FORMS, JSON_ENDPOINTS, MODEL, body_of, fetch
 from werkzeug.test import TestResponse
 
-from tokenrouter import reports
+from tokenrouter import payload, reports, request_body, runtime
+from tokenrouter.errors import InvalidRequest, Overloaded
+from tokenrouter.payload import documents
 from tokenrouter.standin import StandInProvider
+from tokenrouter.teams import management_tokens
 
 
 def assert_refused(reply: TestResponse, provider: StandInProvider, param: str | None, status: int = 400) -> None:
@@ -228,3 +232,84 @@ def test_large_body_is_judged_within_seconds(
     assert post_raw(client, team, endpoint, data).status_code == 429
     assert time.perf_counter() - started < 5
     assert provider.calls == []
+
+
+# Too many values, and too many bodies
+
+TINY = {
+    "objects": b'{"messages": [' + b"{}," * 200_000 + b"{}]}",
+    "arrays": b'{"messages": [' + b"[]," * 200_000 + b"[]]}",
+    "numbers": b'{"input": [' + b"1," * 200_000 + b"1]}",
+    "texts": b'{"input": [' + b'"",' * 200_000 + b'""]}',
+    "members": b'{"input": {' + b'"a":1,' * 200_000 + b'"a":1}}',
+    "nested": b'{"input": [' + b"[[[[[]]]]]," * 50_000 + b"1]}",
+    "after an escaped quote": b'{"input": ["\\"", ' + b"1," * 200_000 + b"1]}",
+    "after backslashes": b'{"input": ["\\\\\\\\", ' + b"1," * 200_000 + b"1]}",
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_body_of_more_values_than_may_come_is_refused_unparsed(
+    client: FlaskClient, team: Member, provider: StandInProvider, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(documents.orjson, "loads", None)
+    reply = post_raw(client, team, "chat/completions", TINY[name])
+    assert_refused(reply, provider, None)
+    assert "200,000 values" in reply.json["error"]["message"]
+
+
+def test_management_api_counts_values_too(client: FlaskClient, app: Flask):
+    _, bearer_token = management_tokens.create("test", by=TESTER)
+    headers = {"Authorization": f"Bearer {bearer_token}"}
+    reply = client.post("/api/teams", data=TINY["objects"], headers=headers)
+    assert (reply.status_code, reply.json["error"]["code"]) == (400, None)
+    assert "200,000 values" in reply.json["error"]["message"]
+
+
+TEXTS_OF_MARKS = ["," * 400_000, '",[{\\' * 100_000, "\\" * 300_000, '\\"' * 200_000]
+
+
+@pytest.mark.parametrize("text", TEXTS_OF_MARKS)
+def test_long_text_of_commas_and_brackets_is_no_value(text: str):
+    body = {"messages": [{"role": "user", "content": text}]}
+    assert payload.parse(json.dumps(body).encode()) == body
+
+
+def test_as_many_values_as_may_come_pass():
+    body = b'{"input": [' + b"1," * 199_997 + b"1]}"  # with the list and the object itself
+    assert len(payload.parse(body)["input"]) == 199_998
+    with pytest.raises(InvalidRequest):
+        payload.parse(body[:-2] + b",1]}")
+
+
+def test_bodies_under_way_share_their_memory_and_no_team_has_more_than_half():
+    memory = request_body.Memory(100)
+    memory.take(1, 50)
+    for owner, size in ((1, 1), (2, 51)):
+        with pytest.raises(Overloaded):
+            memory.take(owner, size)
+    memory.take(2, 50)
+    with pytest.raises(Overloaded):
+        memory.take(3, 1)
+    memory.give_back(1, 50)
+    memory.take(3, 50)
+
+
+def test_large_body_that_finds_no_memory_gets_503_and_small_ones_pass(
+    client: FlaskClient, app: Flask, team: Member, provider: StandInProvider
+):
+    memory: request_body.Memory = app.extensions[request_body.EXTENSION]
+    half = runtime.current().settings.max_request_bytes * request_body.BODIES_AT_ONCE // 2
+    memory.take(-1, half)
+    memory.take(-2, half)
+    reply = fetch(client, team, "chat/completions", user="x" * 100_000)
+    assert (reply.status_code, reply.json["error"]["code"], reply.headers["Retry-After"]) == (503, "overloaded", "1")
+    assert provider.calls == []
+    assert fetch(client, team, "chat/completions").status_code == 200
+
+
+@pytest.mark.parametrize("tail", [b'"}', b""])
+def test_memory_of_a_body_is_given_back_however_it_ends(client: FlaskClient, app: Flask, team: Member, tail: bytes):
+    post_raw(client, team, "chat/completions", b'{"user": "' + b"x" * 200_000 + tail)
+    memory: request_body.Memory = app.extensions[request_body.EXTENSION]
+    assert (memory._total, dict(memory._taken)) == (0, {})

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import pytest
-from conftest import TESTER
+from conftest import TESTER, eventually
 from flask import Flask
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -179,12 +179,20 @@ class LedgerMachine(RuleBasedStateMachine):
     def counters_equal_the_model(self) -> None:
         with self.engine.connect() as connection:
             rows = connection.execute(select(Team.__table__).where(Team.id.in_(self.ids))).all()
-            rejected = select(RequestLog.team_id, func.count()).where(RequestLog.status == "rejected")
-            refusals = dict(connection.execute(rejected.group_by(RequestLog.team_id)).all())
         for row in rows:
             team = self.teams[row.id]
             assert (row.settled_tokens, row.reset_mark_tokens, row.held_tokens) == (team.settled, team.mark, team.held)
-            assert refusals.get(row.id, 0) == team.rejected
+        for process in self.processes:
+            process.ledger._write_repeats()
+        assert eventually(lambda: self.refusals() == {id_: t.rejected for id_, t in self.teams.items() if t.rejected})
+
+    def refusals(self) -> dict[int, int]:
+        """Return how many calls of each team the log says were refused."""
+        rejected = select(RequestLog.team_id, func.sum(RequestLog.repeats)).where(
+            RequestLog.status == "rejected", RequestLog.team_id.in_(self.ids)
+        )
+        with self.engine.connect() as connection:
+            return {id_: int(calls) for id_, calls in connection.execute(rejected.group_by(RequestLog.team_id))}
 
     @invariant()
     def verify_finds_nothing(self) -> None:

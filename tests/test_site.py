@@ -82,8 +82,8 @@ def test_team_is_told_nothing_of_another(client: FlaskClient, team: Member, new_
 
 
 def test_calls_are_the_newest_twenty(client: FlaskClient, team: Member):
-    for _ in range(21):
-        client.post("/v1/chat/completions", json={"model": "unknown", "messages": []}, headers=team.headers)
+    for number in range(21):
+        client.post("/v1/chat/completions", json={"model": f"unknown-{number}", "messages": []}, headers=team.headers)
     chat(client, team)
     calls = data(client, team)["calls"]
     assert [call["status"] for call in calls] == ["ok"] + 19 * ["rejected"]

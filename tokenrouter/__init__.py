@@ -13,7 +13,21 @@ from flask.cli import run_command
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from tokenrouter import admin, api, cli, config, demo, docs, errors, first_start, health, runtime, site, v1
+from tokenrouter import (
+    admin,
+    api,
+    cli,
+    config,
+    demo,
+    docs,
+    errors,
+    first_start,
+    health,
+    request_body,
+    runtime,
+    site,
+    v1,
+)
 from tokenrouter.admin import sessions
 from tokenrouter.config import ConfigError, Settings
 from tokenrouter.database import schema, statements, tables
@@ -92,6 +106,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     app.after_request(_label)
     for part in (errors, tables, schema, sessions, cli):
         part.init_app(app)
+    request_body.init_app(app, settings.max_request_bytes)
     runtime.init_app(app, settings)
     app.cli.add_command(demo.command(create_app))
     app.register_blueprint(v1.blueprint)

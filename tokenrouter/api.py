@@ -272,7 +272,7 @@ def _body(fields: Fields) -> Document:
     Raises InvalidRequest, naming the field that is unknown or of a wrong type.
     """
     request_body.check_encoding()
-    body = payload.parse(request_body.read_body(current_app.config["MAX_CONTENT_LENGTH"]) or b"{}")
+    body = request_body.read(current_app.config["MAX_CONTENT_LENGTH"], lambda data: payload.parse(data or b"{}"))
     unknown = next((name for name in body if name not in fields), None)
     if unknown is not None:
         taken = ", ".join(fields) or "none"

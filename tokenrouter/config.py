@@ -150,6 +150,9 @@ class Settings:
     max_output_tokens: int | None = _setting("", _whole(1))
     max_request_bytes: int = _setting("33554432", _whole(1024, 2**40))
     trusted_proxies: int = _setting("0", _whole(0, 16))
+    hosted_tools: tuple[str, ...] | None = _setting(
+        "", Reader("names separated by commas, each with at most a trailing *", parse_models)
+    )
     origins: Mapping[str, str] = field(repr=False)
 
     def __repr__(self) -> str:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 
 import orjson
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException, InternalServerError
 
@@ -23,6 +23,10 @@ class APIError(Exception):
     type = "api_error"
     code: str | None = None
     headers: Mapping[str, str] = {}
+    request_id: str | None = None
+    """The id of the row in the log, where that is another call's, which this one repeats."""
+    logged_as: str | None = None
+    """The code in the log, where it is not that of the answer."""
 
     def __init__(self, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -81,6 +85,12 @@ class ResponseNotFound(APIError):
     """The team was given no such response, whoever else was."""
 
     status, type, code = 404, "invalid_request_error", "previous_response_not_found"
+
+
+class ItemNotFound(APIError):
+    """The team was given no such item of a response, whoever else was."""
+
+    status, type, code = 404, "invalid_request_error", "item_not_found"
 
 
 class NotFound(APIError):
@@ -202,6 +212,8 @@ def init_app(app: Flask) -> None:
 
 
 def _render(error: APIError) -> Response:
+    if error.request_id is not None:
+        g.request_id = error.request_id
     return Response(error.body(), error.status, error.headers, mimetype="application/json")
 
 

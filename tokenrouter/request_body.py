@@ -1,14 +1,57 @@
-"""The body of the current request: no more of it than may come, and not compressed."""
+"""The body of the current request: no more of it than may come, not compressed, and with all others within memory."""
 
-from collections.abc import Iterator
-from typing import IO
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import IO, TypeVar
 
-from flask import request
+from flask import Flask, current_app, request
 from gunicorn.http.errors import ParseException
 
-from tokenrouter.errors import InvalidRequest, RequestTooLarge
+from tokenrouter.errors import InvalidRequest, Overloaded, RequestTooLarge
 
 READ_SIZE = 64 * 1024
+BODIES_AT_ONCE = 8
+EXTENSION = "tokenrouter.bodies"
+
+Parsed = TypeVar("Parsed")
+
+
+class Memory:
+    """How many bytes of bodies this process has, while they are received and parsed, in all and for each owner.
+
+    No owner has more than half. What fits into one reading is not counted: so short bodies always find room.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken: Counter[int | None] = Counter()
+        self._total = 0
+        self._lock = threading.Lock()
+
+    def take(self, owner: int | None, size: int) -> None:
+        """Take so many bytes.
+
+        Raises Overloaded.
+        """
+        with self._lock:
+            if self._total + size > self._limit or self._taken[owner] + size > self._limit // 2:
+                raise Overloaded("Too many large bodies are on their way here. Try again in a moment.")
+            self._taken[owner] += size
+            self._total += size
+
+    def give_back(self, owner: int | None, size: int) -> None:
+        """Give back what was taken."""
+        with self._lock:
+            self._total -= size
+            self._taken[owner] -= size
+            if not self._taken[owner]:
+                del self._taken[owner]
+
+
+def init_app(app: Flask, most_bytes: int) -> None:
+    """Give the app memory for a few bodies of the largest size at once."""
+    app.extensions[EXTENSION] = Memory(BODIES_AT_ONCE * most_bytes)
 
 
 def check_size(most_bytes: int) -> None:
@@ -24,13 +67,27 @@ def check_encoding() -> None:
         raise InvalidRequest("The body is compressed. Send it without Content-Encoding.")
 
 
-def read_body(most_bytes: int) -> bytes:
-    """Return the whole body.
+def read(most_bytes: int, parse: Callable[[bytes], Parsed], owner: int | None = None) -> Parsed:
+    """Return what `parse` makes of the whole body, in memory of this owner's.
 
-    Raises RequestTooLarge, also for a chunked body, of which no more is read than may come, and InvalidRequest where it
-    ends early or its framing is broken.
+    Raises RequestTooLarge, also for a chunked body, of which no more is read than may come, InvalidRequest where it
+    ends early or its framing is broken, and Overloaded.
     """
-    return b"".join(body_pieces(most_bytes))
+    memory: Memory = current_app.extensions[EXTENSION]
+    pieces: list[bytes] = []
+    taken = 0
+    try:
+        for piece in body_pieces(most_bytes):
+            if pieces:
+                memory.take(owner, len(piece))
+                taken += len(piece)
+            pieces.append(piece)
+        data = b"".join(pieces)
+        pieces.clear()
+        return parse(data)
+    finally:
+        if taken:
+            memory.give_back(owner, taken)
 
 
 def body_pieces(most_bytes: int) -> Iterator[bytes]:

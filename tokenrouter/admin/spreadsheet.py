@@ -20,6 +20,7 @@ COLUMNS = (
     "status",
     "status_code",
     "error_code",
+    "repeats",
     "prompt_tokens",
     "completion_tokens",
     "total_tokens",

@@ -17,7 +17,7 @@ from tokenrouter.config import ConfigError
 from tokenrouter.database.tables import db
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
-HEAD = "0004"
+HEAD = "0005"
 
 
 def init_app(app: Flask) -> None:

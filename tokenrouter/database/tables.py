@@ -199,6 +199,7 @@ class RequestLog(Base):
     status: Mapped[str] = mapped_column(String(16))
     status_code: Mapped[int | None]
     error_code: Mapped[str | None]
+    repeats: Mapped[int] = mapped_column(default=1, server_default="1")  # how many calls the row stands for
     stream: Mapped[bool]
     held_tokens: Mapped[int] = mapped_column(BigInteger)
     prompt_tokens: Mapped[int] = mapped_column(BigInteger)
@@ -249,6 +250,16 @@ class GivenResponse(Base):
     team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), primary_key=True)
     response_hash: Mapped[str] = mapped_column(String(64), primary_key=True)  # SHA-256 of its id, in hexadecimal
     total_tokens: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class GivenItem(Base):
+    """An item of a response that a team was given, and may name: at the provider it belongs to the whole account."""
+
+    __tablename__ = "response_items"
+
+    team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), primary_key=True)
+    item_hash: Mapped[str] = mapped_column(String(64), primary_key=True)  # SHA-256 of its id, in hexadecimal
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 

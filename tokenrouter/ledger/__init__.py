@@ -6,16 +6,18 @@ Whoever settles a call first takes its row from `pending`: that succeeds once.
 """
 
 from tokenrouter.ledger.books import Verification, recover, reset, verify
-from tokenrouter.ledger.responses import tokens_of_response
+from tokenrouter.ledger.responses import Given, first_unknown_item, tokens_of_response
 from tokenrouter.ledger.rules import CallRequest, Outcome, Reservation
 from tokenrouter.ledger.worker import Ledger
 
 __all__ = [
     "CallRequest",
+    "Given",
     "Ledger",
     "Outcome",
     "Reservation",
     "Verification",
+    "first_unknown_item",
     "recover",
     "reset",
     "tokens_of_response",

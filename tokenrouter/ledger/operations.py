@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import bindparam, insert, literal_column, or_, select, update
@@ -11,9 +11,13 @@ from sqlalchemy import bindparam, insert, literal_column, or_, select, update
 from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED
 from tokenrouter.database.statements import DriverConnection, Inserter, Statement
 from tokenrouter.database.tables import NOT_COUNTED, AnyRow, ApiToken, RequestLog, Team, UsageDaily, Worker, epoch_now
-from tokenrouter.errors import QuotaExceeded, QuotaReserved
-from tokenrouter.ledger.responses import remember
+from tokenrouter.errors import ModelNotFound, QuotaExceeded, QuotaReserved
+from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, NewRefusals, Refusals, Repetition, key_of
+from tokenrouter.ledger.responses import Given, remember
 from tokenrouter.ledger.rules import Balance, CallRequest, Outcome, Reservation, decide
+
+NO_MODEL = ""
+"""The model in the sums of a day where the caller named none that is known; what callers invent must not be a row."""
 
 
 @dataclass
@@ -24,13 +28,14 @@ class Transaction:
     balances: dict[int, Balance]
     worker_id: int
     output_reserve_tokens: int
+    refusals: NewRefusals = field(default_factory=lambda: NewRefusals(Refusals()))
     days: defaultdict[tuple[int, date, str], Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
-    def count(self, team_id: int, day: date, model: str, outcome: Outcome) -> None:
-        """Add one call to the sums of its day."""
+    def count(self, team_id: int, day: date, model: str, outcome: Outcome, times: int = 1) -> None:
+        """Add a call to the sums of its day, or several that cost nothing."""
         self.days[team_id, day, model].update(
-            requests=1,
-            errors=int(outcome.status in FAILURES),
+            requests=times,
+            errors=times * (outcome.status in FAILURES),
             prompt_tokens=outcome.prompt_tokens,
             completion_tokens=outcome.completion_tokens,
             total_tokens=outcome.charged_tokens,
@@ -65,7 +70,7 @@ class Reserve:
         try:
             grant = decide(balance, self.request, tx.output_reserve_tokens)
         except (QuotaExceeded, QuotaReserved) as refusal:
-            Reject(self.request, refusal.status, refusal.code, self.request.model).apply(tx)
+            refusal.request_id = Reject(self.request, refusal.status, refusal.code, self.request.model).apply(tx)
             return refusal
         balance.hold(grant.held_tokens)
         row = _log_row(self.request, status=PENDING, held_tokens=grant.held_tokens, worker_id=tx.worker_id)
@@ -81,13 +86,15 @@ class Reserve:
 
 @dataclass(frozen=True)
 class Reject:
-    """Write the row of a call that was refused before anything was held."""
+    """Write the row of a call that was refused before anything was held, or count it to that of the same refusal.
+
+    Return the id of the row.
+    """
 
     request: CallRequest
     status_code: int
     error_code: str | None
-    counted_model: str = ""
-    """The model in the sums of the day; what callers invent must not become a row of them."""
+    counted_model: str = NO_MODEL
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
 
@@ -96,11 +103,35 @@ class Reject:
         """The team to lock."""
         return self.request.team_id
 
-    def apply(self, tx: Transaction) -> None:
-        """Insert the row."""
-        row = _log_row(self.request, status=REJECTED, status_code=self.status_code, error_code=self.error_code)
+    def apply(self, tx: Transaction) -> str:
+        """Insert the row, unless this worker or another one wrote it within the last minute."""
+        request, key = self.request, key_of(self.request, self.status_code, self.error_code)
+        if (known_id := tx.refusals.repeat(key, request.created_at)) is not None:
+            return known_id
+        if (logged := self._logged(tx)) is not None:
+            tx.refusals.learn(key, logged)
+            if (known_id := tx.refusals.repeat(key, request.created_at)) is not None:
+                return known_id
+        row = _log_row(request, status=REJECTED, status_code=self.status_code, error_code=self.error_code)
         INSERT_CALL.execute(tx.connection, row).fetchone()
-        tx.count(self.team_id, self.request.created_at.date(), self.counted_model, Outcome(status=REJECTED))
+        tx.count(self.team_id, request.created_at.date(), self.counted_model, Outcome(status=REJECTED))
+        new = LoggedRefusal(request.request_id, self.team_id, request.created_at, self.counted_model)
+        tx.refusals.learn(key, new)
+        return request.request_id
+
+    def _logged(self, tx: Transaction) -> LoggedRefusal | None:
+        """Look for the row among the team's newest, whoever wrote it."""
+        values = {
+            "team": self.team_id,
+            "token_id": self.request.token_id,
+            "model": self.request.model,
+            "endpoint": self.request.endpoint,
+            "status_code": self.status_code,
+            "error_code": self.error_code,
+            "since": self.request.created_at - REPEATS_WITHIN,
+        }
+        row = FIND_REFUSAL.execute(tx.connection, values).fetchone()
+        return None if row is None else LoggedRefusal(row[0], self.team_id, _moment(row[1]), self.counted_model)
 
     def undo(self) -> None:
         """Return None: the row may stay where it was written, since it moved no counter."""
@@ -112,8 +143,8 @@ class Settle:
 
     reservation: Reservation
     outcome: Outcome
-    given_id: str | None = None
-    """The id of a response that the team may name from now on."""
+    given: Given | None = None
+    """What the team may name from now on."""
     must_happen: ClassVar[bool] = True
     durable: ClassVar[bool] = True
     tries: int = 0
@@ -130,12 +161,17 @@ class Settle:
         taken = SETTLE_CALL.execute(tx.connection, {"call_id": call.call_id, **vars(self.outcome)})
         if taken.rowcount == 1:
             tx.balances[call.team_id].settle(call.held_tokens, self.outcome.charged_tokens)
-            tx.count(call.team_id, call.day, call.model, self.outcome)
-            if self.given_id is not None:
-                remember(tx.connection, call.team_id, self.given_id, self.outcome.charged_tokens)
+            tx.count(call.team_id, call.day, self._counted_model(), self.outcome)
+            if self.given is not None:
+                remember(tx.connection, call.team_id, self.given, self.outcome.charged_tokens)
             return True
         # after a try whose commit was lost on the way back, the row may bear this very outcome
         return self.tries > 1 and self._stands_in_log(tx)
+
+    def _counted_model(self) -> str:
+        """Return the call's model, or none where the provider knows none of that name."""
+        unknown = self.outcome.error_code == ModelNotFound.code and not self.outcome.charged_tokens
+        return NO_MODEL if unknown else self.reservation.model
 
     def _stands_in_log(self, tx: Transaction) -> bool:
         row = STATUS_OF_CALL.execute(tx.connection, {"call_id": self.reservation.call_id}).fetchone()
@@ -162,6 +198,27 @@ class Abandon:
             call_id, model, held_tokens = row
             outcome = Outcome(status=PROVIDER_ERROR, status_code=503, error_code="storage_unavailable")
             Settle(Reservation(call_id, self.team_id, model, self.day, held_tokens), outcome).apply(tx)
+
+    def undo(self) -> None:
+        """Return None: it is retried until it is written, so there is never anything to take back."""
+
+
+@dataclass(frozen=True)
+class CountRepeats:
+    """Add to rows and sums what one team's refusals were repeated."""
+
+    team_id: int
+    repetitions: list[Repetition]
+    must_happen: ClassVar[bool] = True
+    durable: ClassVar[bool] = False
+
+    def apply(self, tx: Transaction) -> None:
+        """Count each with the day of its row; of a row that is gone nothing can be told."""
+        for each in self.repetitions:
+            added = ADD_REPEATS.execute(tx.connection, {"refusal": each.request_id, "times": each.times})
+            if added.rowcount == 1:
+                day = each.created_at.date()
+                tx.count(self.team_id, day, each.counted_model, Outcome(status=REJECTED), each.times)
 
     def undo(self) -> None:
         """Return None: it is retried until it is written, so there is never anything to take back."""
@@ -197,7 +254,7 @@ def reservation_of(row: AnyRow) -> Reservation:
     return Reservation(row.id, row.team_id, row.model, row.created_at.date(), row.held_tokens)
 
 
-LedgerOperation = Reserve | Reject | Settle | Abandon | Heartbeat
+LedgerOperation = Reserve | Reject | Settle | Abandon | CountRepeats | Heartbeat
 
 # spelled out, not bound: only so can the index of pending rows serve it
 IS_PENDING = RequestLog.status == literal_column(f"'{PENDING}'")
@@ -268,6 +325,33 @@ SAVE_LAST_USE = Statement(
     update(ApiToken).where(ApiToken.id == bindparam("token")).values(last_used_at=bindparam("used_at"))
 )
 
+NEWEST_ROWS = 200  # of a team; a flood of refusals is a row of them
+_newest = (
+    select(RequestLog.__table__)
+    .where(RequestLog.team_id == bindparam("team"))
+    .order_by(RequestLog.id.desc())
+    .limit(literal_column(str(NEWEST_ROWS)))
+    .subquery()
+)
+FIND_REFUSAL = Statement(
+    select(_newest.c.request_id, _newest.c.created_at)
+    .where(
+        _newest.c.status == literal_column(f"'{REJECTED}'"),
+        *(
+            _newest.c[name] == bindparam(name)
+            for name in ("token_id", "model", "endpoint", "status_code", "error_code")
+        ),
+        _newest.c.created_at > bindparam("since"),
+    )
+    .order_by(_newest.c.id.desc())
+    .limit(literal_column("1"))
+)
+ADD_REPEATS = Statement(
+    update(RequestLog)
+    .where(RequestLog.request_id == bindparam("refusal"))
+    .values(repeats=RequestLog.repeats + bindparam("times"))
+)
+
 SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens")
 
 
@@ -295,6 +379,7 @@ def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
         "worker_id": None,
         "status_code": None,
         "error_code": None,
+        "repeats": 1,
         "held_tokens": 0,
         "prompt_tokens": 0,
         "completion_tokens": 0,
@@ -306,6 +391,11 @@ def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
         "provider_request_id": None,
         **values,
     }
+
+
+def _moment(stored: datetime | str) -> datetime:
+    """Return a moment as the driver read it: SQLite has no type for it."""
+    return stored if isinstance(stored, datetime) else datetime.fromisoformat(stored).replace(tzinfo=UTC)
 
 
 def has_abandoned(connection: DriverConnection) -> bool:

@@ -1,6 +1,8 @@
-"""The responses that a team was given: only those may its later calls name, and their tokens count to its prompts."""
+"""What a team was given and may name: responses, whose tokens then count to its prompts, and items of responses."""
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,13 +10,29 @@ from sqlalchemy import bindparam, select
 
 from tokenrouter.database.connections import Readers
 from tokenrouter.database.statements import DriverConnection, Inserter, Statement
-from tokenrouter.database.tables import GivenResponse
+from tokenrouter.database.tables import GivenItem, GivenResponse
+
+
+@dataclass(frozen=True)
+class Given:
+    """The ids by which a later call may name an answer, or a part of it."""
+
+    response_id: str | None = None
+    item_ids: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Tell whether there is any."""
+        return self.response_id is not None or bool(self.item_ids)
+
 
 COLUMNS = ("team_id", "response_hash", "total_tokens", "created_at")
 FIND_RESPONSE = Statement(
     select(GivenResponse.total_tokens).where(
         GivenResponse.team_id == bindparam("team"), GivenResponse.response_hash == bindparam("response_hash")
     )
+)
+FIND_ITEM = Statement(
+    select(GivenItem.team_id).where(GivenItem.team_id == bindparam("team"), GivenItem.item_hash == bindparam("hash"))
 )
 
 
@@ -25,13 +43,23 @@ def _remember(insert_or_update: Inserter) -> Any:
     return adding.values(values).on_conflict_do_update(index_elements=["team_id", "response_hash"], set_=changes)
 
 
+def _remember_item(insert_or_update: Inserter) -> Any:
+    values: dict[str, Any] = {name: bindparam(name) for name in ("team_id", "item_hash", "created_at")}
+    return insert_or_update(GivenItem).values(values).on_conflict_do_nothing()
+
+
 REMEMBER_RESPONSE = Statement(_remember)
+REMEMBER_ITEM = Statement(_remember_item)
 
 
-def remember(connection: DriverConnection, team_id: int, response_id: str, total_tokens: int) -> None:
-    """Write that a team was given a response that cost so many tokens; the last figure for an id counts."""
-    values = {"team_id": team_id, "response_hash": _hash(response_id), "total_tokens": total_tokens}
-    REMEMBER_RESPONSE.execute(connection, {**values, "created_at": datetime.now(UTC)})
+def remember(connection: DriverConnection, team_id: int, given: Given, total_tokens: int) -> None:
+    """Write what a team was given by an answer that cost so many tokens; the last figure for a response counts."""
+    of_team = {"team_id": team_id, "created_at": datetime.now(UTC)}
+    if given.response_id is not None:
+        response = {"response_hash": _hash(given.response_id), "total_tokens": total_tokens}
+        REMEMBER_RESPONSE.execute(connection, of_team | response)
+    for item_id in given.item_ids:
+        REMEMBER_ITEM.execute(connection, of_team | {"item_hash": _hash(item_id)})
 
 
 def tokens_of_response(readers: Readers, team_id: int, response_id: str) -> int | None:
@@ -43,6 +71,15 @@ def tokens_of_response(readers: Readers, team_id: int, response_id: str) -> int 
     return row[0] if row else None
 
 
-def _hash(response_id: str) -> str:
+def first_unknown_item(readers: Readers, team_id: int, item_ids: Iterable[str]) -> str | None:
+    """Return the first of these ids that is not one of an item that the team was given; None where all are.
+
+    Raises StorageUnavailable.
+    """
+    unknown = (id_ for id_ in item_ids if readers.one(FIND_ITEM, {"team": team_id, "hash": _hash(id_)}) is None)
+    return next(unknown, None)
+
+
+def _hash(given_id: str) -> str:
     """Return a key of one length, whatever the provider takes for an id."""
-    return hashlib.sha256(response_id.encode(errors="surrogatepass")).hexdigest()
+    return hashlib.sha256(given_id.encode(errors="surrogatepass")).hexdigest()

@@ -22,6 +22,7 @@ from tokenrouter.database.tables import Worker, epoch_now, writing
 from tokenrouter.errors import QuotaExceeded, QuotaReserved, StorageUnavailable
 from tokenrouter.ledger.books import LEASE_S, recover
 from tokenrouter.ledger.operations import (
+    CountRepeats,
     Heartbeat,
     LedgerOperation,
     Reject,
@@ -30,6 +31,8 @@ from tokenrouter.ledger.operations import (
     Transaction,
     lock_balances,
 )
+from tokenrouter.ledger.refusals import NewRefusals, Refusals, key_of
+from tokenrouter.ledger.responses import Given
 from tokenrouter.ledger.rules import CallRequest, Outcome, Reservation
 from tokenrouter.ledger.writer import Ticket, Writer
 
@@ -72,6 +75,7 @@ class Ledger:
         self._lease: Lease | None = None
         self._calls: dict[int, Reservation] = {}
         self._tokens_used: dict[int, datetime] = {}
+        self._refusals = Refusals()
         self._heart: threading.Thread | None = None  # started when first needed: none survives a fork
         self._stop = threading.Event()
         self._start_lock = threading.Lock()
@@ -91,6 +95,7 @@ class Ledger:
         """Write what waits, leave the workers, and end the threads."""
         atexit.unregister(self.close)
         self._stop.set()
+        self._write_repeats()
         self._writer.close(timeout_s)
         if self._heart is not None:
             self._heart.join(timeout_s)
@@ -116,22 +121,28 @@ class Ledger:
         self._calls[result.call_id] = result
         return result
 
-    def reject(self, request: CallRequest, status_code: int, error_code: str | None) -> None:
-        """Log a call that was refused before it asked for tokens.
+    def reject(self, request: CallRequest, status_code: int, error_code: str | None) -> str:
+        """Log a call that was refused before it asked for tokens, and return the id of its row.
 
+        One that repeats another of the last minute is counted to that one's row, soon, and costs no write of its own.
         Raises StorageUnavailable.
         """
-        self._writer.run(Reject(request, status_code, error_code))
+        self.start()
+        known_id = self._refusals.repeat(key_of(request, status_code, error_code), request.created_at)
+        if known_id is not None:
+            return known_id
+        request_id: str = self._writer.run(Reject(request, status_code, error_code))
+        return request_id
 
-    def settle(self, reservation: Reservation, outcome: Outcome, given_id: str | None = None) -> None:
+    def settle(self, reservation: Reservation, outcome: Outcome, given: Given | None = None) -> None:
         """Book the end of a call: charge, give the hold back and complete the row, safe against a power cut.
 
-        In the same transaction the id of a response that the team was given is remembered.
+        In the same transaction is remembered what the team was given and may name.
         Return when that is committed, or after 5 s without a database; it is then tried again in the background.
         """
         deadline = time.monotonic() + SETTLE_WAIT_S
         ticket = self._writer.submit(
-            Settle(reservation, outcome, given_id), then=partial(self._settled, reservation.call_id)
+            Settle(reservation, outcome, given), then=partial(self._settled, reservation.call_id)
         )
         if not ticket.wait(max(0.0, deadline - time.monotonic())):
             logger.warning("Call %d is answered before its settlement could be written", reservation.call_id)
@@ -149,10 +160,12 @@ class Ledger:
             if lease is None or not lease.is_fresh() or any(isinstance(op, Heartbeat) for op in operations):
                 lease = self._renewed(connection)
             balances = lock_balances(connection, {op.team_id for op in operations if op.team_id is not None})
-            tx = Transaction(connection, balances, lease.worker_id, self._output_reserve_tokens)
+            refusals = NewRefusals(self._refusals)
+            tx = Transaction(connection, balances, lease.worker_id, self._output_reserve_tokens, refusals)
             results = [operation.apply(tx) for operation in operations]
             tx.close()
         self._lease = lease
+        refusals.commit()
         return results
 
     def _renewed(self, connection: DriverConnection) -> Lease:
@@ -167,9 +180,10 @@ class Ledger:
         return Lease(worker_id, now, unbroken_since=now)
 
     def _beat(self) -> None:
-        """Renew the lease, save progress, and settle what dead workers left, until closed."""
+        """Renew the lease, save progress and repeats, and settle what dead workers left, until closed."""
         while True:
             try:
+                self._write_repeats()
                 if self._writer.run(self._heartbeat()) and self._may_recover():
                     recover(self._engine)
             except (StorageUnavailable, SQLAlchemyError) as error:
@@ -178,6 +192,11 @@ class Ledger:
                 logger.exception("A heartbeat of the ledger failed")  # the next one may succeed: the thread must live
             if self._stop.wait(HEARTBEAT_S):
                 return
+
+    def _write_repeats(self) -> None:
+        """Have the repeats of refusals written that were counted since the last time; one team's in one operation."""
+        for team_id, repetitions in self._refusals.take().items():
+            self._writer.submit(CountRepeats(team_id, repetitions))
 
     def _heartbeat(self) -> Heartbeat:
         progress = [

@@ -50,6 +50,8 @@ class Meter(Protocol):
     """As the provider reported it so far."""
     response_id: str | None
     """The id by which a later call may name the answer."""
+    item_ids: dict[str, None]
+    """The ids by which it may name parts of it, in the order they came."""
 
     def read(self, event: bytes) -> bool:
         """Take note of an event, whose blank line may be missing; return whether it is there for usage alone."""

@@ -5,6 +5,7 @@ import re
 from tokenrouter.metering import sse
 from tokenrouter.metering.counting import count_tokens
 from tokenrouter.metering.estimate import estimate_text_tokens
+from tokenrouter.metering.given import item_ids
 from tokenrouter.metering.meter import StreamState
 from tokenrouter.metering.texts import answer_texts, dicts_in
 from tokenrouter.metering.usage import Usage, read_usage
@@ -32,6 +33,7 @@ class StreamMeter:
         self.state = StreamState.WAITING
         self.usage: Usage | None = None
         self.response_id: str | None = None  # none that a later call may name
+        self.item_ids: dict[str, None] = {}
         self._finished: set[str] = set()  # the choices that said why they ended
         self._text = bytearray()  # all that arrived; a list of its pieces would take several times as much
         self._estimated_tokens = 0
@@ -72,6 +74,7 @@ class StreamMeter:
         self._text += "".join(answer_texts(document)).encode()
         if choices:
             self._note_answer()
+            self.item_ids |= dict.fromkeys(item_ids(document))
         self._finished |= {str(choice.get("index")) for choice in dicts_in(choices) if choice.get("finish_reason")}
         only_usage = choices == [] and isinstance(document.get("usage"), dict)
         if only_usage:

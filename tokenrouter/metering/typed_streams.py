@@ -9,6 +9,7 @@ from typing import Any
 from tokenrouter.metering import sse
 from tokenrouter.metering.counting import count_tokens
 from tokenrouter.metering.estimate import estimate_text_tokens
+from tokenrouter.metering.given import item_ids
 from tokenrouter.metering.meter import StreamState
 from tokenrouter.metering.texts import response_texts
 from tokenrouter.metering.usage import Usage, read_usage
@@ -16,6 +17,7 @@ from tokenrouter.untrusted_json import parse_json
 
 OPENING = frozenset(("response.created", "response.queued", "response.in_progress", "keepalive"))
 """Events that bring nothing of an answer."""
+ITEM_EVENTS = frozenset(("response.output_item.added", "response.output_item.done"))
 BINARY_DELTA = "response.audio.delta"
 
 
@@ -42,6 +44,7 @@ class TypedMeter:
         self.state = StreamState.WAITING
         self.usage: Usage | None = None
         self.response_id: str | None = None
+        self.item_ids: dict[str, None] = {}
         self._last = last_events
         self._to_come = answers
         self._came = 0
@@ -80,6 +83,8 @@ class TypedMeter:
         if kind.endswith(".delta") and isinstance(delta, str) and kind != BINARY_DELTA:
             self._texts.append(delta)
         item = document.get("item")
+        if kind in ITEM_EVENTS:
+            self.item_ids |= dict.fromkeys(item_ids({"output": [item]}))
         if kind == "response.output_item.added" and isinstance(item, dict) and isinstance(item.get("name"), str):
             self._texts.append(item["name"])
 
@@ -88,6 +93,7 @@ class TypedMeter:
         if isinstance(response, dict):
             if isinstance(response.get("id"), str):
                 self.response_id = response["id"]
+            self.item_ids |= dict.fromkeys(item_ids(response))
             self._texts = response_texts(response) or self._texts
 
     def is_whole(self, answers: int) -> bool:

@@ -1,18 +1,22 @@
 """Check and normalise a request's body, and work out what the call may cost. Knows neither Flask nor the database."""
 
-from tokenrouter.payload.allowlist import check_model, model_of, narrowed
+from tokenrouter.payload.allowlist import check_model, check_named_models, may_call_any, model_of, narrowed
 from tokenrouter.payload.calls import Call, check
 from tokenrouter.payload.documents import form_body, parse
 from tokenrouter.payload.endpoints import CHAT, ENDPOINTS, Endpoint
+from tokenrouter.payload.reach import CLOSED_FIELDS
 
 __all__ = [
     "CHAT",
+    "CLOSED_FIELDS",
     "ENDPOINTS",
     "Call",
     "Endpoint",
     "check",
     "check_model",
+    "check_named_models",
     "form_body",
+    "may_call_any",
     "model_of",
     "narrowed",
     "parse",

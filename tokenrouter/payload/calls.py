@@ -10,6 +10,7 @@ from tokenrouter.config import Settings
 from tokenrouter.errors import InvalidRequest
 from tokenrouter.metering.prompts import Prompt
 from tokenrouter.payload.endpoints import Endpoint
+from tokenrouter.payload.reach import Reach, named_items, read_reach
 
 MOST_CHOICES = 128  # OpenAI's own limit for n
 MOST_OUTPUT_TOKENS = 2**31 - 1
@@ -32,6 +33,8 @@ class Call:
     """How many outputs count, each of which a limit may hold back; none where the answer is no text."""
     answers: int
     """How many of them the caller will see."""
+    reach: Reach
+    """What it names beside its model."""
 
     def limit_output(self, tokens: int) -> None:
         """Limit each choice, in the field or fields that the caller used."""
@@ -86,7 +89,11 @@ def check(endpoint: Endpoint, body: dict[str, Any], model: str, settings: Settin
 
     Raises InvalidRequest, naming the field.
     """
-    body["model"] = model
+    reach = read_reach(body, settings.hosted_tools or ())
+    if endpoint.continued_by:
+        reach.items |= named_items(body.get("input"))
+    if model:
+        body["model"] = model
     stream = endpoint.may_stream and bool(_of_type(body, "stream", bool, "a boolean"))
     options = _of_type(body, "stream_options", dict, "an object") or {}
     for name in endpoint.lists:
@@ -110,6 +117,7 @@ def check(endpoint: Endpoint, body: dict[str, Any], model: str, settings: Settin
         output_tokens=choices * limit,
         choices=choices,
         answers=prompts * counts.get("n", 1),
+        reach=reach,
     )
     if endpoint.limits:
         _set_ceiling(call, given, settings.max_output_tokens)

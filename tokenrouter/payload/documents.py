@@ -8,6 +8,7 @@ import orjson
 
 from tokenrouter.errors import InvalidRequest
 
+MOST_VALUES = 200_000
 MOST_LEVELS = 254  # what orjson writes; it reads more
 DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else byte for byte in range(256))
 LONG_NUMBER = b"0" * 19  # an integer of fewer digits has less than 64 bits
@@ -21,6 +22,8 @@ def parse(data: bytes) -> dict[str, Any]:
 
     Raises InvalidRequest.
     """
+    if len(data) > MOST_VALUES:  # each takes a byte at least
+        _check_number_of_values(data)
     try:
         body = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -35,6 +38,25 @@ def parse(data: bytes) -> dict[str, Any]:
     if LONG_NUMBER in data.translate(DIGITS):  # most often in a text; it takes a microsecond per kilobyte to see
         _refuse_long_integers(data)
     return body
+
+
+def _check_number_of_values(data: bytes) -> None:
+    """Refuse JSON of more values than may come, before it is parsed: tiny ones would take twenty times their bytes.
+
+    Each value but the first follows a comma or the beginning of a list or an object. Only where there are too many of
+    those, texts and all, are the texts left out. A body that is no JSON may be counted wrongly, and is refused later.
+    """
+    if _values_at_most(data) <= MOST_VALUES:
+        return
+    if b"\\" in data:
+        data = data.replace(rb"\\", b"").replace(rb"\"", b"")  # of a run of backslashes pair by pair from its beginning
+    most_quotes = 4 * MOST_VALUES  # two for each text, which is a value or the name of one
+    if data.count(b'"') > most_quotes or _values_at_most(b"".join(data.split(b'"')[::2])) > MOST_VALUES:
+        raise InvalidRequest(f"The body has more than {MOST_VALUES:,} values, the most taken here.")
+
+
+def _values_at_most(data: bytes) -> int:
+    return 1 + len(data) - len(data.translate(None, b",[{"))
 
 
 def _refuse_long_integers(data: bytes) -> None:

@@ -75,26 +75,6 @@ def _refuse_background(body: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_conversation(body: Mapping[str, Any]) -> None:
-    if body.get("conversation") is not None:
-        raise InvalidRequest(
-            "conversation is not served here, since conversations belong to the whole account; "
-            "use previous_response_id, or send the messages.",
-            param="conversation",
-        )
-
-
-def _refuse_references(body: Mapping[str, Any]) -> None:
-    items = body.get("input")
-    for item in items if isinstance(items, list) else ():
-        if isinstance(item, dict) and item.get("type") == "item_reference":
-            raise InvalidRequest(
-                "input has an item_reference, which is not served here, since stored items belong to the whole "
-                "account; use previous_response_id, or send the item.",
-                param="input",
-            )
-
-
 CHAT = Endpoint(
     path="/chat/completions",
     has_default_model=True,
@@ -119,7 +99,7 @@ RESPONSES = Endpoint(
     path="/responses",
     has_default_model=True,
     lists=("tools",),
-    refusals=(_refuse_background, _refuse_conversation, _refuse_references),
+    refusals=(_refuse_background,),
     read_prompt=read_response_prompt,
     continued_by="previous_response_id",
     limits=("max_output_tokens",),

@@ -3,11 +3,12 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from tokenrouter.database.log_status import OK, PROVIDER_ERROR
 from tokenrouter.database.tables import BY_PROVIDER, ESTIMATED, NOT_COUNTED
 from tokenrouter.errors import APIError
-from tokenrouter.ledger import Ledger, Outcome, Reservation
+from tokenrouter.ledger import Given, Ledger, Outcome, Reservation
 from tokenrouter.metering.meter import Meter
 from tokenrouter.metering.usage import Usage
 from tokenrouter.payload import Call
@@ -39,22 +40,21 @@ class Booking:
         ceiling = self.call.output_ceiling()
         self._reservation.progress = lambda: _within(meter.estimated_tokens(), ceiling)
 
-    def answered(
-        self, usage: Usage | None, count_completion: Callable[[], int], response_id: str | None = None
-    ) -> None:
+    def answered(self, usage: Usage | None, count_completion: Callable[[], int], given: Given | None = None) -> None:
         """Book a whole answer, by what the provider reported, else by a count of its texts.
 
-        The id of a response that a later call may name is remembered with it.
+        What a later call may name of it is remembered with it.
         """
         if not self._claim():
             return
-        given_id = response_id if self.call.can_be_continued else None
+        if given is not None and not self.call.can_be_continued:
+            given = replace(given, response_id=None)
         if usage is not None:
-            self._settle(OK, usage, BY_PROVIDER, given_id=given_id)
+            self._settle(OK, usage, BY_PROVIDER, given=given)
         elif self.call.endpoint.is_free_without_usage:
             self._settle(OK, Usage(0, 0, 0), NOT_COUNTED)
         else:
-            self._settle(OK, self._counted(count_completion), ESTIMATED, given_id=given_id)
+            self._settle(OK, self._counted(count_completion), ESTIMATED, given=given)
 
     def cut(self, status: str, reported: Usage | None, count_completion: Callable[[], int], code: str | None) -> None:
         """Book an answer that was cut short: what arrived is charged, or what was reported where that is more."""
@@ -73,7 +73,7 @@ class Booking:
         status, usage, source = PROVIDER_ERROR, Usage(0, 0, 0), NOT_COUNTED
         if isinstance(error, CallEnded):
             status, usage, source = error.log_status, self._counted(int), ESTIMATED
-        code = api_error.code or api_error.type
+        code = api_error.logged_as or api_error.code or api_error.type
         self._settle(status, usage, source, status_code=api_error.status, error_code=code)
 
     def _claim(self) -> bool:
@@ -94,7 +94,7 @@ class Booking:
         *,
         status_code: int = 200,
         error_code: str | None = None,
-        given_id: str | None = None,
+        given: Given | None = None,
     ) -> None:
         outcome = Outcome(
             status=status,
@@ -109,7 +109,7 @@ class Booking:
             error_code=error_code,
             provider_request_id=self.reply.request_id if hasattr(self, "reply") else None,
         )
-        self._ledger.settle(self._reservation, outcome, given_id)
+        self._ledger.settle(self._reservation, outcome, given or None)
 
     def _elapsed_ms(self) -> int:
         return round((time.perf_counter() - self._started) * 1000)

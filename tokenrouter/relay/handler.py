@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from tokenrouter.auth import Caller
 from tokenrouter.database.log_status import PROVIDER_ERROR
 from tokenrouter.errors import (
     InvalidRequest,
+    ItemNotFound,
     ModelNotFound,
     ProviderBadResponse,
     ProviderError,
@@ -25,8 +26,9 @@ from tokenrouter.errors import (
     StorageUnavailable,
     TeamDisabled,
 )
-from tokenrouter.ledger import CallRequest, Ledger, tokens_of_response
+from tokenrouter.ledger import CallRequest, Given, Ledger, first_unknown_item, tokens_of_response
 from tokenrouter.metering.counting import count_tokens
+from tokenrouter.metering.given import item_ids
 from tokenrouter.metering.usage import read_usage
 from tokenrouter.payload import Call, Endpoint
 from tokenrouter.provider.client import Provider
@@ -59,19 +61,23 @@ def handle(endpoint: Endpoint) -> Response:
         with Upload(request.headers.get("Content-Type", "")) as upload:
             upload.receive(request_body.body_pieces(most_bytes))
             return _answer(own, endpoint, caller, payload.form_body(upload.fields), upload)
-    return _answer(own, endpoint, caller, payload.parse(request_body.read_body(most_bytes)))
+    return _answer(own, endpoint, caller, request_body.read(most_bytes, payload.parse, caller.team_id))
 
 
 def _answer(
     own: Runtime, endpoint: Endpoint, caller: Caller, body: dict[str, Any], upload: Upload | None = None
 ) -> Response:
-    model = payload.model_of(body, own.settings.default_model if endpoint.has_default_model else None)
+    allowed = own.settings.allowed_models
+    default = own.settings.default_model if endpoint.has_default_model else None
+    model = payload.model_of(body, default, any_model=payload.may_call_any(allowed, caller.models))
     call = payload.check(endpoint, body, model, own.settings)
     if upload is not None:
         call.add_prompt(upload.files * endpoint.file_tokens)
     call_request = new_call_request(caller, endpoint.path, model, stream=call.stream)
     with _logged_refusal(own.ledger, call_request):
-        payload.check_model(model, own.settings.allowed_models, caller.models)
+        payload.check_model(model, allowed, caller.models)
+    payload.check_named_models(call.reach.models, allowed, caller.models)
+    _check_items(own, caller, call.reach.items)
     if call.previous_response is not None:
         call.add_prompt(_tokens_of_response(own, caller, call.previous_response))
     with ExitStack() as finish:
@@ -139,15 +145,25 @@ def new_call_request(caller: Caller, endpoint_path: str, model: str, *, stream: 
 
 @contextmanager
 def _logged_refusal(ledger: Ledger, call_request: CallRequest) -> Iterator[None]:
-    """Write the row of a refusal. Where it cannot be written the refusal stands all the same."""
+    """Write the row of a refusal, or count it to that of the same one.
+
+    Where it cannot be written the refusal stands all the same.
+    """
     try:
         yield
     except (ModelNotFound, TeamDisabled) as refusal:
         try:
-            ledger.reject(call_request, refusal.status, refusal.code)
+            refusal.request_id = ledger.reject(call_request, refusal.status, refusal.code)
         except StorageUnavailable:
             logger.warning("The refusal of request %s could not be logged", call_request.request_id)
         raise
+
+
+def _check_items(own: Runtime, caller: Caller, items: Mapping[str, str]) -> None:
+    """Raise ItemNotFound unless the team was given all of these items, each of which comes with its field."""
+    unknown = first_unknown_item(own.readers, caller.team_id, items) if items else None
+    if unknown is not None:
+        raise ItemNotFound("Your team was given no item of this id. Send the item itself.", param=items[unknown])
 
 
 def _tokens_of_response(own: Runtime, caller: Caller, response_id: object) -> int:
@@ -215,7 +231,8 @@ def _book_document(booking: Booking, document: dict[str, Any]) -> None:
 
     if not document.get("error") or document.get("choices"):
         response_id = document.get("id")
-        booking.answered(usage, count_completion, response_id if isinstance(response_id, str) else None)
+        given = Given(response_id if isinstance(response_id, str) else None, tuple(item_ids(document)))
+        booking.answered(usage, count_completion, given)
     elif usage is not None or document.get("output"):  # a response that failed on its way
         booking.cut(PROVIDER_ERROR, usage, count_completion, ProviderError.code)
     else:

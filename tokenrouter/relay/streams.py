@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 from tokenrouter.database.log_status import CLIENT_CLOSED, PROVIDER_ERROR
 from tokenrouter.errors import APIError, ProviderBadResponse, ProviderError
+from tokenrouter.ledger import Given
 from tokenrouter.metering.meter import Meter
 from tokenrouter.metering.sse import EventSplitter
 from tokenrouter.metering.streams import StreamMeter
@@ -96,7 +97,8 @@ class Stream:
             self._book_whole()
 
     def _book_whole(self) -> None:
-        self._booking.answered(self._meter.usage, self._meter.completion_tokens, self._meter.response_id)
+        given = Given(self._meter.response_id, tuple(self._meter.item_ids))
+        self._booking.answered(self._meter.usage, self._meter.completion_tokens, given)
 
     def _cut(self, status: str, code: str | None) -> None:
         if self._meter.state.has_nothing and status == PROVIDER_ERROR:

@@ -12,6 +12,7 @@ from typing import Self
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from tokenrouter.errors import InvalidRequest
+from tokenrouter.payload import CLOSED_FIELDS
 
 READ_FIELDS = frozenset(("model", "prompt", "n", "stream", "response_format"))
 LONGEST_FIELD = 1024 * 1024
@@ -93,6 +94,8 @@ class Upload:
         match = _DISPOSITION.fullmatch(headers[0]) if len(headers) == 1 else None
         if match is None or match["name"] != part.name:
             raise InvalidRequest("The body is not a valid form: a part's name could be read in two ways.")
+        if CLOSED_FIELDS.intersection(part.name.replace("]", "").split("[")):
+            raise InvalidRequest(f"{part.name[:100]} is not served in a form.", param=part.name[:100])
         is_file = match["before"] or match["after"]
         self._parts += 1
         self.files += bool(is_file)

@@ -25,6 +25,7 @@ CHUNK_ROWS = 1_000
 SEARCH_S = 0.15
 RECENT_ROWS = 20_000
 RECENT_DAYS = 30
+MOST_OPTIONS = 200
 
 COMPARED = ("request_id", "team_id", "token_id", "token_prefix", "status", "model", "endpoint")
 
@@ -122,18 +123,25 @@ def call(call_id: int) -> CallDetail | None:
 
 
 def model_names() -> list[str]:
-    """Return the models that were used in the last 30 days."""
+    """Return the models of the last 30 days, the most used first; not more of them than anyone could choose from."""
     since = datetime.now(UTC).date() - timedelta(days=RECENT_DAYS)
-    query = select(UsageDaily.model).where(UsageDaily.day >= since, UsageDaily.model != "").distinct()
+    query = (
+        select(UsageDaily.model)
+        .where(UsageDaily.day >= since, UsageDaily.model != "")
+        .group_by(UsageDaily.model)
+        .order_by(func.sum(UsageDaily.requests).desc(), UsageDaily.model)
+        .limit(MOST_OPTIONS)
+    )
     with reading() as connection:
-        return sorted(connection.execute(query).scalars())
+        return list(connection.execute(query).scalars())
 
 
 def endpoint_names() -> list[str]:
-    """Return the endpoints of the newest calls."""
+    """Return the endpoints of the newest calls, the most used first, likewise."""
     newest = select(RequestLog.endpoint).order_by(RequestLog.id.desc()).limit(RECENT_ROWS).subquery()
+    query = select(newest.c.endpoint).group_by(newest.c.endpoint).order_by(func.count().desc(), newest.c.endpoint)
     with reading() as connection:
-        return sorted(connection.execute(select(newest.c.endpoint).distinct()).scalars())
+        return list(connection.execute(query.limit(MOST_OPTIONS)).scalars())
 
 
 class _Search:

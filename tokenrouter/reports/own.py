@@ -21,6 +21,7 @@ DESCRIBED_COLUMNS = (
     RequestLog.status,
     RequestLog.status_code,
     RequestLog.error_code,
+    RequestLog.repeats,
     RequestLog.stream,
     RequestLog.prompt_tokens,
     RequestLog.completion_tokens,

@@ -66,6 +66,7 @@ def log_view(row: RequestLog | AnyRow) -> dict[str, Any]:
         "endpoint": row.endpoint,
         "status": row.status,
         "status_code": row.status_code,
+        "repeats": row.repeats,
         "stream": row.stream,
         "prompt_tokens": row.prompt_tokens,
         "completion_tokens": row.completion_tokens,

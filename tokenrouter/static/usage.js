@@ -265,7 +265,8 @@ function showCalls(calls) {
 
 function statusCell(call) {
   const tag = element("span", { className: `tag tag-${call.status_tone}` }, call.status_words);
-  return call.error_code ? [tag, " ", element("small", {}, call.error_code)] : [tag];
+  const repeats = call.repeats > 1 ? [` × ${exact.format(call.repeats)}`] : [];
+  return call.error_code ? [tag, ...repeats, " ", element("small", {}, call.error_code)] : [tag, ...repeats];
 }
 
 function tokensCell(call) {

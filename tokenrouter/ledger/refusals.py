@@ -1,0 +1,127 @@
+"""Refusals that repeat: the first of a minute has a row of the log, the others are counted in memory and added to it.
+
+A caller in a loop is refused hundreds of times a second, and none of that may cost a write. What is counted here and
+not yet written is lost with this process; it is never a charge.
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from tokenrouter.ledger.rules import CallRequest
+
+REPEATS_WITHIN = timedelta(minutes=1)
+FORGOTTEN_AFTER = 2 * REPEATS_WITHIN  # not at once: a transaction that found it may be under way
+MOST_KNOWN = 10_000
+
+Key = tuple[int, str, str, int, str | None]
+
+
+@dataclass
+class LoggedRefusal:
+    """A refusal that has a row, and how often it was repeated since that was last written."""
+
+    request_id: str
+    team_id: int
+    created_at: datetime
+    counted_model: str
+    unwritten: int = 0
+
+    def covers(self, at: datetime) -> bool:
+        """Tell whether a refusal of this moment is a repetition: rows are of one day, so that days can be summed."""
+        return at - self.created_at < REPEATS_WITHIN and at.date() == self.created_at.date()
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """How many calls more the row of a refusal stands for."""
+
+    request_id: str
+    created_at: datetime
+    counted_model: str
+    times: int
+
+
+def key_of(request: CallRequest, status_code: int, error_code: str | None) -> Key:
+    """Return what makes a refusal the same as another."""
+    return request.token_id, request.model, request.endpoint, status_code, error_code
+
+
+class Refusals:
+    """The refusals of the last minute that this process knows the rows of."""
+
+    def __init__(self) -> None:
+        self._known: dict[Key, LoggedRefusal] = {}
+        self._ended: list[LoggedRefusal] = []  # of which nothing but the count is wanted any more
+        self._lock = threading.Lock()
+
+    def find(self, key: Key, at: datetime) -> LoggedRefusal | None:
+        """Return the refusal that one of this moment repeats."""
+        logged = self._known.get(key)
+        return logged if logged is not None and logged.covers(at) else None
+
+    def repeat(self, key: Key, at: datetime) -> str | None:
+        """Count a repetition, and return the id of the row that it belongs to; None where it is the first."""
+        with self._lock:
+            logged = self.find(key, at)
+            if logged is None:
+                return None
+            logged.unwritten += 1
+            return logged.request_id
+
+    def add(self, new: dict[Key, LoggedRefusal], repeated: Iterable[LoggedRefusal]) -> None:
+        """Take over what a transaction has committed: rows, and repetitions of these and earlier ones."""
+        with self._lock:
+            for logged in repeated:
+                logged.unwritten += 1
+            for key, logged in new.items():
+                old = self._known.get(key)
+                if old is None and len(self._known) >= MOST_KNOWN:
+                    self._ended.append(logged)
+                    continue
+                if old is not None:
+                    self._ended.append(old)
+                self._known[key] = logged
+
+    def take(self) -> dict[int, list[Repetition]]:
+        """Return what is to be written, by team, and forget what no refusal can repeat any more."""
+        taken: defaultdict[int, list[Repetition]] = defaultdict(list)
+        with self._lock:
+            for logged in (*self._ended, *self._known.values()):
+                if logged.unwritten:
+                    taken[logged.team_id].append(
+                        Repetition(logged.request_id, logged.created_at, logged.counted_model, logged.unwritten)
+                    )
+                    logged.unwritten = 0
+            self._ended.clear()
+            oldest = datetime.now(UTC) - FORGOTTEN_AFTER
+            self._known = {key: logged for key, logged in self._known.items() if logged.created_at > oldest}
+        return taken
+
+
+class NewRefusals:
+    """The refusals of one transaction, which count once that is committed."""
+
+    def __init__(self, refusals: Refusals) -> None:
+        self._refusals = refusals
+        self._new: dict[Key, LoggedRefusal] = {}
+        self._repeated: list[LoggedRefusal] = []
+
+    def repeat(self, key: Key, at: datetime) -> str | None:
+        """Note a repetition, and return the id of the row that it belongs to; None where it is the first."""
+        logged = self._new.get(key) or self._refusals.find(key, at)
+        if logged is None or not logged.covers(at):
+            return None
+        self._repeated.append(logged)
+        return logged.request_id
+
+    def learn(self, key: Key, logged: LoggedRefusal) -> None:
+        """Note a refusal that has a row."""
+        self._new[key] = logged
+
+    def commit(self) -> None:
+        """Let them count."""
+        if self._new or self._repeated:
+            self._refusals.add(self._new, self._repeated)
