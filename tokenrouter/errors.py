@@ -185,9 +185,10 @@ class ProviderBadResponse(ProviderError):
 class ProviderRefusal(ProviderError):
     """An error of the provider's that is not in OpenAI's shape; its status is the provider's own."""
 
-    def __init__(self, message: str, status: int, headers: Mapping[str, str]) -> None:
+    def __init__(self, message: str, status: int, headers: Mapping[str, str], provider_text: bytes) -> None:
         super().__init__(message, headers=headers)
         self.status = status
+        self.provider_text = provider_text
 
 
 def error_body(message: str, type_: str, param: str | None, code: str | None) -> bytes:
