@@ -1,5 +1,6 @@
 """Check and normalise a request's body, and work out what the call may cost. Knows neither Flask nor the database."""
 
+from tokenrouter.payload.additions import RefusedAdditions, blamed
 from tokenrouter.payload.allowlist import check_model, model_of, narrowed
 from tokenrouter.payload.calls import Call, check
 from tokenrouter.payload.documents import form_body, parse
@@ -10,6 +11,8 @@ __all__ = [
     "ENDPOINTS",
     "Call",
     "Endpoint",
+    "RefusedAdditions",
+    "blamed",
     "check",
     "check_model",
     "form_body",

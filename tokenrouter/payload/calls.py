@@ -11,6 +11,8 @@ from tokenrouter.errors import InvalidRequest
 from tokenrouter.metering.prompts import Prompt
 from tokenrouter.payload.endpoints import Endpoint
 
+STREAM_OPTIONS = "stream_options"
+WIDELY_KNOWN_LIMIT = "max_tokens"
 MOST_CHOICES = 128  # OpenAI's own limit for n
 MOST_OUTPUT_TOKENS = 2**31 - 1
 
@@ -32,11 +34,16 @@ class Call:
     """How many outputs count, each of which a limit may hold back; none where the answer is no text."""
     answers: int
     """How many of them the caller will see."""
+    own_limit: str | None = None
+    """The field of a limit that only we wrote."""
 
     def limit_output(self, tokens: int) -> None:
         """Limit each choice, in the field or fields that the caller used."""
         used = [name for name in self.endpoint.limits if self.body.get(name) is not None]
-        for name in used or self.endpoint.limits[-1:]:
+        if not used:
+            self.own_limit = self.endpoint.limits[-1]
+            used = [self.own_limit]
+        for name in used:
             self.body[name] = tokens
 
     def output_ceiling(self) -> int | None:
@@ -69,16 +76,28 @@ class Call:
         """Whether what is sent asks for the usage of a stream though the caller did not."""
         return self.stream and not self.wants_usage and self.endpoint.usage_must_be_requested
 
-    def encode(self) -> bytes:
-        """Return the body to send: usage is requested of every stream."""
-        if not self.injects_usage:
-            return self.encode_as_received()
-        options = self.body.get("stream_options") or {}
-        return orjson.dumps({**self.body, "stream_options": {**options, "include_usage": True}})
+    @property
+    def additions(self) -> frozenset[str]:
+        """The fields that only we wrote, and without which the call can be sent as well."""
+        own = {STREAM_OPTIONS} if self.injects_usage else set()
+        if self.own_limit not in (None, WIDELY_KNOWN_LIMIT):
+            own.add(self.own_limit)
+        return frozenset(own)
 
-    def encode_as_received(self) -> bytes:
-        """Return the body with nothing but the caller's own stream options."""
-        return orjson.dumps(self.body)
+    def encode(self, refused: frozenset[str] = frozenset()) -> bytes:
+        """Return the body to send: usage is requested of every stream.
+
+        What is refused of our additions is left out, and a limit written as most providers know it.
+        """
+        body = self.body
+        if self.injects_usage and STREAM_OPTIONS not in refused:
+            body = {**body, STREAM_OPTIONS: {**(body.get(STREAM_OPTIONS) or {}), "include_usage": True}}
+        elif STREAM_OPTIONS in refused and not body.get(STREAM_OPTIONS):
+            body = {name: value for name, value in body.items() if name != STREAM_OPTIONS}
+        if self.own_limit in refused:
+            limit = body[self.own_limit]
+            body = {name: value for name, value in body.items() if name != self.own_limit} | {WIDELY_KNOWN_LIMIT: limit}
+        return orjson.dumps(body)
 
 
 def check(endpoint: Endpoint, body: dict[str, Any], model: str, settings: Settings) -> Call:

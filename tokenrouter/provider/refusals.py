@@ -55,10 +55,6 @@ class RelayedError(APIError):
         """All that the provider said."""
         return self._body
 
-    def names(self, field: str) -> bool:
-        """Tell whether the provider complains of this field of the request."""
-        return field.encode() in self._body
-
 
 def refuse(reply: Reply) -> NoReturn:
     """Raise what the caller may know of the provider's error, an APIError, and close the reply."""

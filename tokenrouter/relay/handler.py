@@ -11,7 +11,6 @@ from itertools import chain
 from typing import Any
 
 from flask import Response, g, request
-from werkzeug.datastructures import EnvironHeaders
 
 from tokenrouter import auth, payload, request_body, runtime
 from tokenrouter.auth import Caller
@@ -21,6 +20,7 @@ from tokenrouter.errors import (
     ModelNotFound,
     ProviderBadResponse,
     ProviderError,
+    ProviderRefusal,
     ResponseNotFound,
     StorageUnavailable,
     TeamDisabled,
@@ -29,7 +29,6 @@ from tokenrouter.ledger import CallRequest, Ledger, tokens_of_response
 from tokenrouter.metering.counting import count_tokens
 from tokenrouter.metering.usage import read_usage
 from tokenrouter.payload import Call, Endpoint
-from tokenrouter.provider.client import Provider
 from tokenrouter.provider.refusals import RelayedError
 from tokenrouter.provider.replies import Reply
 from tokenrouter.provider.transport import ProviderLink
@@ -88,7 +87,7 @@ def _answer(
             link = ProviderLink()
             if (client := request.environ.get("gunicorn.socket")) is not None:
                 finish.callback(own.clients.watch(client, partial(_end, booking, link)))
-            reply = booking.reply = _send(own.provider, call, request.headers, upload, link)
+            reply = booking.reply = _send(own, caller.team_id, call, upload, link)
             finish.callback(reply.close)
             response = _relay(booking, finish)
         except Exception as error:  # whatever went wrong, the hold is given back
@@ -163,16 +162,21 @@ def _tokens_of_response(own: Runtime, caller: Caller, response_id: object) -> in
     return tokens
 
 
-def _send(provider: Provider, call: Call, headers: EnvironHeaders, upload: Upload | None, link: ProviderLink) -> Reply:
-    """Call the provider; once more, without our request for usage, where it refuses that."""
+def _send(own: Runtime, team_id: int, call: Call, upload: Upload | None, link: ProviderLink) -> Reply:
+    """Call the provider; once more, without the fields that only we wrote, where it refuses one of those."""
+    path, headers, post = call.endpoint.path, request.headers, own.provider.post
     if upload is not None:
-        return provider.post_file(call.endpoint.path, upload.file, upload.content_type, headers, link)
+        return own.provider.post_file(path, upload.file, upload.content_type, headers, link)
+    refused = own.refused_additions.of(team_id, call)
     try:
-        return provider.post(call.endpoint.path, call.encode(), headers, link)
-    except RelayedError as error:
-        if call.injects_usage and error.names("stream_options"):
-            return provider.post(call.endpoint.path, call.encode_as_received(), headers, link)
-        raise
+        return post(path, call.encode(refused), headers, link)
+    except (RelayedError, ProviderRefusal) as error:
+        blamed = payload.blamed(call, error.status, error.provider_text) - refused
+        if not blamed:
+            raise
+    reply = post(path, call.encode(call.additions), headers, link)
+    own.refused_additions.learn(team_id, call, blamed)
+    return reply
 
 
 def _relay(booking: Booking, finish: ExitStack) -> Response:
