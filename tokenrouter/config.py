@@ -57,14 +57,16 @@ def _http_url(text: str) -> str:
 
 
 def parse_models(text: str) -> tuple[str, ...]:
-    """Read names and prefixes of models separated by commas.
+    """Read names and prefixes of models separated by commas; of several that differ by capitals alone, the first.
 
     Raises ValueError where there is none, or one with a `*` before its end or with control characters.
     """
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names or any("*" in name[:-1] or not name.isprintable() for name in names):
+    names: dict[str, str] = {}
+    for name in filter(None, map(str.strip, text.split(","))):
+        names.setdefault(name.casefold(), name)
+    if not names or any("*" in name[:-1] or not name.isprintable() for name in names.values()):
         raise ValueError
-    return names
+    return tuple(names.values())
 
 
 def _database_url(text: str) -> str:
@@ -190,8 +192,12 @@ def _unset(kind: Any) -> str | None:
 
 
 def is_allowed(model: str, patterns: tuple[str, ...]) -> bool:
-    """Tell whether a pattern names the model: exactly, or as a prefix where it ends in `*`."""
-    return any(model.startswith(p[:-1]) if p.endswith("*") else model == p for p in patterns)
+    """Tell whether a pattern names the model: whole, or as a prefix where it ends in `*`; capitals do not matter."""
+    name = model.casefold()
+    return any(
+        name.startswith(pattern[:-1].casefold()) if pattern.endswith("*") else name == pattern.casefold()
+        for pattern in patterns
+    )
 
 
 def read_env_file() -> dict[str, str]:

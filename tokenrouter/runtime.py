@@ -37,7 +37,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     provider = Provider(settings)
     slots = Slots(settings.threads, settings.team_calls)
     app.extensions["tokenrouter"] = Runtime(
-        settings, readers, ledger, provider, slots, Catalogue(provider), WaitingClients()
+        settings, readers, ledger, provider, slots, Catalogue(provider, settings.default_model), WaitingClients()
     )
 
 

@@ -1,7 +1,7 @@
 """Check and normalise a request's body, and work out what the call may cost. Knows neither Flask nor the database."""
 
 from tokenrouter.payload.additions import RefusedAdditions, blamed
-from tokenrouter.payload.allowlist import check_model, model_of, narrowed
+from tokenrouter.payload.allowlist import check_model, example_model, model_of, narrowed
 from tokenrouter.payload.calls import Call, check
 from tokenrouter.payload.documents import form_body, parse
 from tokenrouter.payload.endpoints import CHAT, ENDPOINTS, Endpoint
@@ -15,6 +15,7 @@ __all__ = [
     "blamed",
     "check",
     "check_model",
+    "example_model",
     "form_body",
     "model_of",
     "narrowed",

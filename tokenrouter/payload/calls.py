@@ -24,6 +24,7 @@ class Call:
     endpoint: Endpoint
     body: dict[str, Any]
     model: str
+    """Empty where none is named, and the provider chooses."""
     stream: bool
     wants_usage: bool
     """Whether the caller requested the event that reports usage."""
@@ -100,12 +101,13 @@ class Call:
         return orjson.dumps(body)
 
 
-def check(endpoint: Endpoint, body: dict[str, Any], model: str, settings: Settings) -> Call:
+def check(endpoint: Endpoint, body: dict[str, Any], model: str | None, settings: Settings) -> Call:
     """Check the fields that decide what a call costs, set what the settings demand, and leave all others alone.
 
     Raises InvalidRequest, naming the field.
     """
-    body["model"] = model
+    if model is not None:
+        body["model"] = model
     stream = endpoint.may_stream and bool(_of_type(body, "stream", bool, "a boolean"))
     options = _of_type(body, "stream_options", dict, "an object") or {}
     for name in endpoint.lists:
@@ -121,7 +123,7 @@ def check(endpoint: Endpoint, body: dict[str, Any], model: str, settings: Settin
     call = Call(
         endpoint=endpoint,
         body=body,
-        model=model,
+        model=model or "",
         stream=stream,
         wants_usage=options.get("include_usage") is True,
         prompt=prompt,

@@ -68,9 +68,9 @@ def _answer(
     call = payload.check(endpoint, body, model, own.settings)
     if upload is not None:
         call.add_prompt(upload.files * endpoint.file_tokens)
-    call_request = new_call_request(caller, endpoint.path, model, stream=call.stream)
+    call_request = new_call_request(caller, endpoint.path, call.model, stream=call.stream)
     with _logged_refusal(own.ledger, call_request):
-        payload.check_model(model, own.settings.allowed_models, caller.models)
+        payload.check_model(model, own.settings.allowed_models, caller.models, own.catalogue.known_names)
     if call.previous_response is not None:
         call.add_prompt(_tokens_of_response(own, caller, call.previous_response))
     with ExitStack() as finish:
