@@ -187,7 +187,7 @@ BAD_FIELDS = {
     "stream": ["yes", 1, [], {}],
     "stream_options": [True, [], "include_usage"],
     "tools": ["search", {"type": "function"}],
-    "n": ["2", 0, -1, 1.5, True, 10**9, 10**30, []],
+    "n": ["2", -1, 1.5, True, 10**9, 10**30, []],
     "max_tokens": [-1, "5", 1.5, True, 10**30, []],
     "max_completion_tokens": [-1, "5", 1.5, True, 10**30, {}],
 }

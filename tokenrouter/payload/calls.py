@@ -49,7 +49,7 @@ class Call:
 
     def output_ceiling(self) -> int | None:
         """Return the most tokens that an answer within the request's limit can have; None where it has none."""
-        limits = [limit for name in self.endpoint.limits if (limit := self.body.get(name))]
+        limits = [limit for name in self.endpoint.limits if (limit := self.body.get(name)) is not None]
         return self.choices * max(limits) if limits else None
 
     def add_prompt(self, tokens: int) -> None:
@@ -114,8 +114,9 @@ def check(endpoint: Endpoint, body: dict[str, Any], model: str | None, settings:
         _of_type(body, name, list, "an array")
     for refuse in endpoint.refusals:
         refuse(body)
-    counts = {name: _whole_number(body, name, 1, MOST_CHOICES) or 1 for name in endpoint.choices}
-    given = [limit for name in endpoint.limits if (limit := _whole_number(body, name, 0, MOST_OUTPUT_TOKENS))]
+    counts = {name: _whole_number(body, name, 0, MOST_CHOICES) or 1 for name in endpoint.choices}
+    limits = [_whole_number(body, name, 0, MOST_OUTPUT_TOKENS) for name in endpoint.limits]
+    given = [limit for limit in limits if limit is not None]
     prompts = endpoint.count_prompts(body) if endpoint.count_prompts else 1
     choices = prompts * max(counts.values(), default=1) if endpoint.limits else 0
     limit = max(given, default=settings.max_output_tokens or settings.output_reserve_tokens)
