@@ -13,7 +13,21 @@ from flask.cli import run_command
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from tokenrouter import admin, api, cli, config, demo, docs, errors, first_start, health, runtime, site, v1
+from tokenrouter import (
+    admin,
+    api,
+    cli,
+    config,
+    demo,
+    docs,
+    errors,
+    first_start,
+    health,
+    runtime,
+    site,
+    unknown_paths,
+    v1,
+)
 from tokenrouter.admin import sessions
 from tokenrouter.config import ConfigError, Settings
 from tokenrouter.database import schema, statements, tables
@@ -80,7 +94,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     app.url_map.merge_slashes = False  # `//v1` is not `/v1`: no redirect, with a body, to elsewhere
     app.before_request(_begin)
     app.after_request(_label)
-    for part in (errors, tables, schema, sessions, cli):
+    for part in (errors, unknown_paths, tables, schema, sessions, cli):
         part.init_app(app)
     runtime.init_app(app, settings)
     app.cli.add_command(demo.command(create_app))
