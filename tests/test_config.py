@@ -99,6 +99,7 @@ def test_nothing_set_gives_the_contracts_defaults():
         "MAX_OUTPUT_TOKENS": None,
         "MAX_REQUEST_BYTES": 33554432,
         "TRUSTED_PROXIES": 0,
+        "CORS_ORIGINS": None,
     }
 
 
@@ -139,6 +140,7 @@ BAD_VALUES = {
     "MAX_OUTPUT_TOKENS": (*COUNTS, "0"),
     "MAX_REQUEST_BYTES": ("-1", "0", "1023", "32MB", "1.5"),
     "TRUSTED_PROXIES": ("-1", "1.5", "yes", "17", "10.0.0.1"),
+    "CORS_ORIGINS": (",", "app.example", "https://", "https://a.example/path", "https://*.example", "https://a b"),
 }
 
 
@@ -172,6 +174,12 @@ def test_refused_secret_is_not_shown(name: str):
         ("PORT", " 65535 ", 65535),
         ("PROVIDER_READ_TIMEOUT", "0.5", 0.5),
         ("TRUSTED_PROXIES", "16", 16),
+        ("CORS_ORIGINS", "*", ("*",)),
+        (
+            "CORS_ORIGINS",
+            " https://A.example/, app://x,http://[::1]:80",
+            ("https://a.example", "app://x", "http://[::1]:80"),
+        ),
     ],
 )
 def test_good_value_is_read(name: str, value: str, parsed: object):

@@ -18,6 +18,7 @@ from tokenrouter import (
     api,
     cli,
     config,
+    cors,
     demo,
     docs,
     errors,
@@ -96,6 +97,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     app.after_request(_label)
     for part in (errors, unknown_paths, tables, schema, sessions, cli):
         part.init_app(app)
+    cors.init_app(app, settings)
     runtime.init_app(app, settings)
     app.cli.add_command(demo.command(create_app))
     app.register_blueprint(v1.blueprint)

@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError
 
 ENV_FILE = Path(".env")
 DEFAULT_ADMIN_PASSWORD = "admin123"
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 
 
 class ConfigError(ValueError):
@@ -67,6 +68,13 @@ def parse_models(text: str) -> tuple[str, ...]:
     if not names or any("*" in name[:-1] or not name.isprintable() for name in names.values()):
         raise ValueError
     return tuple(names.values())
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(dict.fromkeys(origin.strip().lower().rstrip("/") for origin in text.split(",") if origin.strip()))
+    if not origins or not all(origin == "*" or ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError
+    return origins
 
 
 def _database_url(text: str) -> str:
@@ -143,6 +151,9 @@ class Settings:
     max_output_tokens: int | None = _setting("", _whole(1))
     max_request_bytes: int = _setting("33554432", _whole(1024, 2**40))
     trusted_proxies: int = _setting("0", _whole(0, 16))
+    cors_origins: tuple[str, ...] | None = _setting(
+        "", Reader("origins such as https://app.example separated by commas, or *", _origins)
+    )
     origins: Mapping[str, str] = field(repr=False)
 
     def __repr__(self) -> str:
