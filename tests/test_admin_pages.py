@@ -290,7 +290,7 @@ def test_provider_is_asked_for_its_models(panel: Panel):
 
 
 def test_allowed_models_that_the_provider_lacks_are_named(panel: Panel, provider: StandInProvider):
-    provider.models = ("GPT-5-nano", "gpt-5-mini")
+    provider.models = ("gpt-5-nano", "GPT-5-min")
     page = panel.post("/admin/settings/provider").text
     told = page.partition("not in the provider")[2].partition("</div>")[0]
     assert re.findall("<code>(.*?)</code>", told) == ["GPT-5-mini", "Gemini-2.5-flash", "Gemini-2.5-pro"]

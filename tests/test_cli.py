@@ -210,6 +210,11 @@ def test_update_changes_only_what_is_given(runner: FlaskCliRunner, team: Member)
     assert document(runner, "teams", "show", "red") == before | changed
 
 
+def test_models_that_fit_nothing_in_allowed_models_are_refused_by_name(runner: FlaskCliRunner, team: Member):
+    told = refused(runner, "teams", "update", "team", "--models", "gpt-5-nano,claude,gemini*,o1*")
+    assert "claude, o1*" in told and "gpt-5-nano" not in told
+
+
 @pytest.mark.parametrize("models", ["", ",", "a*b", "*a"])
 def test_bad_list_of_models_is_refused(runner: FlaskCliRunner, team: Member, models: str):
     assert "models" in refused(runner, "teams", "update", "team", "--models", models)

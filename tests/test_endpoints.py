@@ -106,7 +106,7 @@ def test_headers_of_the_provider_that_concern_the_caller_are_passed(
 ):
     reply = fetch(client, team, endpoint)
     row = reports.newest_calls(None, 1)[0]
-    assert reply.headers["x-ratelimit-remaining-tokens"] == "150000"
+    assert not [name for name, _ in reply.headers if name.lower().startswith("x-ratelimit-")]
     assert reply.headers["openai-processing-ms"] == "5"
     assert reply.headers["x-request-id"] == row.request_id
     assert row.provider_request_id == provider.finished[0].request_id
@@ -117,7 +117,7 @@ def test_headers_of_the_provider_that_concern_the_caller_are_passed(
 def test_refusal_of_the_provider_passes_its_headers_and_costs_nothing(client: FlaskClient, team: Member, endpoint: str):
     reply = fetch(client, team, endpoint, "status=429 retry_after=7")
     assert (reply.status_code, reply.headers["Retry-After"]) == (429, "7")
-    assert reply.headers["x-ratelimit-remaining-tokens"] == "150000"
+    assert not [name for name, _ in reply.headers if name.lower().startswith("x-ratelimit-")]
     assert_booked(team, "provider_error", 0, "none")
 
 

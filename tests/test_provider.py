@@ -3,7 +3,7 @@
 import json
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -138,8 +138,9 @@ def test_redirect_is_not_followed(own: Provider, answers: Adapter, status: int):
 
 def test_only_listed_headers_come_back(own: Provider, answers: Adapter):
     listed = {"Content-Type": "application/json", "openai-processing-ms": "5", "openai-version": "1"}
-    listed |= {"X-RateLimit-Remaining-Tokens": "9", "retry-after": "1"}
+    listed |= {"retry-after": "1", "Retry-After-Ms": "900", "x-should-retry": "true"}
     strange = {
+        "X-RateLimit-Remaining-Tokens": "9",
         "Set-Cookie": "a=b",
         "OpenAI-Organization": "o",
         "Server": "x",
@@ -175,6 +176,24 @@ def test_refused_key_is_provider_auth_failed(own: Provider, answers: Adapter, st
     assert PROVIDER_KEY[:7] not in error.message
 
 
+WRONG_KEY = {
+    "reason in a list": (
+        400,
+        [{"error": {"code": 400, "status": "INVALID_ARGUMENT", "details": [{"reason": "API_KEY_INVALID"}]}}],
+    ),
+    "code of another case": (403, {"error": {"message": "No.", "code": "InvalidApiKey"}}),
+    "object error": (403, {"object": "error", "message": "No.", "type": "authentication_error"}),
+    "error is a text": (403, {"error": "invalid_api_key"}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_KEY)
+def test_wrong_key_is_known_in_whatever_shape_it_is_told(own: Provider, answers: Adapter, name: str):
+    status, document = WRONG_KEY[name]
+    answers.register_uri("POST", URL, status_code=status, json=document)
+    assert isinstance(refusal(own), errors.ProviderAuthFailed)
+
+
 def test_401_without_openais_shape_is_provider_auth_failed(own: Provider, answers: Adapter):
     answers.register_uri("POST", URL, status_code=401, text="<h1>Who are you?</h1>")
     assert isinstance(refusal(own), errors.ProviderAuthFailed)
@@ -197,6 +216,48 @@ def test_empty_account_is_provider_quota_exhausted(own: Provider, answers: Adapt
     assert isinstance(error, errors.ProviderQuotaExhausted)
     assert (error.status, error.headers) == (503, {"x-should-retry": "false"})
     assert "12.34" not in error.message
+
+
+EMPTY_CODES = (
+    "insufficient_quota",
+    "insufficient_credits",
+    "billing_hard_limit_reached",
+    "billing_not_active",
+    "exceeded_current_quota_error",
+    "Arrearage",
+    "InsufficientBalance",
+)
+SHAPES: dict[str, Callable[[str], object]] = {
+    "code": lambda code: openai_error("Account acct-77 owes 12.34.", code=code),
+    "type": lambda code: {"error": {"message": "Account acct-77 owes 12.34.", "type": code.upper(), "code": 429}},
+    "object error": lambda code: {"object": "error", "message": "Account acct-77 owes 12.34.", "code": code},
+    "list": lambda code: [{"error": {"message": "acct-77", "details": [{"metadata": {}, "reason": code}]}}],
+    "error is a text": lambda code: {"error": f"{code}: account acct-77 owes 12.34"},
+}
+
+
+@pytest.mark.parametrize("status", [400, 402, 403, 429])
+@pytest.mark.parametrize("code", EMPTY_CODES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_empty_account_is_known_in_whatever_shape_it_is_told(
+    own: Provider, answers: Adapter, shape: str, code: str, status: int
+):
+    answers.register_uri("POST", URL, status_code=status, json=SHAPES[shape](code))
+    error = refusal(own)
+    assert isinstance(error, errors.ProviderQuotaExhausted)
+    assert "acct-77" not in error.body().decode()
+
+
+@pytest.mark.parametrize("text", ["<h1>Payment required</h1>", "", "[1, 2", '"owes 12.34"'])
+def test_402_of_any_shape_is_an_empty_account(own: Provider, answers: Adapter, text: str):
+    answers.register_uri("POST", URL, status_code=402, text=text)
+    assert isinstance(refusal(own), errors.ProviderQuotaExhausted)
+
+
+def test_code_that_the_caller_sent_and_a_validator_repeats_says_nothing_of_the_account(own: Provider, answers: Adapter):
+    detail = [{"type": "extra_forbidden", "loc": ["body", "x"], "input": {"type": "insufficient_quota"}}]
+    answers.register_uri("POST", URL, status_code=400, json={"detail": detail})
+    assert refusal(own).code == "provider_error"
 
 
 RELAYED = [
@@ -223,10 +284,11 @@ def test_any_other_error_in_openais_shape_is_relayed_byte_for_byte(
 
 
 @pytest.mark.parametrize("retry_after", ["7", "0.25", "Wed, 21 Oct 2035 07:28:00 GMT"])
-def test_retry_after_is_relayed_as_it_is(own: Provider, answers: Adapter, retry_after: str):
-    headers = {"Retry-After": retry_after, "x-ratelimit-reset-tokens": "6m0s", "Set-Cookie": "a=b"}
-    answers.register_uri("POST", URL, status_code=429, json=openai_error(), headers=headers)
-    assert refusal(own).headers == {"Retry-After": retry_after, "x-ratelimit-reset-tokens": "6m0s"}
+def test_what_sdks_wait_by_is_relayed_as_it_is(own: Provider, answers: Adapter, retry_after: str):
+    waits = {"Retry-After": retry_after, "retry-after-ms": "6500", "x-should-retry": "false"}
+    others = {"x-ratelimit-reset-tokens": "6m0s", "Set-Cookie": "a=b"}
+    answers.register_uri("POST", URL, status_code=429, json=openai_error(), headers=waits | others)
+    assert refusal(own).headers == waits
 
 
 STRANGE = {
@@ -236,6 +298,7 @@ STRANGE = {
     "error is a text": '{"error":"Something went wrong"}',
     "message is no text": '{"error":{"message":null}}',
     "array": '[{"error":{"message":"No."}}]',
+    "object error": '{"object":"error","message":"No."}',
     "long": "é" * 3000,
 }
 

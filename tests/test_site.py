@@ -78,7 +78,17 @@ def test_use_is_kept_by_no_one_in_between(client: FlaskClient, team: Member, pat
 
 def test_team_is_told_nothing_of_another(client: FlaskClient, team: Member, new_team):
     chat(client, team)
-    assert data(client, new_team("other")) == {"by_model": [], "pace": None, "calls": []}
+    assert data(client, new_team("other")) == {
+        "by_model": [],
+        "pace": None,
+        "calls": [],
+        "example_model": "GPT-5-nano",
+    }
+
+
+@pytest.mark.parametrize(("models", "shown"), [(None, "GPT-5-nano"), ("gemini*", "Gemini-2.5-flash")])
+def test_example_names_a_model_that_the_team_may_call(client: FlaskClient, new_team, models: str | None, shown: str):
+    assert data(client, new_team(models=models))["example_model"] == shown
 
 
 def test_calls_are_the_newest_twenty(client: FlaskClient, team: Member):

@@ -18,6 +18,7 @@ from tokenrouter import (
     api,
     cli,
     config,
+    cors,
     demo,
     docs,
     errors,
@@ -26,6 +27,7 @@ from tokenrouter import (
     request_body,
     runtime,
     site,
+    unknown_paths,
     v1,
 )
 from tokenrouter.admin import sessions
@@ -98,15 +100,17 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS=tables.engine_options(settings.database_url),
         MAX_CONTENT_LENGTH=settings.max_request_bytes,
+        ALLOWED_MODELS=settings.allowed_models,
         SECRET_KEY=settings.secret_key or None,
     )
     app.config.update(flask_config)
     app.url_map.merge_slashes = False  # `//v1` is not `/v1`: no redirect, with a body, to elsewhere
     app.before_request(_begin)
     app.after_request(_label)
-    for part in (errors, tables, schema, sessions, cli):
+    for part in (errors, unknown_paths, tables, schema, sessions, cli):
         part.init_app(app)
     request_body.init_app(app, settings.max_request_bytes)
+    cors.init_app(app, settings)
     runtime.init_app(app, settings)
     app.cli.add_command(demo.command(create_app))
     app.register_blueprint(v1.blueprint)

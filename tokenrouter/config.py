@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 ENV_FILE = Path(".env")
 DEFAULT_ADMIN_PASSWORD = "admin123"
 LIKENESS = 0.8  # of a name to a setting's, from which on it is taken for a slip of the pen; 1 is the same
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 
 
 class ConfigError(ValueError):
@@ -63,14 +64,23 @@ def _http_url(text: str) -> str:
 
 
 def parse_models(text: str) -> tuple[str, ...]:
-    """Read names and prefixes of models separated by commas.
+    """Read names and prefixes of models separated by commas; of several that differ by capitals alone, the first.
 
     Raises ValueError where there is none, or one with a `*` before its end or with control characters.
     """
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names or any("*" in name[:-1] or not name.isprintable() for name in names):
+    names: dict[str, str] = {}
+    for name in filter(None, map(str.strip, text.split(","))):
+        names.setdefault(name.casefold(), name)
+    if not names or any("*" in name[:-1] or not name.isprintable() for name in names.values()):
         raise ValueError
-    return names
+    return tuple(names.values())
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(dict.fromkeys(origin.strip().lower().rstrip("/") for origin in text.split(",") if origin.strip()))
+    if not origins or not all(origin == "*" or ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError
+    return origins
 
 
 def _database_url(text: str) -> str:
@@ -153,6 +163,9 @@ class Settings:
     hosted_tools: tuple[str, ...] | None = _setting(
         "", Reader("names separated by commas, each with at most a trailing *", parse_models)
     )
+    cors_origins: tuple[str, ...] | None = _setting(
+        "", Reader("origins such as https://app.example separated by commas, or *", _origins)
+    )
     origins: Mapping[str, str] = field(repr=False)
 
     def __repr__(self) -> str:
@@ -203,8 +216,12 @@ def _unset(kind: Any) -> str | None:
 
 
 def is_allowed(model: str, patterns: tuple[str, ...]) -> bool:
-    """Tell whether a pattern names the model: exactly, or as a prefix where it ends in `*`."""
-    return any(model.startswith(p[:-1]) if p.endswith("*") else model == p for p in patterns)
+    """Tell whether a pattern names the model: whole, or as a prefix where it ends in `*`; capitals do not matter."""
+    name = model.casefold()
+    return any(
+        name.startswith(pattern[:-1].casefold()) if pattern.endswith("*") else name == pattern.casefold()
+        for pattern in patterns
+    )
 
 
 def read_env_file() -> dict[str, str]:

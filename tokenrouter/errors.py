@@ -195,9 +195,10 @@ class ProviderBadResponse(ProviderError):
 class ProviderRefusal(ProviderError):
     """An error of the provider's that is not in OpenAI's shape; its status is the provider's own."""
 
-    def __init__(self, message: str, status: int, headers: Mapping[str, str]) -> None:
+    def __init__(self, message: str, status: int, headers: Mapping[str, str], provider_text: bytes) -> None:
         super().__init__(message, headers=headers)
         self.status = status
+        self.provider_text = provider_text
 
 
 def error_body(message: str, type_: str, param: str | None, code: str | None) -> bytes:
@@ -207,11 +208,12 @@ def error_body(message: str, type_: str, param: str | None, code: str | None) ->
 
 def init_app(app: Flask) -> None:
     """Register the handlers; all other paths keep Flask's own pages."""
-    app.register_error_handler(APIError, _render)
+    app.register_error_handler(APIError, render)
     app.register_error_handler(HTTPException, _translate)
 
 
-def _render(error: APIError) -> Response:
+def render(error: APIError) -> Response:
+    """Return the response that a caller gets."""
     if error.request_id is not None:
         g.request_id = error.request_id
     return Response(error.body(), error.status, error.headers, mimetype="application/json")
@@ -224,7 +226,7 @@ def _translate(error: HTTPException) -> Response | HTTPException:
         logger.error("%s %s failed", request.method, request.path)
     if not is_api_path(request.path):
         return error
-    return _render(StorageUnavailable() if isinstance(cause, DATABASE_IS_AWAY) else _as_api_error(error))
+    return render(StorageUnavailable() if isinstance(cause, DATABASE_IS_AWAY) else _as_api_error(error))
 
 
 def is_api_path(path: str) -> bool:

@@ -1,6 +1,6 @@
 """What one process runs with: its settings, ledger and provider, its slots for calls, and the clients that wait."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flask import Flask, current_app
 
@@ -8,6 +8,7 @@ from tokenrouter.config import Settings
 from tokenrouter.database.connections import Readers
 from tokenrouter.database.tables import db
 from tokenrouter.ledger import Ledger
+from tokenrouter.payload import RefusedAdditions
 from tokenrouter.provider.catalogue import Catalogue
 from tokenrouter.provider.client import Provider
 from tokenrouter.worker.disconnects import WaitingClients
@@ -25,6 +26,7 @@ class Runtime:
     slots: Slots
     catalogue: Catalogue
     clients: WaitingClients
+    refused_additions: RefusedAdditions = field(default_factory=RefusedAdditions)
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -35,7 +37,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     provider = Provider(settings)
     slots = Slots(settings.threads, settings.team_calls)
     app.extensions["tokenrouter"] = Runtime(
-        settings, readers, ledger, provider, slots, Catalogue(provider), WaitingClients()
+        settings, readers, ledger, provider, slots, Catalogue(provider, settings.default_model), WaitingClients()
     )
 
 

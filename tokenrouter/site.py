@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Blueprint, Response, render_template, request
 
-from tokenrouter import reports, runtime
+from tokenrouter import payload, reports, runtime
 from tokenrouter.relay import handler
 
 blueprint = Blueprint("site", __name__)
@@ -25,7 +25,10 @@ def usage() -> str:
 @blueprint.get("/usage/data")
 def usage_data() -> dict[str, Any]:
     """Tell the caller's team what its page shows beside `GET /v1/usage`; raises what that does."""
-    return reports.own_details(handler.authenticate("/usage").team_id)
+    caller, own = handler.authenticate("/usage"), runtime.current()
+    patterns = payload.narrowed(own.settings.allowed_models, caller.models)
+    example = payload.example_model(patterns, own.settings.default_model, own.catalogue.known_names(patterns))
+    return {**reports.own_details(caller.team_id), "example_model": example}
 
 
 @blueprint.after_request

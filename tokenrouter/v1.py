@@ -19,28 +19,27 @@ for endpoint in payload.ENDPOINTS:
 @blueprint.get("/models")
 def models() -> dict[str, object]:
     """List the models that the caller's team may call."""
-    return {"object": "list", "data": _models_of(handler.authenticate("/models"))}
+    patterns = _patterns(handler.authenticate("/models"))
+    return {"object": "list", "data": runtime.current().catalogue.models(patterns)}
 
 
 @blueprint.get("/models/<path:model_id>")
 def model(model_id: str) -> dict[str, object]:
     """Return one of the models that the caller's team may call."""
-    caller = handler.authenticate("/models")
-    payload.check_model(model_id, runtime.current().settings.allowed_models, caller.models)
-    for model_object in _models_of(caller):
-        if model_object["id"] == model_id:
-            return model_object
-    raise ModelNotFound(f"The model `{model_id}` is not one that the provider has.", param="model")
+    caller, own = handler.authenticate("/models"), runtime.current()
+    payload.check_model(model_id, own.settings.allowed_models, caller.models, own.catalogue.known_names)
+    found = own.catalogue.model(model_id, _patterns(caller))
+    if found is None:
+        raise ModelNotFound(f"The provider has no model `{model_id}`.", param="model")
+    return found
 
 
-def _models_of(caller: Caller) -> list[dict[str, object]]:
-    own = runtime.current()
-    return own.catalogue.models(payload.narrowed(own.settings.allowed_models, caller.models))
+def _patterns(caller: Caller) -> tuple[str, ...]:
+    return payload.narrowed(runtime.current().settings.allowed_models, caller.models)
 
 
 @blueprint.get("/usage")
 def usage() -> tuple[dict[str, object], dict[str, str]]:
     """Tell the caller's team what it used, in all and of late."""
     caller = handler.authenticate("/usage")
-    models = payload.narrowed(runtime.current().settings.allowed_models, caller.models)
-    return reports.own_usage(caller.team_id, models), {"Cache-Control": "no-store"}
+    return reports.own_usage(caller.team_id, _patterns(caller)), {"Cache-Control": "no-store"}

@@ -18,7 +18,6 @@ from tokenrouter.admin.access import PanelView, actor, settings
 from tokenrouter.admin.charts import tokens_chart
 from tokenrouter.admin.formats import quoted
 from tokenrouter.admin.team_forms import GRACES, TeamEditForm, TeamForm, TokenForm, explain, parse_typed_quota
-from tokenrouter.config import is_allowed
 from tokenrouter.database.tables import Team
 from tokenrouter.errors import APIError, NotFound
 
@@ -255,9 +254,7 @@ def _base_url() -> str:
 
 
 def _model_for(team: Team) -> str:
-    """Return a model to show in an example: the default where the team may call it."""
-    allowed = payload.narrowed(settings().allowed_models, team.model_patterns)
-    check = runtime.current().catalogue.last_check
-    listed = check.models or () if check else ()
-    known = (settings().default_model, *(name for name in allowed if not name.endswith("*")), *listed)
-    return next((name for name in known if is_allowed(name, allowed)), settings().default_model)
+    """Return a model to show in an example."""
+    own = runtime.current()
+    patterns = payload.narrowed(own.settings.allowed_models, team.model_patterns)
+    return payload.example_model(patterns, own.settings.default_model, own.catalogue.known_names(patterns))

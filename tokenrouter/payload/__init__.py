@@ -1,6 +1,7 @@
 """Check and normalise a request's body, and work out what the call may cost. Knows neither Flask nor the database."""
 
-from tokenrouter.payload.allowlist import check_model, check_named_models, may_call_any, model_of, narrowed
+from tokenrouter.payload.additions import RefusedAdditions, blamed
+from tokenrouter.payload.allowlist import check_model, check_named_models, example_model, model_of, narrowed
 from tokenrouter.payload.calls import Call, check
 from tokenrouter.payload.documents import form_body, parse
 from tokenrouter.payload.endpoints import CHAT, ENDPOINTS, Endpoint
@@ -12,11 +13,13 @@ __all__ = [
     "ENDPOINTS",
     "Call",
     "Endpoint",
+    "RefusedAdditions",
+    "blamed",
     "check",
     "check_model",
     "check_named_models",
+    "example_model",
     "form_body",
-    "may_call_any",
     "model_of",
     "narrowed",
     "parse",

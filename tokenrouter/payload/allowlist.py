@@ -1,7 +1,7 @@
 """The model that a body names, and whether the team may call it."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tokenrouter.config import is_allowed
@@ -9,20 +9,18 @@ from tokenrouter.errors import InvalidRequest, ModelNotFound
 
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 SHOWN_MODEL_LENGTH = 100
+SHOWN_MODELS = 20
+
+Expand = Callable[[tuple[str, ...]], list[str]]
 
 
-def model_of(body: Mapping[str, Any], default: str | None, *, any_model: bool = False) -> str:
-    """Return the model that a body names, or the default; an empty name where there is neither, and any will do.
+def model_of(body: Mapping[str, Any], default: str | None) -> str | None:
+    """Return the model that a body names, or the default.
 
-    Raises InvalidRequest where it is no text, and where there is neither though not every model is allowed.
+    Raises InvalidRequest where it is no text.
     """
     model = body.get("model")
     if model is None:
-        if default is None and any_model:
-            return ""
-        if default is None:
-            message = "model is missing. Here it has to be named, since a team may call some models only."
-            raise InvalidRequest(message, param="model")
         return default
     if not isinstance(model, str):
         raise InvalidRequest("model is not a string.", param="model")
@@ -31,34 +29,56 @@ def model_of(body: Mapping[str, Any], default: str | None, *, any_model: bool = 
     return model
 
 
-def check_model(model: str, allowed: tuple[str, ...], team_models: tuple[str, ...] | None) -> None:
-    """Raise ModelNotFound unless both lists have the model."""
+def check_model(
+    model: str | None, allowed: tuple[str, ...], team_models: tuple[str, ...] | None, expand: Expand
+) -> None:
+    """Check that both lists have the model; without one the provider chooses, so that both have to have every model.
+
+    `expand` returns the names for patterns.
+    Raises ModelNotFound, which lists what may be called, and InvalidRequest where one has to be named.
+    """
+    if model is None:
+        if "*" not in allowed or (team_models is not None and "*" not in team_models):
+            message = "model is missing. Here it has to be named, since your team may call some models only."
+            raise InvalidRequest(message, param="model")
+        return
     if not _is_allowed_by_both(model, allowed, team_models):
-        raise ModelNotFound(_refusal(model, allowed, team_models), param="model")
+        raise ModelNotFound(_refusal(model, allowed, team_models, expand), param="model")
 
 
 def check_named_models(
-    models: Iterable[tuple[str, str]], allowed: tuple[str, ...], team_models: tuple[str, ...] | None
+    models: Iterable[tuple[str, str]], allowed: tuple[str, ...], team_models: tuple[str, ...] | None, expand: Expand
 ) -> None:
     """Raise InvalidRequest unless both lists have the models that other fields name; each comes with its field."""
     for param, model in models:
         if not _is_allowed_by_both(model, allowed, team_models):
-            raise InvalidRequest(f"{param}: {_refusal(model, allowed, team_models)}", param=param)
-
-
-def may_call_any(allowed: tuple[str, ...], team_models: tuple[str, ...] | None) -> bool:
-    """Tell whether both lists have every model."""
-    return "*" in allowed and (team_models is None or "*" in team_models)
+            raise InvalidRequest(f"{param}: {_refusal(model, allowed, team_models, expand)}", param=param)
 
 
 def _is_allowed_by_both(model: str, allowed: tuple[str, ...], team_models: tuple[str, ...] | None) -> bool:
     return is_allowed(model, allowed) and (team_models is None or is_allowed(model, team_models))
 
 
-def _refusal(model: str, allowed: tuple[str, ...], team_models: tuple[str, ...] | None) -> str:
+def _refusal(model: str, allowed: tuple[str, ...], team_models: tuple[str, ...] | None, expand: Expand) -> str:
     shown = model if len(model) <= SHOWN_MODEL_LENGTH else f"{model[:SHOWN_MODEL_LENGTH]}…"
-    names = ", ".join(name.replace("*", "…") if name != "*" else "any model" for name in narrowed(allowed, team_models))
-    return f"The model `{shown}` is not allowed for this team. Allowed: {names or 'none'}."
+    return f"The model `{shown}` is not allowed for this team. {_in_words(narrowed(allowed, team_models), expand)}"
+
+
+def _in_words(patterns: tuple[str, ...], expand: Expand) -> str:
+    """Say what may be called, by full names as far as they are known."""
+    if not patterns:
+        return (
+            "It may call none at present, since ALLOWED_MODELS has nothing of the team's own list. "
+            "Who administers this service can change both."
+        )
+    names = expand(patterns)
+    words = names[:SHOWN_MODELS]
+    if len(names) > SHOWN_MODELS:
+        words.append(f"{len(names) - SHOWN_MODELS} more")
+    prefixes = [pattern for pattern in patterns if pattern.endswith("*")]
+    unknown = [prefix for prefix in prefixes if not any(is_allowed(name, (prefix,)) for name in names)]
+    words += [f"any whose name begins with {prefix[:-1]}" for prefix in unknown]
+    return f"Allowed: {', '.join(words[:-1])} and {words[-1]}." if len(words) > 1 else f"Allowed: {words[0]}."
 
 
 def narrowed(allowed: tuple[str, ...], team_models: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -66,7 +86,8 @@ def narrowed(allowed: tuple[str, ...], team_models: tuple[str, ...] | None) -> t
     if team_models is None:
         return allowed
     both = [name for name in team_models if _covers(allowed, name)]
-    both += [name for name in allowed if name not in both and _covers(team_models, name)]
+    seen = {name.casefold() for name in both}
+    both += [name for name in allowed if name.casefold() not in seen and _covers(team_models, name)]
     return tuple(both)
 
 
@@ -74,4 +95,10 @@ def _covers(patterns: tuple[str, ...], name: str) -> bool:
     stem = name.removesuffix("*")
     if stem == name:
         return is_allowed(name, patterns)
-    return any(pattern.endswith("*") and stem.startswith(pattern[:-1]) for pattern in patterns)
+    return any(pattern.endswith("*") and is_allowed(stem, (pattern,)) for pattern in patterns)
+
+
+def example_model(patterns: tuple[str, ...], default: str, known: Iterable[str]) -> str:
+    """Return a model to show to who may call these: the default where it is among them, else one that is known."""
+    stems = (pattern.removesuffix("*") for pattern in patterns)
+    return next((name for name in (default, *known, *stems) if name and is_allowed(name, patterns)), default)

@@ -12,6 +12,8 @@ from tokenrouter.metering.prompts import Prompt
 from tokenrouter.payload.endpoints import Endpoint
 from tokenrouter.payload.reach import Reach, named_items, read_reach
 
+STREAM_OPTIONS = "stream_options"
+WIDELY_KNOWN_LIMIT = "max_tokens"
 MOST_CHOICES = 128  # OpenAI's own limit for n
 MOST_OUTPUT_TOKENS = 2**31 - 1
 
@@ -23,6 +25,7 @@ class Call:
     endpoint: Endpoint
     body: dict[str, Any]
     model: str
+    """Empty where none is named, and the provider chooses."""
     stream: bool
     wants_usage: bool
     """Whether the caller requested the event that reports usage."""
@@ -35,16 +38,21 @@ class Call:
     """How many of them the caller will see."""
     reach: Reach
     """What it names beside its model."""
+    own_limit: str | None = None
+    """The field of a limit that only we wrote."""
 
     def limit_output(self, tokens: int) -> None:
         """Limit each choice, in the field or fields that the caller used."""
         used = [name for name in self.endpoint.limits if self.body.get(name) is not None]
-        for name in used or self.endpoint.limits[-1:]:
+        if not used:
+            self.own_limit = self.endpoint.limits[-1]
+            used = [self.own_limit]
+        for name in used:
             self.body[name] = tokens
 
     def output_ceiling(self) -> int | None:
         """Return the most tokens that an answer within the request's limit can have; None where it has none."""
-        limits = [limit for name in self.endpoint.limits if (limit := self.body.get(name))]
+        limits = [limit for name in self.endpoint.limits if (limit := self.body.get(name)) is not None]
         return self.choices * max(limits) if limits else None
 
     def add_prompt(self, tokens: int) -> None:
@@ -72,19 +80,31 @@ class Call:
         """Whether what is sent asks for the usage of a stream though the caller did not."""
         return self.stream and not self.wants_usage and self.endpoint.usage_must_be_requested
 
-    def encode(self) -> bytes:
-        """Return the body to send: usage is requested of every stream."""
-        if not self.injects_usage:
-            return self.encode_as_received()
-        options = self.body.get("stream_options") or {}
-        return orjson.dumps({**self.body, "stream_options": {**options, "include_usage": True}})
+    @property
+    def additions(self) -> frozenset[str]:
+        """The fields that only we wrote, and without which the call can be sent as well."""
+        own = {STREAM_OPTIONS} if self.injects_usage else set()
+        if self.own_limit not in (None, WIDELY_KNOWN_LIMIT):
+            own.add(self.own_limit)
+        return frozenset(own)
 
-    def encode_as_received(self) -> bytes:
-        """Return the body with nothing but the caller's own stream options."""
-        return orjson.dumps(self.body)
+    def encode(self, refused: frozenset[str] = frozenset()) -> bytes:
+        """Return the body to send: usage is requested of every stream.
+
+        What is refused of our additions is left out, and a limit written as most providers know it.
+        """
+        body = self.body
+        if self.injects_usage and STREAM_OPTIONS not in refused:
+            body = {**body, STREAM_OPTIONS: {**(body.get(STREAM_OPTIONS) or {}), "include_usage": True}}
+        elif STREAM_OPTIONS in refused and not body.get(STREAM_OPTIONS):
+            body = {name: value for name, value in body.items() if name != STREAM_OPTIONS}
+        if self.own_limit in refused:
+            limit = body[self.own_limit]
+            body = {name: value for name, value in body.items() if name != self.own_limit} | {WIDELY_KNOWN_LIMIT: limit}
+        return orjson.dumps(body)
 
 
-def check(endpoint: Endpoint, body: dict[str, Any], model: str, settings: Settings) -> Call:
+def check(endpoint: Endpoint, body: dict[str, Any], model: str | None, settings: Settings) -> Call:
     """Check the fields that decide what a call costs, set what the settings demand, and leave all others alone.
 
     Raises InvalidRequest, naming the field.
@@ -92,7 +112,7 @@ def check(endpoint: Endpoint, body: dict[str, Any], model: str, settings: Settin
     reach = read_reach(body, settings.hosted_tools or ())
     if endpoint.continued_by:
         reach.items |= named_items(body.get("input"))
-    if model:
+    if model is not None:
         body["model"] = model
     stream = endpoint.may_stream and bool(_of_type(body, "stream", bool, "a boolean"))
     options = _of_type(body, "stream_options", dict, "an object") or {}
@@ -100,8 +120,9 @@ def check(endpoint: Endpoint, body: dict[str, Any], model: str, settings: Settin
         _of_type(body, name, list, "an array")
     for refuse in endpoint.refusals:
         refuse(body)
-    counts = {name: _whole_number(body, name, 1, MOST_CHOICES) or 1 for name in endpoint.choices}
-    given = [limit for name in endpoint.limits if (limit := _whole_number(body, name, 0, MOST_OUTPUT_TOKENS))]
+    counts = {name: _whole_number(body, name, 0, MOST_CHOICES) or 1 for name in endpoint.choices}
+    limits = [_whole_number(body, name, 0, MOST_OUTPUT_TOKENS) for name in endpoint.limits]
+    given = [limit for limit in limits if limit is not None]
     prompts = endpoint.count_prompts(body) if endpoint.count_prompts else 1
     choices = prompts * max(counts.values(), default=1) if endpoint.limits else 0
     limit = max(given, default=settings.max_output_tokens or settings.output_reserve_tokens)
@@ -109,7 +130,7 @@ def check(endpoint: Endpoint, body: dict[str, Any], model: str, settings: Settin
     call = Call(
         endpoint=endpoint,
         body=body,
-        model=model,
+        model=model or "",
         stream=stream,
         wants_usage=options.get("include_usage") is True,
         prompt=prompt,

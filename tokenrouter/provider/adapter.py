@@ -9,6 +9,8 @@ from urllib3 import HTTPConnectionPool
 
 from tokenrouter.provider.transport import ProviderConnection
 
+MOST_TARGETS = 100
+
 
 class LeanResponse(requests.Response):
     """What the relay needs of a response: its own constructor makes a cookie jar."""
@@ -46,7 +48,9 @@ class ProviderAdapter(HTTPAdapter):
         """Return the path to ask for, or the whole URL where a proxy has to know it."""
         target = self._targets.get(request.url)
         if target is None:
-            target = self._targets[request.url] = super().request_url(request, proxies)
+            target = super().request_url(request, proxies)
+            if len(self._targets) < MOST_TARGETS:  # callers may ask for models of any name
+                self._targets[request.url] = target
         return target
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> LeanResponse:

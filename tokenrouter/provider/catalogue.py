@@ -2,18 +2,23 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from tokenrouter.config import is_allowed
-from tokenrouter.errors import APIError, ProviderBadResponse
+from tokenrouter.errors import APIError, ProviderBadResponse, ProviderRefusal, ProviderTimeout
 from tokenrouter.provider.client import Provider
 from tokenrouter.provider.refusals import RelayedError
+from tokenrouter.provider.transport import ProviderLink
 from tokenrouter.untrusted_json import parse_json
 
 CACHE_S = 300.0
 FAILURE_CACHE_S = 10.0
+FETCH_S = 10.0
+MOST_BYTES = 4 * 1024 * 1024
+FIRST_MILLISECONDS = 10**11  # as seconds, the year 5138
 
 
 @dataclass(frozen=True)
@@ -27,41 +32,78 @@ class Check:
 
 
 class Catalogue:
-    """The provider's own list of models, asked for when a prefix has to be expanded, at most every five minutes."""
+    """The provider's own list of models, asked for when it is needed, at most every five minutes.
 
-    def __init__(self, provider: Provider) -> None:
+    One thread asks, and waits for at most FETCH_S; the others get the list that was known before at once.
+    """
+
+    def __init__(self, provider: Provider, default_model: str) -> None:
+        """Know nothing yet."""
         self._provider = provider
+        self._default_model = default_model
         self._listed: dict[str, dict[str, Any]] = {}
         self._fresh_until = float("-inf")
-        self._lock = threading.Lock()
+        self._fetching = threading.Lock()
         self.last_check: Check | None = None
 
     def models(self, patterns: tuple[str, ...]) -> list[dict[str, Any]]:
-        """Return OpenAI's model objects for names and prefixes: exact names always, what prefixes cover if known."""
-        prefixes = tuple(pattern for pattern in patterns if pattern.endswith("*"))
-        names = [pattern for pattern in patterns if pattern not in prefixes]
-        listed = self._provider_models() if prefixes else {}
-        names += [name for name in listed if name not in names and is_allowed(name, prefixes)]
-        return [_model_object(name, listed.get(name, {})) for name in names]
+        """Return OpenAI's model objects for names and prefixes: exact names always, what prefixes cover if known.
+
+        A name is spelled as the provider does where that has it; while nothing is known, the default model is one too.
+        """
+        if time.monotonic() > self._fresh_until and self._fetching.acquire(blocking=False):
+            try:
+                self._refresh()
+            finally:
+                self._fetching.release()
+        return [_model_object(name, self._listed.get(name, {})) for name in self.known_names(patterns)]
+
+    def known_names(self, patterns: tuple[str, ...]) -> list[str]:
+        """Return the names alone, likewise, by what is known already."""
+        listed = self._listed
+        spelled = {name.casefold(): name for name in reversed(listed)} | {name: name for name in listed}
+        exact = [pattern for pattern in patterns if not pattern.endswith("*")]
+        names = [spelled.get(name) or spelled.get(name.casefold(), name) for name in exact]
+        candidates = listed or (self._default_model,)
+        names += [name for name in candidates if is_allowed(name, patterns) and not is_allowed(name, tuple(exact))]
+        return list(dict.fromkeys(names))
+
+    def model(self, name: str, patterns: tuple[str, ...]) -> dict[str, Any] | None:
+        """Return a model that may be called, or None. What the provider's list lacks it is asked for by name.
+
+        Raises what the provider's refusal is, where it does not say that there is none.
+        """
+        for listed in self.models(patterns):
+            if listed["id"].casefold() == name.casefold():
+                return listed
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            return None  # that path may lead to something else of the account
+        try:
+            found = self._fetch(f"/models/{name}")
+        except (RelayedError, ProviderRefusal) as error:
+            if error.status == 404:
+                return None
+            raise
+        if (
+            not isinstance(found, dict)
+            or not isinstance(found.get("id"), str)
+            or found.get("object", "model") != "model"
+        ):
+            return None
+        return _model_object(found["id"], found)
 
     def check(self, within_s: float = 0.0) -> Check:
         """Ask the provider for its models, unless that was done within the last seconds, and say what came of it."""
-        with self._lock:
+        with self._fetching:
             last = self.last_check
             if last is None or (datetime.now(UTC) - last.at).total_seconds() >= within_s:
                 last = self._refresh()
             return last
 
-    def _provider_models(self) -> dict[str, dict[str, Any]]:
-        with self._lock:
-            if time.monotonic() > self._fresh_until:
-                self._refresh()
-            return self._listed
-
     def _refresh(self) -> Check:
         """Ask, keep what was known before where that fails, and remember when to ask again."""
         try:
-            self._listed = self._fetch()
+            self._listed = _listed_in(self._fetch("/models"))
             models, problem, code, cache_s = tuple(self._listed), None, None, CACHE_S
         except APIError as error:
             models, problem, code, cache_s = None, _words(error), error.code, FAILURE_CACHE_S
@@ -69,16 +111,33 @@ class Catalogue:
         self.last_check = Check(datetime.now(UTC), models, problem, code)
         return self.last_check
 
-    def _fetch(self) -> dict[str, dict[str, Any]]:
-        reply = self._provider.get("/models")
+    def _fetch(self, path: str) -> Any:
+        """Return a JSON document of the provider's, which has FETCH_S in all, however steadily it trickles."""
+        link = ProviderLink()
+        too_late = ProviderTimeout("The provider took too long to tell its models.")
+        alarm = threading.Timer(FETCH_S, link.cut, (too_late,))
+        alarm.daemon = True
+        alarm.start()
         try:
-            document = parse_json(reply.read())
+            reply = self._provider.get(path, link)
+            try:
+                body = bytearray()
+                for chunk in reply.chunks():
+                    body += chunk
+                    if len(body) > MOST_BYTES:
+                        raise ProviderBadResponse("The provider's list of models is larger than 4 MiB.")
+            finally:
+                reply.close()
         finally:
-            reply.close()
-        listed = document.get("data") if isinstance(document, dict) else None
-        if not isinstance(listed, list):
-            raise ProviderBadResponse("The provider's answer is not a list of models.")
-        return {model["id"]: model for model in listed if isinstance(model, dict) and isinstance(model.get("id"), str)}
+            alarm.cancel()
+        return parse_json(body)
+
+
+def _listed_in(document: object) -> dict[str, dict[str, Any]]:
+    listed = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(listed, list):
+        raise ProviderBadResponse("The provider's answer is not a list of models.")
+    return {model["id"]: model for model in listed if isinstance(model, dict) and isinstance(model.get("id"), str)}
 
 
 def _words(error: APIError) -> str:
@@ -88,11 +147,20 @@ def _words(error: APIError) -> str:
     return f"The provider answered with status {error.status}: {parse_json(error.body())['error']['message'][:500]}"
 
 
-def _model_object(name: str, listed: dict[str, Any]) -> dict[str, Any]:
-    created, owner = listed.get("created"), listed.get("owned_by")
+def _model_object(name: str, listed: Mapping[str, Any]) -> dict[str, Any]:
+    owner = listed.get("owned_by")
     return {
         "id": name,
         "object": "model",
-        "created": created if isinstance(created, int) else 0,
+        "created": _in_seconds(listed.get("created")),
         "owned_by": owner if isinstance(owner, str) else "provider",
     }
+
+
+def _in_seconds(created: object) -> int:
+    """Return a time in whole seconds, as OpenAI tells it, of which some tell the milliseconds."""
+    if isinstance(created, bool) or not isinstance(created, int | float) or not 0 <= created < 10**18:
+        return 0
+    while created >= FIRST_MILLISECONDS:
+        created /= 1000
+    return int(created)

@@ -72,9 +72,9 @@ class Provider:
         file.seek(0)
         return self._send("POST", path, file, headers, link, content=(content_type, length))
 
-    def get(self, path: str) -> Reply:
+    def get(self, path: str, link: ProviderLink | None = None) -> Reply:
         """Ask for a small document of the provider's, likewise, and wait only shortly."""
-        return self._send("GET", path, None, {}, timeout=self._short_timeout)
+        return self._send("GET", path, None, {}, link, timeout=self._short_timeout)
 
     def _send(
         self,

@@ -1,7 +1,7 @@
 """The provider's errors, as callers may know them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from tokenrouter.errors import (
@@ -16,10 +16,8 @@ from tokenrouter.provider.replies import LONGEST_NAME, Reply
 from tokenrouter.untrusted_json import parse_json
 
 SHOWN_ERROR_CHARACTERS = 500
-AUTH_CODES = ("invalid_api_key", "authentication_error")
-EMPTY_ACCOUNT = "insufficient_quota"
 UNKNOWN_MODEL_STATUSES = (400, 403, 404, 422)
-UNKNOWN_MODEL_CODES = ("model_not_found", "invalid_model", "unknown_model", "model_not_exist")
+UNKNOWN_MODEL_CODES = frozenset(("modelnotfound", "invalidmodel", "unknownmodel", "modelnotexist"))
 UNKNOWN_MODEL = re.compile(  # as OpenAI, OpenRouter, DeepSeek, Mistral, Together, Ollama and vLLM word it
     rb"\b(unknown|invalid|no such|unrecogni[sz]ed) model\b"
     rb"|\bmodel\b[^{}]{0,300}?\b(not found|not exist|not available)\b"
@@ -27,6 +25,26 @@ UNKNOWN_MODEL = re.compile(  # as OpenAI, OpenRouter, DeepSeek, Mistral, Togethe
     re.IGNORECASE,
 )
 LONGEST_COMPLAINT = 4096
+# How those that speak OpenAI's API call an empty account and a wrong key, without capitals and underscores: several
+# write InsufficientBalance where others write insufficient_balance.
+EMPTY_ACCOUNT = frozenset(
+    (
+        "insufficientquota",
+        "insufficientcredits",
+        "insufficientbalance",
+        "insufficientuserquota",
+        "billinghardlimitreached",
+        "billingnotactive",
+        "exceededcurrentquotaerror",
+        "arrearage",
+    )
+)
+WRONG_KEY = frozenset(
+    ("invalidapikey", "apikeyinvalid", "authenticationerror", "invalidauthenticationerror", "unauthenticated")
+)
+ABOUT_THE_ACCOUNT = (400, 402, 403, 429)
+CODE_FIELDS = ("code", "type", "status", "reason")
+ECHOED = ("input", "ctx")  # where a validator repeats what the caller sent
 
 
 class RelayedError(APIError):
@@ -42,9 +60,10 @@ class RelayedError(APIError):
         """Return the provider's own bytes."""
         return self._body
 
-    def names(self, field: str) -> bool:
-        """Tell whether the provider complains of this field of the request."""
-        return field.encode() in self._body
+    @property
+    def provider_text(self) -> bytes:
+        """All that the provider said."""
+        return self._body
 
 
 def refuse(reply: Reply) -> NoReturn:
@@ -55,14 +74,14 @@ def refuse(reply: Reply) -> NoReturn:
         body = reply.read_error()
     finally:
         reply.close()
-    error = _openai_error(body)
-    codes = (error.get("code"), error.get("type")) if error else ()
-    if reply.status == 401 or (reply.status == 403 and any(code in AUTH_CODES for code in codes)):
-        raise ProviderAuthFailed("The provider refuses this service's key. Its operator has to set a valid one.")
-    if reply.status == 402 or EMPTY_ACCOUNT in codes:
+    document = parse_json(body)
+    names = set(_names(document)) if reply.status in ABOUT_THE_ACCOUNT else set()
+    if reply.status == 402 or (reply.status != 401 and names & EMPTY_ACCOUNT):
         raise ProviderQuotaExhausted("The provider's account is used up. The operator has to top it up.")
-    refusal = _relayed(reply, reply.without_key(body), error)
-    if _says_unknown_model(reply.status, codes, body):
+    if reply.status == 401 or (reply.status in (400, 403) and names & WRONG_KEY):
+        raise ProviderAuthFailed("The provider refuses this service's key. Its operator has to set a valid one.")
+    refusal = _relayed(reply, reply.without_key(body), _openai_error(document))
+    if _says_unknown_model(reply.status, document, body):
         refusal.logged_as = ModelNotFound.code
     raise refusal
 
@@ -70,25 +89,45 @@ def refuse(reply: Reply) -> NoReturn:
 def _relayed(reply: Reply, body: bytes, error: Mapping[str, Any] | None) -> APIError:
     if error is None:
         text = body.decode(errors="replace").strip()[:SHOWN_ERROR_CHARACTERS]
-        return ProviderRefusal(text or f"The provider answered {reply.status}.", reply.status, _without_type(reply))
+        message = text or f"The provider answered {reply.status}."
+        return ProviderRefusal(message, reply.status, _without_type(reply), body)
     code = error.get("code")
     is_name = isinstance(code, str) and code.isprintable() and len(code) <= LONGEST_NAME
     return RelayedError(reply.status, body, code if is_name else None, _without_type(reply))
 
 
-def _says_unknown_model(status: int, codes: tuple[object, ...], body: bytes) -> bool:
+def _says_unknown_model(status: int, document: object, body: bytes) -> bool:
     """Tell whether the provider has no model of the name, however it says so."""
     if status not in UNKNOWN_MODEL_STATUSES:
         return False
-    is_told = any(code in UNKNOWN_MODEL_CODES for code in codes)
-    return is_told or UNKNOWN_MODEL.search(body[:LONGEST_COMPLAINT]) is not None
+    return (
+        not UNKNOWN_MODEL_CODES.isdisjoint(_names(document))
+        or UNKNOWN_MODEL.search(body[:LONGEST_COMPLAINT]) is not None
+    )
 
 
 def _without_type(reply: Reply) -> dict[str, str]:
     return {name: value for name, value in reply.headers.items() if name.lower() != "content-type"}
 
 
-def _openai_error(body: bytes) -> dict[str, Any] | None:
-    document = parse_json(body)
+def _openai_error(document: object) -> dict[str, Any] | None:
+    """Return an error in OpenAI's shape, `error` with a message; `{"object": "error", "message"}` is another shape."""
     error = document.get("error") if isinstance(document, dict) else None
     return error if isinstance(error, dict) and isinstance(error.get("message"), str) else None
+
+
+def _names(document: object) -> Iterator[str]:
+    """Yield by which names an error document calls the error, wherever in it, as EMPTY_ACCOUNT writes them."""
+    values = [document]
+    for value in values:
+        if isinstance(value, list):
+            values += value
+        elif isinstance(value, dict):
+            values += [part for name, part in value.items() if name not in ECHOED]
+            yield from (_plain(part) for name in CODE_FIELDS if isinstance(part := value.get(name), str))
+            if isinstance(text := value.get("error"), str):  # it may be a name, or a sentence with one
+                yield from (_plain(word) for word in re.findall(r"\w+", text))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).lower()

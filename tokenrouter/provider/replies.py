@@ -14,8 +14,15 @@ from tokenrouter.provider.transport import READ_SIZE, Answer, ProviderLink
 
 logger = logging.getLogger(__name__)
 
-FORWARDED_RESPONSE_HEADERS = ("Content-Type", "Retry-After", "OpenAI-Processing-Ms", "OpenAI-Version")
-FORWARDED_RESPONSE_PREFIX = "x-ratelimit-"
+# Never x-ratelimit-*, which tell the state of the whole account.
+FORWARDED_RESPONSE_HEADERS = (
+    "Content-Type",
+    "Retry-After",
+    "Retry-After-Ms",
+    "X-Should-Retry",
+    "OpenAI-Processing-Ms",
+    "OpenAI-Version",
+)
 ERROR_SIZE = 1024 * 1024
 LONGEST_NAME = 100
 LAST_BYTES_TIMEOUT_S = 2.0
@@ -33,11 +40,7 @@ class Reply:
         content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         self.is_stream = content_type == "text/event-stream"
         self.request_id = response.headers.get("x-request-id", "")[:LONGEST_NAME] or None
-        self.headers = {
-            name: value
-            for name, value in response.headers.items()
-            if (known := name.lower()) in RELAYED_HEADERS or known.startswith(FORWARDED_RESPONSE_PREFIX)
-        }
+        self.headers = {name: value for name, value in response.headers.items() if name.lower() in RELAYED_HEADERS}
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body as it arrives, whatever its framing.

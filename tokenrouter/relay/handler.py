@@ -11,7 +11,6 @@ from itertools import chain
 from typing import Any
 
 from flask import Response, g, request
-from werkzeug.datastructures import EnvironHeaders
 
 from tokenrouter import auth, payload, request_body, runtime
 from tokenrouter.auth import Caller
@@ -22,6 +21,7 @@ from tokenrouter.errors import (
     ModelNotFound,
     ProviderBadResponse,
     ProviderError,
+    ProviderRefusal,
     ResponseNotFound,
     StorageUnavailable,
     TeamDisabled,
@@ -31,7 +31,6 @@ from tokenrouter.metering.counting import count_tokens
 from tokenrouter.metering.given import item_ids
 from tokenrouter.metering.usage import read_usage
 from tokenrouter.payload import Call, Endpoint
-from tokenrouter.provider.client import Provider
 from tokenrouter.provider.refusals import RelayedError
 from tokenrouter.provider.replies import Reply
 from tokenrouter.provider.transport import ProviderLink
@@ -69,14 +68,14 @@ def _answer(
 ) -> Response:
     allowed = own.settings.allowed_models
     default = own.settings.default_model if endpoint.has_default_model else None
-    model = payload.model_of(body, default, any_model=payload.may_call_any(allowed, caller.models))
+    model = payload.model_of(body, default)
     call = payload.check(endpoint, body, model, own.settings)
     if upload is not None:
         call.add_prompt(upload.files * endpoint.file_tokens)
-    call_request = new_call_request(caller, endpoint.path, model, stream=call.stream)
+    call_request = new_call_request(caller, endpoint.path, call.model, stream=call.stream)
     with _logged_refusal(own.ledger, call_request):
-        payload.check_model(model, allowed, caller.models)
-    payload.check_named_models(call.reach.models, allowed, caller.models)
+        payload.check_model(model, allowed, caller.models, own.catalogue.known_names)
+    payload.check_named_models(call.reach.models, allowed, caller.models, own.catalogue.known_names)
     _check_items(own, caller, call.reach.items)
     if call.previous_response is not None:
         call.add_prompt(_tokens_of_response(own, caller, call.previous_response))
@@ -94,7 +93,7 @@ def _answer(
             link = ProviderLink()
             if (client := request.environ.get("gunicorn.socket")) is not None:
                 finish.callback(own.clients.watch(client, partial(_end, booking, link)))
-            reply = booking.reply = _send(own.provider, call, request.headers, upload, link)
+            reply = booking.reply = _send(own, caller.team_id, call, upload, link)
             finish.callback(reply.close)
             response = _relay(booking, finish)
         except Exception as error:  # whatever went wrong, the hold is given back
@@ -179,16 +178,21 @@ def _tokens_of_response(own: Runtime, caller: Caller, response_id: object) -> in
     return tokens
 
 
-def _send(provider: Provider, call: Call, headers: EnvironHeaders, upload: Upload | None, link: ProviderLink) -> Reply:
-    """Call the provider; once more, without our request for usage, where it refuses that."""
+def _send(own: Runtime, team_id: int, call: Call, upload: Upload | None, link: ProviderLink) -> Reply:
+    """Call the provider; once more, without the fields that only we wrote, where it refuses one of those."""
+    path, headers, post = call.endpoint.path, request.headers, own.provider.post
     if upload is not None:
-        return provider.post_file(call.endpoint.path, upload.file, upload.content_type, headers, link)
+        return own.provider.post_file(path, upload.file, upload.content_type, headers, link)
+    refused = own.refused_additions.of(team_id, call)
     try:
-        return provider.post(call.endpoint.path, call.encode(), headers, link)
-    except RelayedError as error:
-        if call.injects_usage and error.names("stream_options"):
-            return provider.post(call.endpoint.path, call.encode_as_received(), headers, link)
-        raise
+        return post(path, call.encode(refused), headers, link)
+    except (RelayedError, ProviderRefusal) as error:
+        blamed = payload.blamed(call, error.status, error.provider_text) - refused
+        if not blamed:
+            raise
+    reply = post(path, call.encode(call.additions), headers, link)
+    own.refused_additions.learn(team_id, call, blamed)
+    return reply
 
 
 def _relay(booking: Booking, finish: ExitStack) -> Response:

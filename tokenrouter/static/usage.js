@@ -140,7 +140,7 @@ function show(usage, details) {
   showDays(usage.by_day);
   showModels(details.by_model);
   showCalls(details.calls);
-  showExamples(usage.models);
+  showExamples(usage.models, details.example_model);
 }
 
 function showQuota(usage, pace) {
@@ -229,7 +229,7 @@ function daysChart(days, width) {
 function showModels(models) {
   const all = models.reduce((sum, use) => sum + use.total_tokens, 0);
   const rows = models.map((use) => [
-    use.model || element("span", { className: "muted" }, "none: refused before one was chosen"),
+    use.model || element("span", { className: "muted" }, "no model named"),
     exact.format(use.requests),
     exact.format(use.errors),
     exact.format(use.total_tokens),
@@ -276,11 +276,10 @@ function tokensCell(call) {
 
 // The examples, with a model that the team may call
 
-function showExamples(models) {
+function showExamples(models, model) {
   const words = models.map((name) => (name === "*" ? "any model" : name.endsWith("*") ? `those that begin with ${name.slice(0, -1)}` : name));
   byId("allowed").textContent = words.join(", ") || "none";
-  const byDefault = byId("snippets").dataset.model;
-  exampleModel = models.includes(byDefault) ? byDefault : (models.find((name) => !name.endsWith("*")) ?? byDefault);
+  exampleModel = model;
   fillSnippets();
 }
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
+from flask import current_app
 from sqlalchemy import update as update_rows
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -19,6 +20,7 @@ from tokenrouter.changes import Actor, Changed
 from tokenrouter.config import parse_models
 from tokenrouter.database.tables import ApiToken, Team
 from tokenrouter.errors import InvalidRequest, NameTaken
+from tokenrouter.payload import narrowed
 from tokenrouter.teams.api_tokens import add_token
 from tokenrouter.teams.lookup import changing, find_in, find_several_in
 from tokenrouter.teams.names import check_name
@@ -37,15 +39,19 @@ KEEP = Keep.KEEP
 def check_models(text: str | None) -> str | None:
     """Return a team's own list of models as it is kept; None leaves the choice to ALLOWED_MODELS.
 
-    Raises InvalidRequest.
+    Raises InvalidRequest, also where a name fits nothing in ALLOWED_MODELS.
     """
     if text is None:
         return None
     try:
-        return ",".join(parse_models(text))
+        names = parse_models(text)
     except ValueError:
         message = "models are names separated by commas, each with at most a trailing *."
         raise InvalidRequest(message, param="models") from None
+    allowed = current_app.config["ALLOWED_MODELS"]
+    if strange := [name for name in names if not narrowed(allowed, (name,))]:
+        raise InvalidRequest(f"ALLOWED_MODELS has nothing that fits {', '.join(strange)}.", param="models")
+    return ",".join(names)
 
 
 def create(
@@ -106,7 +112,7 @@ def update(
             team.active = active
         if quota_tokens is not Keep.KEEP:
             team.quota_tokens = check_quota(quota_tokens)
-        if models is not Keep.KEEP:
+        if models is not Keep.KEEP and models != team.models:  # what ALLOWED_MODELS lost since may stay
             team.models = check_models(models)
         changed = {name: value for name, value in _fields(team).items() if value != before[name]}
         if changed:

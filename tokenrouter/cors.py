@@ -1,0 +1,74 @@
+"""Calls by programs in browsers, from the origins that CORS_ORIGINS names; all others, browsers refuse by themselves.
+
+Source: Fetch Standard, 3.3.
+"""
+
+from flask import Flask, Response, current_app, request
+
+from tokenrouter.config import Settings
+
+METHODS = "GET, POST, OPTIONS"
+USUAL_HEADERS = "Authorization, Content-Type"
+MAX_AGE_S = 7200  # the longest that Chromium heeds
+EXPOSED = ", ".join(
+    (
+        "x-request-id",
+        "x-tokenrouter-output-limit",
+        "retry-after",
+        "retry-after-ms",
+        "x-should-retry",
+        "openai-processing-ms",
+        "openai-version",
+        "x-ratelimit-limit-requests",
+        "x-ratelimit-limit-tokens",
+        "x-ratelimit-remaining-requests",
+        "x-ratelimit-remaining-tokens",
+        "x-ratelimit-reset-requests",
+        "x-ratelimit-reset-tokens",
+    )
+)
+
+
+def init_app(app: Flask, settings: Settings) -> None:
+    """Let the origins of the settings in, where there are any."""
+    if settings.cors_origins:
+        app.config["CORS_ORIGINS"] = settings.cors_origins
+        app.before_request(_answer_preflight)
+        app.after_request(_let_in)
+
+
+def _answer_preflight() -> Response | None:
+    """Answer a browser that asks whether it may call; no token comes with that question."""
+    is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+    if not is_preflight or not _is_of_callers() or _allowed_origin() is None:
+        return None
+    response = Response(status=204)
+    response.headers["Access-Control-Allow-Methods"] = METHODS
+    # SDKs have many headers of their own, which the provider is not sent: none of them can do harm
+    requested = request.headers.get("Access-Control-Request-Headers")
+    response.headers["Access-Control-Allow-Headers"] = requested or USUAL_HEADERS
+    response.headers["Access-Control-Max-Age"] = str(MAX_AGE_S)
+    response.vary.update(("Access-Control-Request-Method", "Access-Control-Request-Headers"))
+    return response
+
+
+def _let_in(response: Response) -> Response:
+    """Tell the browser that the program may read this answer, whatever it is."""
+    if _is_of_callers():
+        response.vary.add("Origin")
+        if (origin := _allowed_origin()) is not None:
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Expose-Headers"] = EXPOSED
+    return response
+
+
+def _is_of_callers() -> bool:
+    return request.path == "/v1" or request.path.startswith("/v1/")
+
+
+def _allowed_origin() -> str | None:
+    """Return what names the request's origin as one that may call; None where it may not, or has none."""
+    origin, allowed = request.headers.get("Origin"), current_app.config["CORS_ORIGINS"]
+    if origin is None or ("*" not in allowed and origin.lower() not in allowed):
+        return None
+    return "*" if "*" in allowed else origin

@@ -1,0 +1,65 @@
+"""The fields that we add to a request, and which of them are refused: what was learned of a model is remembered."""
+
+import re
+import threading
+import time
+
+from tokenrouter.payload.calls import STREAM_OPTIONS, Call
+
+REMEMBERED_S = 3600.0  # a provider may learn a field, and without reported usage a stream's charge is an estimate
+MOST_REMEMBERED = 10_000
+NAMES = {STREAM_OPTIONS: ("streamoptions", "includeusage")}
+MAY_BE_ABOUT_FIELDS = (400, 404, 405, 406, 415, 422, 500, 501)
+REFUSED = (
+    r"un(?:known|recogni[sz]ed|supported|expected|permitted)|extra|additional|no such|cannot find|"
+    r"not (?:\w+ )?(?:supported|permitted|allowed|recogni[sz]ed|known|expected|accepted)|"
+    r"(?:does not|doesn't) (?:support|accept|allow|know)"
+)
+FIELD = "field|param|argument|propert|input|option|attribute"
+WORDS = re.compile(f"extra_forbidden|(?:{REFUSED})[^.]{{0,60}}(?:{FIELD})|(?:{FIELD})[^.]{{0,60}}(?:{REFUSED})")
+
+
+def blamed(call: Call, status: int, provider_text: bytes) -> frozenset[str]:
+    """Return which of the fields that only we wrote a provider's error may be about.
+
+    That are those that it names, in whatever spelling; where it names none, and speaks of fields that are unknown, all.
+    """
+    if not call.additions or status not in MAY_BE_ABOUT_FIELDS:
+        return frozenset()
+    text = provider_text.decode(errors="replace").lower()
+    letters = re.sub(r"[\W_]+", "", text)
+    named = frozenset(field for field in call.additions if any(name in letters for name in _names(field)))
+    if named or status >= 500:
+        return named
+    return call.additions if WORDS.search(text) else frozenset()
+
+
+def _names(field: str) -> tuple[str, ...]:
+    return NAMES.get(field) or (field.replace("_", ""),)
+
+
+class RefusedAdditions:
+    """Which fields of ours are refused, by model, as far as this worker has learned. Safe for many threads.
+
+    Each team learns for itself: by what it asks for, none can have the streams of another counted less exactly.
+    """
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._learned: dict[tuple[int, str, str], tuple[frozenset[str], float]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, team_id: int, call: Call) -> frozenset[str]:
+        """Return the fields that are better left out of a call."""
+        fields, until = self._learned.get((team_id, call.endpoint.path, call.model), (frozenset(), 0.0))
+        return fields if time.monotonic() < until else frozenset()
+
+    def learn(self, team_id: int, call: Call, fields: frozenset[str]) -> None:
+        """Remember that these fields were refused, and that the call went through without them."""
+        key = team_id, call.endpoint.path, call.model
+        with self._lock:
+            fields |= self.of(team_id, call)
+            self._learned.pop(key, None)
+            if len(self._learned) >= MOST_REMEMBERED:
+                del self._learned[next(iter(self._learned))]  # the oldest
+            self._learned[key] = fields, time.monotonic() + REMEMBERED_S
