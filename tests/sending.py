@@ -48,9 +48,14 @@ def send(client: FlaskClient, team: Member, endpoint: str, body: dict[str, Any])
     """Send fields as JSON, or as a form with a file."""
     if endpoint not in FORMS:
         return client.post(f"/v1/{endpoint}", json=body, headers=team.headers)
-    texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in body.items()}
-    data, content_type = encode_multipart_formdata({FORMS[endpoint]: ("a file.bin", bytes(range(256)) * 4), **texts})
+    data, content_type = form_of(endpoint, body)
     return client.post(f"/v1/{endpoint}", data=data, content_type=content_type, headers=team.headers)
+
+
+def form_of(endpoint: str, body: dict[str, Any]) -> tuple[bytes, str]:
+    """Return fields and a file as a form, and its type."""
+    texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in body.items()}
+    return encode_multipart_formdata({FORMS[endpoint]: ("a file.bin", bytes(range(256)) * 4), **texts})
 
 
 def fetch(client: FlaskClient, team: Member, endpoint: str, directives: str = "", **fields: Any) -> TestResponse:

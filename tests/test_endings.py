@@ -1,6 +1,7 @@
 """The table of endings: however an answer ends, its call is booked once, at the right price, and its hold is gone."""
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -78,13 +79,13 @@ def test_usage_of_zero_is_believed(client: FlaskClient, team: Member, stream: bo
 
 def test_whole_stream_without_usage_is_charged_by_its_texts(client: FlaskClient, team: Member):
     reply = ask(client, team, "usage=none", stream=True)
-    assert_booked(team, "ok", prompt_of("usage=none") + count_tokens([said(reply.data)]), "estimated")
+    assert_booked(team, "ok", prompt_of("usage=none") + count_tokens(said(reply.data)), "estimated")
 
 
 def test_whole_json_without_usage_is_charged_by_its_texts(client: FlaskClient, team: Member):
     reply = ask(client, team, "usage=none")
     text = reply.json["choices"][0]["message"]["content"]
-    assert_booked(team, "ok", prompt_of("usage=none") + count_tokens([text]), "estimated")
+    assert_booked(team, "ok", prompt_of("usage=none") + count_tokens(text), "estimated")
 
 
 def test_stream_that_ends_after_its_usage_without_done_is_whole(
@@ -173,7 +174,7 @@ def test_broken_stream_ends_with_one_error_event_and_costs_what_arrived(
     assert b"[DONE]" not in reply.data
     text = said(reply.data)
     assert text.split()[:2] == ["This", "is"]
-    assert_booked(team, "provider_error", prompt_of(directives) + count_tokens([text]), "estimated")
+    assert_booked(team, "provider_error", prompt_of(directives) + count_tokens(text), "estimated")
 
 
 BROKEN_JSON = [
@@ -213,7 +214,7 @@ def test_usage_reported_before_the_break_counts_where_it_is_more(
     *_, last = documents(reply.data)
     assert "error" in last
     reported = documents(reply.data)[-2]["usage"]["total_tokens"]
-    estimated = prompt_of(directives) + count_tokens([said(reply.data)])
+    estimated = prompt_of(directives) + count_tokens(said(reply.data))
     assert (reported > estimated) == (prompt_tokens > 0)
     assert_booked(team, "provider_error", max(reported, estimated), "provider")
 
@@ -253,7 +254,7 @@ def left(client: FlaskClient, team: Member) -> Iterator[bytes]:
 
 
 def test_client_that_leaves_pays_prompt_and_what_arrived(team: Member, left: bytes):
-    assert_booked(team, "client_closed", prompt_of("hang=1") + count_tokens([said(left)]), "estimated")
+    assert_booked(team, "client_closed", prompt_of("hang=1") + count_tokens(said(left)), "estimated")
 
 
 def test_provider_sees_the_connection_closed_when_the_client_leaves(provider: StandInProvider, left: bytes):
@@ -276,7 +277,7 @@ def test_usage_reported_before_the_client_left_counts_where_it_is_more(
     while got.count(b"data:") < 4:
         got += next(pieces)
     reply.close()
-    estimated = prompt_of(directives) + count_tokens([said(got)])
+    estimated = prompt_of(directives) + count_tokens(said(got))
     reported = documents(got)[-1]["usage"]["total_tokens"]
     assert (reported > estimated) == (prompt_tokens > 0)
     assert_booked(team, "client_closed", max(reported, estimated), "provider")
@@ -358,7 +359,46 @@ def test_providers_key_reaches_no_one_by_any_ending(client: FlaskClient, team: M
             assert PROVIDER_KEY not in reply.text + str(reply.headers)
 
 
-def test_count_of_ours_never_exceeds_the_callers_output_limit(client: FlaskClient, team: Member):
-    body = hello("usage=none words=40 big=2000", max_tokens=5)
+@pytest.mark.parametrize(("limit", "least", "most"), [(200, 200, 200), (5, 230, 330)])
+def test_callers_output_limit_bounds_a_count_of_ours_unless_it_was_clearly_ignored(
+    client: FlaskClient, team: Member, limit: int, least: int, most: int
+):
+    body = hello("usage=none words=40 big=2000", max_tokens=limit)
     client.post("/v1/chat/completions", json=body, headers=team.headers)
-    assert reports.newest_calls(None, 1)[0].completion_tokens == 5
+    assert least <= reports.newest_calls(None, 1)[0].completion_tokens <= most
+
+
+LEFT_EARLY = "words=3 gap=0.1"
+
+
+def test_client_that_leaves_shortly_before_the_end_pays_what_the_provider_reports(
+    client: FlaskClient, team: Member, provider: StandInProvider
+):
+    reply = client.post("/v1/chat/completions", json=hello(LEFT_EARLY, stream=True), headers=team.headers)
+    next(reply.response)
+    reply.close()
+    assert_booked(team, "ok", provider.tokens_served, "provider")
+
+
+def test_client_that_leaves_long_before_the_end_is_read_on_for_two_seconds_at_most(
+    client: FlaskClient, team: Member, provider: StandInProvider
+):
+    reply = client.post("/v1/chat/completions", json=hello("words=900 gap=0.1", stream=True), headers=team.headers)
+    next(reply.response)
+    started = time.monotonic()
+    reply.close()
+    assert 1.5 < time.monotonic() - started < 4
+    assert reports.newest_calls(None, 1)[0].status == "client_closed"
+    assert eventually(lambda: provider.open_connections == 0)
+
+
+def test_answer_that_cannot_be_counted_leaves_no_hold(
+    client: FlaskClient, team: Member, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> int:
+        raise RecursionError
+
+    monkeypatch.setattr("tokenrouter.metering.texts.AnswerTexts.tokens", fail)
+    assert ask(client, team, "usage=none").status_code == 200
+    assert_booked(team, "ok", prompt_of("usage=none"), "estimated")
+    assert stored(team).held_tokens == 0

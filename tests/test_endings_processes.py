@@ -394,7 +394,7 @@ def test_client_gone_in_the_middle_of_a_stream(service: Service, member: Member,
     client.leave(abruptly=abruptly)
     row = only_row(member)
     assert (row.status, row.usage_source) == ("client_closed", "estimated")
-    arrived = prompt_of(body) + count_tokens([said(client.got.rpartition(b"\r\n")[0])])
+    arrived = prompt_of(body) + count_tokens(said(client.got.rpartition(b"\r\n")[0]))
     assert arrived <= row.charged_tokens < arrived + 200
     assert eventually(lambda: service.provider.aborted == 1)
     assert_booked_once(service, member, row)
@@ -411,7 +411,7 @@ def test_client_gone_between_the_last_word_and_the_usage(
     client.read_until(b'"finish_reason":"stop"')
     client.leave(abruptly=abruptly)
     row = only_row(member)
-    truth = service.provider.calls and read_chat_prompt(body).count() + count_tokens([said(client.got)])
+    truth = service.provider.calls and read_chat_prompt(body).count() + count_tokens(said(client.got))
     if row.status == "ok":
         assert (row.charged_tokens, row.usage_source) == (service.provider.tokens_served, "provider")
         assert service.provider.aborted == 0

@@ -6,11 +6,11 @@ import pytest
 from conftest import PROVIDER_KEY, ROOT, Member, eventually, stored
 from flask import Flask
 from flask.testing import FlaskClient
-from sending import ENDPOINTS, FORMS, JSON_ENDPOINTS, MODEL, body_of, fetch, post
+from sending import ENDPOINTS, FORMS, JSON_ENDPOINTS, MODEL, body_of, fetch, form_of, post
 
 from tokenrouter import payload, reports
+from tokenrouter.metering import media
 from tokenrouter.metering.counting import count_tokens
-from tokenrouter.metering.prompts import AUDIO_TOKENS, IMAGE_TOKENS
 from tokenrouter.standin import StandInProvider
 
 BOTH = pytest.mark.both_databases
@@ -56,8 +56,9 @@ def assert_booked(team: Member, status: str, charged: int, source: str) -> None:
 def prompt_of(endpoint: str, directives: str = "", **fields: object) -> int:
     """Return what the prompt of a request counts."""
     (row,) = [row for row in payload.ENDPOINTS if row.path == f"/{endpoint}"]
-    files = 1 if endpoint in FORMS else 0
-    return row.read_prompt(body_of(endpoint, directives, **fields)).count() + files * row.file_tokens
+    body = body_of(endpoint, directives, **fields)
+    files = media.tokens_of_files(row.file_kind, 1, len(form_of(endpoint, body)[0])) if endpoint in FORMS else 0
+    return row.read_prompt(body).count() + files
 
 
 def events_of(stream: bytes) -> list[dict]:
@@ -179,10 +180,9 @@ HELD = [
     ("embeddings", {"input": [7] * 2000}, 2000),
     ("moderations", {"input": ""}, 1),
     ("images/generations", {"prompt": "", "n": 4}, 1),
-    ("images/edits", {"prompt": ""}, IMAGE_TOKENS + 1),
-    ("images/variations", {"prompt": None}, IMAGE_TOKENS + 1),
+    ("images/edits", {"prompt": ""}, media.image_tokens(0, 0) + 1),
+    ("images/variations", {"prompt": None}, media.image_tokens(0, 0) + 1),
     ("audio/speech", {"input": ""}, 1),
-    ("audio/transcriptions", {"prompt": ""}, AUDIO_TOKENS + 1),
 ]
 
 
@@ -193,6 +193,11 @@ def test_prompt_and_most_output_are_held(
     fetch(client, team, endpoint, **fields)
     assert reports.newest_calls(None, 1)[0].held_tokens == held
     assert stored(team).held_tokens == 0
+
+
+def test_file_of_sound_is_held_by_its_size(client: FlaskClient, team: Member):
+    fetch(client, team, "audio/transcriptions", prompt="")  # 1,024 bytes, and the form around them
+    assert 1 + 5 <= reports.newest_calls(None, 1)[0].held_tokens <= 1 + 10
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -265,14 +270,14 @@ def test_answer_without_usage_is_charged_by_its_texts(client: FlaskClient, team:
         "responses": lambda: reply.json["output"][0]["content"][0]["text"],
         "embeddings": str,
     }
-    charged = prompt_of(endpoint, usage) + count_tokens([answers[endpoint]()])
+    charged = prompt_of(endpoint, usage) + count_tokens(answers[endpoint]())
     assert_booked(team, "ok", charged, "estimated")
 
 
 def test_streamed_response_without_usage_is_charged_by_its_texts(client: FlaskClient, team: Member):
     reply = fetch(client, team, "responses", "usage=none", stream=True)
     text = events_of(reply.data)[-1]["response"]["output"][0]["content"][0]["text"]
-    assert_booked(team, "ok", prompt_of("responses", "usage=none") + count_tokens([text]), "estimated")
+    assert_booked(team, "ok", prompt_of("responses", "usage=none") + count_tokens(text), "estimated")
 
 
 @pytest.mark.parametrize("endpoint", FREE)
@@ -352,14 +357,14 @@ def test_broken_response_ends_with_our_error_and_costs_what_arrived(client: Flas
     assert events_of(reply.data)[-1]["error"]["code"] == code
     text = said(reply.data)
     assert text.startswith("This is")
-    assert_booked(team, "provider_error", prompt_of("responses", directives) + count_tokens([text]), "estimated")
+    assert_booked(team, "provider_error", prompt_of("responses", directives) + count_tokens(text), "estimated")
 
 
 @pytest.mark.parametrize("directives", ["error_event=8 code=overloaded", "failed=8 usage=none"])
 def test_response_that_fails_on_its_way_costs_what_arrived(client: FlaskClient, team: Member, directives: str):
     reply = fetch(client, team, "responses", directives, stream=True)
     assert events_of(reply.data)[-1]["type"] in ("error", "response.failed")
-    charged = prompt_of("responses", directives) + count_tokens([said(reply.data)])
+    charged = prompt_of("responses", directives) + count_tokens(said(reply.data))
     assert_booked(team, "provider_error", charged, "estimated")
 
 
@@ -370,7 +375,7 @@ def test_failed_response_costs_the_usage_it_reports_where_that_is_more(
     directives = f"failed=8 words=3 prompt_tokens={prompt_tokens}"
     reply = fetch(client, team, "responses", directives, stream=True)
     reported = events_of(reply.data)[-1]["response"]["usage"]["total_tokens"]
-    estimated = prompt_of("responses", directives) + count_tokens([said(reply.data)])
+    estimated = prompt_of("responses", directives) + count_tokens(said(reply.data))
     assert (reported > estimated) == (prompt_tokens > 0)
     assert_booked(team, "provider_error", max(reported, estimated), "provider")
 
@@ -410,7 +415,7 @@ def test_client_that_leaves_a_response_pays_prompt_and_what_arrived(
     while b"output_text.delta" not in got:
         got += next(pieces)
     reply.close()
-    charged = prompt_of("responses", "hang=6") + count_tokens([said(got)])
+    charged = prompt_of("responses", "hang=6") + count_tokens(said(got))
     assert_booked(team, "client_closed", charged, "estimated")
     assert eventually(lambda: provider.aborted == 1)
 

@@ -45,7 +45,7 @@ from tokenrouter import create_app, ledger, runtime, teams
 from tokenrouter.changes import CLI, Actor
 from tokenrouter.database.log_status import INTERRUPTED, OK, PENDING, PROVIDER_ERROR, REJECTED
 from tokenrouter.database.tables import BY_PROVIDER, RequestLog, Team, db
-from tokenrouter.metering.estimate import estimate_text_tokens
+from tokenrouter.metering.counting import count_tokens
 from tokenrouter.standin import Faults, StandInProvider, prose
 
 PROVIDER_KEY = "sk-provider-key-of-the-soak"
@@ -521,7 +521,7 @@ def check_holds(soaked: Soaked) -> Iterator[Check]:
 
 def check_quotas(soaked: Soaked) -> Iterator[Check]:
     """See whether a team was ever above its quota by more than the contract says."""
-    longest = estimate_text_tokens("".join(prose(" ".join(WORDS), Faults(words=LONGEST_ANSWER_WORDS))))
+    longest = count_tokens("".join(prose(" ".join(WORDS), Faults(words=LONGEST_ANSWER_WORDS))))
     seen = [team for sights in soaked.sights for team in sights.teams.values()]
     samples = ", ".join(f"{each.samples:,} with gaps up to {each.longest_gap_s:.2f} s" for each in soaked.sights)
     yield Check("samples of the counters", samples or "none", bool(seen))

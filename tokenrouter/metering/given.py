@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tokenrouter.metering.texts import dicts_in
+from tokenrouter.metering.gather import dicts_in
 
 MOST_ITEMS = 1000
 

@@ -1,117 +1,165 @@
-"""Gather what a request gives the model to read, and estimate or count it."""
+"""Gather what a request gives the model to read: every text in it, in whatever field, and figures for the rest."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import orjson
-
-from tokenrouter.metering.counting import count_tokens
-from tokenrouter.metering.estimate import estimate_text_tokens
-from tokenrouter.metering.texts import call_texts, dicts_in
+from tokenrouter.metering.gather import Gathered, as_text, dicts_in
 
 # Source: OpenAI's cookbook, "How to count tokens with tiktoken": three tokens a message and its role, one more for a
-# name, three before the answer.
+# name, three before the answer; tools and calls come with some words around their texts.
 MESSAGE_TOKENS = 4
 NAME_TOKENS = 1
 ANSWER_START_TOKENS = 3
 TOOL_TOKENS = 12
 CALL_TOKENS = 8
-# Flat figures for what is not text; an image's is the most that OpenAI's vision pricing gives for one in high detail.
-IMAGE_TOKENS = 1445
-AUDIO_TOKENS = 1500
-FILE_TOKENS = 3000
+
+TOOLS = ("tools", "functions")
+NOT_READ = frozenset(
+    (
+        "model",
+        "models",
+        "user",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "metadata",
+        "previous_response_id",
+        "service_tier",
+        "include",
+        "truncation",
+        "modalities",
+        "audio",
+        "voice",
+        "reasoning",
+        "reasoning_effort",
+        "verbosity",
+        "tool_choice",
+        "function_call",
+        "stop",
+        "logit_bias",
+        "encoding_format",
+        "size",
+        "quality",
+        "style",
+        "background",
+        "moderation",
+        "output_format",
+        "response_format",
+        "text",
+        "language",
+        "timestamp_granularities",
+        "stream_options",
+        "stream_format",
+        "route",
+        "fallbacks",
+        "provider",
+        "transforms",
+        "plugins",
+        *TOOLS,
+    )
+)
+"""Fields that steer a call and that the model does not read, or that are read apart."""
 
 
-@dataclass
-class Prompt:
-    """What a request gives the model to read: its texts, and tokens for all that is not text."""
+class Prompt(Gathered):
+    """What a request gives the model to read."""
 
-    texts: list[str] = field(default_factory=list)
-    flat_tokens: int = 0
-
-    def estimate(self) -> int:
-        """Return a figure at or above the true one, in microseconds."""
-        return self.flat_tokens + estimate_text_tokens("\n".join(self.texts))
-
-    def count(self) -> int:
-        """Return the exact figure for the texts."""
-        return self.flat_tokens + count_tokens(self.texts)
+    @cached_property
+    def tokens(self) -> int:
+        """What it counts, exactly for its texts; without what is added later by `add`."""
+        return self.count()
 
 
-def read_chat_prompt(body: Mapping[str, Any]) -> Prompt:
-    """Gather what a chat completion's model reads. What has no known shape is left to the provider to refuse."""
-    prompt = Prompt(flat_tokens=ANSWER_START_TOKENS)
-    for message in dicts_in(body.get("messages")):
-        prompt.flat_tokens += MESSAGE_TOKENS
-        _read_content(message.get("content"), prompt)
-        if isinstance(name := message.get("name"), str):
-            prompt.flat_tokens += NAME_TOKENS
-            prompt.texts.append(name)
-        for text in call_texts(message):
-            prompt.flat_tokens += CALL_TOKENS
-            prompt.texts.append(text)
-    for key in ("tools", "functions"):
-        for tool in dicts_in(body.get(key)):
+def read_prompt(body: Mapping[str, Any], *, messages: str = "", inputs: tuple[str, ...] = ()) -> Prompt:
+    """Gather what the model reads of a body.
+
+    The items of the field `messages` are messages; the fields of `inputs` may be arrays of tokens. All other fields
+    count by the texts within them.
+    """
+    prompt = Prompt(flat_tokens=ANSWER_START_TOKENS if messages else 0)
+    for name, value in body.items():
+        if name == messages:
+            _read_messages(value, prompt)
+        elif name in inputs:
+            _read_input(value, prompt)
+        elif name == "instructions" and messages and value is not None:
+            _read_message(value, prompt)
+        elif name not in NOT_READ:
+            prompt.take(value)
+    for name in TOOLS:
+        for tool in dicts_in(body.get(name)):
             prompt.flat_tokens += TOOL_TOKENS
-            prompt.texts.append(orjson.dumps(tool).decode())
-    if isinstance(schema := body.get("response_format"), dict) and "json_schema" in schema:
-        prompt.texts.append(orjson.dumps(schema).decode())
+            prompt.texts.append(as_text(tool))
+    prompt.texts += _schemas(body)
     return prompt
 
 
-def _read_content(content: object, prompt: Prompt) -> None:
-    if isinstance(content, str):
-        prompt.texts.append(content)
+def _schemas(body: Mapping[str, Any]) -> list[str]:
+    """Return the schemas of the answer: a chat's in `response_format`, a response's in `text`."""
+    chats, text = body.get("response_format"), body.get("text")
+    schemas = []
+    if isinstance(chats, dict) and len(chats) > 1:
+        schemas.append(as_text(chats))
+    if isinstance(text, dict) and isinstance(text.get("format"), dict) and len(text["format"]) > 1:
+        schemas.append(as_text(text["format"]))
+    return schemas
+
+
+def _read_messages(value: object, prompt: Prompt) -> None:
+    for message in value if isinstance(value, list) else [value]:
+        if message is not None:
+            _read_message(message, prompt)
+
+
+def _read_message(message: object, prompt: Prompt) -> None:
+    prompt.flat_tokens += MESSAGE_TOKENS
+    if not isinstance(message, dict):
+        prompt.take(message)
         return
-    for part in dicts_in(content):
-        kind = part.get("type")
-        if kind == "image_url":
-            prompt.flat_tokens += IMAGE_TOKENS
-        elif kind == "input_audio":
-            prompt.flat_tokens += AUDIO_TOKENS
-        elif kind == "file":
-            prompt.flat_tokens += FILE_TOKENS
-        else:
-            prompt.texts += [text for key in ("text", "refusal") if isinstance(text := part.get(key), str)]
+    if isinstance(message.get("name"), str) and "role" in message:
+        prompt.flat_tokens += NAME_TOKENS
+    calls = dicts_in(message.get("tool_calls"))
+    for call in [*calls, *([message["function_call"]] if isinstance(message.get("function_call"), dict) else [])]:
+        prompt.flat_tokens += CALL_TOKENS
+        name, arguments = read_call(call)
+        prompt.take([name, arguments])
+    prompt.take({name: value for name, value in message.items() if name not in ("tool_calls", "function_call")})
 
 
-FLAT_TOKENS = {
-    "image_url": IMAGE_TOKENS,
-    "input_image": IMAGE_TOKENS,
-    "computer_screenshot": IMAGE_TOKENS,
-    "image_generation_call": IMAGE_TOKENS,
-    "input_audio": AUDIO_TOKENS,
-    "input_file": FILE_TOKENS,
-}
-"""By the type of a part that is not text; nothing in it is counted as text."""
-LABELS = frozenset(("type", "role", "id", "call_id", "status", "phase"))
-"""Members whose texts the model does not read, or which the figure for each item covers."""
+def read_call(call: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the name and the arguments of a call of a tool, in whatever dress: a function's, a custom tool's, bare."""
+    inner = next((call[kind] for kind in ("function", "custom") if isinstance(call.get(kind), dict)), call)
+    return as_text(inner.get("name")), as_text(inner.get("arguments")) + as_text(inner.get("input"))
 
 
 def read_inputs(*names: str) -> Callable[[Mapping[str, Any]], Prompt]:
-    """Return a reader of fields that are a text, texts, an array of tokens, arrays of tokens, or parts."""
+    """Return a reader of bodies whose named fields may be a text, texts, an array of tokens, arrays of them, parts."""
+    return lambda body: read_prompt(body, inputs=names)
 
-    def read(body: Mapping[str, Any]) -> Prompt:
-        prompt = Prompt()
-        for name in names:
-            _read_input(body.get(name), prompt)
-        return prompt
 
-    return read
+def read_chat_prompt(body: Mapping[str, Any]) -> Prompt:
+    """Gather what a chat completion's model reads."""
+    return read_prompt(body, messages="messages")
+
+
+def read_response_prompt(body: Mapping[str, Any]) -> Prompt:
+    """Gather what the model of a response reads: instructions, input items, tools, and the schema of the answer."""
+    return read_prompt(body, messages="input")
 
 
 def _read_input(value: object, prompt: Prompt) -> None:
-    if isinstance(value, str):
-        prompt.texts.append(value)
-    elif isinstance(value, dict):
-        _gather(value, prompt)
-    elif isinstance(value, list):
-        if _are_tokens(value):
-            prompt.flat_tokens += len(value)
-            return
-        for item in value:
-            _read_input(item, prompt)
+    if not isinstance(value, list):
+        prompt.take(value)
+        return
+    if _are_tokens(value):
+        prompt.flat_tokens += len(value)
+        return
+    for item in value:
+        if isinstance(item, list) and _are_tokens(item):
+            prompt.flat_tokens += len(item)
+        else:
+            prompt.take(item)
 
 
 def _are_tokens(value: list[object]) -> bool:
@@ -126,38 +174,3 @@ def count_inputs(name: str) -> Callable[[Mapping[str, Any]], int]:
         return len(value) if isinstance(value, list) and value and not _are_tokens(value) else 1
 
     return count
-
-
-def read_response_prompt(body: Mapping[str, Any]) -> Prompt:
-    """Gather what the model of a response reads: instructions, input items, tools, and the schema of the answer."""
-    prompt = Prompt(flat_tokens=ANSWER_START_TOKENS)
-    for name in ("instructions", "input"):
-        value = body.get(name)
-        for item in value if isinstance(value, list) else [value]:
-            if item is not None:
-                prompt.flat_tokens += MESSAGE_TOKENS
-                _gather(item, prompt)
-    for tool in body.get("tools") or ():
-        prompt.flat_tokens += TOOL_TOKENS
-        prompt.texts.append(orjson.dumps(tool).decode())
-    text = body.get("text")
-    if isinstance(text, dict) and "format" in text:
-        prompt.texts.append(orjson.dumps(text["format"]).decode())
-    return prompt
-
-
-def _gather(value: object, prompt: Prompt) -> None:
-    """Take every text within an item, of whatever type: one that is new to us counts too high rather than nothing."""
-    if isinstance(value, str):
-        prompt.texts.append(value)
-    elif isinstance(value, list):
-        for item in value:
-            _gather(item, prompt)
-    elif isinstance(value, dict):
-        flat = FLAT_TOKENS.get(kind) if isinstance(kind := value.get("type"), str) else None
-        if flat is not None:
-            prompt.flat_tokens += flat
-            return
-        for name, item in value.items():
-            if name not in LABELS:
-                _gather(item, prompt)

@@ -1,6 +1,7 @@
 """Cut a byte stream into whole server-sent events, every byte kept. Source: WHATWG HTML, 9.2.5 and 9.2.6."""
 
 import re
+from collections.abc import Iterator
 
 # A line ends with CRLF, LF or CR; an event ends with an empty line. A CR that ends what has arrived may be half a CRLF,
 # so it waits for the next byte, unless the line before ended in CR alone as well.
@@ -57,12 +58,34 @@ class EventSplitter:
         return rest
 
 
+FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def first_bytes(chunks: Iterator[bytes], *, is_stream: bool) -> tuple[list[bytes], bool]:
+    """Return the first chunks of an answer, and whether they begin a stream of events, whatever its label says.
+
+    `is_stream` is what the label says; it decides where the bytes do not.
+    """
+    taken: list[bytes] = []
+    for chunk in chunks:
+        taken.append(chunk)
+        beginning = b"".join(taken).removeprefix(BYTE_ORDER_MARK).lstrip()
+        if beginning.startswith(FIELDS):
+            return taken, True
+        if beginning.startswith((b"{", b"[")):
+            return taken, False
+        if beginning and not any(field.startswith(beginning) for field in FIELDS):
+            break
+    return taken, is_stream
+
+
 def event_data(event: bytes) -> bytes:
     """Return the data of an event: its `data` lines joined by line feeds; empty where it has none."""
     if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
         return event[6:-2]  # one line, the usual spelling
     lines = []
-    for line in _LINE.split(event.removeprefix(b"\xef\xbb\xbf")):
+    for line in _LINE.split(event.removeprefix(BYTE_ORDER_MARK)):
         name, _, value = line.partition(b":")
         if name == b"data":
             lines.append(value.removeprefix(b" "))

@@ -1,18 +1,40 @@
-"""Usage: read it from an answer or its events, estimate it before a call, count it where nobody reported it."""
+"""The meter of chats and completions: what their events bring, what they report, and whether the answer is whole."""
 
 import re
+from typing import Any
 
 from tokenrouter.metering import sse
-from tokenrouter.metering.counting import count_tokens
-from tokenrouter.metering.estimate import estimate_text_tokens
+from tokenrouter.metering.gather import dicts_in
 from tokenrouter.metering.given import item_ids
 from tokenrouter.metering.meter import StreamState
-from tokenrouter.metering.texts import answer_texts, dicts_in
-from tokenrouter.metering.usage import Usage, read_usage
+from tokenrouter.metering.texts import SAID, AnswerTexts, Pieces
+from tokenrouter.metering.usage import Report, merge, read_usage
 from tokenrouter.untrusted_json import parse_json
 
 CONTENT = re.compile(rb'"content"\s*:\s*"([^"]*)"')
 NO_EVENT = b"\0"  # begins and ends none
+FRAME = frozenset(("id", "object", "created", "model", "system_fingerprint", "service_tier", "provider", "choices"))
+"""Members of an event that bring nothing by themselves."""
+BROUGHT_BY_OUR_REQUEST = frozenset(("usage", "cost"))
+
+
+def is_error(document: dict[str, Any]) -> bool:
+    """Tell whether a document under status 200, or an event, is an error, in whatever shape."""
+    if document.get("error") or document.get("object") == "error" or document.get("error_code"):
+        return True
+    status = document.get("base_resp")
+    if isinstance(status, dict) and status.get("status_code"):
+        return True
+    return bool(document.get("detail")) and not document.get("choices")
+
+
+def has_error(document: dict[str, Any]) -> bool:
+    """Tell whether a document, or one of its choices, is an error."""
+    return is_error(document) or any(map(_has_failed, dicts_in(document.get("choices"))))
+
+
+def _has_failed(choice: dict[str, Any]) -> bool:
+    return bool(choice.get("error")) or choice.get("finish_reason") == "error"
 
 
 def _plain_text(choices: object) -> str | None:
@@ -22,26 +44,26 @@ def _plain_text(choices: object) -> str | None:
         delta = choice.get("delta")
         if isinstance(delta, dict) and len(delta) == 1 and not choice.get("finish_reason"):
             text = delta.get("content")
-            return text if isinstance(text, str) and "text" not in choice and "message" not in choice else None
+            is_plain = isinstance(text, str) and choice.keys().isdisjoint(("text", "message", "error", "usage"))
+            return text if is_plain else None
     return None
 
 
 class StreamMeter:
-    """The meter of chats and completions, whose stream [DONE] ends."""
+    """The meter of streams that [DONE] ends."""
 
     def __init__(self) -> None:
         self.state = StreamState.WAITING
-        self.usage: Usage | None = None
+        self.report: Report | None = None
         self.response_id: str | None = None  # none that a later call may name
         self.item_ids: dict[str, None] = {}
+        self._texts = AnswerTexts()
         self._finished: set[str] = set()  # the choices that said why they ended
-        self._text = bytearray()  # all that arrived; a list of its pieces would take several times as much
-        self._estimated_tokens = 0
-        self._estimated_bytes = 0
         self._before_text = self._after_text = NO_EVENT
+        self._plain = Pieces()  # where the text of plain chunks goes
 
     def read(self, event: bytes) -> bool:
-        """Take note of an event; return whether it is the extra one that only reports usage."""
+        """Take note of an event; return whether it came only since usage was requested."""
         return not self.take_plain_chunk(event) and self._read_whole(event)
 
     def take_plain_chunk(self, data: bytes) -> bool:
@@ -49,49 +71,56 @@ class StreamMeter:
         if data.startswith(self._before_text) and data.endswith(self._after_text):
             text = data[len(self._before_text) : -len(self._after_text)]
             if b'"' not in text and b"\\" not in text:
-                self._text += text
+                self._plain.text += text
                 return True
         return False
 
     def _read_whole(self, event: bytes) -> bool:
         data = sse.event_data(event)
         if data.strip() == b"[DONE]":
-            self.state = StreamState.WHOLE
+            self.state = self.state.after_end()
             return False
         document = parse_json(data)
         if not isinstance(document, dict):
             return False
-        if document.get("error"):
-            self.state = self.state.after_error()
-            return False
         choices = document.get("choices")
         if (text := _plain_text(choices)) is not None and not document.get("usage"):
-            self._note_answer()
-            self._text += text.encode()
-            self._remember(event)
+            self._take_plain(event, text, choices)
             return False
-        self.usage = read_usage(document) or self.usage
-        self._text += "".join(answer_texts(document)).encode()
-        if choices:
-            self._note_answer()
-            self.item_ids |= dict.fromkeys(item_ids(document))
-        self._finished |= {str(choice.get("index")) for choice in dicts_in(choices) if choice.get("finish_reason")}
-        only_usage = choices == [] and isinstance(document.get("usage"), dict)
-        if only_usage:
-            self.state = StreamState.REPORTED
-        return only_usage
+        return self._read_document(document)
 
-    def _note_answer(self) -> None:
-        if self.state is StreamState.WAITING:
-            self.state = StreamState.ANSWERING
-
-    def _remember(self, event: bytes) -> None:
-        """Keep what surrounds the text of a plain chunk: one that differs in its text alone need not be parsed.
+    def _take_plain(self, event: bytes, text: str, choices: Any) -> None:
+        """Take a chunk that brings a text alone, and let those like it go by without being parsed.
 
         That holds where the event has no escapes, so that its one `content` is the one whose text was read.
         """
-        if b"\\" not in event and event.count(b'"content"') == 1 and (text := CONTENT.search(event)):
-            self._before_text, self._after_text = event[: text.start(1)], event[text.end(1) :]
+        pieces = self._texts.pieces((str(choices[0].get("index", 0)), SAID), "delta.content")
+        pieces.text += text.encode(errors="replace")
+        if text:
+            self.state = self.state.after_answer()
+        if b"\\" not in event and event.count(b'"content"') == 1 and (found := CONTENT.search(event)):
+            self._before_text, self._after_text = event[: found.start(1)], event[found.end(1) :]
+            self._plain = pieces
+
+    def _read_document(self, document: dict[str, Any]) -> bool:
+        choices = dicts_in(document.get("choices"))
+        reported = read_usage(document)
+        self.report = merge(report for report in (self.report, reported) if report is not None)
+        before = self._texts.additions
+        for choice in choices:
+            self._texts.add_choice(choice)
+        self.item_ids |= dict.fromkeys(item_ids(document))
+        if reported or self._texts.additions > before:
+            self.state = self.state.after_answer()
+        if has_error(document):
+            self.state = self.state.after_error()
+            return False
+        self._finished |= {str(choice.get("index")) for choice in choices if choice.get("finish_reason")}
+        only_usage = not choices and not BROUGHT_BY_OUR_REQUEST.isdisjoint(document) and _brings_no_more(document)
+        if only_usage and reported is not None:
+            self.state = self.state.after_report()
+            self._before_text = self._after_text = NO_EVENT  # a text behind it has to be seen
+        return only_usage
 
     def is_whole(self, answers: int) -> bool:
         """Tell whether nothing of so many answers is missing though [DONE] never came."""
@@ -99,11 +128,15 @@ class StreamMeter:
 
     def completion_tokens(self) -> int:
         """Count what has arrived, exactly."""
-        return count_tokens([self._text.decode(errors="replace")])
+        return self._texts.tokens()
 
-    def estimated_tokens(self) -> int:
-        """Estimate what has arrived; each call looks only at what is new, so it may come often."""
-        new = bytes(self._text[self._estimated_bytes :])
-        self._estimated_bytes += len(new)
-        self._estimated_tokens += estimate_text_tokens(new.decode(errors="replace"))
-        return self._estimated_tokens
+    def running_tokens(self) -> int:
+        """Count what has arrived; each call looks only at what is new, so it may come often."""
+        return self._texts.running_tokens()
+
+
+def _brings_no_more(document: dict[str, Any]) -> bool:
+    """Tell whether an event has nothing but usage or a cost, in its frame."""
+    if document.get("usage") is None and "cost" not in document:
+        return False
+    return not any(value for name, value in document.items() if name not in FRAME | BROUGHT_BY_OUR_REQUEST)

@@ -1,42 +1,113 @@
-"""Usage: the tokens of a call, as an answer or an event of the provider's reports them."""
+"""Usage: the tokens of a call, as the provider reports them and as they are booked."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+from tokenrouter.metering.gather import dicts_in
 
 # No model takes as much as this in one call, so who reports more is wrong.
 ABSURD_TOKENS = 10_000_000
+PROMPT_NAMES = ("prompt_tokens", "input_tokens")
+COMPLETION_NAMES = ("completion_tokens", "output_tokens")
+TOTAL_NAMES = ("total_tokens",)
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one call, as reported or as counted by us."""
+    """Tokens of one call, as they are booked."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 
-    def __add__(self, other: "Usage") -> "Usage":
-        """Return the sum of what two parts of an answer report."""
-        return Usage(
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.total_tokens + other.total_tokens,
+
+@dataclass(frozen=True)
+class Report:
+    """What the provider has reported so far; None where it said nothing."""
+
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    total_tokens: int | None
+
+    def merged(self, other: "Report") -> "Report":
+        """Return what two reports on the same answer say together: of each figure the larger, in whatever order."""
+        return Report(
+            _larger(self.prompt_tokens, other.prompt_tokens),
+            _larger(self.completion_tokens, other.completion_tokens),
+            _larger(self.total_tokens, other.total_tokens),
         )
 
+    def __add__(self, other: "Report") -> "Report":
+        """Return what the reports on two parts of an answer say together."""
+        return Report(
+            _sum(self.prompt_tokens, other.prompt_tokens),
+            _sum(self.completion_tokens, other.completion_tokens),
+            _sum(self.total_tokens, other.total_tokens),
+        )
 
-def read_usage(document: object) -> Usage | None:
-    """Return the usage that an answer or an event reports; None where there is none, or none to be believed.
+    def __bool__(self) -> bool:
+        """Tell whether it has a figure above zero."""
+        return any((self.prompt_tokens, self.completion_tokens, self.total_tokens))
 
-    A total counts as it is reported, also where it is not the sum; without one the sum counts. Responses, images and
-    sound report input and output tokens in place of prompt and completion tokens.
+    def usage(self, count_prompt: Callable[[], int], count_completion: Callable[[], int]) -> Usage:
+        """Return what is booked: a half that is missing is what the total leaves for it, else it is counted.
+
+        A total above its parts stands, one below them is their sum.
+        """
+        prompt, completion, total = self.prompt_tokens, self.completion_tokens, self.total_tokens or 0
+        if prompt is None:
+            prompt = min(count_prompt(), total) if completion is None else total - completion
+            prompt = prompt if prompt > 0 or completion is None else count_prompt()
+            completion = total - prompt if completion is None else completion
+        elif completion is None:
+            completion = total - prompt if total > prompt else count_completion()
+        return Usage(prompt, completion, max(total, prompt + completion))
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return max((each for each in (one, other) if each is not None), default=None)
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return one if other is None else other if one is None else one + other
+
+
+def read_usage(document: object) -> Report | None:
+    """Return what an answer or an event reports; None where there is nothing, or nothing to be believed.
+
+    Responses, images and sound report input and output tokens in place of prompt and completion tokens, some providers
+    both; some report within a choice, or under `x_groq`.
     """
-    usage = document.get("usage") if isinstance(document, dict) else None
+    if not isinstance(document, dict):
+        return None
+    places = [document, document.get("x_groq")]
+    if "usage" not in document:  # else, as nearly always, nobody reports elsewhere too
+        places += dicts_in(document.get("choices"))
+    reports = [_read(place.get("usage")) for place in places if isinstance(place, dict)]
+    return merge(report for report in reports if report is not None)
+
+
+def merge(reports: Iterable[Report]) -> Report | None:
+    """Return what reports on the same answer say together; None where there is none."""
+    merged: Report | None = None
+    for report in reports:
+        merged = report if merged is None else merged.merged(report)
+    return merged
+
+
+def _read(usage: object) -> Report | None:
     if not isinstance(usage, dict):
         return None
-    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
-    completion = usage.get("completion_tokens", usage.get("output_tokens"))
-    total = usage.get("total_tokens")
-    counts = [count for count in (prompt, completion, total) if count is not None]
-    if not counts or not all(type(count) is int and 0 <= count <= ABSURD_TOKENS for count in counts):
+    fields = [
+        [usage[name] for name in names if usage.get(name) is not None]
+        for names in (PROMPT_NAMES, COMPLETION_NAMES, TOTAL_NAMES)
+    ]
+    given = [count for counts in fields for count in counts]
+    if not given or not all(_is_count(count) for count in given):
         return None
-    prompt, completion = prompt or 0, completion or 0
-    return Usage(prompt, completion, prompt + completion if total is None else total)
+    return Report(*(max(map(int, counts), default=None) for counts in fields))
+
+
+def _is_count(value: object) -> bool:
+    is_whole = type(value) is int or (type(value) is float and value.is_integer())
+    return is_whole and 0 <= value <= ABSURD_TOKENS  # type: ignore[operator]

@@ -8,7 +8,6 @@ import orjson
 
 from tokenrouter.config import Settings
 from tokenrouter.errors import InvalidRequest
-from tokenrouter.metering.prompts import Prompt
 from tokenrouter.payload.endpoints import Endpoint
 from tokenrouter.payload.reach import Reach, named_items, read_reach
 
@@ -29,7 +28,6 @@ class Call:
     stream: bool
     wants_usage: bool
     """Whether the caller requested the event that reports usage."""
-    prompt: Prompt
     prompt_tokens: int
     output_tokens: int
     choices: int
@@ -40,6 +38,8 @@ class Call:
     """What it names beside its model."""
     own_limit: str | None = None
     """The field of a limit that only we wrote."""
+    echoes: int = 0
+    """How many of them begin with the prompt, for each of the prompts."""
 
     def limit_output(self, tokens: int) -> None:
         """Limit each choice, in the field or fields that the caller used."""
@@ -57,7 +57,6 @@ class Call:
 
     def add_prompt(self, tokens: int) -> None:
         """Count more to the prompt than the body says."""
-        self.prompt.flat_tokens += tokens
         self.prompt_tokens += tokens
 
     @property
@@ -133,12 +132,12 @@ def check(endpoint: Endpoint, body: dict[str, Any], model: str | None, settings:
         model=model or "",
         stream=stream,
         wants_usage=options.get("include_usage") is True,
-        prompt=prompt,
-        prompt_tokens=max(1, prompt.estimate()),  # so that a quota of 0 blocks what asks for nothing, too
+        prompt_tokens=max(1, prompt.count()),  # so that a quota of 0 blocks what asks for nothing, too
         output_tokens=choices * limit,
         choices=choices,
         answers=prompts * counts.get("n", 1),
         reach=reach,
+        echoes=counts.get("n", 1) if body.get("echo") is True else 0,
     )
     if endpoint.limits:
         _set_ceiling(call, given, settings.max_output_tokens)

@@ -5,16 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenrouter.errors import InvalidRequest
-from tokenrouter.metering.prompts import (
-    AUDIO_TOKENS,
-    IMAGE_TOKENS,
-    Prompt,
-    count_inputs,
-    read_chat_prompt,
-    read_inputs,
-    read_response_prompt,
-)
-from tokenrouter.metering.texts import answer_texts, response_texts
+from tokenrouter.metering import media
+from tokenrouter.metering.prompts import Prompt, count_inputs, read_chat_prompt, read_inputs, read_response_prompt
+from tokenrouter.metering.texts import AnswerTexts, answer_texts, response_texts
 from tokenrouter.metering.typed_streams import NOTHING_LAST, LastEvents
 
 
@@ -33,8 +26,8 @@ class Endpoint:
     """Checks of fields that reach into what belongs to the whole account; each raises InvalidRequest."""
 
     read_prompt: Callable[[Mapping[str, Any]], Prompt]
-    file_tokens: int = 0
-    """What each file of a form counts."""
+    file_kind: str = ""
+    """Of which kind the files of a form are."""
     continued_by: str = ""
     """The field that names an earlier answer, which the model reads again."""
 
@@ -52,7 +45,7 @@ class Endpoint:
     is_binary: bool = False
     text_formats: frozenset[str] = frozenset()
     """The values of `response_format` for which the answer is a text; all else is answered by JSON."""
-    read_answer: Callable[[object], list[str]] = answer_texts
+    read_answer: Callable[[object], AnswerTexts] = answer_texts
     """Returns the texts to count where a JSON answer does not say what it cost."""
     is_free_without_usage: bool = False
 
@@ -105,7 +98,8 @@ RESPONSES = Endpoint(
     limits=("max_output_tokens",),
     may_stream=True,
     last_events=LastEvents(
-        good=frozenset(("response.completed", "response.incomplete")), bad=frozenset(("response.failed", "error"))
+        good=frozenset(("response.completed", "response.incomplete", "response.done", "response.cancelled")),
+        bad=frozenset(("response.failed", "error")),
     ),
     read_answer=response_texts,
 )
@@ -123,7 +117,7 @@ IMAGE_EDITS = Endpoint(
     path="/images/edits",
     is_form=True,
     read_prompt=read_inputs("prompt", "images"),
-    file_tokens=IMAGE_TOKENS,
+    file_kind=media.IMAGE,
     choices=("n",),
     may_stream=True,
     last_events=LastEvents(good=frozenset(("image_edit.completed",)), bad=frozenset(("error",))),
@@ -133,7 +127,7 @@ IMAGE_VARIATIONS = Endpoint(
     path="/images/variations",
     is_form=True,
     read_prompt=read_inputs(),
-    file_tokens=IMAGE_TOKENS,
+    file_kind=media.IMAGE,
     choices=("n",),
     is_free_without_usage=True,
 )
@@ -149,7 +143,7 @@ TRANSCRIPTIONS = Endpoint(
     path="/audio/transcriptions",
     is_form=True,
     read_prompt=read_inputs("prompt"),
-    file_tokens=AUDIO_TOKENS,
+    file_kind=media.SOUND,
     may_stream=True,
     last_events=LastEvents(good=frozenset(("transcript.text.done",)), bad=frozenset(("error",))),
     text_formats=frozenset(("text", "srt", "vtt")),
@@ -159,7 +153,7 @@ TRANSLATIONS = Endpoint(
     path="/audio/translations",
     is_form=True,
     read_prompt=read_inputs("prompt"),
-    file_tokens=AUDIO_TOKENS,
+    file_kind=media.SOUND,
     text_formats=frozenset(("text", "srt", "vtt")),
     is_free_without_usage=True,
 )

@@ -2,6 +2,7 @@
 
 import http.client
 import logging
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -41,6 +42,13 @@ class Reply:
         self.is_stream = content_type == "text/event-stream"
         self.request_id = response.headers.get("x-request-id", "")[:LONGEST_NAME] or None
         self.headers = {name: value for name, value in response.headers.items() if name.lower() in RELAYED_HEADERS}
+
+    def label_as_stream(self) -> None:
+        """Say that it is a stream of events, where the provider did not."""
+        if not self.is_stream:
+            others = {name: value for name, value in self.headers.items() if name.lower() != "content-type"}
+            self.headers = {**others, "Content-Type": "text/event-stream"}
+            self.is_stream = True
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body as it arrives, whatever its framing.
@@ -88,14 +96,23 @@ class Reply:
 
     def read_end(self, chunks: Iterator[bytes]) -> bytes:
         """Read what follows the last event, most often only the end of the body, and wait only shortly for it."""
-        connection = self._response.raw.connection
-        if connection is not None and connection.sock is not None:
-            connection.wait_at_most(LAST_BYTES_TIMEOUT_S)
-        try:
-            return next(chunks, b"")
-        except APIError as error:
-            logger.debug("A stream did not end after its last event: %s", error)
-            return b""
+        return next(self.chunks_within(chunks, LAST_BYTES_TIMEOUT_S), b"")
+
+    def chunks_within(self, chunks: Iterator[bytes], seconds: float) -> Iterator[bytes]:
+        """Yield what still comes within so many seconds; what breaks off by then ends it quietly."""
+        deadline = time.monotonic() + seconds
+        while (left_s := deadline - time.monotonic()) > 0:
+            connection = self._response.raw.connection
+            if connection is not None and connection.sock is not None:
+                connection.wait_at_most(left_s)
+            try:
+                chunk = next(chunks, None)
+            except APIError as error:
+                logger.debug("An answer did not end in time: %s", error)
+                return
+            if chunk is None:
+                return
+            yield chunk
 
     def close(self) -> None:
         """Return the connection to the pool where the body was read to its end; else close it, which stops the cost."""

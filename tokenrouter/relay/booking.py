@@ -1,5 +1,6 @@
 """The one settlement of a call."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from tokenrouter.database.tables import BY_PROVIDER, ESTIMATED, NOT_COUNTED
 from tokenrouter.errors import APIError
 from tokenrouter.ledger import Given, Ledger, Outcome, Reservation
 from tokenrouter.metering.meter import Meter
-from tokenrouter.metering.usage import Usage
+from tokenrouter.metering.usage import Report, Usage
 from tokenrouter.payload import Call
 from tokenrouter.provider.replies import Reply
 from tokenrouter.worker.disconnects import CallEnded
+
+logger = logging.getLogger(__name__)
 
 
 class Booking:
@@ -36,11 +39,11 @@ class Booking:
         self._first_byte_ms = self._elapsed_ms()
 
     def watch(self, meter: Meter) -> None:
-        """Have the meter's estimate saved from time to time, for the case that this worker dies."""
+        """Have what arrived saved from time to time, for the case that this worker dies."""
         ceiling = self.call.output_ceiling()
-        self._reservation.progress = lambda: _within(meter.estimated_tokens(), ceiling)
+        self._reservation.progress = lambda: _within(meter.running_tokens(), ceiling)
 
-    def answered(self, usage: Usage | None, count_completion: Callable[[], int], given: Given | None = None) -> None:
+    def answered(self, report: Report | None, count_completion: Callable[[], int], given: Given | None = None) -> None:
         """Book a whole answer, by what the provider reported, else by a count of its texts.
 
         What a later call may name of it is remembered with it.
@@ -49,21 +52,21 @@ class Booking:
             return
         if given is not None and not self.call.can_be_continued:
             given = replace(given, response_id=None)
-        if usage is not None:
-            self._settle(OK, usage, BY_PROVIDER, given=given)
+        if report is not None:
+            self._settle(OK, self._reported(report, count_completion), BY_PROVIDER, given=given)
         elif self.call.endpoint.is_free_without_usage:
             self._settle(OK, Usage(0, 0, 0), NOT_COUNTED)
         else:
             self._settle(OK, self._counted(count_completion), ESTIMATED, given=given)
 
-    def cut(self, status: str, reported: Usage | None, count_completion: Callable[[], int], code: str | None) -> None:
+    def cut(self, status: str, report: Report | None, count_completion: Callable[[], int], code: str | None) -> None:
         """Book an answer that was cut short: what arrived is charged, or what was reported where that is more."""
         if not self._claim():
             return
         usage = self._counted(count_completion)
-        if reported is not None:
-            usage = max(reported, usage, key=lambda usage: usage.total_tokens)
-        self._settle(status, usage, ESTIMATED if reported is None else BY_PROVIDER, error_code=code)
+        if report is not None:
+            usage = max(self._reported(report, count_completion), usage, key=lambda usage: usage.total_tokens)
+        self._settle(status, usage, ESTIMATED if report is None else BY_PROVIDER, error_code=code)
 
     def failed(self, error: Exception) -> None:
         """Book a call that brought nothing of an answer: it costs nothing, or its prompt if we ended it ourselves."""
@@ -82,9 +85,30 @@ class Booking:
             first, self._open = self._open, False
         return first
 
+    @property
+    def is_open(self) -> bool:
+        """Whether no ending has come yet."""
+        return self._open
+
     def _counted(self, count_completion: Callable[[], int]) -> Usage:
-        prompt, completion = self.call.prompt.count(), _within(count_completion(), self.call.output_ceiling())
+        prompt, completion = self.call.prompt_tokens, self._completion(count_completion)
         return Usage(prompt, completion, prompt + completion)
+
+    def _reported(self, report: Report, count_completion: Callable[[], int]) -> Usage:
+        return report.usage(lambda: self.call.prompt_tokens, lambda: self._completion(count_completion))
+
+    def _completion(self, count_completion: Callable[[], int]) -> int:
+        """Count the answer, without the prompt where it repeats that.
+
+        Whatever a provider may send that counting fails on, the call is settled: its hold must not stay.
+        """
+        echoed_tokens = self.call.echoes * self.call.prompt_tokens
+        try:
+            tokens = count_completion()
+        except Exception:
+            logger.exception("An answer could not be counted, so that its prompt alone is charged")
+            tokens = 0
+        return _within(max(0, tokens - echoed_tokens), self.call.output_ceiling())
 
     def _settle(
         self,
@@ -121,5 +145,5 @@ def log_status(error: APIError) -> str:
 
 
 def _within(tokens: int, ceiling: int | None) -> int:
-    """Keep a count of ours within the request's output limit, which the provider's own count cannot exceed."""
-    return tokens if ceiling is None else min(tokens, ceiling)
+    """Keep a count of ours within the request's output limit, unless the provider clearly ignored that."""
+    return tokens if ceiling is None or tokens > 2 * ceiling else min(tokens, ceiling)

@@ -27,8 +27,10 @@ from tokenrouter.errors import (
     TeamDisabled,
 )
 from tokenrouter.ledger import CallRequest, Given, Ledger, first_unknown_item, tokens_of_response
+from tokenrouter.metering import media, sse
 from tokenrouter.metering.counting import count_tokens
 from tokenrouter.metering.given import item_ids
+from tokenrouter.metering.streams import has_error
 from tokenrouter.metering.usage import read_usage
 from tokenrouter.payload import Call, Endpoint
 from tokenrouter.provider.refusals import RelayedError
@@ -71,7 +73,7 @@ def _answer(
     model = payload.model_of(body, default)
     call = payload.check(endpoint, body, model, own.settings)
     if upload is not None:
-        call.add_prompt(upload.files * endpoint.file_tokens)
+        call.add_prompt(media.tokens_of_files(endpoint.file_kind, upload.files, upload.size))
     call_request = new_call_request(caller, endpoint.path, call.model, stream=call.stream)
     with _logged_refusal(own.ledger, call_request):
         payload.check_model(model, allowed, caller.models, own.catalogue.known_names)
@@ -196,27 +198,32 @@ def _send(own: Runtime, team_id: int, call: Call, upload: Upload | None, link: P
 
 
 def _relay(booking: Booking, finish: ExitStack) -> Response:
-    endpoint = booking.call.endpoint
-    if booking.reply.is_stream and endpoint.may_stream:
-        return _relay_stream(booking, finish, TypedStream if endpoint.last_events else Stream)
-    if endpoint.is_binary:
-        return _relay_stream(booking, finish, BinaryStream)
-    return _relay_json(booking)
+    endpoint, reply = booking.call.endpoint, booking.reply
+    chunks = reply.chunks()
+    if endpoint.is_binary and not reply.is_stream:
+        return _relay_stream(booking, finish, BinaryStream, chunks)
+    if endpoint.may_stream and (reply.is_stream or booking.call.stream):
+        first, is_stream = sse.first_bytes(chunks, is_stream=reply.is_stream)
+        chunks = chain(first, chunks)
+        if is_stream:
+            reply.label_as_stream()
+            return _relay_stream(booking, finish, TypedStream if endpoint.last_events else Stream, chunks)
+    return _relay_json(booking, chunks)
 
 
-def _relay_json(booking: Booking) -> Response:
+def _relay_json(booking: Booking, chunks: Iterator[bytes]) -> Response:
     """Read the whole answer, book it, and only then let it go."""
     reply = booking.reply
     body = bytearray()
     try:
-        for chunk in reply.chunks():
+        for chunk in chunks:
             if not body:
                 booking.first_byte()
             body += chunk
     except (ProviderError, CallEnded) as error:
         if body:
             text = body.decode(errors="replace") if booking.call.endpoint.answers_in_text else ""
-            booking.cut(log_status(error), None, lambda: count_tokens([text]), error.code)
+            booking.cut(log_status(error), None, lambda: count_tokens(text), error.code)
         raise
     document = parse_json(body)
     if not (isinstance(document, dict) or booking.call.takes_plain_text):
@@ -227,26 +234,24 @@ def _relay_json(booking: Booking) -> Response:
 
 
 def _book_document(booking: Booking, document: dict[str, Any]) -> None:
-    usage = read_usage(document)
-    endpoint = booking.call.endpoint
-
-    def count_completion() -> int:
-        return count_tokens(endpoint.read_answer(document))
-
-    if not document.get("error") or document.get("choices"):
+    report, texts = read_usage(document), booking.call.endpoint.read_answer(document)
+    brings_something = bool(report) or texts.additions > 0
+    has_failed = has_error(document)
+    if has_failed and brings_something:
+        booking.cut(PROVIDER_ERROR, report, texts.tokens, ProviderError.code)
+    elif has_failed or not (brings_something or not booking.call.endpoint.limits or booking.call.takes_plain_text):
+        booking.failed(ProviderError("The provider answered with an error under status 200, or with nothing."))
+    else:
         response_id = document.get("id")
         given = Given(response_id if isinstance(response_id, str) else None, tuple(item_ids(document)))
-        booking.answered(usage, count_completion, given)
-    elif usage is not None or document.get("output"):  # a response that failed on its way
-        booking.cut(PROVIDER_ERROR, usage, count_completion, ProviderError.code)
-    else:
-        booking.failed(ProviderError("The provider answered with an error under status 200."))
+        booking.answered(report, texts.tokens, given)
 
 
-def _relay_stream(booking: Booking, finish: ExitStack, kind: "type[Stream | BinaryStream]") -> Response:
+def _relay_stream(
+    booking: Booking, finish: ExitStack, kind: "type[Stream | BinaryStream]", chunks: Iterator[bytes]
+) -> Response:
     """Wait for the first bytes, so that a failure before them still has its own status; then relay event by event."""
     reply = booking.reply
-    chunks = reply.chunks()
     first = next(chunks, None)
     if first is None:
         raise ProviderBadResponse("The provider's stream ended before its first event.")

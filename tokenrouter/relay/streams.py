@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from tokenrouter.database.log_status import CLIENT_CLOSED, PROVIDER_ERROR
 from tokenrouter.errors import APIError, ProviderBadResponse, ProviderError
 from tokenrouter.ledger import Given
-from tokenrouter.metering.meter import Meter
+from tokenrouter.metering.meter import Meter, StreamState
 from tokenrouter.metering.sse import EventSplitter
 from tokenrouter.metering.streams import StreamMeter
 from tokenrouter.metering.typed_streams import TypedMeter
 from tokenrouter.relay.booking import Booking, log_status
-from tokenrouter.worker.disconnects import CallEnded
+from tokenrouter.worker.disconnects import LEFT_CALL_S, CallEnded
 
 logger = logging.getLogger(__name__)
 
@@ -90,21 +90,33 @@ class Stream:
         self._cut(log_status(error), error.code)
         return b"data: " + error.body() + b"\n\n"
 
-    def _book_end(self) -> None:
-        if self._meter.state.has_failed:
-            self._cut(PROVIDER_ERROR, "provider_error")
-        else:
+    def _read_on(self) -> None:
+        """Read what still comes for a caller who left, and shortly: the answer's end and its usage may be near.
+
+        Who leaves with the whole text in hand would else pay nothing of what the model thought before it.
+        """
+        for chunk in self._booking.reply.chunks_within(self._chunks, LEFT_CALL_S):
+            self._sift(self._splitter.feed(chunk))
+            if self._meter.state.has_ended:
+                return
+        if self._meter.is_whole(self._booking.call.answers):
             self._book_whole()
+
+    def _book_end(self) -> None:
+        if self._meter.state is StreamState.WHOLE or not self._meter.state.has_ended:
+            self._book_whole()
+        else:
+            self._cut(PROVIDER_ERROR, "provider_error")
 
     def _book_whole(self) -> None:
         given = Given(self._meter.response_id, tuple(self._meter.item_ids))
-        self._booking.answered(self._meter.usage, self._meter.completion_tokens, given)
+        self._booking.answered(self._meter.report, self._meter.completion_tokens, given)
 
     def _cut(self, status: str, code: str | None) -> None:
         if self._meter.state.has_nothing and status == PROVIDER_ERROR:
             self._booking.failed(ProviderBadResponse("Nothing of an answer came."))
             return
-        self._booking.cut(status, self._meter.usage, self._meter.completion_tokens, code)
+        self._booking.cut(status, self._meter.report, self._meter.completion_tokens, code)
 
     def close(self) -> None:
         """Book the stream as left by its caller, if it has not ended; give the connection and the place back.
@@ -112,6 +124,8 @@ class Stream:
         The server calls it too, since a stream that was never iterated ends nowhere else.
         """
         with self._finish:
+            if self._booking.is_open and not self._meter.state.has_ended:
+                self._read_on()
             if not self._meter.state.has_ended:
                 self._cut(CLIENT_CLOSED, None)
                 return

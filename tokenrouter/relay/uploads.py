@@ -45,6 +45,7 @@ class Upload:
         self.content_type = content_type
         self.fields: dict[str, str] = {}
         self.files = 0
+        self.size = 0
         self._parser = PushMultipartParser(boundary, max_segment_count=MOST_PARTS)
         self._delimiters = _Count(b"--" + boundary.encode())
         self._parts = 0
@@ -68,6 +69,7 @@ class Upload:
         try:
             for chunk in chunks:
                 self.file.write(chunk)
+                self.size += len(chunk)
                 self._delimiters.feed(chunk)
                 for event in self._parser.parse(chunk):
                     self._take(event)

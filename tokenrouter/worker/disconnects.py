@@ -4,6 +4,7 @@ import logging
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tokenrouter.errors import APIError
 logger = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
+LEFT_CALL_S = 2.0  # for which the call of a client who left goes on: its end and its usage may be near
 # Without asking for bytes to read: those of a next request, sent ahead, say nothing. Only Linux tells a half-closed
 # connection from an open one.
 HAS_LEFT = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
@@ -53,6 +55,8 @@ class WaitingClient:
 
     sock: socket.socket
     end: Callable[[CallEnded], None]
+    left_at: float | None = None
+    """When it was seen to have left, by the monotonic clock."""
 
 
 class WaitingClients:
@@ -69,7 +73,9 @@ class WaitingClients:
         self._stop = threading.Event()
 
     def watch(self, sock: socket.socket, end: Callable[[CallEnded], None]) -> Callable[[], object]:
-        """Call `end`, from another thread, once the client leaves or the worker ends; return what stops the watch.
+        """Call `end`, from another thread, shortly after the client left or once the worker ends.
+
+        Return what stops the watch.
 
         It has to be stopped before the connection is closed.
         """
@@ -115,9 +121,12 @@ class WaitingClients:
 
     def _sweep(self) -> None:
         clients = self._by_descriptor()
+        now = time.monotonic()
         for descriptor in _ready(clients, HAS_LEFT):
-            # who is still waiting was so all the time, so the descriptor was that caller's
-            if (client := self._waiting.pop(id(clients[descriptor]), None)) is not None:
+            client = clients[descriptor]
+            client.left_at = client.left_at or now
+            # who is still waiting was so all the time, so the descriptor was that client's
+            if now - client.left_at >= LEFT_CALL_S and self._waiting.pop(id(client), None) is not None:
                 client.end(ClientLeft())
 
     def _by_descriptor(self) -> dict[int, WaitingClient]:
