@@ -19,6 +19,8 @@ class EventSplitter:
         """Start at the beginning of a stream."""
         self._parts: list[bytes] = []
         self._is_simple = True  # what is held is short and has no CR
+        self.held_bytes = 0
+        """How much is held of an event whose end has not come."""
 
     @property
     def is_empty(self) -> bool:
@@ -35,12 +37,14 @@ class EventSplitter:
 
     def _hold(self, rest: bytes) -> None:
         self._parts = [rest] if rest else []
+        self.held_bytes = len(rest)
         self._is_simple = len(rest) <= SHORT and b"\r" not in rest
 
     def _feed_slowly(self, data: bytes) -> list[bytes]:
         # An event of megabytes comes in many reads: keep them apart, and look for its end in the new bytes alone.
         seam = b"".join(self._parts[-_LONGEST_END:])[-_LONGEST_END:]
         self._parts.append(data)
+        self.held_bytes += len(data)
         self._is_simple = False
         if not _EVENT_END.search(seam + data):
             return []

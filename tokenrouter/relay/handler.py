@@ -46,6 +46,7 @@ from tokenrouter.worker.disconnects import CallEnded
 logger = logging.getLogger(__name__)
 
 LOGGED_MODEL_LENGTH = 200
+MOST_ANSWER_BYTES = 64 * 1024 * 1024
 
 
 def handle(endpoint: Endpoint) -> Response:
@@ -220,11 +221,16 @@ def _relay_json(booking: Booking, chunks: Iterator[bytes]) -> Response:
             if not body:
                 booking.first_byte()
             body += chunk
+            if len(body) > MOST_ANSWER_BYTES:
+                break
     except (ProviderError, CallEnded) as error:
         if body:
             text = body.decode(errors="replace") if booking.call.endpoint.answers_in_text else ""
             booking.cut(log_status(error), None, lambda: count_tokens(text), error.code)
         raise
+    if len(body) > MOST_ANSWER_BYTES:
+        booking.cut(PROVIDER_ERROR, None, int, ProviderBadResponse.code)  # what it says is not worth its count
+        raise ProviderBadResponse(f"The provider's answer has more than {MOST_ANSWER_BYTES:,} bytes.")
     document = parse_json(body)
     if not (isinstance(document, dict) or booking.call.takes_plain_text):
         raise ProviderBadResponse("The provider's answer is not a JSON object.")

@@ -17,6 +17,8 @@ from tokenrouter.worker.disconnects import LEFT_CALL_S, CallEnded
 
 logger = logging.getLogger(__name__)
 
+MOST_EVENT_BYTES = 16 * 1024 * 1024
+
 
 class Stream:
     """A streamed answer on its way to the caller, as WSGI takes it: iterated once, and closed in any case."""
@@ -43,6 +45,8 @@ class Stream:
                     yield chunk  # the short way of most chunks, at half the cost
                     continue
                 shown, last = self._sift(splitter.feed(chunk))
+                if splitter.held_bytes > MOST_EVENT_BYTES:
+                    raise ProviderBadResponse(f"The provider sent an event of more than {MOST_EVENT_BYTES:,} bytes.")
                 if shown:
                     yield shown
                 if last is not None:
