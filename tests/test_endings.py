@@ -343,7 +343,7 @@ def test_provider_that_keeps_the_connection_open_after_done_does_not_keep_the_ca
     event = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
     head = HEAD.replace(b"connection: close", b"transfer-encoding: chunked")
     sent = head + b"%x\r\n%b\r\n" % (len(event), event) + tail
-    monkeypatch.setattr("tokenrouter.provider.client.LAST_BYTES_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("tokenrouter.provider.replies.LAST_BYTES_TIMEOUT_S", 0.2)
     monkeypatch.setattr(provider, "respond", lambda call: Script([(0, sent)], Ending.HANG))
     reply = ask(client, team, "", stream=True)
     assert reply.data == event

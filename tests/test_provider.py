@@ -315,7 +315,7 @@ def test_silent_provider_is_504_and_its_connection_is_closed(
     reply = client.post(CHAT, json=hello("silent=1"), headers=team.headers)
     assert (reply.status_code, reply.json["error"]["code"]) == (504, "provider_timeout")
     assert_nothing_charged(team)
-    assert eventually(lambda: client.open_connections == 0)
+    assert eventually(lambda: provider.open_connections == 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -367,7 +367,7 @@ GARBAGE = [
 def test_answer_that_is_no_http_is_502(
     client: FlaskClient, team: Member, provider: StandInProvider, monkeypatch: pytest.MonkeyPatch, garbage: bytes
 ):
-    monkeypatch.setattr(client, "respond", lambda call: Script([(0, garbage)], Ending.CUT))
+    monkeypatch.setattr(provider, "respond", lambda call: Script([(0, garbage)], Ending.CUT))
     reply = client.post(CHAT, json=HELLO, headers=team.headers)
     assert (reply.status_code, reply.json["error"]["code"]) == (502, "provider_bad_response")
     assert_nothing_charged(team)
@@ -379,14 +379,14 @@ def test_huge_error_page_takes_little_memory(
 ):
     client.post(CHAT, json=hello("usage=none"), headers=team.headers)  # loads what a first call loads
     head, page = b"HTTP/1.1 502 Bad\r\ncontent-type: text/html\r\n" + framing + b"\r\n\r\n", b"<p>" + b"x" * 2**20
-    monkeypatch.setattr(client, "respond", lambda call: Script([(0, head), *[(0, page)] * 100], Ending.CUT))
+    monkeypatch.setattr(provider, "respond", lambda call: Script([(0, head), *[(0, page)] * 100], Ending.CUT))
     tracemalloc.start()
     reply = client.post(CHAT, json=HELLO, headers=team.headers)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (reply.status_code, len(reply.json["error"]["message"])) == (502, 500)
     assert peak < 32 * 2**20
-    assert eventually(lambda: client.open_connections == 0)
+    assert eventually(lambda: provider.open_connections == 0)
 
 
 def test_error_page_that_breaks_off_is_told_as_far_as_it_came(client: FlaskClient, team: Member):
@@ -400,7 +400,7 @@ def test_stream_answered_with_json_is_relayed_as_json_and_metered(
     reply = client.post(CHAT, json=hello("json_for_stream=1", stream=True), headers=team.headers)
     assert (reply.status_code, reply.mimetype) == (200, "application/json")
     assert reply.json["choices"][0]["message"]["content"]
-    assert stored(team).settled_tokens == client.tokens_served > 0
+    assert stored(team).settled_tokens == provider.tokens_served > 0
     assert (last_call()["status"], last_call()["usage_source"]) == ("ok", "provider")
 
 
@@ -409,8 +409,8 @@ def test_connection_that_the_provider_closed_meanwhile_is_not_used_again(
 ):
     for _ in range(2):
         assert client.post(CHAT, json=HELLO, headers=team.headers).status_code == 200
-        client.close_idle()
-    assert len(client.calls) == 2
+        provider.close_idle()
+    assert len(provider.calls) == 2
 
 
 @pytest.mark.parametrize("directives", ["status=400", "status=500", "body=html", "status=401", "body=empty status=503"])
@@ -419,7 +419,7 @@ def test_connection_is_kept_after_an_error_that_was_read(
 ):
     for _ in range(3):
         client.post(CHAT, json=hello(directives), headers=team.headers)
-    assert client.open_connections == 1
+    assert provider.open_connections == 1
 
 
 def test_first_calls_of_many_threads_at_once_are_all_sent():
