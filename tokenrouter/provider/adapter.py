@@ -49,6 +49,12 @@ class ProviderAdapter(HTTPAdapter):
             target = self._targets[request.url] = super().request_url(request, proxies)
         return target
 
+    def close(self) -> None:
+        """Close what is pooled, which requests leaves to the garbage collector."""
+        if self._pool is not None:
+            self._pool.close()
+        super().close()
+
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> LeanResponse:
         """Return status, headers and the body to be read."""
         response = LeanResponse()
