@@ -476,6 +476,14 @@ def test_connection_that_the_provider_closed_meanwhile_is_not_used_again(
     assert len(provider.calls) == 2
 
 
+def test_connections_end_with_the_provider(provider: StandInProvider):
+    own = Provider(config.load({"PROVIDER_API_KEY": PROVIDER_KEY, "PROVIDER_BASE_URL": provider.base_url}))
+    assert post_together(own, threading.Barrier(1)) == 200
+    assert provider.open_connections == 1
+    own.close()
+    assert eventually(lambda: provider.open_connections == 0)
+
+
 @pytest.mark.parametrize("directives", ["status=400", "status=500", "body=html", "status=401", "body=empty status=503"])
 def test_connection_is_kept_after_an_error_that_was_read(
     client: FlaskClient, team: Member, provider: StandInProvider, directives: str

@@ -53,6 +53,12 @@ class ProviderAdapter(HTTPAdapter):
                 self._targets[request.url] = target
         return target
 
+    def close(self) -> None:
+        """Close what is pooled, which requests leaves to the garbage collector."""
+        if self._pool is not None:
+            self._pool.close()
+        super().close()
+
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> LeanResponse:
         """Return status, headers and the body to be read."""
         response = LeanResponse()
