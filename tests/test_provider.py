@@ -419,10 +419,12 @@ GARBAGE = [
     b"\x15\x03\x01\x00\x02\x02\x50",
     b"HTTP/1.1 OK\r\n\r\n",
     b"HTTP/1.1 99999 x\r\n\r\n",
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
     b"\r\n" * 300,
     b"HTTP/1.1 200 OK\r\nx: " + b"y" * 70_000,
     b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 200 + b"\r\n",
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n{}\r\n",
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
 ]
 
 

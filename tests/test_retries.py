@@ -3,6 +3,7 @@
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -100,6 +101,17 @@ def test_kept_connection_that_closes_without_a_byte_is_replaced_once(
     assert (raw.connections, len(raw.requests)) == (2, 3)
     assert raw.requests[1] == raw.requests[2]
     assert stored(team).settled_tokens == 8
+
+
+@pytest.mark.parametrize("close", [socket.socket.close, reset], ids=["closed", "reset"])
+def test_kept_connection_that_closes_after_a_while_may_have_been_worked_on_and_is_not_replaced(
+    client: FlaskClient, team: Member, raw: RawProvider, close: Callable[[socket.socket], None]
+):
+    raw.how_to_close = lambda connection: (time.sleep(1.2), close(connection))
+    raw.scripts = [[GOOD, None], [GOOD]]
+    assert call(client, team)[0] == 200
+    assert call(client, team) == (502, "provider_unreachable")
+    assert (raw.connections, len(raw.requests)) == (1, 2)
 
 
 def test_replacement_that_closes_too_is_not_replaced(client: FlaskClient, team: Member, raw: RawProvider):

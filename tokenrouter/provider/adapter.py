@@ -35,8 +35,8 @@ class ProviderAdapter(HTTPAdapter):
         """Return the provider's pool."""
         with self._lock:
             if self._pool is None:
-                pool = super().get_connection_with_tls_context(*args, **kwargs)
-                super().cert_verify(pool, args[0].url, args[1], kwargs.get("cert"))
+                pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+                super().cert_verify(pool, args[0].url, args[1], kwargs.get("cert"))  # type: ignore[no-untyped-call]
                 pool.ConnectionCls = type("Connection", (ProviderConnection, pool.ConnectionCls), {})
                 self._pool = pool
             return self._pool
@@ -46,11 +46,12 @@ class ProviderAdapter(HTTPAdapter):
 
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
         """Return the path to ask for, or the whole URL where a proxy has to know it."""
-        target = self._targets.get(request.url)
+        url = str(request.url)
+        target = self._targets.get(url)
         if target is None:
             target = super().request_url(request, proxies)
             if len(self._targets) < MOST_TARGETS:  # callers may ask for models of any name
-                self._targets[request.url] = target
+                self._targets[url] = target
         return target
 
     def close(self) -> None:

@@ -2,8 +2,7 @@
 
 import http.client
 import os
-from collections.abc import Mapping
-from typing import IO
+from typing import IO, Any, Protocol
 from urllib.parse import quote, urlsplit
 
 import requests
@@ -19,6 +18,13 @@ from tokenrouter.provider.transport import ProviderLink, at_work
 # Never cookies, organization, project or idempotency keys: they speak for the whole account, or for another caller.
 FORWARDED_REQUEST_HEADERS = ("Accept", "User-Agent", "OpenAI-Beta")
 GET_TIMEOUT_S = 10.0
+
+
+class CallerHeaders(Protocol):
+    """The headers of a request to us, of which the provider sees a few."""
+
+    def get(self, key: str, /) -> str | None:
+        """Return a header, whatever its capitals; None where there is none."""
 
 
 class Provider:
@@ -38,8 +44,7 @@ class Provider:
         self._short_timeout = Timeout(connect=connect_s, read=min(read_s, GET_TIMEOUT_S))
         self._session = requests.Session()
         # looked up once: for every request anew, requests would search the environment for proxies and certificates
-        self._route = self._session.merge_environment_settings(self._root, {}, None, None, None)
-        self._route.pop("stream")
+        self._route: Any = self._session.merge_environment_settings(self._root, {}, True, None, None)
         self._session.trust_env = False
         retry = Retry(total=None, connect=1, read=0, redirect=0, status=0, other=0, backoff_factor=0)
         adapter = ProviderAdapter(pool_connections=1, pool_maxsize=settings.threads, max_retries=retry)
@@ -50,7 +55,7 @@ class Provider:
         """Close the pool."""
         self._session.close()
 
-    def post(self, path: str, body: bytes, headers: Mapping[str, str], link: ProviderLink | None = None) -> Reply:
+    def post(self, path: str, body: bytes, headers: CallerHeaders, link: ProviderLink | None = None) -> Reply:
         """Send a JSON body, with the caller's headers that the provider may see.
 
         Raises ProviderUnreachable, ProviderTimeout, what `refuse` makes of an error, and the reason why the link was
@@ -63,7 +68,7 @@ class Provider:
         path: str,
         file: IO[bytes],
         content_type: str,
-        headers: Mapping[str, str],
+        headers: CallerHeaders,
         link: ProviderLink | None = None,
     ) -> Reply:
         """Send a file as the body, likewise, without ever having all of it in memory."""
@@ -81,12 +86,12 @@ class Provider:
         method: str,
         path: str,
         body: bytes | IO[bytes] | None,
-        headers: Mapping[str, str],
+        headers: CallerHeaders,
         link: ProviderLink | None = None,
         timeout: Timeout | None = None,
         content: tuple[str, int] | None = None,
     ) -> Reply:
-        prepared = requests.PreparedRequest()
+        prepared: Any = requests.PreparedRequest()  # whose headers may be any mapping, whatever its type says
         prepared.method = method
         prepared.url = self._root + quote(path)
         if isinstance(body, bytes):
@@ -113,21 +118,23 @@ class Provider:
 
     def _exchange(self, prepared: requests.PreparedRequest, timeout: Timeout, link: ProviderLink) -> requests.Response:
         """Send the request; once more where the provider had just closed the connection, which it had kept for long."""
-        adapter = self._session.get_adapter(prepared.url)
+        adapter = self._session.get_adapter(self._root)
+        options: dict[str, Any] = {**self._route, "timeout": timeout}
         at_work.link = link
         try:
-            return adapter.send(prepared, stream=True, timeout=timeout, **self._route)
+            return adapter.send(prepared, **options)
         except requests.ConnectionError:
             if not link.was_stale():
                 raise
             link.must_be_new = True
-            if hasattr(prepared.body, "seek"):
-                prepared.body.seek(0)
-            return adapter.send(prepared, stream=True, timeout=timeout, **self._route)
+            body: Any = prepared.body
+            if hasattr(body, "seek"):
+                body.seek(0)
+            return adapter.send(prepared, **options)
         finally:
-            at_work.link = None
+            del at_work.link
 
-    def _headers(self, caller_headers: Mapping[str, str], content: tuple[str, int] | None) -> dict[str, str]:
+    def _headers(self, caller_headers: CallerHeaders, content: tuple[str, int] | None) -> dict[str, str]:
         headers = dict(self._own_headers)
         headers |= {name: value for name in FORWARDED_REQUEST_HEADERS if (value := caller_headers.get(name))}
         if content is not None:
@@ -138,7 +145,7 @@ class Provider:
 
 def _host_header(url: str) -> str:
     """Return what a request to this URL says of its host. Source: RFC 9112, 3.2."""
-    return urlsplit(requests.Request("GET", url).prepare().url).netloc.rpartition("@")[2]
+    return urlsplit(str(requests.Request("GET", url).prepare().url)).netloc.rpartition("@")[2]
 
 
 def _is_nonsense(error: BaseException) -> bool:

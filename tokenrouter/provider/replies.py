@@ -11,7 +11,7 @@ from urllib3 import HTTPResponse
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from tokenrouter.errors import APIError, ProviderBadResponse, ProviderTimeout
-from tokenrouter.provider.transport import READ_SIZE, Answer, ProviderLink
+from tokenrouter.provider.transport import READ_SIZE, Answer, ProviderConnection, ProviderLink
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,8 @@ class Reply:
         link was cut.
         """
         raw = self._response.raw
-        is_plain = isinstance(raw, Answer) and not raw.is_encoded
         try:
-            yield from raw.content.pieces() if is_plain else _decoded_pieces(raw)
+            yield from raw.content if isinstance(raw, Answer) and not raw.is_encoded else _decoded_pieces(raw)
             self._link.release()
             raw.release_conn()
         except (ReadTimeoutError, TimeoutError, BlockingIOError) as error:
@@ -103,7 +102,7 @@ class Reply:
         deadline = time.monotonic() + seconds
         while (left_s := deadline - time.monotonic()) > 0:
             connection = self._response.raw.connection
-            if connection is not None and connection.sock is not None:
+            if isinstance(connection, ProviderConnection) and connection.sock is not None:
                 connection.wait_at_most(left_s)
             try:
                 chunk = next(chunks, None)
@@ -117,10 +116,7 @@ class Reply:
     def close(self) -> None:
         """Return the connection to the pool where the body was read to its end; else close it, which stops the cost."""
         self._link.release()
-        if self._response.raw.closed:
-            self._response.raw.release_conn()
-        else:
-            self._response.raw.close()
+        self._response.raw.release_conn()
 
 
 RELAYED_HEADERS = frozenset(name.lower() for name in FORWARDED_RESPONSE_HEADERS)

@@ -1,117 +1,175 @@
-"""HTTP as it is spoken with the provider: a request in one write, a head by one expression, a body by whole reads.
+"""HTTP as it is spoken with the provider: a request in one write, and an answer parsed by llhttp as its bytes arrive.
 
 Source: RFC 9112, 2 to 7. It stands on what urllib3 lets a connection and a response of its own do.
 """
 
 import http.client
-import re
 import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import IO, Any
+from typing import Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from urllib3 import HTTPHeaderDict, HTTPResponse
+from urllib3.connection import HTTPConnection
+from urllib3.util.ssltransport import SSLTransport
 
 READ_SIZE, LONG_READ = 4 * 1024, 64 * 1024
 EVENT_READ = 479  # the most for which Python does not ask the C library: a waiting stream took 30 KB more
-LONGEST_HEAD = LONGEST_LINE = 64 * 1024
+LONGEST_HEAD = LONGEST_FRAMING = 64 * 1024
 MOST_HEADERS = 200
-PROTOCOL = b"HTTP/1."
-STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([0-9]{3})(?: ([^\r\n]*))?\r?")
-FIELDS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r?\n)*\r?\n")
-FIELD = re.compile(rb"([^:\n]+):([^\n]*)\n")
-HEAD_END = re.compile(rb"\n\r?\n")
-CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
-SIZE_BEGUN = re.compile(rb"(?:[0-9A-Fa-f]{1,15}[ \t]*(?:\r|;[^\n]*)?)?")
-TRAILERS = re.compile(rb"(?:[^\r\n][^\n]*\n)*\r?\n")
+MOST_ANNOUNCEMENTS = 10
+STALE_S = (
+    1.0  # in which a connection that the provider had closed shows it; later, the provider may have worked on the call
+)
+VERSIONS = ("1.0", "1.1")
 
 Receive = Callable[[int], bytes]
 
 
-class Unframer:
-    """Take the content out of a chunked body, however its bytes are split over reads."""
+class ParsedAnswer:
+    """What was found of an answer so far, as its parser reports it; of an announcement (1xx) nothing is kept."""
 
     def __init__(self) -> None:
-        """Start before the first chunk."""
-        self.ended = False  # the last chunk and the trailers were seen
-        self.broken = False  # what came is no chunk
-        self.has_excess = False  # more came behind the end
-        self._rest = b""  # what can be understood only with what comes next
-        self._missing = 0  # content of the chunk that was begun
-        self._is_inside = False  # a chunk was begun, and its line end not seen
-        self._in_trailers = False
+        self.status = 0
+        self.version = ""
+        self.stays_open = False  # the connection, once the answer ended
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.pieces: list[bytes] = []  # of the body, those not handed on yet
+        self.has_head = self.has_end = False
+        self._announcements = 0
+        self.on_body = self.pieces.append
+        self.parser = HttpResponseParser(self)
+        self.parser.set_dangerous_leniencies(
+            # gateways send a length beside chunks, which win: RFC 9112, 6.3
+            lenient_chunked_length=True,
+            # small servers end the lines of a head by LF alone, as one may take them: RFC 9112, 2.2
+            lenient_optional_cr_before_lf=True,
+            # old ones pad the sizes of chunks, which one must take: RFC 9112, 7.1.1 and RFC 9110, 5.6.3
+            lenient_spaces_after_chunk_size=True,
+        )
 
-    def feed(self, data: bytes) -> bytes:
-        """Return the content of `data`: of all chunks that it has, the last one's beginning included."""
-        if not self._rest and not self._is_inside:
-            size, _, content = data.partition(b"\r\n")
-            if len(content) > 2 and size.lower() == b"%x" % (len(content) - 2) and content.endswith(b"\r\n"):
-                return content[:-2]  # one whole chunk, as most reads are
-        return self._feed_slowly(self._rest + data)
+    def on_message_begin(self) -> None:
+        """Let nothing behind the answer be parsed."""
+        if self.has_end:
+            raise HttpParserError("more came than the answer")
 
-    def _feed_slowly(self, data: bytes) -> bytes:
-        parts, at = [], 0
-        while not self._in_trailers:
-            if self._is_inside:
-                parts.append(data[at : at + self._missing])
-                at += len(parts[-1])
-                self._missing -= len(parts[-1])
-                if self._missing or not data.startswith(b"\r\n", at):
-                    break
-                at += 2
-                self._is_inside = False
-            if (size := CHUNK_SIZE.match(data, at)) is None:
-                break
-            at = size.end()
-            self._missing = int(size[1], 16)
-            self._is_inside = self._missing > 0
-            self._in_trailers = not self._is_inside
-        self._rest = data[at:]
-        self._look_at_rest()
-        return b"".join(parts)
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header. A trailer is none."""
+        if not self.has_head:
+            self.headers.append((name, value))
 
-    def _look_at_rest(self) -> None:
-        rest = self._rest
-        if self._in_trailers:
-            trailers = TRAILERS.match(rest)
-            self.ended = trailers is not None
-            self.has_excess = self.ended and trailers.end() < len(rest)
-        elif self._is_inside:
-            self.broken = rest not in (b"", b"\r")
-        else:
-            self.broken = SIZE_BEGUN.fullmatch(rest) is None
-        self.broken = self.broken or len(rest) > LONGEST_LINE
+    def on_headers_complete(self) -> None:
+        """Keep what only the parser knows, and part from it: each would keep the other alive."""
+        self.status = self.parser.get_status_code()
+        if 100 <= self.status < 200:
+            self._announcements += 1
+            if self._announcements > MOST_ANNOUNCEMENTS:
+                raise HttpParserError(f"more than {MOST_ANNOUNCEMENTS} announcements came before the answer")
+            self.headers.clear()
+            return
+        self.version = self.parser.get_http_version()
+        if self.version not in VERSIONS or len(self.headers) > MOST_HEADERS:
+            raise HttpParserError(f"the head is of HTTP {self.version} or has more than {MOST_HEADERS} headers")
+        self.stays_open = self.parser.should_keep_alive()
+        self.has_head = True
+        del self.parser
+
+    def on_message_complete(self) -> None:
+        """Tell the end of the answer from that of an announcement."""
+        self.has_end = self.has_head
 
 
 class Content:
     """The body of an answer, taken from its connection by whole reads, whatever its framing."""
 
-    def __init__(self, receive: Receive, begun: bytes, length: int | None, *, is_chunked: bool) -> None:
-        """Read nothing yet; some of it may have come behind the head. Without a length the connection ends it."""
-        self.closed = False  # it was read to its end
-        self.has_excess = False  # more came than its framing said, which no next answer may be taken from
-        self._receive = receive
-        self._begun = begun
-        self._length = length
-        self._is_chunked = is_chunked
-        self._decoders_pieces: Iterator[bytes] | None = None
+    def __init__(self, receive: Receive, received: bytes) -> None:
+        """Read the head, of which something may have been received; the first of the body may come with it.
 
-    def pieces(self) -> Iterator[bytes]:
+        Raises http.client.HTTPException where it is none.
+        """
+        self.found = ParsedAnswer()
+        self.ends_with_connection = False
+        self.has_surplus = False  # more came than the answer, which no next one may be taken from
+        self._receive = receive
+        self._parser = self.found.parser
+        self._error: str | None = None
+        self._decoders_pieces: Iterator[bytes] | None = None
+        self._read_head(received)
+
+    def _read_head(self, received: bytes) -> None:
+        size = 0
+        while True:
+            self._parse(received)
+            if self.found.has_head:
+                return
+            size += len(received)
+            if size > LONGEST_HEAD:
+                self._error = f"the head is longer than {LONGEST_HEAD:,} bytes"
+            if self._error is not None:
+                raise http.client.HTTPException(self._error)
+            received = self._receive(READ_SIZE)
+            if not received:
+                raise http.client.IncompleteRead(b"")
+
+    def _parse(self, received: bytes) -> None:
+        """Find what these bytes bring; an error in them is kept until all before it was handed on."""
+        try:
+            self._parser.feed_data(received)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            if self.found.has_end:
+                self.has_surplus = True
+            else:
+                self._error = str(error)
+
+    def __iter__(self) -> Iterator[bytes]:
         """Yield it as it arrives, at once.
 
+        A thread waits with a buffer for all that it asks for, so it asks for an event as most are, for more where the
+        first one is larger, and for much while much is there.
         Raises http.client.HTTPException where it breaks off, and an OSError: TimeoutError or, for the same,
         BlockingIOError.
         """
-        if self._is_chunked:
-            return self._chunks()
-        return self._rest_of_connection() if self._length is None else self._so_many_bytes(self._length)
+        found, pieces = self.found, self.found.pieces
+        size = usual = EVENT_READ
+        framing = 0  # bytes since the last content
+        while True:
+            if pieces:
+                piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                pieces.clear()
+                framing = 0
+                yield piece
+            if found.has_end:
+                return
+            if framing > LONGEST_FRAMING:
+                self._error = f"{LONGEST_FRAMING:,} bytes came without content"
+            if self._error is not None:
+                raise http.client.HTTPException(self._error)
+            received = self._receive(size)
+            if not received:
+                break
+            if len(received) < size:
+                size = usual
+            else:
+                size, usual = LONG_READ, READ_SIZE
+            framing += len(received)
+            self._parse(received)
+        if not self.ends_with_connection:
+            raise http.client.IncompleteRead(b"")
+        found.has_end = True
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was handed on to its end."""
+        return self.found.has_end and not self.found.pieces
 
     def read1(self, most_bytes: int) -> bytes:
         """Return the next piece, of whatever size, to urllib3 that decodes it."""
-        self._decoders_pieces = self._decoders_pieces or self.pieces()
+        self._decoders_pieces = self._decoders_pieces or iter(self)
         return next(self._decoders_pieces, b"")
 
     read = read1  # by which urllib3 knows a body that can be read
@@ -119,78 +177,33 @@ class Content:
     def close(self) -> None:
         """Leave the connection to who owns it, for urllib3."""
 
-    def _chunks(self) -> Iterator[bytes]:
-        unframer = Unframer()
-        for data in self._reads():
-            content = unframer.feed(data)
-            if unframer.ended:
-                self.has_excess = unframer.has_excess
-                self.closed = True
-            if content:
-                yield content
-            if unframer.ended:
-                return
-            if unframer.broken:
-                raise http.client.HTTPException("what follows a chunk is none")
-        raise http.client.IncompleteRead(b"")
-
-    def _reads(self) -> Iterator[bytes]:
-        """Yield what arrives until the connection ends.
-
-        A thread waits with a buffer for all that it asks for, so it asks for an event as most are, for more where the
-        first one is larger, and for much while much is there.
-        """
-        if self._begun:
-            yield self._begun
-        size = usual = EVENT_READ
-        while data := self._receive(size):
-            if len(data) < size:
-                size = usual
-            else:
-                size, usual = LONG_READ, READ_SIZE
-            yield data
-
-    def _so_many_bytes(self, left: int) -> Iterator[bytes]:
-        data = self._begun
-        while left:
-            data = data or self._receive(min(left, LONG_READ))
-            if not data:
-                raise http.client.IncompleteRead(b"", left)
-            piece, data = data[:left], data[left:]
-            left -= len(piece)
-            self.closed = not left
-            yield piece
-        self.has_excess = bool(data)
-        self.closed = True
-
-    def _rest_of_connection(self) -> Iterator[bytes]:
-        yield from self._reads()
-        self.closed = True
-
 
 class Answer(HTTPResponse):
     """An answer as urllib3 hands it on, but read by us: its head costs 110 µs less than by http.client and urllib3."""
 
-    def __init__(self, receive: Receive, begun: bytes = b"") -> None:
-        """Read the head of an answer, of which something may have come.
+    def __init__(self, receive: Receive, received: bytes = b"") -> None:
+        """Read the head of an answer, of which something may have been received.
 
-        Raises http.client.HTTPException where it is none.
+        Raises http.client.HTTPException where it is none, or its body is encoded for the way in another form than
+        chunks: one may do so only for who asks for it by TE, which we never do (RFC 9112, 7.4).
         """
-        status = 100
-        while 100 <= status < 200:  # those announce an answer and are none
-            head, begun = _read_head(receive, begun)
-            line, _, lines = head.partition(b"\n")
-            version, status, reason = _read_status_line(line)
-        headers = HTTPHeaderDict(_read_fields(lines))
-        is_chunked = headers.get("transfer-encoding", "").lower() == "chunked"
-        length = None if is_chunked else _content_length(headers, status)
-        self.content = Content(receive, begun, length, is_chunked=is_chunked)
-        super().__init__(
-            self.content, headers, status, version, reason=reason, preload_content=False, enforce_content_length=False
+        self.content = Content(receive, received)
+        found = self.content.found
+        headers = HTTPHeaderDict(
+            [(name.decode("ascii"), value.rstrip(b" \t").decode("latin-1")) for name, value in found.headers]
         )
-        options = headers.get("connection", "").lower()
-        stays_open = "close" not in options and (version == 11 or "keep-alive" in options)
-        self.will_close = not (stays_open and (is_chunked or length is not None))
+        found.headers.clear()
+        self.will_close = not found.stays_open
+        codings = headers.get("transfer-encoding")
+        if codings is not None:
+            if any(coding.strip().lower() != "chunked" for coding in codings.split(",")):
+                raise http.client.HTTPException("the body is encoded in a way that was not asked for")
+            # who sends a length as well, or chunks in a version without them, may see another end of the answer
+            if headers.pop("content-length", None) is not None or found.version == "1.0":
+                self.will_close = True
+        elif not (found.has_end or "content-length" in headers):
+            self.content.ends_with_connection = True
+        super().__init__(self.content, headers, found.status, preload_content=False, enforce_content_length=False)
 
     @property
     def is_encoded(self) -> bool:
@@ -198,53 +211,13 @@ class Answer(HTTPResponse):
         return self.headers.get("content-encoding", "identity") != "identity"
 
     def release_conn(self) -> None:
-        """Give the connection back for the next call, if it can serve one."""
-        if (self.will_close or self.content.has_excess) and self.connection is not None:
-            self.connection.close()
+        """Give the connection back for the next call; if it cannot serve one, closed, which stops the cost."""
+        connection = self.connection
+        if connection is not None:
+            can_serve = self.closed and not (self.will_close or self.content.has_surplus)
+            if not (can_serve and connection.is_connected):
+                connection.close()
         super().release_conn()
-
-
-def _read_head(receive: Receive, begun: bytes) -> tuple[bytes, bytes]:
-    """Return a head with its empty line, and what came behind it."""
-    seen = 0
-    while (end := HEAD_END.search(begun, max(0, seen - 2))) is None:
-        if not begun.startswith(PROTOCOL[: len(begun)]):
-            raise http.client.BadStatusLine(repr(begun[:100]))
-        if len(begun) > LONGEST_HEAD:
-            raise http.client.HTTPException(f"the head is longer than {LONGEST_HEAD:,} bytes")
-        seen = len(begun)
-        more = receive(READ_SIZE)
-        if not more:
-            raise http.client.IncompleteRead(begun)
-        begun += more
-    return begun[: end.end()], begun[end.end() :]
-
-
-def _read_status_line(line: bytes) -> tuple[int, int, str]:
-    found = STATUS_LINE.fullmatch(line)
-    if found is None:
-        raise http.client.BadStatusLine(repr(line[:100]))
-    return 10 + int(found[1]), int(found[2]), found[3].decode("latin-1").strip()
-
-
-def _read_fields(lines: bytes) -> list[tuple[str, str]]:
-    if FIELDS.fullmatch(lines) is None:
-        raise http.client.HTTPException("a line of the head is no header")
-    fields = FIELD.findall(lines)
-    if len(fields) > MOST_HEADERS:
-        raise http.client.HTTPException(f"the head has more than {MOST_HEADERS} headers")
-    return [(name.decode(), value.decode("latin-1").strip()) for name, value in fields]
-
-
-def _content_length(headers: HTTPHeaderDict, status: int) -> int | None:
-    if status in (204, 304):
-        return 0
-    text = headers.get("content-length")
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise http.client.HTTPException("the length of the body is no number")
-    return int(text)
 
 
 class ProviderLink:
@@ -269,16 +242,16 @@ class ProviderLink:
         self._was_used_before = connection.sock is not None
         self.connect(connection.sock)
 
-    def connect(self, sock: socket.socket | None) -> None:
-        """Use this socket of the connection's, likewise."""
+    def connect(self, sock: socket.socket | SSLTransport | None) -> None:
+        """Use this socket of the connection's, likewise; of TLS within TLS the outer one, which can be shut down."""
         with self._lock:
             if self.reason is not None:
                 raise self.reason
-            self._socket = sock
+            self._socket = sock.socket if isinstance(sock, SSLTransport) else sock
             self._was_connected = self._was_connected or sock is not None
 
     def release(self) -> None:
-        """Have nothing to do with the connection any more, which other calls may use."""
+        """Let other calls have the connection, which is cut with this one no longer."""
         with self._lock:
             self._socket = None
 
@@ -293,22 +266,36 @@ class ProviderLink:
             return self._was_connected
 
     def was_stale(self) -> bool:
-        """Tell whether the provider had closed the connection, used before, when the call was sent: without a byte."""
-        return self._was_used_before and self.reason is None and not self._connection.has_answered
+        """Tell whether the provider had closed the connection, used before, when the call was sent.
+
+        It shows that at once, without a byte: what closes later may have been worked on, and billed.
+        """
+        if self._connection is None or self.reason is not None:
+            return False
+        at_once = time.monotonic() - self._connection.sent_at < STALE_S
+        return self._was_used_before and not self._connection.has_answered and at_once
 
 
-at_work = threading.local()
-"""Has the `link` of the call that a thread sends, since urllib3 hands none through."""
+class AtWork(threading.local):
+    """Has the link of the call that a thread sends, since urllib3 hands none through."""
+
+    link: ProviderLink
 
 
-class ProviderConnection:
-    """What a connection of urllib3's, to which this is mixed in, does otherwise with the provider.
+at_work = AtWork()
+
+
+class ProviderConnection(HTTPConnection):
+    """What a connection of urllib3's, to whose class this is mixed in, does otherwise with the provider.
 
     urllib3 connects it, to a proxy and by TLS if need be, pools it, and looks before each call whether it still stands.
     """
 
     has_answered = False
-    """Whether a byte of an answer has come since the last request was begun, so that the provider has taken it."""
+    """Whether a byte of an answer has come since the last request was sent, so that the provider has taken it."""
+    sent_at = 0.0
+    """When the last request was begun, by the monotonic clock."""
+    _is_plain = False  # the socket, without TLS
     _waits_s: float | None = None
 
     def connect(self) -> None:
@@ -318,27 +305,51 @@ class ProviderConnection:
         for both; where the kernel keeps the time it is one. That is a sixth of a chunk's CPU. TLS needs Python's way.
         """
         super().connect()
-        if not isinstance(self.sock, ssl.SSLSocket):
+        self._is_plain = type(self.sock) is socket.socket
+        if self._is_plain:
             self.sock.settimeout(None)
             if self.timeout:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self.timeout))
         self._waits_s = None
         at_work.link.connect(self.sock)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether it can serve a call: it stands, and nothing came that the call would take for its answer.
+
+        What came by TLS may have been decrypted already, or be TLS's own, such as a ticket: to read without waiting
+        takes that in.
+        """
+        is_silent = super().is_connected
+        if self.sock is None or self._is_plain:
+            return is_silent
+        if is_silent and isinstance(self.sock, ssl.SSLSocket):
+            return self.sock.pending() == 0
+        self.sock.settimeout(0)
+        try:
+            self.sock.recv(1)
+        except ssl.SSLWantReadError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def request(
-        self, method: str, url: str, body: bytes | IO[bytes] | None, headers: Mapping[str, str], **_: Any
+        self, method: str, url: str, body: Any = None, headers: Mapping[str, Any] | None = None, **_: Any
     ) -> None:
         """Send a request, whose headers are all given, in one write, where http.client makes two: 30 µs less a call.
 
-        Raises ValueError where a header would break the head, and OSError.
+        A body is bytes or a file. Raises ValueError where a header would break the head, and OSError.
         """
         self.has_answered = False
+        self.sent_at = time.monotonic()
         if at_work.link.must_be_new:
             self.close()
         at_work.link.take(self)
-        if isinstance(self.sock, ssl.SSLSocket):
+        if self.sock is not None and not self._is_plain:
             self.sock.settimeout(self.timeout)  # of another it is the kernel's to keep
-        lines = [f"{method} {url} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        fields = (f"{name}: {value}" for name, value in (headers or {}).items())
+        lines = [f"{method} {url} HTTP/1.1", *fields, "", ""]
         head = "\r\n".join(lines)
         if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
             raise ValueError("a header has more than one line")
@@ -350,21 +361,21 @@ class ProviderConnection:
         if body is not None:
             self.send(body)
 
-    def getresponse(self) -> Answer:
+    def getresponse(self) -> Answer:  # type: ignore[override]  # nor is urllib3's one of http.client's
         """Wait for the answer, and read its head."""
         self.wait_at_most(self.timeout)
         try:
-            begun = self.sock.recv(READ_SIZE)
+            received = self.sock.recv(READ_SIZE)
         except ConnectionError as error:
             raise http.client.RemoteDisconnected("The connection was reset without an answer") from error
-        if not begun:
+        if not received:
             raise http.client.RemoteDisconnected("The connection was closed without an answer")
         self.has_answered = True
-        return Answer(self.sock.recv, begun)
+        return Answer(self.sock.recv, received)
 
     def wait_at_most(self, seconds: float | None) -> None:
         """Wait no longer than this for each read from now on."""
-        if isinstance(self.sock, ssl.SSLSocket):
+        if not self._is_plain:
             self.sock.settimeout(seconds)
         elif seconds != self._waits_s:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(seconds))
