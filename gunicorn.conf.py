@@ -63,7 +63,7 @@ def post_worker_init(worker: Worker) -> None:
     """Begin to look for calls of workers that died, before the first call comes."""
     runtime = worker.wsgi.extensions["tokenrouter"]
     runtime.ledger.start()
-    worker.serve(runtime.clients, settings.provider_read_timeout)
+    worker.serve(runtime.clients, runtime.slots, settings.provider_read_timeout)
 
 
 # A stream holds two sockets, the caller's and the provider's.

@@ -67,12 +67,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(settings: dict[str, str], tmp_path: Path, *, ready: bool = True) -> Iterator[Server]:
+def running_server(
+    settings: dict[str, str], tmp_path: Path, *, ready: bool = True, port: int | None = None
+) -> Iterator[Server]:
     """Run gunicorn as the README says, with these settings; every process of it ends with the block."""
-    port = free_port()
+    port = port or free_port()
     environment = {name: text for name, text in os.environ.items() if not re.match("PYTEST|COV", name)}
     environment |= settings | {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONWARNINGS": "default"}
-    log = tmp_path / f"gunicorn-{port}.log"
+    log = tmp_path / f"gunicorn-{port}-{time.monotonic_ns()}.log"  # a successor has the same port
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "wsgi:app"],
@@ -85,7 +87,7 @@ def running_server(settings: dict[str, str], tmp_path: Path, *, ready: bool = Tr
         )
     server = Server(f"http://127.0.0.1:{port}", process, log, environment)
     try:
-        assert not ready or eventually(lambda: _answers(server), 20), log.read_text()
+        assert not ready or eventually(lambda: _answers(server), 60), log.read_text()
         yield server
     finally:
         process.terminate()

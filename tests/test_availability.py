@@ -198,8 +198,9 @@ def short_times(monkeypatch: pytest.MonkeyPatch, small: Server, tmp_path) -> Ite
     """A service that waits a second where the real one waits twenty."""
     settings = tmp_path / "short.py"
     settings.write_text(
-        "from tokenrouter import serving\nexec(open('gunicorn.conf.py').read())\n"
-        "serving = __import__('tokenrouter.serving').serving\nserving.HEAD_S = serving.BODY_S = 1.0\n"
+        "exec(open('gunicorn.conf.py').read())\n"
+        "from tokenrouter.worker import connections, gunicorn_worker\n"
+        "gunicorn_worker.HEAD_S = connections.BODY_S = 1.0\n"
     )
     environment = {**small.environment, "GUNICORN_CMD_ARGS": f"--config {settings}"}
     with running_server(environment, tmp_path) as server:

@@ -75,7 +75,12 @@ def test_empty_override_stands_for_the_default(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PORT", "9000")
     monkeypatch.setenv("TEAM_CALLS", "5")
     settings = config.load({"PORT": "", "TEAM_CALLS": None})
-    assert (settings.port, settings.team_calls) == (8000, None)
+    assert (settings.port, settings.team_calls) == (8000, 128)
+
+
+@pytest.mark.parametrize(("threads", "team_calls"), [("256", 128), ("9", 4), ("1", 1)])
+def test_one_team_gets_half_of_the_places_unless_told_otherwise(threads: str, team_calls: int):
+    assert config.load({"THREADS": threads}).team_calls == team_calls
 
 
 def test_nothing_set_gives_the_contracts_defaults():
@@ -92,7 +97,7 @@ def test_nothing_set_gives_the_contracts_defaults():
         "SECRET_KEY": "",
         "WEB_CONCURRENCY": 2,
         "THREADS": 256,
-        "TEAM_CALLS": None,
+        "TEAM_CALLS": 128,
         "PROVIDER_CONNECT_TIMEOUT": 5.0,
         "PROVIDER_READ_TIMEOUT": 600.0,
         "OUTPUT_RESERVE_TOKENS": 1024,
@@ -303,7 +308,7 @@ def test_defaults_are_told_whatever_the_environment_says(monkeypatch: pytest.Mon
     monkeypatch.setenv("TEAM_CALLS", "1")
     monkeypatch.setenv("PORT", "9000")
     settings = config.load(config.default_settings())
-    assert (settings.port, settings.team_calls, settings.max_output_tokens) == (8000, None, None)
+    assert (settings.port, settings.team_calls, settings.max_output_tokens) == (8000, 128, None)
 
 
 @pytest.mark.parametrize(

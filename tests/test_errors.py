@@ -346,6 +346,33 @@ def test_body_comes_before_model(client: FlaskClient, team: Member):
     assert rows() == []
 
 
+@pytest.fixture
+def own_call(client: FlaskClient, team: Member) -> Iterator[TestResponse]:
+    """A stream of the team's own."""
+    with client.post(CHAT, json=hello("hang=2", stream=True), headers=team.headers) as reply:
+        assert reply.status_code == 200
+        yield reply
+
+
+@pytest.mark.usefixtures("own_call")
+@pytest.mark.parametrize("settings", [{"TEAM_CALLS": "1"}], indirect=True)
+def test_disabled_team_comes_before_its_place(client: FlaskClient, team: Member):
+    change(team, active=False)
+    assert_error(client.post(CHAT, json=HELLO, headers=team.headers), 403, "team_disabled")
+
+
+@pytest.mark.usefixtures("own_call")
+@pytest.mark.parametrize("settings", [{"TEAM_CALLS": "1"}], indirect=True)
+def test_place_of_the_team_comes_before_body(client: FlaskClient, team: Member):
+    reply = client.post(CHAT, data="{", headers=team.headers)
+    assert_error(reply, 503, "overloaded", type_="api_error", headers=IN_A_SECOND)
+
+
+@pytest.mark.parametrize("settings", [{"THREADS": "1"}], indirect=True)
+def test_body_comes_before_places(client: FlaskClient, team: Member, occupied: TestResponse):
+    assert_error(client.post(CHAT, data="{", headers=team.headers), 400, None)
+
+
 @pytest.mark.parametrize("settings", [{"THREADS": "1"}], indirect=True)
 def test_model_comes_before_places(client: FlaskClient, team: Member, occupied: TestResponse):
     reply = client.post(CHAT, json={**HELLO, "model": "GPT-4"}, headers=team.headers)

@@ -95,7 +95,9 @@ def test_quota_for_fifty_calls_lets_exactly_fifty_of_a_thousand_through(settings
         async with AsyncOpenAI(api_key=token, base_url=f"{server.url}/v1", max_retries=0, timeout=60) as client:
             return await asyncio.gather(*(call(client) for _ in range(1000)))
 
-    with running_server(settings | {"WEB_CONCURRENCY": "4", "THREADS": "1000"}, tmp_path) as server:
+    with running_server(
+        settings | {"WEB_CONCURRENCY": "4", "THREADS": "1000", "TEAM_CALLS": "1000"}, tmp_path
+    ) as server:
         token = server.create_team("team", "--quota", str(50 * (prompt + output)))
         assert Counter(asyncio.run(call_all(server, token))) == {200: 50, 429: 950}
         assert shown(server)["used_tokens"] == 50 * (prompt + output)

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -166,3 +168,109 @@ def test_call_on_a_kept_connection_after_term_is_answered_or_refused_whole(setti
         assert server.process.wait(GRACE_S + 2) == 0
     assert {row.status for row in rows(database_url)} == {"ok"}
     assert totals(database_url)[1] == 0
+
+
+def is_last(answer: bytes) -> bool:
+    return answer.startswith(b"HTTP/1.1 200") and b"\r\nconnection: close\r\n" in answer.lower()
+
+
+def test_successor_takes_over_at_once_while_a_stream_goes_on(settings, database_url, tmp_path):
+    with serving(settings, tmp_path, "") as (server, token), ExitStack() as clean_up:
+        stream = post(server, token, hello("words=150 gap=0.1", stream=True), stream=True)
+        silent, idle = clean_up.enter_context(connect(server)), clean_up.enter_context(connect(server))
+        idle.sendall(chat_request(token, hello()))
+        assert b"200 OK" in idle.recv(65536)
+        port = int(server.url.rpartition(":")[2])
+        with Callers(server, token) as callers:
+            server.process.terminate()
+            time.sleep(0.3)
+            silent.sendall(chat_request(token, hello()))
+            assert is_last(read_all(silent))
+            assert eventually(lambda: refuses(server), 2)
+            successor = clean_up.enter_context(running_server(settings, tmp_path, port=port))
+            answered = callers.answered
+            assert eventually(lambda: callers.answered > answered + 20, 20)
+            idle.settimeout(1)
+            assert idle.recv(1) == b""
+        assert server.process.poll() is None
+        assert "in use" not in successor.log.read_text()
+        assert callers.failures == []
+        assert pieces(stream).endswith(b"data: [DONE]\n\n")
+        assert server.process.wait(10) == 0
+    assert {row.status for row in rows(database_url)} == {"ok"}
+
+
+def refuses(server: Server) -> bool:
+    try:
+        connect(server).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+class Callers:
+    """Calls, one after the other on connections of their own, as long as the block runs."""
+
+    def __init__(self, server: Server, token: str) -> None:
+        self.answered = 0
+        self.failures: list[object] = []
+        self._server = server
+        self._request = chat_request(token, hello(), "Connection: close")
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._call_on) for _ in range(4)]
+
+    def __enter__(self) -> "Callers":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _call_on(self) -> None:
+        while not self._stop.is_set():
+            try:
+                connection = connect(self._server)
+            except ConnectionRefusedError:  # what a proxy takes for a sign to go elsewhere
+                time.sleep(0.01)
+                continue
+            with connection:
+                self._call(connection)
+
+    def _call(self, connection: socket.socket) -> None:
+        try:
+            connection.sendall(self._request)
+            got = read_all(connection)
+        except OSError as error:
+            self.failures.append(error)
+            return
+        if got.startswith(b"HTTP/1.1 200"):
+            self.answered += 1
+        else:
+            self.failures.append(got)
+
+
+def test_reload_hands_new_callers_to_new_workers_while_a_stream_goes_on(settings, tmp_path):
+    with serving(settings, tmp_path, "") as (server, token):
+        before = set(server.worker_pids())
+        stream = post(server, token, hello("words=100 gap=0.1", stream=True), stream=True)
+        with Callers(server, token) as callers:
+            server.process.send_signal(signal.SIGHUP)
+            assert eventually(lambda: len(set(server.worker_pids()) - before) == 2, 20)
+            assert eventually(lambda: len(before & set(server.worker_pids())) == 1, 20)
+            for _ in range(20):
+                with connect(server) as connection:
+                    connection.sendall(chat_request(token, hello()))
+                    assert b"\r\nconnection: keep-alive\r\n" in connection.recv(65536).lower()
+        assert callers.failures == []
+        assert pieces(stream).endswith(b"data: [DONE]\n\n")
+
+
+def test_port_is_free_once_the_master_was_killed(settings, tmp_path):
+    with serving(settings, tmp_path, "") as (server, token):
+        stream = post(server, token, hello("words=60 gap=0.1", stream=True), stream=True)
+        os.kill(server.process.pid, signal.SIGKILL)
+        assert eventually(lambda: refuses(server), 5)
+        assert pieces(stream).endswith(b"data: [DONE]\n\n")

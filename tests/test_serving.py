@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import Server, eventually
 
-from tokenrouter.worker.gunicorn_worker import ThreadPool
+from tokenrouter.worker.threads import ThreadPool
 
 
 class Work:

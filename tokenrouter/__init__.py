@@ -1,7 +1,6 @@
 """TokenRouter: share one paid LLM account among teams, each with its own tokens and quota."""
 
 import logging
-import random
 import sys
 import time
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from tokenrouter import (
 from tokenrouter.admin import sessions
 from tokenrouter.config import ConfigError, Settings
 from tokenrouter.database import schema, statements, tables
+from tokenrouter.request_body import limit_page
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,9 @@ def _begin() -> None:
     Raises NotFound for a path like `//v1`, which is not `/v1`, though routing takes it for that.
     """
     g.started = time.perf_counter()
-    g.request_id = f"req_{time.time_ns() // 1_000_000:012x}{random.getrandbits(80):020x}"  # it need not be a secret
+    g.request_id = errors.new_request_id()
+    if not errors.is_api_path(request.path):
+        limit_page()
     if request.environ["PATH_INFO"].startswith("//"):
         raise NotFound
 

@@ -153,7 +153,7 @@ class Settings:
     secret_key: str = _setting("", _ANY_TEXT, secret=True)
     web_concurrency: int = _setting("2", _whole(1, 256))
     threads: int = _setting("256", _whole(1, 8192))
-    team_calls: int | None = _setting("", _whole(1, 8192))
+    team_calls: int = _setting("", _whole(1, 8192))
     provider_connect_timeout: float = _setting("5", Reader("seconds, above 0 and up to 86400", _seconds))
     provider_read_timeout: float = _setting("600", Reader("seconds, above 0 and up to 86400", _seconds))
     output_reserve_tokens: int = _setting("1024", _whole(1))
@@ -192,6 +192,7 @@ def load(overrides: Mapping[str, object] | None = None) -> Settings:
             found = [("override", str(value))] if value not in (None, "") else []
         origins[name], text = next(iter(found), ("default", setting.metadata["default"]))
         values[setting.name] = _parse(name, text, setting.metadata) if text else _unset(setting.type)
+    values["team_calls"] = values["team_calls"] or max(1, values["threads"] // 2)
     settings = Settings(**values, origins=MappingProxyType(origins))
     if not is_allowed(settings.default_model, settings.allowed_models):
         raise ConfigError(

@@ -1,12 +1,14 @@
 """Errors in OpenAI's shape, and the handlers that render them for every path that programs call."""
 
 import logging
+import random
+import time
 from collections.abc import Mapping
 
 import orjson
 from flask import Flask, Response, g, request
 from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
-from werkzeug.exceptions import HTTPException, InternalServerError
+from werkzeug.exceptions import ClientDisconnected, HTTPException, InternalServerError, RequestTimeout
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +208,11 @@ def error_body(message: str, type_: str, param: str | None, code: str | None) ->
     return orjson.dumps({"error": {"message": message, "type": type_, "param": param, "code": code}})
 
 
+def new_request_id() -> str:
+    """Make the id by which an answer is found in the log; it need not be a secret."""
+    return f"req_{time.time_ns() // 1_000_000:012x}{random.getrandbits(80):020x}"
+
+
 def init_app(app: Flask) -> None:
     """Register the handlers; all other paths keep Flask's own pages."""
     app.register_error_handler(APIError, render)
@@ -225,8 +232,13 @@ def _translate(error: HTTPException) -> Response | HTTPException:
     if cause is not None:
         logger.error("%s %s failed", request.method, request.path)
     if not is_api_path(request.path):
-        return error
+        return page_error(error)
     return render(StorageUnavailable() if isinstance(cause, DATABASE_IS_AWAY) else _as_api_error(error))
+
+
+def page_error(error: HTTPException) -> HTTPException:
+    """Return what a page says of an error: whoever is still there to read that a form broke off was too slow."""
+    return RequestTimeout() if isinstance(error, ClientDisconnected) else error
 
 
 def is_api_path(path: str) -> bool:

@@ -7,6 +7,7 @@ from typing import IO, TypeVar
 
 from flask import Flask, current_app, request
 from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import LengthRequired
 
 from tokenrouter.errors import InvalidRequest, Overloaded, RequestTooLarge
 
@@ -52,6 +53,21 @@ class Memory:
 def init_app(app: Flask, most_bytes: int) -> None:
     """Give the app memory for a few bodies of the largest size at once."""
     app.extensions[EXTENSION] = Memory(BODIES_AT_ONCE * most_bytes)
+
+
+MOST_PAGE_BYTES = 16 * 1024
+
+
+def limit_page() -> None:
+    """Let a page's form be small: gunicorn's worker waits for so much of it, without a thread.
+
+    A view that takes more, from who is signed in, raises `request.max_content_length`.
+    Raises LengthRequired for a chunked body, for which a thread would have to wait.
+    """
+    request.max_content_length = MOST_PAGE_BYTES
+    request.environ.pop("HTTP_RANGE", None)  # a part of a file would be copied; the whole is sent from where it lies
+    if "HTTP_TRANSFER_ENCODING" in request.environ:
+        raise LengthRequired("Say by Content-Length how long the body is.")
 
 
 def check_size(most_bytes: int) -> None:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,9 @@ class Bench:
     provider: StandInProvider
     database_url: str
     app: Flask
+    settings: dict[str, str]
+    folder: Path
+    clean_up: ExitStack
     bearer_token: str = ""
 
     def query(self, statement: str) -> list[Any]:
@@ -255,6 +258,41 @@ def try_kill(bench: Bench, times: int) -> Line:
     return line
 
 
+def try_crowd(bench: Bench, times: int) -> Line:
+    """Announce bodies and send half of them, as a team and as strangers: calls of other teams are answered soon."""
+    name = f"a crowd of half bodies {time.monotonic_ns()}"
+    call = chat_request(bench.new_team(name), body_of(FAULTS[0]))[:-5]
+    form = b"POST /admin/login HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    crowd = [connect(bench.server) for _ in range(times)]
+    for at, connection in enumerate(crowd):
+        connection.sendall(call if at % 2 else form + b"Content-Length: %d\r\n\r\nabc" % (500 if at % 4 else 2**25))
+    began = time.monotonic()
+    is_well = bench.is_well(bench.bearer_token) and time.monotonic() - began < 1
+    for connection in crowd:
+        connection.close()
+    return Line("a crowd of half bodies", times, times if is_well else 0, 0, off_balance(bench, name))
+
+
+def try_successor(bench: Bench, times: int) -> Line:
+    """End the service in the middle of streams, and start another on its port: all streams end whole, calls go on."""
+    fault = Fault("ended, with a successor", f"words={WORDS * 5} gap=0.05", stream=True, status="ok")
+    name = f"{fault.name} {time.monotonic_ns()}"
+    bearer_token = bench.new_team(name)
+    with ThreadPoolExecutor(1) as pool:
+        calls = pool.submit(bench.call_together, bearer_token, fault, times)
+        time.sleep(1.5)
+        bench.server.process.terminate()
+        port = int(bench.server.url.rpartition(":")[2])
+        bench.server = bench.clean_up.enter_context(running_server(bench.settings, bench.folder, port=port))
+        is_well = bench.is_well(bench.bearer_token)
+        calls.result()
+    rows = settled_rows(bench, name, RECOVERY_S)
+    line = Line(fault.name, times, times if is_well else 0)
+    line.lost = abs(times - len(rows)) + sum(row.status != fault.status for row in rows)
+    line.miscounted = off_balance(bench, name)
+    return line
+
+
 @dataclass(frozen=True)
 class Footprint:
     """What the workers hold."""
@@ -357,14 +395,16 @@ def started(workers: int) -> Iterator[Bench]:
             "ADMIN_PASSWORD": "benchmark-password",
             "WEB_CONCURRENCY": str(workers),
         }
-        with running_server(settings, Path(folder)) as server:
-            bench = Bench(server, provider, settings["DATABASE_URL"], create_app(settings))
+        with ExitStack() as clean_up:
+            server = clean_up.enter_context(running_server(settings, Path(folder)))
+            app = create_app(settings)
+            bench = Bench(server, provider, settings["DATABASE_URL"], app, settings, Path(folder), clean_up)
             bench.bearer_token = bench.new_team("benchmark")
             try:
                 yield bench
             finally:
-                log = server.log.read_text()
-                if "Traceback" in log or server.process.poll() is not None:
+                log = "".join(path.read_text() for path in Path(folder).glob("gunicorn-*.log"))
+                if "Traceback" in log or bench.server.process.poll() is not None:
                     print(log, file=sys.stderr)
             if "Traceback" in log:
                 raise SystemExit("The log of the service has a traceback.")
@@ -390,7 +430,8 @@ def main() -> None:
         if options.only != "leaks":
             lines = [try_fault(bench, fault, options.times) for fault in FAULTS]
             lines += [try_no_provider(bench, options.times), try_half_requests(bench, 200)]
-            lines.append(try_kill(bench, options.times))
+            lines.append(try_crowd(bench, 1000))
+            lines += [try_kill(bench, options.times), try_successor(bench, options.times)]
             print_table(lines)
             is_good = all(line.is_good for line in lines)
         if options.only != "faults":

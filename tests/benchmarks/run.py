@@ -274,7 +274,7 @@ def measure_streams(bench: Bench) -> list[Figure]:
     for streams, rate, bars in ((500, 20, (15.0, 120.0)), (1000, 5, (None, None))):
         aims = (6.0, 100.0) if streams == 500 else (5.0, 160.0)
         text = f"Hello [[stamp=1 words={rate * 12} gap={1 / rate}]]"
-        with bench.ours(f"sqlite:///{bench.folder}/streams-{streams}.db", THREADS="1024") as ours:
+        with bench.ours(f"sqlite:///{bench.folder}/streams-{streams}.db", THREADS="1024", TEAM_CALLS="1024") as ours:
             memory: list[float] = []
             with sampled(lambda: memory.append(ours.pss_mb())):  # noqa: B023 - it ends with this round
                 load = bench.load(ours, text, connections=streams, stream=True, calls=1)

@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 from wtforms import ValidationError
 
-from tokenrouter import changes, runtime
+from tokenrouter import changes, errors, runtime
 from tokenrouter.admin import browsers, password, sessions, sockets
 from tokenrouter.changes import Actor
 from tokenrouter.config import Settings
@@ -155,6 +155,7 @@ def _keep_private(response: Response) -> Response:
 def _show_error(error: HTTPException) -> ResponseReturnValue:
     if error.response is not None:
         return error.response
+    error = errors.page_error(error)
     return render_template("admin/error.html", heading=error.name, message=error.description), error.code or 500
 
 

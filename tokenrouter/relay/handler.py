@@ -58,17 +58,26 @@ def handle(endpoint: Endpoint) -> Response:
     most_bytes = own.settings.max_request_bytes
     request_body.check_size(most_bytes)
     caller = authenticate(endpoint.path)
-    request_body.check_encoding()
-    if endpoint.is_form and request.mimetype != "application/json":
-        with Upload(request.headers.get("Content-Type", "")) as upload:
-            upload.receive(request_body.body_pieces(most_bytes))
-            return _answer(own, endpoint, caller, payload.form_body(upload.fields), upload)
-    return _answer(own, endpoint, caller, request_body.read(most_bytes, payload.parse, caller.team_id))
+    with ExitStack() as finish:
+        finish.callback(own.slots.enter(caller.team_id))
+        request_body.check_encoding()
+        if endpoint.is_form and request.mimetype != "application/json":
+            with Upload(request.headers.get("Content-Type", "")) as upload:
+                upload.receive(request_body.body_pieces(most_bytes))
+                return _answer(own, endpoint, caller, payload.form_body(upload.fields), finish, upload)
+        body = request_body.read(most_bytes, payload.parse, caller.team_id)
+        return _answer(own, endpoint, caller, body, finish)
 
 
 def _answer(
-    own: Runtime, endpoint: Endpoint, caller: Caller, body: dict[str, Any], upload: Upload | None = None
+    own: Runtime,
+    endpoint: Endpoint,
+    caller: Caller,
+    body: dict[str, Any],
+    finish: ExitStack,
+    upload: Upload | None = None,
 ) -> Response:
+    """Answer the call; all that `finish` does is done once that has ended, a stream's once it has been sent."""
     allowed = own.settings.allowed_models
     default = own.settings.default_model if endpoint.has_default_model else None
     model = payload.model_of(body, default)
@@ -82,26 +91,24 @@ def _answer(
     _check_items(own, caller, call.reach.items)
     if call.previous_response is not None:
         call.add_prompt(_tokens_of_response(own, caller, call.previous_response))
-    with ExitStack() as finish:
-        finish.callback(own.slots.take(caller.team_id))
-        reservation = own.ledger.reserve(
-            replace(
-                call_request, prompt_tokens=call.prompt_tokens, output_tokens=call.output_tokens, choices=call.choices
-            )
-        )
-        if reservation.output_limit is not None:
-            call.limit_output(reservation.output_limit)
-        booking = Booking(own.ledger, reservation, call, started=g.started)
-        try:
-            link = ProviderLink()
-            if (client := request.environ.get("gunicorn.socket")) is not None:
-                finish.callback(own.clients.watch(client, partial(_end, booking, link)))
-            reply = booking.reply = _send(own, caller.team_id, call, upload, link)
-            finish.callback(reply.close)
-            response = _relay(booking, finish)
-        except Exception as error:  # whatever went wrong, the hold is given back
-            booking.failed(error)
-            raise
+    finish.callback(own.slots.take())
+    reservation = own.ledger.reserve(
+        replace(call_request, prompt_tokens=call.prompt_tokens, output_tokens=call.output_tokens, choices=call.choices)
+    )
+    if reservation.output_limit is not None:
+        call.limit_output(reservation.output_limit)
+    booking = Booking(own.ledger, reservation, call, started=g.started)
+    try:
+        link = ProviderLink()
+        if (client := request.environ.get("gunicorn.socket")) is not None:
+            finish.callback(own.clients.watch(client, partial(_end, booking, link)))
+            client.silence_s = own.settings.provider_read_timeout
+        reply = booking.reply = _send(own, caller.team_id, call, upload, link)
+        finish.callback(reply.close)
+        response = _relay(booking, finish)
+    except Exception as error:  # whatever went wrong, the hold is given back
+        booking.failed(error)
+        raise
     if reservation.output_limit is not None:
         response.headers["x-tokenrouter-output-limit"] = str(reservation.output_limit)
     return response
@@ -262,6 +269,8 @@ def _relay_stream(
     if first is None:
         raise ProviderBadResponse("The provider's stream ended before its first event.")
     booking.first_byte()
+    if (client := request.environ.get("gunicorn.socket")) is not None:
+        client.is_stream = True
     stream = kind(booking, chain((first,), chunks), finish.pop_all())
     response = Response(stream, reply.status, reply.headers, direct_passthrough=True)
     response.headers["Cache-Control"] = "no-cache"

@@ -3,182 +3,49 @@
 import errno
 import selectors
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
-from gunicorn.http.errors import NoMoreData
+from gunicorn.http.errors import (
+    ExpectationFailed,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    NoMoreData,
+    ParseException,
+    UnsupportedTransferCoding,
+)
 from gunicorn.http.message import Request
-from gunicorn.http.unreader import SocketUnreader
-from gunicorn.workers.gthread import TConn, ThreadWorker
+from gunicorn.workers.gthread import ThreadWorker
 
+from tokenrouter.errors import APIError, InvalidRequest, error_body, is_api_path, new_request_id
 from tokenrouter.provider.transport import timeval
+from tokenrouter.worker.client_socket import ClientSocket
+from tokenrouter.worker.connections import MOST_LEFT, PAGE_BODY_S, READ_SIZE, Connection
 from tokenrouter.worker.disconnects import Restarting, WaitingClients
+from tokenrouter.worker.slots import Slots
+from tokenrouter.worker.threads import ThreadPool
 
 HEAD_S = 20.0  # from a head's first byte to its last
-BODY_S, SLOWEST_BODY = 20.0, 50_000  # seconds for any body, and one more for so many bytes that it announces
-LEFT_BODY_S = 0.02  # for what the application left unread of a body; the connection can then be used again
+LEFT_BODY_S = 0.5  # for what the application left unread of a body; the connection can then be used again
 PARTING_S = 2.0
-READ_SIZE = 64 * 1024
+LINGER_S = 0.5  # for an idle connection when the worker ends: a request may be on its way
+LOOK_S = 0.2  # between two looks for connections whose time is over
+READING_S = 1.0  # between two looks whether a client takes anything of its answer
 LAST_S = 3.0  # of the graceful timeout, to end and book what still runs
 
-
-class Thread(threading.Thread):
-    """A thread of the pool, which takes one connection after the other."""
-
-    def __init__(self, pool: "ThreadPool", job: TConn) -> None:
-        super().__init__(name="call")
-        self._pool = pool
-        self._job: TConn | None = job
-        self._woken = threading.Lock()
-        self._woken.acquire()
-
-    def hand(self, job: TConn | None) -> None:
-        """Wake the thread, which must be idle: for a connection, or to end."""
-        self._job = job
-        self._woken.release()
-
-    def run(self) -> None:
-        """Work until the pool ends it."""
-        while (job := self._job) is not None:
-            self._pool.work(job)
-            if not self._pool.take_next(self):
-                self._woken.acquire()
-
-    def go_on_with(self, job: TConn | None) -> None:
-        """Take this connection next, without a sleep."""
-        self._job = job
-
-
-class ThreadPool:
-    """Threads that work on connections, started when first needed.
-
-    The one that was idle last is woken first: what it worked with is still in the caches. A lock of its own wakes each,
-    where an executor's Future and semaphore take 30 µs a call.
-    """
-
-    def __init__(self, work: Callable[[TConn], None], size: int) -> None:
-        """`work` must not raise, since that would end a thread; threads start when first needed."""
-        self.work = work
-        self._size = size
-        self._started = 0
-        self._idle: list[Thread] = []
-        self._waiting: deque[TConn] = deque()
-        self._is_closing = False
-        self._lock = threading.Lock()
-
-    def submit(self, job: TConn) -> None:
-        """Have a thread work on the connection, as soon as one is free."""
-        with self._lock:
-            if self._idle:
-                self._idle.pop().hand(job)
-            elif self._started < self._size:
-                self._started += 1
-                Thread(self, job).start()
-            else:
-                self._waiting.append(job)
-
-    def take_next(self, thread: Thread) -> bool:
-        """Give a thread that has done its work the next; return False where it has to wait for it."""
-        with self._lock:
-            if self._waiting or self._is_closing:
-                thread.go_on_with(self._waiting.popleft() if self._waiting else None)
-                return True
-            self._idle.append(thread)
-            return False
-
-    def shutdown(self, wait: bool = False) -> None:
-        """End the threads once they have done their work; whoever ends the process waits for them."""
-        with self._lock:
-            self._is_closing = True
-            while self._idle:
-                self._idle.pop().hand(None)
-
-
-class RequestReader(SocketUnreader):
-    """What gunicorn's parser reads a connection by: it never waits for the rest of a head, and not long for a body."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        super().__init__(sock)
-        self.lacks_bytes = False  # a head has begun, and its rest is not there
-        self._head: list[bytes] | None = None  # what was read of it; None behind its end
-        self._deadline = 0.0
-
-    def begin_head(self) -> None:
-        """Expect a request, which may have been read in part."""
-        self.lacks_bytes = False
-        self._head = [self.buf.getvalue()]
-
-    def allow(self, seconds: float) -> None:
-        """Wait no longer than this for what is still to come of the body."""
-        self._head = None
-        self._deadline = time.monotonic() + seconds
-
-    def chunk(self, size_hint: int | None = None) -> bytes:
-        """Return the next bytes.
-
-        Raises NoMoreData where none are there: of a head at once, and all that was read of it is kept to be read again.
-        """
-        return self._more_of_body(size_hint) if self._head is None else self._more_of_head(self._head)
-
-    def _more_of_head(self, head: list[bytes]) -> bytes:
-        try:
-            data = self.sock.recv(self.mxchunk, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            self.lacks_bytes = True
-            self.unread(b"".join(head))
-            raise NoMoreData from None
-        head.append(data)
-        return data
-
-    def _more_of_body(self, size_hint: int | None) -> bytes:
-        left_s = self._deadline - time.monotonic()
-        if left_s <= 0:
-            raise NoMoreData
-        if self.sock.gettimeout() is None:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(left_s))
-        else:  # gunicorn's own, while it reads what is left of a body
-            self.sock.settimeout(left_s)
-        try:
-            return super().chunk(size_hint)
-        except BlockingIOError:
-            raise NoMoreData from None
-
-
-def _announced_length(request: Request) -> int:
-    return getattr(request.body.reader, "length", 0)  # a chunked body announces none
-
-
-class Connection(TConn):
-    """A client's connection."""
-
-    deadline = 0.0
-    """For what it waits for in the poller, by the monotonic clock."""
-    head_began: float | None = None
-    """When half a head was seen, by the same."""
-
-    def init(self) -> None:
-        """Get ready to read a request; gunicorn calls it before each."""
-        if not self.initialized:
-            super().init()
-            if self.is_plain:
-                self.parser.unreader = RequestReader(self.sock)
-        if self.is_plain:
-            self.parser.unreader.begin_head()
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is HTTP/1 without TLS; the rest is gunicorn's, as an option of its command line asks for it."""
-        return not (self.is_http2 or self.cfg.is_ssl)
-
-    @property
-    def lacks_bytes(self) -> bool:
-        """Whether it has sent half a head."""
-        return self.initialized and self.is_plain and self.parser.unreader.lacks_bytes
+LEFT_BODY = object()  # what handling a request returns where the rest of its body is still to come
+REFUSALS = {
+    LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+    LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
+    UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
+}
 
 
 @dataclass(frozen=True)
@@ -199,20 +66,26 @@ class Done:
 class Worker(ThreadWorker):
     """The threaded worker, whose threads only ever work on whole requests; it also takes a tenth less CPU a short call.
 
-    What waits for a client's bytes waits in the poller: new connections, half a request, and connections that are about
-    to be closed.
+    What waits for a client waits in the poller: new connections, half a request, answers that the client has not read
+    yet, and connections that are about to be closed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._expected: set[Connection] = set()
+        self._expected: dict[Connection, None] = {}  # in the order in which they began to wait
+        self._next_look = 0.0
         self._ends_at: float | None = None
         self._last_steps: deque[tuple[float, Callable[[], None]]] = deque()
         self.clients = WaitingClients()
+        self.slots = Slots(self.cfg.threads, self.cfg.threads)
 
-    def serve(self, clients: WaitingClients, send_timeout_s: float) -> None:
-        """Watch over the clients of the application, and drop those that read nothing for so long."""
+    def serve(self, clients: WaitingClients, slots: Slots, send_timeout_s: float) -> None:
+        """Watch over the clients of the application, and drop those that read nothing of a stream for so long.
+
+        A thread that waits for a body takes one of the slots meanwhile.
+        """
         self.clients = clients
+        self.slots = slots
         for listener in self.sockets:  # the connections that are accepted take it over
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(send_timeout_s))
 
@@ -224,36 +97,71 @@ class Worker(ThreadWorker):
         """Have the connection's next request answered by a thread."""
         self.tpool.submit(conn)
 
-    def accept(self, listener: socket.socket) -> None:
-        """Take a connection, and wait for its first bytes."""
+    def accept(self, listener: socket.socket) -> bool:
+        """Take a connection, if one is there, and wait for its first bytes; return whether one was."""
         try:
             sock, address = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return
+            return False
         self.nr_conns += 1
-        conn = Connection(self.cfg, sock, address, listener.getsockname())
-        conn.data_ready = True  # by the time that a thread sees it
-        self._expect(conn, time.monotonic() + self.cfg.keepalive, self.enqueue_req)
+        if self.nr_conns >= self.worker_connections:
+            self._make_room()
+        conn = Connection(self.cfg, ClientSocket(sock), address, listener.getsockname(), self._take_slot)
+        self._expect(conn, self.cfg.keepalive, self.enqueue_req)
+        return True
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Begin or stop to take connections; for good, and with the listeners closed, once the worker ends."""
+        super().set_accept_enabled(enabled)
+        if not (enabled or self.alive):
+            self._stop_listening()
+
+    def is_parent_alive(self) -> bool:
+        """Tell whether gunicorn's master lives; end where it does not."""
+        if super().is_parent_alive():
+            return True
+        self.alive = False
+        return False
+
+    def on_client_socket_readable(self, conn: Connection, client: socket.socket) -> None:
+        """Have the next request on a kept connection answered, unless it was closed to make room meanwhile."""
+        if client.fileno() >= 0:
+            super().on_client_socket_readable(conn, client)
 
     def handle_request(self, req: Request, conn: Connection) -> bool:
         """Answer a request whose head is whole.
 
-        Raises NoMoreData and what the connection raises.
+        Raises NoMoreData, also where its body has to be waited for first, and what the connection raises.
         """
         if not conn.is_plain:
             return super().handle_request(req, conn)
-        conn.head_began = None
-        conn.parser.unreader.allow(BODY_S + _announced_length(req) / SLOWEST_BODY)
+        if not conn.may_answer(req):
+            raise NoMoreData
         try:
             return super().handle_request(req, conn)
         except BlockingIOError as error:
             raise BrokenPipeError(errno.EPIPE, "The client does not read") from error
         finally:
-            conn.parser.unreader.allow(LEFT_BODY_S)
+            conn.reader.allow(0)
+
+    def handle_error(self, req: Request | None, client: Any, addr: Any, exc: Exception) -> None:
+        """Refuse what is not HTTP: programs get OpenAI's shape, and all others gunicorn's page."""
+        if not (isinstance(client, ClientSocket) and is_api_path(_path_in(client.head))):
+            super().handle_error(req, client, addr, exc)
+            return
+        status, error = HTTPStatus.INTERNAL_SERVER_ERROR, APIError("TokenRouter failed on this request.")
+        if isinstance(exc, ParseException):
+            status = REFUSALS.get(type(exc), HTTPStatus.BAD_REQUEST)
+            error = InvalidRequest(f"The request is not valid HTTP: {exc}")
+            self.log.warning("Invalid request from ip=%s: %s", addr[0] if addr else "", exc)
+        else:
+            self.log.exception("Error handling a request")
+        with suppress(OSError):
+            client.sendall(_refusal(status, error))
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Do what is due; while the worker ends, look at the clock more often."""
-        super().wait_for_and_dispatch_events(timeout if self.alive else min(timeout, 0.2))
+        super().wait_for_and_dispatch_events(timeout if self.alive else min(timeout, LOOK_S))
         if not self.alive:
             self._end_calls_in_time()
 
@@ -264,12 +172,17 @@ class Worker(ThreadWorker):
         super().handle_quit(sig, frame)
 
     def murder_pending(self) -> None:
-        """Close the connections whose bytes did not come in time."""
+        """End the waits of connections that took too long."""
         now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_S
         for conn in [conn for conn in self._expected if conn.deadline < now]:
-            self._expected.discard(conn)
-            self.poller.unregister(conn.sock)
-            self._close(conn)
+            self._forget(conn)
+            conn.late(conn)
+
+    def _take_slot(self) -> Callable[[], None]:
+        return self.slots.take()
 
     def _work(self, conn: Connection) -> None:
         """Answer a request. A connection that is kept goes back to the poller at once, without waking the main thread.
@@ -278,15 +191,123 @@ class Worker(ThreadWorker):
         """
         try:
             result = self.handle(conn)
+            if conn.is_plain:
+                conn.sock.flush()
+        except OSError:
+            result = False  # nobody is there any more
         except BaseException:  # the thread has to live on, whatever ended this request
             self.log.exception("Answering a request ended oddly")
             result = False
-        if result is True and self.alive:
+        if result is True and self.alive and not conn.holds_rest:
+            self.finish_request(conn, Done(result))
+        else:
+            self.method_queue.defer(self._go_on, conn, result)
+
+    def _keepalive_after(self, conn: Connection, keepalive: bool) -> Any:
+        """Return whether the connection may be used again; LEFT_BODY where what is left of the body is still to come.
+
+        gunicorn's own way of it would wait in the thread.
+        """
+        if not (keepalive and conn.is_plain):
+            return super()._keepalive_after(conn, keepalive)
+        left = conn.left_of_body()
+        if left > MOST_LEFT:
+            return False
+        if left and not conn.reader.has(left):
+            return LEFT_BODY
+        try:
+            return bool(conn.parser.finish_body(max_bytes=MOST_LEFT))
+        except (NoMoreData, ParseException):
+            return False
+
+    def _go_on(self, conn: Connection, result: Any) -> None:
+        """Do what follows a request: send the rest of its answer, then keep the connection, or close it."""
+        if conn.holds_rest:
+            conn.silent_since = time.monotonic()
+            self._await_reading(result, conn)
+        elif result is LEFT_BODY:
+            self._expect(conn, LEFT_BODY_S, self._skip_body, late=self._part)
+        elif result is True and (self.alive or conn.reader.buffered):
             self.finish_request(conn, Done(result))
         elif result is True:
-            self.method_queue.defer(self.finish_request, conn, Done(result))
+            self._expect(conn, LINGER_S, self.enqueue_req)
+        elif not conn.lacks_bytes:
+            self._part(conn)
+        elif conn.parser.waiting is not None:
+            self._expect(conn, PAGE_BODY_S, self._receive, late=self._answer_late)
+        else:  # however often a head comes in pieces, the time runs from the first of them
+            conn.head_began = conn.head_began or time.monotonic()
+            self._expect(conn, conn.head_began + HEAD_S - time.monotonic(), self._receive)
+
+    def _receive(self, conn: Connection) -> None:
+        """Take more of half a request, without a thread until it is whole."""
+        try:
+            is_whole = conn.reader.receive()
+        except OSError:
+            self._close(conn)
+            return
+        if is_whole:
+            self.enqueue_req(conn)
         else:
-            self.method_queue.defer(self._expect_rest if conn.lacks_bytes else self._part, conn)
+            self._expect(conn, conn.deadline - time.monotonic(), self._receive, conn.late)
+
+    def _answer_late(self, conn: Connection) -> None:
+        """Have the request answered without the whole of its body."""
+        conn.is_late = True
+        self.enqueue_req(conn)
+
+    def _skip_body(self, conn: Connection) -> None:
+        try:
+            is_whole = conn.reader.receive()
+        except OSError:
+            self._close(conn)
+            return
+        if is_whole:
+            self._go_on(conn, bool(conn.parser.finish_body()))
+        else:
+            self._expect(conn, conn.deadline - time.monotonic(), self._skip_body, conn.late)
+
+    def _await_reading(self, result: Any, conn: Connection) -> None:
+        send, look = partial(self._send_rest, result), partial(self._look_whether_it_reads, result)
+        self._expect(conn, READING_S, send, look, selectors.EVENT_WRITE)
+
+    def _look_whether_it_reads(self, result: Any, conn: Connection) -> None:
+        """Close the connection of a client that takes nothing of its answer for too long."""
+        now = time.monotonic()
+        if conn.sock.has_taken_some():
+            conn.silent_since = now
+        if now - conn.silent_since < conn.sock.silence_s:
+            self._await_reading(result, conn)
+        else:
+            self._close(conn)
+
+    def _send_rest(self, result: Any, conn: Connection) -> None:
+        try:
+            conn.sock.flush()
+        except OSError:
+            self._close(conn)
+        else:
+            self._go_on(conn, result)
+
+    def _stop_listening(self) -> None:
+        """Close the listeners, so that a successor can bind; who has connected by now is still answered."""
+        while self.sockets:
+            listener = self.sockets.pop()
+            for _ in range(self.cfg.backlog):
+                if not self.accept(listener):
+                    break
+            listener.close()
+
+    def _make_room(self) -> None:
+        """Close the connection that has waited longest: for its request, else idle, else for its client to read."""
+        waiting = next((conn for conn in self._expected if not conn.holds_rest), None)
+        if waiting is None and self.keepalived_conns:
+            idle = self.keepalived_conns.popleft()
+            self.poller.unregister(idle.sock)
+            self._close(idle)
+        elif conn := waiting or next(iter(self._expected), None):
+            self._forget(conn)
+            self._close(conn)
 
     def _end_calls_in_time(self) -> None:
         """End what still runs and have it booked before gunicorn's master kills this process."""
@@ -295,30 +316,48 @@ class Worker(ThreadWorker):
         if self._ends_at is None:
             self._ends_at = now + graceful_s
             for conn in self._expected:
-                conn.deadline = min(conn.deadline, now + PARTING_S)
+                if not conn.holds_rest:
+                    conn.deadline = min(conn.deadline, now + PARTING_S)
             last_s = min(LAST_S, graceful_s / 2)
-            self._last_steps += [(last_s, self._end_calls), (last_s / 2, self.clients.drop_stalled)]
+            self._last_steps += [(last_s, self._end_calls), (last_s / 2, self._drop_stalled)]
         while self._last_steps and self._ends_at - now < self._last_steps[0][0]:
             self._last_steps.popleft()[1]()
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        super()._cap_keepalive(time.monotonic() + LINGER_S)
 
     def _end_calls(self) -> None:
         self.clients.end_all(Restarting)
 
-    def _expect(self, conn: Connection, deadline: float, then: Callable[[Connection], None]) -> None:
+    def _drop_stalled(self) -> None:
+        self.clients.drop_stalled()
+        for conn in list(self._expected):
+            self._forget(conn)
+            self._close(conn)
+
+    def _expect(
+        self,
+        conn: Connection,
+        within_s: float,
+        then: Callable[[Connection], None],
+        late: Callable[[Connection], None] | None = None,
+        events: int = selectors.EVENT_READ,
+    ) -> None:
+        """Wait for the client in the poller; do what `late` says, else close, where it takes too long."""
         conn.sock.setblocking(False)
-        conn.deadline = deadline
-        self._expected.add(conn)
-        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._on_bytes, conn, then))
+        conn.deadline = time.monotonic() + within_s
+        conn.late = late or self._close
+        self._expected[conn] = None
+        self.poller.register(conn.sock, events, partial(self._on_ready, conn, then))
 
-    def _on_bytes(self, conn: Connection, then: Callable[[Connection], None], sock: socket.socket) -> None:
-        self._expected.discard(conn)
-        self.poller.unregister(sock)
-        then(conn)
+    def _on_ready(self, conn: Connection, then: Callable[[Connection], None], sock: socket.socket) -> None:
+        if conn in self._expected:  # room may have been made since the poller said so
+            self._forget(conn)
+            then(conn)
 
-    def _expect_rest(self, conn: Connection) -> None:
-        """Wait for more of a head; however often it comes in pieces, the time runs from the first of them."""
-        conn.head_began = conn.head_began or time.monotonic()
-        self._expect(conn, conn.head_began + HEAD_S, self.enqueue_req)
+    def _forget(self, conn: Connection) -> None:
+        del self._expected[conn]
+        self.poller.unregister(conn.sock)
 
     def _part(self, conn: Connection) -> None:
         """Close our side, and the connection once the client has closed its own: what is in flight arrives.
@@ -330,7 +369,7 @@ class Worker(ThreadWorker):
         except OSError:
             self._close(conn)
         else:
-            self._expect(conn, time.monotonic() + PARTING_S, self._drain)
+            self._expect(conn, PARTING_S, self._drain)
 
     def _drain(self, conn: Connection) -> None:
         try:
@@ -338,10 +377,26 @@ class Worker(ThreadWorker):
         except OSError:
             data = b""
         if data:
-            self._expect(conn, conn.deadline, self._drain)
+            self._expect(conn, conn.deadline - time.monotonic(), self._drain)
         else:
             self._close(conn)
 
     def _close(self, conn: Connection) -> None:
         self.nr_conns -= 1
         conn.close()
+
+
+def _path_in(head: bytes) -> str:
+    """Return the path that a head asks for, as far as one can be made out."""
+    target = head[:2048].lstrip().partition(b"\r\n")[0].partition(b" ")[2].partition(b" ")[0]
+    _, is_absolute, rest = target.partition(b"://")
+    if is_absolute and not target.startswith(b"/"):
+        target = b"/" + rest.partition(b"/")[2]
+    return target.partition(b"?")[0].decode("latin-1")
+
+
+def _refusal(status: HTTPStatus, error: APIError) -> bytes:
+    body = error_body(error.message, error.type, None, None)
+    lines = [f"HTTP/1.1 {status} {status.phrase}", "Connection: close", "Content-Type: application/json"]
+    lines += [f"Content-Length: {len(body)}", f"x-request-id: {new_request_id()}", "", ""]
+    return "\r\n".join(lines).encode() + body

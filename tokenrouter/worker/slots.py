@@ -1,4 +1,4 @@
-"""Slots for calls at the provider, of which a worker has only so many."""
+"""Slots: how many threads of a worker may wait for a provider or a body, and how many calls a team may have."""
 
 import threading
 from collections import Counter
@@ -8,30 +8,44 @@ from tokenrouter.errors import Overloaded
 
 
 class Slots:
-    """How many calls this worker has at the provider at once, in all and for each team."""
+    """How many threads of this worker may wait at once, and how many calls each team may have here."""
 
-    def __init__(self, limit: int, team_limit: int | None) -> None:
-        """Let at most `limit` calls through at once, and `team_limit` of one team."""
+    def __init__(self, limit: int, team_limit: int) -> None:
+        """Let at most `limit` threads wait at once, and each team have `team_limit` calls."""
         self._limit = limit
-        self._team_limit = limit if team_limit is None else team_limit
-        self._taken: Counter[int] = Counter()
+        self._team_limit = team_limit
+        self._taken = 0
+        self._taken_by_team: Counter[int] = Counter()
         self._lock = threading.Lock()
 
-    def take(self, team_id: int) -> Callable[[], None]:
-        """Take a slot, and return what gives it back.
+    def enter(self, team_id: int) -> Callable[[], None]:
+        """Take one of the team's slots, for a call from the reading of its body on; return what gives it back.
 
         Raises Overloaded.
         """
         with self._lock:
-            if self._taken.total() >= self._limit:
-                raise Overloaded("Too many calls are in flight here. Try again in a moment.")
-            if self._taken[team_id] >= self._team_limit:
+            if self._taken_by_team[team_id] >= self._team_limit:
                 raise Overloaded("Your team has too many calls in flight here. Try again in a moment.")
-            self._taken[team_id] += 1
-        return lambda: self._give_back(team_id)
+            self._taken_by_team[team_id] += 1
+        return lambda: self._leave(team_id)
 
-    def _give_back(self, team_id: int) -> None:
+    def take(self) -> Callable[[], None]:
+        """Take a slot for a thread that is about to wait, for a provider or a body; return what gives it back.
+
+        Raises Overloaded.
+        """
         with self._lock:
-            self._taken[team_id] -= 1
-            if not self._taken[team_id]:
-                del self._taken[team_id]
+            if self._taken >= self._limit:
+                raise Overloaded("Too many calls are in flight here. Try again in a moment.")
+            self._taken += 1
+        return self._give_back
+
+    def _leave(self, team_id: int) -> None:
+        with self._lock:
+            self._taken_by_team[team_id] -= 1
+            if not self._taken_by_team[team_id]:
+                del self._taken_by_team[team_id]
+
+    def _give_back(self) -> None:
+        with self._lock:
+            self._taken -= 1
