@@ -135,8 +135,9 @@ def prepare() -> Settings:
     settings = first_start.load_for_serving()
     app = _assemble(settings, {})
     _find_secret_key(app)
+    for name in app.jinja_loader.list_templates():  # type: ignore[union-attr]
+        app.jinja_env.get_template(name)  # Jinja keeps it, one of 400 at most, and looks at its file no more
     schema.ensure_apart(app)
-    admin.prepare(app)
     with app.app_context():
         statements.compile_all(tables.db.engine)
         tables.db.engine.dispose()

@@ -5,7 +5,7 @@ from flask_admin import Admin
 from flask_admin.theme import Bootstrap4Theme
 from flask_login import current_user
 
-from tokenrouter.admin import access, compiled, formats, password
+from tokenrouter.admin import access, formats, password
 from tokenrouter.admin.changes import ChangesView
 from tokenrouter.admin.home import HomeView
 from tokenrouter.admin.logs import RequestLogView
@@ -16,7 +16,7 @@ from tokenrouter.database.tables import RequestLog, Team, db
 
 def init_app(app: Flask) -> None:
     """Build the panel for this app: one `Admin` shared by two apps would register its views once."""
-    for part in (access, compiled, formats):
+    for part in (access, formats):
         part.init_app(app)
     panel = Admin(
         app,
@@ -33,8 +33,3 @@ def init_app(app: Flask) -> None:
         current_user=current_user,
         has_default_password=lambda: password.has_default_password(access.settings()),
     )
-
-
-def prepare(app: Flask) -> None:
-    """Do in gunicorn's master what all its workers would do."""
-    compiled.compile_all(app)
