@@ -1,44 +1,24 @@
 """How gunicorn serves TokenRouter. Whatever is given on gunicorn's command line wins over this file."""
 
-import gc
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
 if (here := str(Path(__file__).parent)) not in sys.path:
     sys.path.insert(0, here)  # gunicorn looks where it was started alone, and --config may name a file elsewhere
 
-# Loaded here, in the master: the workers share its memory, all run the same code, and what fails here ends the start,
-# while a worker that exits is started again for ever. On HUP gunicorn reads this file again, so what is loaded is
-# forgotten first. A reload that would fail changes nothing.
-gc.unfreeze()
-running = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "tokenrouter"}
-for name in running:
-    del sys.modules[name]
-try:
-    from tokenrouter import prepare
-    from tokenrouter.first_start import warnings
-    from tokenrouter.worker.gunicorn_worker import Worker
-
-    settings = prepare()
-except Exception as error:
-    if running:
-        print(f"Error: {error}. What runs goes on as it is.", file=sys.stderr, flush=True)
-        sys.modules.update(running)
-        settings = running["tokenrouter.first_start"].load_for_serving()
-        warnings = running["tokenrouter.first_start"].warnings
-        Worker = running["tokenrouter.worker.gunicorn_worker"].Worker
-    elif isinstance(error, ValueError):
-        sys.exit(f"Error: {error}")
-    else:
-        raise
+from tokenrouter.first_start import warnings
+from tokenrouter.worker.preload import preload
 
 SPARE_THREADS = 16  # for health, panel and refusals while all places for calls are taken
 
+settings = preload()  # makes the app, which the workers share; on HUP this file is read again, and the app made anew
+
 bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
-worker_class = Worker  # gthread, with lighter threads
+worker_class = "tokenrouter.worker.gunicorn_worker.Worker"  # gthread, with lighter threads
 workers = settings.web_concurrency
 threads = settings.threads + SPARE_THREADS
 worker_connections = threads * 2 + 1000  # connections kept open between calls count too
@@ -59,7 +39,7 @@ def on_starting(server: Arbiter) -> None:
         server.log.warning(line)
 
 
-def post_worker_init(worker: Worker) -> None:
+def post_worker_init(worker: Any) -> None:
     """Begin to look for calls of workers that died, before the first call comes."""
     runtime = worker.wsgi.extensions["tokenrouter"]
     runtime.ledger.start()
@@ -73,8 +53,3 @@ if _soft < _wanted:
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (_wanted if _hard == resource.RLIM_INFINITY else min(_wanted, _hard), _hard)
     )
-
-# What is loaded stays, and the workers share it until they write to it: the collector, which marks what it looks at, is
-# kept off. That is 14 MB a worker.
-gc.collect()
-gc.freeze()

@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -66,11 +67,22 @@ def free_port() -> int:
             return port
 
 
+def copy_service(folder: Path) -> None:
+    """Make the folder, with a copy of all that serving needs."""
+    folder.mkdir()
+    shutil.copytree(ROOT / "tokenrouter", folder / "tokenrouter")
+    for name in ("wsgi.py", "gunicorn.conf.py"):
+        shutil.copy(ROOT / name, folder)
+
+
 @contextmanager
 def running_server(
-    settings: dict[str, str], tmp_path: Path, *, ready: bool = True, port: int | None = None
+    settings: dict[str, str], tmp_path: Path, *, ready: bool = True, port: int | None = None, folder: Path = ROOT
 ) -> Iterator[Server]:
-    """Run gunicorn as the README says, with these settings; every process of it ends with the block."""
+    """Run gunicorn as the README says, with these settings; every process of it ends with the block.
+
+    `folder` has the service that is run.
+    """
     port = port or free_port()
     environment = {name: text for name, text in os.environ.items() if not re.match("PYTEST|COV", name)}
     environment |= settings | {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONWARNINGS": "default"}
@@ -78,7 +90,7 @@ def running_server(
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "wsgi:app"],
-            cwd=ROOT,
+            cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -4,7 +4,6 @@ import ctypes
 import io
 import os
 import re
-import shutil
 import signal
 import socket
 import sqlite3
@@ -20,7 +19,8 @@ import dotenv
 import pexpect
 import pytest
 import requests
-from conftest import ROOT, eventually, free_port
+from conftest import eventually, free_port
+from serving import copy_service
 
 from tokenrouter.config import SETTINGS
 
@@ -77,7 +77,7 @@ class Checkout:
             preexec_fn=obey_file_modes,
         ) as process:
             try:
-                stdout, stderr = process.communicate(timeout=30)
+                stdout, stderr = process.communicate(timeout=90)
             except subprocess.TimeoutExpired:
                 process.terminate()  # so that gunicorn ends its workers too
                 stdout, stderr = process.communicate(timeout=20)
@@ -101,7 +101,7 @@ class Checkout:
             cwd=str(self.folder),
             env=environment,
             encoding="utf-8",
-            timeout=20,
+            timeout=100,
             preexec_fn=obey_file_modes,
         )
         terminal = Terminal(child)
@@ -147,10 +147,7 @@ class Terminal:
 
 
 def checkout_at(folder: Path) -> Checkout:
-    folder.mkdir()
-    shutil.copytree(ROOT / "tokenrouter", folder / "tokenrouter")
-    for name in ("wsgi.py", "gunicorn.conf.py"):
-        shutil.copy(ROOT / name, folder)
+    copy_service(folder)
     return Checkout(folder, free_port())
 
 
@@ -567,21 +564,3 @@ def test_first_start_makes_database_and_secret_key_for_the_owner_alone(started: 
     made = [path for path in (started.folder / "instance").rglob("*") if path.is_file()]
     assert {path.name for path in made} >= {"secret_key", "tokenrouter.db"}
     assert {oct(stat.S_IMODE(path.stat().st_mode)) for path in made} == {"0o600"}
-
-
-def test_worker_takes_the_app_that_was_prepared_and_only_once(tmp_path: Path):
-    settings = {
-        "PROVIDER_API_KEY": "key",
-        "DATABASE_URL": f"sqlite:///{tmp_path / 'tokenrouter.db'}",
-        "SECRET_KEY": "s",
-    }
-    script = """
-import tokenrouter
-tokenrouter.prepare()
-(prepared,) = tokenrouter._prepared
-assert tokenrouter.create_app() is prepared and prepared.secret_key == "s"
-assert tokenrouter.create_app() is not prepared
-"""
-    environment = os.environ | settings | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")

@@ -32,11 +32,11 @@ from tokenrouter import (
 from tokenrouter.admin import sessions
 from tokenrouter.config import ConfigError, Settings
 from tokenrouter.database import schema, statements, tables
+from tokenrouter.metering import counting
 from tokenrouter.request_body import limit_page
+from tokenrouter.worker import preload
 
 logger = logging.getLogger(__name__)
-
-_prepared: list[Flask] = []
 
 NOT_CONFIGURED = (
     "gunicorn.conf.py was not read, without which gunicorn would cut long answers: start gunicorn in {folder}, or give "
@@ -61,7 +61,7 @@ def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
     leaves the first to those commands that need it.
     Raises ConfigError; under a `flask` command it ends the program with that one line instead.
     """
-    if overrides is None and not _prepared and "gunicorn.arbiter" in sys.modules:
+    if overrides is None and preload.prepared_app() is None and "gunicorn.arbiter" in sys.modules:
         print(f"Error: {NOT_CONFIGURED.format(folder=Path(__file__).parent.parent)}", file=sys.stderr, flush=True)
         sys.exit(APP_LOAD_ERROR)
     context = click.get_current_context(silent=True)
@@ -79,8 +79,8 @@ def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
 
 
 def _make_app(overrides: Mapping[str, object] | None, *, serving: bool) -> Flask:
-    if serving and overrides is None and _prepared:
-        return _prepared.pop()
+    if serving and overrides is None and (prepared := preload.prepared_app()) is not None:
+        return prepared
     settings = first_start.load_for_serving() if serving and overrides is None else config.load(overrides)
     others = {name: value for name, value in (overrides or {}).items() if name not in config.SETTINGS}
     app = _assemble(settings, others)
@@ -125,24 +125,24 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     return app
 
 
-def prepare() -> Settings:
-    """Read the settings, make the app and bring the database up to date, in the process that serving starts from.
+def prepare(*, may_ask: bool) -> Flask:
+    """Make the app and bring the database up to date, in a process whose copies are to serve with it.
 
-    Its workers, copies of this process, share the app's memory until they write to it: each takes it as its own by
-    `create_app`. Nothing of it runs or stays open, since they must not share a connection.
+    What each of them would compile or load is compiled and loaded here, so that they share it. Nothing runs or stays
+    open, since they must not share a connection. `may_ask` allows the questions of a first start.
     Raises ConfigError.
     """
-    settings = first_start.load_for_serving()
-    app = _assemble(settings, {})
+    app = _assemble(first_start.load_for_serving(may_ask=may_ask), {})
     _find_secret_key(app)
     for name in app.jinja_loader.list_templates():  # type: ignore[union-attr]
         app.jinja_env.get_template(name)  # Jinja keeps it, one of 400 at most, and looks at its file no more
-    schema.ensure_apart(app)
     with app.app_context():
         statements.compile_all(tables.db.engine)
+    schema.ensure_apart(app)
+    with app.app_context():
         tables.db.engine.dispose()
-    _prepared[:] = [app]
-    return settings
+    counting.load_tables()
+    return app
 
 
 def _begin() -> None:

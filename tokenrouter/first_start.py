@@ -4,7 +4,6 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 
 import click
@@ -36,17 +35,15 @@ DEFAULT_PASSWORD = (
 )
 
 
-@cache
-def load_for_serving() -> Settings:
+def load_for_serving(*, may_ask: bool = True) -> Settings:
     """Load the settings and make sure that the provider's key is among them, asking for it on a terminal.
 
-    gunicorn's master calls this; its workers, which begin as copies of it, are given the same settings.
-    Raises ConfigError where the key is missing and nobody can be asked.
+    Raises ConfigError where the key is missing and nobody can or may be asked.
     """
     settings = load()
     if settings.provider_api_key:
         return settings
-    if not _on_terminal():
+    if not (may_ask and _on_terminal()):
         raise ConfigError(MISSING_KEY)
     ask(settings)
     return load()

@@ -23,7 +23,7 @@ def load_tables() -> None:
     """
     with _loading_tables:
         if not _tables_are_loaded.is_set():
-            toktok.batch_count([""], ENCODING, threads=1)
+            toktok.truncate("", NO_LIMIT, ENCODING)
             _tables_are_loaded.set()
 
 

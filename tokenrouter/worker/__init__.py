@@ -1,1 +1,1 @@
-"""What one worker process has: gunicorn's worker with its threads, slots for calls, and an eye on clients who leave."""
+"""What one worker process has: the app that gunicorn's master made, threads, slots for calls, an eye on who leaves."""
