@@ -16,7 +16,7 @@ REPEATS_WITHIN = timedelta(minutes=1)
 FORGOTTEN_AFTER = 2 * REPEATS_WITHIN  # not at once: a transaction that found it may be under way
 MOST_KNOWN = 10_000
 
-Key = tuple[int, str, str, int, str | None]
+Key = tuple[int, int, str, str, int, str | None]
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Repetition:
 
 def key_of(request: CallRequest, status_code: int, error_code: str | None) -> Key:
     """Return what makes a refusal the same as another."""
-    return request.token_id, request.model, request.endpoint, status_code, error_code
+    return request.team_id, request.token_id, request.model, request.endpoint, status_code, error_code
 
 
 class Refusals:
