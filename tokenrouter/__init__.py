@@ -5,22 +5,26 @@ import random
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import click
 from flask import Flask, Response, g, request
 from flask.cli import run_command
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from tokenrouter import admin, api, cli, config, demo, docs, errors, first_start, health, runtime, site, v1
 from tokenrouter.admin import sessions
 from tokenrouter.config import ConfigError, Settings
-from tokenrouter.database import schema, statements, tables
+from tokenrouter.database import connections, schema, statements, tables
 
 logger = logging.getLogger(__name__)
 
 _prepared: list[Flask] = []
+_files: list[connections.DatabaseFile] = []
 
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
@@ -110,8 +114,23 @@ def prepare() -> Settings:
     with app.app_context():
         statements.compile_all(tables.db.engine)
         tables.db.engine.dispose()
+        file = connections.DatabaseFile(tables.db.engine)
     _prepared[:] = [app]
+    _files[:] = [file]
     return settings
+
+
+def finish() -> None:
+    """Leave nothing beside the file of an SQLite database, in the process that serving started from, after its workers.
+
+    Where the last two of them close at once, neither of them sees to it.
+    """
+    for app, file in zip(_prepared, _files, strict=True):
+        if file.path is not None and not file.is_lost():
+            with app.app_context():
+                with suppress(SQLAlchemyError), tables.db.engine.connect() as connection:
+                    connection.execute(text("SELECT count(*) FROM alembic_version"))
+                tables.db.engine.dispose()
 
 
 def _begin() -> None:

@@ -6,14 +6,18 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, ClassVar
 
-from sqlalchemy import bindparam, insert, literal_column, or_, select, update
+from sqlalchemy import bindparam, exists, insert, literal_column, select, update
 
 from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED
 from tokenrouter.database.statements import DriverConnection, Inserter, Statement
 from tokenrouter.database.tables import NOT_COUNTED, AnyRow, ApiToken, RequestLog, Team, UsageDaily, Worker, epoch_now
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
+from tokenrouter.ledger.leases import Lease
 from tokenrouter.ledger.responses import remember
 from tokenrouter.ledger.rules import Balance, CallRequest, Outcome, Reservation, decide
+
+COUNTED_REFUSALS = ("insufficient_quota", "quota_reserved", "rate_limit_exceeded")
+"""Codes of refusals that come after the model was found allowed; all others count to no model."""
 
 
 @dataclass
@@ -65,7 +69,7 @@ class Reserve:
         try:
             grant = decide(balance, self.request, tx.output_reserve_tokens)
         except (QuotaExceeded, QuotaReserved) as refusal:
-            Reject(self.request, refusal.status, refusal.code, self.request.model).apply(tx)
+            Reject(self.request, refusal.status, refusal.code).apply(tx)
             return refusal
         balance.hold(grant.held_tokens)
         row = _log_row(self.request, status=PENDING, held_tokens=grant.held_tokens, worker_id=tx.worker_id)
@@ -86,8 +90,6 @@ class Reject:
     request: CallRequest
     status_code: int
     error_code: str | None
-    counted_model: str = ""
-    """The model in the sums of the day; what callers invent must not become a row of them."""
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
 
@@ -100,7 +102,9 @@ class Reject:
         """Insert the row."""
         row = _log_row(self.request, status=REJECTED, status_code=self.status_code, error_code=self.error_code)
         INSERT_CALL.execute(tx.connection, row).fetchone()
-        tx.count(self.team_id, self.request.created_at.date(), self.counted_model, Outcome(status=REJECTED))
+        # what callers invent must not become a row of the sums
+        model = self.request.model if self.error_code in COUNTED_REFUSALS else ""
+        tx.count(self.team_id, self.request.created_at.date(), model, Outcome(status=REJECTED))
 
     def undo(self) -> None:
         """Return None: the row may stay where it was written, since it moved no counter."""
@@ -169,27 +173,56 @@ class Abandon:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Save how far the running calls have come and when tokens were last used; its group renews the lease.
+    """Save which calls run, how far they have come and when tokens were last used; its group renews the lease.
 
-    Return whether there is anything to recover.
+    Return what it sees of the workers.
     """
 
+    running_calls: list[int]
+    running_upto: int | None
+    """The last call that was reserved when they were listed; what came later may run too."""
     progress: list[dict[str, int]]
     tokens_used: list[dict[str, Any]]
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
     team_id: ClassVar[None] = None
 
-    def apply(self, tx: Transaction) -> bool:
+    def apply(self, tx: Transaction) -> "Sight":
         """Write what is still pending."""
+        running = {"running_calls": ",".join(map(str, self.running_calls)), "running_upto": self.running_upto}
+        SAVE_RUNNING.execute(tx.connection, {"worker": tx.worker_id, **running})
         for values in self.progress:
             SAVE_PROGRESS.execute(tx.connection, values)
         for values in self.tokens_used:
             SAVE_LAST_USE.execute(tx.connection, values)
-        return has_abandoned(tx.connection)
+        leases = [Lease(*row) for row in FIND_LEASES.execute(tx.connection, {}).fetchall()]
+        return Sight(leases, FIND_ORPHAN.execute(tx.connection, {}).fetchone() is not None)
 
     def undo(self) -> None:
         """Return None: what was written is true."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a heartbeat sees: the leases of all workers, and whether a call is pending whose worker is struck off."""
+
+    leases: list[Lease]
+    has_orphans: bool
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Find out whether the database takes writes: its group renews the lease."""
+
+    must_happen: ClassVar[bool] = False
+    durable: ClassVar[bool] = False
+    team_id: ClassVar[None] = None
+
+    def apply(self, tx: Transaction) -> None:
+        """Do nothing more."""
+
+    def undo(self) -> None:
+        """Return None: a lease may be renewed."""
 
 
 def reservation_of(row: AnyRow) -> Reservation:
@@ -197,7 +230,7 @@ def reservation_of(row: AnyRow) -> Reservation:
     return Reservation(row.id, row.team_id, row.model, row.created_at.date(), row.held_tokens)
 
 
-LedgerOperation = Reserve | Reject | Settle | Abandon | Heartbeat
+LedgerOperation = Reserve | Reject | Settle | Abandon | Heartbeat | Probe
 
 # spelled out, not bound: only so can the index of pending rows serve it
 IS_PENDING = RequestLog.status == literal_column(f"'{PENDING}'")
@@ -223,10 +256,9 @@ PENDING_CALLS = select(
     RequestLog.created_at,
 ).where(IS_PENDING)
 NOW = epoch_now()
-DEAD_WORKERS = select(Worker.id).where(Worker.lease_expires_at < NOW)
-WITH_WORKERS = PENDING_CALLS.outerjoin(Worker, Worker.id == RequestLog.worker_id)
-ABANDONED_CALLS = WITH_WORKERS.where(or_(Worker.id.is_(None), Worker.lease_expires_at < NOW))
-FIND_ABANDONED = [Statement(each.limit(1)) for each in (DEAD_WORKERS, ABANDONED_CALLS)]
+IS_ORPHAN = ~exists().where(Worker.id == RequestLog.worker_id)
+FIND_LEASES = Statement(select(Worker.id, Worker.lease_expires_at, NOW))
+FIND_ORPHAN = Statement(select(RequestLog.id).where(IS_PENDING, IS_ORPHAN).limit(1))
 SETTLED_COLUMNS = (
     "status",
     "status_code",
@@ -264,6 +296,11 @@ SAVE_PROGRESS = Statement(
     .where(RequestLog.id == bindparam("call_id"), IS_PENDING)
     .values(completion_tokens=bindparam("new_completion_tokens"))
 )
+SAVE_RUNNING = Statement(
+    update(Worker)
+    .where(Worker.id == bindparam("worker"))
+    .values(running_calls=bindparam("running_calls"), running_upto=bindparam("running_upto"))
+)
 SAVE_LAST_USE = Statement(
     update(ApiToken).where(ApiToken.id == bindparam("token")).values(last_used_at=bindparam("used_at"))
 )
@@ -295,6 +332,7 @@ def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
         "worker_id": None,
         "status_code": None,
         "error_code": None,
+        "repeats": 1,
         "held_tokens": 0,
         "prompt_tokens": 0,
         "completion_tokens": 0,
@@ -306,11 +344,6 @@ def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
         "provider_request_id": None,
         **values,
     }
-
-
-def has_abandoned(connection: DriverConnection) -> bool:
-    """Tell whether a worker has died or a call is nobody's; SQLAlchemy's own way of asking would take a worker 5 MB."""
-    return any(statement.execute(connection, {}).fetchone() for statement in FIND_ABANDONED)
 
 
 def lock_balances(connection: DriverConnection, team_ids: Iterable[int]) -> dict[int, Balance]:
