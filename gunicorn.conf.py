@@ -1,7 +1,12 @@
 """How gunicorn serves TokenRouter. Whatever is given on gunicorn's command line wins over this file."""
 
+import atexit
+import importlib
+import os
 import resource
+import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ if (here := str(Path(__file__).parent)) not in sys.path:
     sys.path.insert(0, here)  # gunicorn looks where it was started alone, and --config may name a file elsewhere
 
 from tokenrouter.first_start import warnings
+from tokenrouter.runtime import close
 from tokenrouter.worker.preload import preload
 
 SPARE_THREADS = 16  # for health, panel and refusals while all places for calls are taken
@@ -42,8 +48,20 @@ def on_starting(server: Arbiter) -> None:
 def post_worker_init(worker: Any) -> None:
     """Begin to look for calls of workers that died, before the first call comes."""
     runtime = worker.wsgi.extensions["tokenrouter"]
+    runtime.ledger.end_service = partial(os.kill, worker.ppid, signal.SIGTERM)
     runtime.ledger.start()
     worker.serve(runtime.clients, runtime.slots, settings.provider_read_timeout)
+    atexit.register(leave, worker)  # once the threads that answer calls have ended
+
+
+def leave(worker: Any) -> None:
+    """Book what is left to book for as long as the master lets this worker live, and close everything."""
+    close(worker.wsgi, worker.seconds_left())
+
+
+def on_exit(server: Arbiter) -> None:
+    """Close the database in the master too, the last of all."""
+    importlib.import_module(preload.__module__).finish()  # by name: a HUP brings another one
 
 
 # A stream holds two sockets, the caller's and the provider's.

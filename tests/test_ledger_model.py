@@ -5,17 +5,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import pytest
-from conftest import TESTER, eventually
+from conftest import TESTER, eventually, leases
 from flask import Flask
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.engine import Engine
 
 from tokenrouter import ledger, teams
-from tokenrouter.database import tables
-from tokenrouter.database.tables import RequestLog, Team, Worker, db
+from tokenrouter.database.tables import RequestLog, Team, db
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.ledger import CallRequest, Ledger, Outcome, Reservation
 
@@ -75,9 +74,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """End the workers, and settle what they leave: a later run would rightly find it pending for too long."""
         for process in self.processes:
             process.ledger.close()
-        with tables.writing(self.engine) as connection:
-            connection.execute(update(Worker).values(lease_expires_at=tables.epoch_now() - 1))
-        ledger.recover(self.engine)
+        ledger.recover(self.engine, leases())
 
     @rule(
         target=calls,
@@ -161,9 +158,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if process.ledger._lease is None:
             return
         mine = process.ledger._lease.worker_id
-        with tables.writing(self.engine) as connection:
-            connection.execute(update(Worker).where(Worker.id == mine).values(lease_expires_at=tables.epoch_now() - 1))
-        ledger.recover(self.engine)
+        ledger.recover(self.engine, {mine: leases()[mine]})
         for call in process.calls:
             self._book(call, call.prompt + call.arrived)
         process.calls.clear()

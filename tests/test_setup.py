@@ -77,7 +77,7 @@ class Checkout:
             preexec_fn=obey_file_modes,
         ) as process:
             try:
-                stdout, stderr = process.communicate(timeout=90)
+                stdout, stderr = process.communicate(timeout=30)
             except subprocess.TimeoutExpired:
                 process.terminate()  # so that gunicorn ends its workers too
                 stdout, stderr = process.communicate(timeout=20)
@@ -101,7 +101,7 @@ class Checkout:
             cwd=str(self.folder),
             env=environment,
             encoding="utf-8",
-            timeout=100,
+            timeout=20,
             preexec_fn=obey_file_modes,
         )
         terminal = Terminal(child)

@@ -15,6 +15,7 @@ from tokenrouter.config import SETTINGS
 
 PACKAGE = ROOT / "tokenrouter"
 LADDER = (
+    "troubles",
     "config errors untrusted_json docs standin",
     "database provider metering request_body first_start unknown_paths cors",
     "auth changes payload reports worker",

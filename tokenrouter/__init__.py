@@ -4,11 +4,14 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import click
 from flask import Flask, Response, g, request
 from flask.cli import run_command
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -31,7 +34,7 @@ from tokenrouter import (
 )
 from tokenrouter.admin import sessions
 from tokenrouter.config import ConfigError, Settings
-from tokenrouter.database import schema, statements, tables
+from tokenrouter.database import connections, schema, statements, tables
 from tokenrouter.metering import counting
 from tokenrouter.request_body import limit_page
 from tokenrouter.worker import preload
@@ -43,6 +46,7 @@ NOT_CONFIGURED = (
     "it --config {folder}/gunicorn.conf.py"
 )
 APP_LOAD_ERROR = 4  # the exit status with which a worker tells gunicorn not to start others
+DATABASE_FILE = "tokenrouter.file"
 
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
@@ -141,8 +145,22 @@ def prepare(*, may_ask: bool) -> Flask:
     schema.ensure_apart(app)
     with app.app_context():
         tables.db.engine.dispose()
+        app.extensions[DATABASE_FILE] = connections.DatabaseFile(tables.db.engine)
     counting.load_tables()
     return app
+
+
+def finish(app: Flask) -> None:
+    """Leave nothing beside the file of an SQLite database, in the process that serving started from, after its workers.
+
+    Where the last two of them close at once, neither of them sees to it.
+    """
+    file: connections.DatabaseFile = app.extensions[DATABASE_FILE]
+    if file.path is not None and not file.is_lost():
+        with app.app_context():
+            with suppress(SQLAlchemyError), tables.db.engine.connect() as connection:
+                connection.execute(text("SELECT count(*) FROM alembic_version"))
+            tables.db.engine.dispose()
 
 
 def _begin() -> None:

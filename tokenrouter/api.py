@@ -6,14 +6,12 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from flask import Blueprint, Response, current_app, g, request
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tokenrouter import changes, ledger, payload, reports, request_body, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database.log_status import STATUSES
 from tokenrouter.database.tables import clamp_id, db
-from tokenrouter.errors import InvalidRequest, NotFound, StorageUnavailable
+from tokenrouter.errors import InvalidRequest, NotFound
 from tokenrouter.teams import management_tokens
 
 MOST_ROWS, ROWS = 1000, 100
@@ -37,14 +35,6 @@ def _keep_private(response: Response) -> Response:
     """Let no one keep an answer: it tells what teams used, and at times a token."""
     response.headers["Cache-Control"] = "no-store"
     return response
-
-
-@blueprint.errorhandler(OperationalError)
-@blueprint.errorhandler(PoolTimeout)
-def _without_database(error: Exception) -> tuple[bytes, int, dict[str, str]]:
-    current_app.logger.error("%s %s: the database failed: %s", request.method, request.path, error)
-    refusal = StorageUnavailable()
-    return refusal.body(), refusal.status, {"Content-Type": "application/json"}
 
 
 @blueprint.get("/teams")

@@ -1,5 +1,6 @@
 """The `flask` commands: each is one call of the domain and one echo."""
 
+import functools
 import getpass
 import json
 import os
@@ -10,7 +11,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import click
-from flask import Flask
+from flask import Flask, current_app
 from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 from tabulate import tabulate
@@ -29,10 +30,25 @@ LIMITS = ("quota_tokens", "remaining_tokens")
 class Group(AppGroup):
     """A group whose commands say in one line, on standard error, what went wrong."""
 
+    def command(  # type: ignore[override]
+        self, name: str, *, makes_database: bool = False
+    ) -> Callable[[Callable[..., None]], click.Command]:
+        """Register a command that finds the database brought up to date; few make one that is not there."""
+
+        def register(run: Callable[..., None]) -> click.Command:
+            @functools.wraps(run)
+            def run_on_database(*args: Any, **options: Any) -> None:
+                schema.ensure(current_app, may_make=makes_database)
+                run(*args, **options)
+
+            command: click.Command = AppGroup.command(self, name)(run_on_database)
+            return command
+
+        return register
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Make sure of the database, and translate what the domain raises; exit status 1."""
+        """Translate what the domain raises; exit status 1."""
         try:
-            schema.ensure(ctx.obj.load_app())
             return super().invoke(ctx)
         except (APIError, config.ConfigError) as error:
             raise click.ClickException(str(error)) from error
@@ -88,7 +104,7 @@ def init_app(app: Flask) -> None:
         app.cli.add_command(command)
 
 
-@team_commands.command("create")
+@team_commands.command("create", makes_database=True)
 @click.argument("name")
 @click.option("--quota", type=Quota(), help="Tokens in all, such as 250000, 250k or 2.5M. Unlimited if not given.")
 def create_team(name: str, quota: int | None) -> None:
@@ -206,10 +222,24 @@ def verify_usage() -> None:
     found = ledger.verify(db.engine)
     for problem in found.problems:
         click.echo(problem)
-    click.echo(f"Read {found.rows:,} rows of the log in {found.seconds:.1f} s.", err=bool(found.problems))
+    for note in found.notes:
+        click.echo(note, err=bool(found.problems))
+    read = f"Read {found.rows:,} rows of the log in {found.seconds:.1f} s, of {schema.shown_url()}."
+    click.echo(read, err=bool(found.problems))
     if found.problems:
-        raise click.ClickException(f"{len(found.problems)} differences between counters and log.")
+        raise click.ClickException(f"{len(found.problems)} things do not agree.")
     click.echo("The counters equal the log.")
+
+
+@usage_commands.command("repair")
+@without_confirmation
+def repair_usage(yes: bool) -> None:
+    """Set counters and daily totals to what the log says; what the log itself says wrongly stays."""
+    _confirm("Set the counters and daily totals of all teams to what the log says?", yes)
+    changed = ledger.repair(db.engine, by=_me())
+    for line in changed:
+        click.echo(line)
+    click.echo(f"Repaired {len(changed)} teams." if changed else "There was nothing to repair.")
 
 
 @log_commands.command("list")

@@ -7,12 +7,22 @@ from collections.abc import Mapping
 
 import orjson
 from flask import Flask, Response, g, request
-from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
-from werkzeug.exceptions import ClientDisconnected, HTTPException, InternalServerError, RequestTimeout
+from sqlalchemy.exc import DBAPIError, TimeoutError
+from werkzeug.exceptions import (
+    ClientDisconnected,
+    HTTPException,
+    InternalServerError,
+    RequestTimeout,
+    ServiceUnavailable,
+)
+
+from tokenrouter import troubles
+from tokenrouter.troubles import one_line
 
 logger = logging.getLogger(__name__)
 
-DATABASE_IS_AWAY = (OperationalError, InterfaceError, TimeoutError)
+DATABASE_ERRORS = (DBAPIError, TimeoutError)  # whatever it says: what was to be done is not done
+TROUBLE_STATUSES = (502, 503, 504)
 
 
 class APIError(Exception):
@@ -217,13 +227,34 @@ def init_app(app: Flask) -> None:
     """Register the handlers; all other paths keep Flask's own pages."""
     app.register_error_handler(APIError, render)
     app.register_error_handler(HTTPException, _translate)
+    for kind in DATABASE_ERRORS:
+        app.register_error_handler(kind, _without_database)
 
 
 def render(error: APIError) -> Response:
     """Return the response that a caller gets."""
     if error.request_id is not None:
         g.request_id = error.request_id
+    if error.status in TROUBLE_STATUSES:
+        _tell_operator(error)
     return Response(error.body(), error.status, error.headers, mimetype="application/json")
+
+
+def _tell_operator(error: APIError) -> None:
+    """Say in the log what callers are refused for though it is not their fault, with the cause; each now and then."""
+    cause = error.__cause__
+    why = "" if cause is None else f" ({one_line(getattr(cause, 'orig', None) or cause)})"  # not SQL, nor its values
+    kind = error.code or error.type
+    troubles.warn(f"{error.status} {kind}", "Calls are answered %d %s: %s%s", error.status, kind, error.message, why)
+
+
+def _without_database(error: Exception) -> Response | HTTPException:
+    refusal = StorageUnavailable()
+    refusal.__cause__ = error
+    if is_api_path(request.path):
+        return render(refusal)
+    _tell_operator(refusal)
+    return ServiceUnavailable(refusal.message)
 
 
 def _translate(error: HTTPException) -> Response | HTTPException:
@@ -233,7 +264,7 @@ def _translate(error: HTTPException) -> Response | HTTPException:
         logger.error("%s %s failed", request.method, request.path)
     if not is_api_path(request.path):
         return page_error(error)
-    return render(StorageUnavailable() if isinstance(cause, DATABASE_IS_AWAY) else _as_api_error(error))
+    return render(_as_api_error(error))
 
 
 def page_error(error: HTTPException) -> HTTPException:

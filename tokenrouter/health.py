@@ -1,16 +1,48 @@
 """Blueprint "pages": what needs no sign-in."""
 
-from flask import Blueprint
-from sqlalchemy import literal, select
+import threading
+import time
+
+from flask import Blueprint, current_app
 
 from tokenrouter import runtime
-from tokenrouter.database.statements import Statement
 from tokenrouter.errors import StorageUnavailable
+from tokenrouter.ledger import Ledger
 
 blueprint = Blueprint("pages", __name__)
 
-ANYTHING = Statement(select(literal(1)))
 READY, NOT_READY = {"status": "ok"}, {"status": "database unavailable"}
+CHECK_AGAIN_S = 1.0
+
+
+class Readiness:
+    """Whether the database takes writes, found out once a second at most, however many ask."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._is_ready = False
+        self._checked_at = -CHECK_AGAIN_S
+        self._is_first = True
+        self._checking = threading.Lock()
+
+    def is_ready(self) -> bool:
+        """Tell what was found last, or what is found now; nobody but the first waits while another finds out."""
+        if self._checking.acquire(blocking=self._is_first):
+            try:
+                if time.monotonic() - self._checked_at >= CHECK_AGAIN_S:
+                    self._is_ready = self._takes_writes()
+                    self._checked_at = time.monotonic()
+                    self._is_first = False
+            finally:
+                self._checking.release()
+        return self._is_ready
+
+    def _takes_writes(self) -> bool:
+        try:
+            self._ledger.check_writing()
+        except StorageUnavailable:
+            return False
+        return True
 
 
 @blueprint.get("/healthz")
@@ -21,9 +53,6 @@ def healthz() -> dict[str, str]:
 
 @blueprint.get("/readyz")
 def readyz() -> tuple[dict[str, str], int]:
-    """Tell whether the database answers."""
-    try:
-        runtime.current().readers.one(ANYTHING, {})
-    except StorageUnavailable:
-        return NOT_READY, 503
-    return READY, 200
+    """Tell whether calls can be booked: the database answers, and takes writes."""
+    readiness = current_app.extensions.setdefault("tokenrouter.readiness", Readiness(runtime.current().ledger))
+    return (READY, 200) if readiness.is_ready() else (NOT_READY, 503)

@@ -7,7 +7,7 @@ from flask import Flask, current_app
 from tokenrouter.config import Settings
 from tokenrouter.database.connections import Readers
 from tokenrouter.database.tables import db
-from tokenrouter.ledger import Ledger
+from tokenrouter.ledger import SETTLE_WAIT_S, Ledger
 from tokenrouter.payload import RefusedAdditions
 from tokenrouter.provider.catalogue import Catalogue
 from tokenrouter.provider.client import Provider
@@ -41,11 +41,14 @@ def init_app(app: Flask, settings: Settings) -> None:
     )
 
 
-def close(app: Flask) -> None:
-    """Write what is still to be booked, leave the workers, and close all connections."""
+def close(app: Flask, timeout_s: float = SETTLE_WAIT_S) -> None:
+    """Write what is still to be booked, for at most `timeout_s`, leave the workers, and close all connections.
+
+    The last process that closes an SQLite database leaves its one file.
+    """
     own = of(app)
     own.clients.close()
-    own.ledger.close()
+    own.ledger.close(timeout_s)
     own.provider.close()
     own.readers.close()
     with app.app_context():

@@ -70,6 +70,10 @@ STATEMENTS = (
     (SELECT max(day) FROM usage_daily WHERE team_id = api_tokens.team_id) || ' 12:00:00.000000'""",
     """INSERT INTO changes (at, actor_kind, actor_detail, action, team_id, team_name, after)
     SELECT created_at, 'cli', 'filler@benchmarks', 'team.create', id, name, json_object('name', name) FROM teams""",
+    """INSERT INTO changes (at, actor_kind, actor_detail, action, team_id, team_name, before, after)
+    SELECT created_at, 'cli', 'filler@benchmarks', 'usage.reset', id, name,
+        json_object('used_tokens', reset_mark_tokens), json_object('used_tokens', 0) FROM teams
+    WHERE reset_mark_tokens > 0""",
 )
 
 

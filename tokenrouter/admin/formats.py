@@ -26,6 +26,7 @@ ACTION_WORDS = {
     "team.update": "Changed the team",
     "team.delete": "Deleted the team",
     "usage.reset": "Reset its usage",
+    "usage.repair": "Repaired its counters by the log",
     "token.create": "Created a token",
     "token.revoke": "Revoked a token",
     "token.rotate": "Replaced a token",

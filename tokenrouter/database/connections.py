@@ -1,5 +1,6 @@
 """The connections of a worker that belong to the driver: one that writes, and a few that read."""
 
+import os
 import sqlite3
 import sys
 import threading
@@ -16,16 +17,55 @@ from tokenrouter.errors import StorageUnavailable
 
 READERS = 8
 READER_WAIT_S = 5.0
+ONE_STATEMENTS_ERRORS = ("IntegrityError", "DataError", "ProgrammingError", "NotSupportedError")
 
 
-def transient_errors() -> tuple[type[Exception], ...]:
-    """Return what may pass by itself: a lock held too long, a full disk, a server that is away.
+def database_errors() -> tuple[type[Exception], ...]:
+    """Return all that a database raises: whatever it is, what was to be done is not done.
 
     SQLAlchemy loads psycopg where the database is PostgreSQL; elsewhere its 9 MB are not needed.
     """
-    loaded = sys.modules.get("psycopg")
-    of_server = (loaded.OperationalError, loaded.InterfaceError) if loaded else ()
-    return (sqlite3.OperationalError, SQLAlchemyError, *of_server)  # SQLAlchemy's is raised by opening a connection
+    return (SQLAlchemyError, *(driver.Error for driver in _drivers()))  # the first from opening a connection
+
+
+def is_of_the_whole_database(error: Exception) -> bool:
+    """Tell whether all else would most likely fail too: no server, a full disk, a lock, read-only after a failover.
+
+    The rest are values that do not fit, broken constraints, missing rights and mistakes of ours: of one statement.
+    """
+    of_one = [getattr(driver, name) for driver in _drivers() for name in ONE_STATEMENTS_ERRORS]
+    return isinstance(error, database_errors()) and not isinstance(error, tuple(of_one))
+
+
+def _drivers() -> list[Any]:
+    return [sqlite3, *filter(None, [sys.modules.get("psycopg")])]
+
+
+class DatabaseLost(sqlite3.OperationalError):
+    """The file of the database was replaced or deleted: what is written would be nowhere."""
+
+
+class DatabaseFile:
+    """The file of an SQLite database, and whether its path still leads to it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.path = engine.url.database if engine.dialect.name == "sqlite" else None
+        self._first = self._identity()
+
+    def remember(self) -> None:
+        """Take what the path leads to for the file, unless one is known already."""
+        self._first = self._first or self._identity()
+
+    def is_lost(self) -> bool:
+        """Tell whether the path leads to another file now, or to none."""
+        return self._first is not None and self._identity() != self._first
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.path) if self.path else None
+        except OSError:
+            return None
+        return found and (found.st_dev, found.st_ino)
 
 
 class WriteConnection:
@@ -36,6 +76,8 @@ class WriteConnection:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._file = DatabaseFile(engine)
+        self._is_lost = False
         self._connection: DriverConnection | None = None
         self._is_durable: bool | None = None
 
@@ -45,6 +87,8 @@ class WriteConnection:
 
         Raises what the driver raises; then nothing is written, unless the connection was lost during the commit.
         """
+        if self._is_lost:
+            raise DatabaseLost("the file of the database was replaced or deleted")
         connection = self._connection or self._open()
         try:
             self._begin(connection, durable)
@@ -60,8 +104,19 @@ class WriteConnection:
         if connection is not None:
             connection.close()
 
+    def lost_file(self) -> str | None:
+        """Return the path of the database where it leads to another file now, or to none; from then on refuse to write.
+
+        For any thread.
+        """
+        self._is_lost = self._is_lost or self._file.is_lost()
+        return self._file.path if self._is_lost else None
+
     def _open(self) -> DriverConnection:
+        if self.lost_file():
+            raise DatabaseLost("the file of the database was replaced or deleted")
         self._connection = open_connection(self._engine)
+        self._file.remember()
         self._is_durable = None
         return self._connection
 
@@ -77,9 +132,7 @@ class WriteConnection:
     def _roll_back(self, connection: DriverConnection) -> None:
         try:
             connection.execute("ROLLBACK")
-        except Exception as error:
-            if not isinstance(error, (sqlite3.Error, *transient_errors())):
-                raise
+        except database_errors():
             self.close()  # nothing was begun, or the connection is lost: a new one will be opened
 
 
@@ -107,12 +160,12 @@ class Readers:
             if connection is not None:
                 try:
                     return _first_row(connection, statement, values)
-                except transient_errors():
+                except database_errors():
                     connection.close()
                     connection = None
             connection = open_connection(self._engine)
             return _first_row(connection, statement, values)
-        except transient_errors() as error:
+        except database_errors() as error:
             _close(connection)
             connection = None
             raise StorageUnavailable from error

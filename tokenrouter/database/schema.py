@@ -17,7 +17,8 @@ from tokenrouter.config import ConfigError
 from tokenrouter.database.tables import db
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
-HEAD = "0005"
+HEAD = "0006"
+MAKING = "The service makes it when it starts, and so does `flask teams create`."
 
 
 def init_app(app: Flask) -> None:
@@ -49,8 +50,10 @@ def ensure_apart(app: Flask) -> None:
     ensure(app)  # finds nothing to do, or raises what ended the child
 
 
-def ensure(app: Flask) -> None:
+def ensure(app: Flask, *, may_make: bool = True) -> None:
     """Create or migrate the tables, and the folder of an SQLite file; nothing where they are as they should be.
+
+    Unless it `may_make` a database, there has to be one.
 
     Several processes and machines may come at once: the migration itself takes a lock (see migrations/env.py).
     Raises ConfigError, naming DATABASE_URL, where the database cannot be used.
@@ -58,9 +61,13 @@ def ensure(app: Flask) -> None:
     _close_folder(Path(app.instance_path))
     with app.app_context():
         try:
+            if not may_make:
+                _expect_sqlite_file()
             _make_sqlite_file()
             if (revision := _revision()) == HEAD:
                 return
+            if revision is None and not may_make:
+                raise ConfigError(f"DATABASE_URL: there is no database of TokenRouter's yet at {shown_url()}. {MAKING}")
             if revision is not None and not any(MIGRATIONS.glob(f"versions/{revision}_*.py")):
                 raise ConfigError(f"DATABASE_URL: the database is of a later version (revision {revision})")
             _flask_migrate(app).upgrade(directory=MIGRATIONS)
@@ -68,6 +75,11 @@ def ensure(app: Flask) -> None:
             raise ConfigError(f"DATABASE_URL: the database cannot be reached: {cause_of(error)}") from error
         except (OSError, DBAPIError) as error:
             raise ConfigError(f"DATABASE_URL: the database cannot be used: {cause_of(error)}") from error
+
+
+def shown_url() -> str:
+    """Return where the database is, without its password."""
+    return db.engine.url.render_as_string(hide_password=True)
 
 
 def cause_of(error: Exception) -> str:
@@ -79,6 +91,11 @@ def _close_folder(folder: Path) -> None:
     """Let none but its owner into the folder of database and secret; a checkout makes it open to all."""
     with suppress(OSError):  # missing, or another's, who sees to it
         folder.chmod(0o700)
+
+
+def _expect_sqlite_file() -> None:
+    if db.engine.dialect.name == "sqlite" and not Path(db.engine.url.database or "").exists():
+        raise ConfigError(f"DATABASE_URL: there is no database at {shown_url()}. {MAKING}")
 
 
 def _make_sqlite_file() -> None:

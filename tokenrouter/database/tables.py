@@ -1,5 +1,6 @@
 """The tables: columns and facts about one row. Nothing here commits, and only the ledger moves a counter."""
 
+import os
 import sqlite3
 import unicodedata
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from tokenrouter.config import ConfigError
 from tokenrouter.database.log_status import RARE_STATUSES
 
 BUSY_TIMEOUT_S = 5
+CHECKPOINT_PAGES, MOST_WAL_BYTES = 1000, 16 * 2**20  # what SQLite has written beside its file is taken into it
 NAME_LENGTH = 200
 
 # With these words, since SQLite takes a partial index where a query's term is one of its own.
@@ -175,6 +177,8 @@ class Worker(Base):
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     name: Mapped[str]  # host and process, for people
     lease_expires_at: Mapped[float]  # seconds since 1970 by the database's clock, since machines' clocks differ
+    running_calls: Mapped[str | None]  # at its last heartbeat: ids of the log, separated by commas
+    running_upto: Mapped[int | None] = mapped_column(BigInteger)  # the last id that it had reserved by then
 
     __table_args__ = ({"sqlite_autoincrement": True},)  # an id used again would bring a dead worker's calls to life
 
@@ -333,14 +337,28 @@ def init_app(app: Flask) -> None:
         raise ConfigError(f"{app.instance_path} cannot be made: {error.strerror}") from error
     with app.app_context():
         if db.engine.dialect.name == "sqlite":
+            event.listen(db.engine, "do_connect", _expect_file)
             event.listen(db.engine, "connect", _prepare_sqlite)
             event.listen(db.engine, "begin", _begin_sqlite)
+
+
+def _expect_file(dialect: Dialect, record: Any, arguments: Any, options: Any) -> None:
+    """Keep SQLite from making an empty file where the database was: `schema.ensure` makes what is to be made."""
+    path = arguments[0]
+    if path not in ("", ":memory:") and not os.path.exists(path):
+        raise sqlite3.OperationalError(f"unable to open database file: there is no {path}")
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
     connection.isolation_level = None  # the driver would begin by itself, and late; _begin_sqlite does it
     connection.create_function("lower", 1, _lower, deterministic=True)  # its own knows ASCII letters only
-    for pragma in (f"busy_timeout = {BUSY_TIMEOUT_S * 1000}", "journal_mode = WAL", "foreign_keys = ON"):
+    for pragma in (
+        f"busy_timeout = {BUSY_TIMEOUT_S * 1000}",
+        "journal_mode = WAL",
+        "foreign_keys = ON",
+        f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+        f"journal_size_limit = {MOST_WAL_BYTES}",
+    ):
         connection.execute(f"PRAGMA {pragma}").close()
 
 

@@ -5,12 +5,14 @@ changes a team's counters first locks the team's row, several in the order of th
 Whoever settles a call first takes its row from `pending`: that succeeds once.
 """
 
-from tokenrouter.ledger.books import Verification, recover, reset, verify
+from tokenrouter.ledger.books import recover, reset
 from tokenrouter.ledger.responses import Given, first_unknown_item, tokens_of_response
 from tokenrouter.ledger.rules import CallRequest, Outcome, Reservation
-from tokenrouter.ledger.worker import Ledger
+from tokenrouter.ledger.verification import Verification, repair, verify
+from tokenrouter.ledger.worker import SETTLE_WAIT_S, Ledger
 
 __all__ = [
+    "SETTLE_WAIT_S",
     "CallRequest",
     "Given",
     "Ledger",
@@ -19,6 +21,7 @@ __all__ = [
     "Verification",
     "first_unknown_item",
     "recover",
+    "repair",
     "reset",
     "tokens_of_response",
     "verify",

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import bindparam, insert, literal_column, or_, select, update
+from sqlalchemy import bindparam, exists, insert, literal_column, select, update
 
 from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED
 from tokenrouter.database.statements import DriverConnection, Inserter, Statement
 from tokenrouter.database.tables import NOT_COUNTED, AnyRow, ApiToken, RequestLog, Team, UsageDaily, Worker, epoch_now
 from tokenrouter.errors import ModelNotFound, QuotaExceeded, QuotaReserved
+from tokenrouter.ledger.leases import Lease
 from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, NewRefusals, Refusals, Repetition, key_of
 from tokenrouter.ledger.responses import Given, remember
 from tokenrouter.ledger.rules import Balance, CallRequest, Outcome, Reservation, decide
@@ -226,27 +227,56 @@ class CountRepeats:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Save how far the running calls have come and when tokens were last used; its group renews the lease.
+    """Save which calls run, how far they have come and when tokens were last used; its group renews the lease.
 
-    Return whether there is anything to recover.
+    Return what it sees of the workers.
     """
 
+    running_calls: list[int]
+    running_upto: int | None
+    """The last call that was reserved when they were listed; what came later may run too."""
     progress: list[dict[str, int]]
     tokens_used: list[dict[str, Any]]
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
     team_id: ClassVar[None] = None
 
-    def apply(self, tx: Transaction) -> bool:
+    def apply(self, tx: Transaction) -> "Sight":
         """Write what is still pending."""
+        running = {"running_calls": ",".join(map(str, self.running_calls)), "running_upto": self.running_upto}
+        SAVE_RUNNING.execute(tx.connection, {"worker": tx.worker_id, **running})
         for values in self.progress:
             SAVE_PROGRESS.execute(tx.connection, values)
         for values in self.tokens_used:
             SAVE_LAST_USE.execute(tx.connection, values)
-        return has_abandoned(tx.connection)
+        leases = [Lease(*row) for row in FIND_LEASES.execute(tx.connection, {}).fetchall()]
+        return Sight(leases, FIND_ORPHAN.execute(tx.connection, {}).fetchone() is not None)
 
     def undo(self) -> None:
         """Return None: what was written is true."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a heartbeat sees: the leases of all workers, and whether a call is pending whose worker is struck off."""
+
+    leases: list[Lease]
+    has_orphans: bool
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Find out whether the database takes writes: its group renews the lease."""
+
+    must_happen: ClassVar[bool] = False
+    durable: ClassVar[bool] = False
+    team_id: ClassVar[None] = None
+
+    def apply(self, tx: Transaction) -> None:
+        """Do nothing more."""
+
+    def undo(self) -> None:
+        """Return None: a lease may be renewed."""
 
 
 def reservation_of(row: AnyRow) -> Reservation:
@@ -254,7 +284,7 @@ def reservation_of(row: AnyRow) -> Reservation:
     return Reservation(row.id, row.team_id, row.model, row.created_at.date(), row.held_tokens)
 
 
-LedgerOperation = Reserve | Reject | Settle | Abandon | CountRepeats | Heartbeat
+LedgerOperation = Reserve | Reject | Settle | Abandon | CountRepeats | Heartbeat | Probe
 
 # spelled out, not bound: only so can the index of pending rows serve it
 IS_PENDING = RequestLog.status == literal_column(f"'{PENDING}'")
@@ -280,10 +310,9 @@ PENDING_CALLS = select(
     RequestLog.created_at,
 ).where(IS_PENDING)
 NOW = epoch_now()
-DEAD_WORKERS = select(Worker.id).where(Worker.lease_expires_at < NOW)
-WITH_WORKERS = PENDING_CALLS.outerjoin(Worker, Worker.id == RequestLog.worker_id)
-ABANDONED_CALLS = WITH_WORKERS.where(or_(Worker.id.is_(None), Worker.lease_expires_at < NOW))
-FIND_ABANDONED = [Statement(each.limit(1)) for each in (DEAD_WORKERS, ABANDONED_CALLS)]
+IS_ORPHAN = ~exists().where(Worker.id == RequestLog.worker_id)
+FIND_LEASES = Statement(select(Worker.id, Worker.lease_expires_at, NOW))
+FIND_ORPHAN = Statement(select(RequestLog.id).where(IS_PENDING, IS_ORPHAN).limit(1))
 SETTLED_COLUMNS = (
     "status",
     "status_code",
@@ -320,6 +349,11 @@ SAVE_PROGRESS = Statement(
     update(RequestLog)
     .where(RequestLog.id == bindparam("call_id"), IS_PENDING)
     .values(completion_tokens=bindparam("new_completion_tokens"))
+)
+SAVE_RUNNING = Statement(
+    update(Worker)
+    .where(Worker.id == bindparam("worker"))
+    .values(running_calls=bindparam("running_calls"), running_upto=bindparam("running_upto"))
 )
 SAVE_LAST_USE = Statement(
     update(ApiToken).where(ApiToken.id == bindparam("token")).values(last_used_at=bindparam("used_at"))
@@ -396,11 +430,6 @@ def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
 def _moment(stored: datetime | str) -> datetime:
     """Return a moment as the driver read it: SQLite has no type for it."""
     return stored if isinstance(stored, datetime) else datetime.fromisoformat(stored).replace(tzinfo=UTC)
-
-
-def has_abandoned(connection: DriverConnection) -> bool:
-    """Tell whether a worker has died or a call is nobody's; SQLAlchemy's own way of asking would take a worker 5 MB."""
-    return any(statement.execute(connection, {}).fetchone() for statement in FIND_ABANDONED)
 
 
 def lock_balances(connection: DriverConnection, team_ids: Iterable[int]) -> dict[int, Balance]:

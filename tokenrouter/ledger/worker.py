@@ -3,10 +3,11 @@
 import atexit
 import logging
 import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -20,14 +21,17 @@ from tokenrouter.database.connections import WriteConnection
 from tokenrouter.database.statements import DriverConnection, Statement
 from tokenrouter.database.tables import Worker, epoch_now, writing
 from tokenrouter.errors import QuotaExceeded, QuotaReserved, StorageUnavailable
-from tokenrouter.ledger.books import LEASE_S, recover
+from tokenrouter.ledger.books import recover
+from tokenrouter.ledger.leases import HEARTBEAT_S, LEASE_S, Watch
 from tokenrouter.ledger.operations import (
     CountRepeats,
     Heartbeat,
     LedgerOperation,
+    Probe,
     Reject,
     Reserve,
     Settle,
+    Sight,
     Transaction,
     lock_balances,
 )
@@ -38,7 +42,6 @@ from tokenrouter.ledger.writer import Ticket, Writer
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S = 5.0
 RECOVERY_GRACE_S = 2 * HEARTBEAT_S
 SETTLE_WAIT_S = 5.0
 
@@ -50,7 +53,7 @@ JOIN_WORKERS = Statement(
 
 
 @dataclass(frozen=True)
-class Lease:
+class OwnLease:
     """The place of this process among the workers, by the monotonic clock."""
 
     worker_id: int
@@ -72,10 +75,14 @@ class Ledger:
         # a server may keep its callers waiting for longer than a settlement may, a file not
         is_file = engine.dialect.name == "sqlite"
         self._writer = Writer(self._run_group, "ledger-writer", in_callers_thread=is_file)
-        self._lease: Lease | None = None
+        self._lease: OwnLease | None = None
         self._calls: dict[int, Reservation] = {}
+        self._last_call: int | None = None
+        self._watch = Watch()
         self._tokens_used: dict[int, datetime] = {}
         self._refusals = Refusals()
+        self.end_service: Callable[[], None] = partial(os.kill, os.getpid(), signal.SIGTERM)
+        """What to do where the file of the database is lost; gunicorn's workers end their master."""
         self._heart: threading.Thread | None = None  # started when first needed: none survives a fork
         self._stop = threading.Event()
         self._start_lock = threading.Lock()
@@ -96,11 +103,11 @@ class Ledger:
         atexit.unregister(self.close)
         self._stop.set()
         self._write_repeats()
-        self._writer.close(timeout_s)
+        self._writer.close(0.0 if self._connection.lost_file() else timeout_s)
         if self._heart is not None:
             self._heart.join(timeout_s)
         self._connection.close()
-        if self._lease is None or self._calls:
+        if self._lease is None or self._calls or self._connection.lost_file():
             return  # calls still under way: recovery finds them by the lease when it runs out
         try:
             with writing(self._engine, durable=False) as connection:
@@ -115,11 +122,24 @@ class Ledger:
         """
         self.start()
         self._tokens_used[request.token_id] = request.created_at
-        result: Reservation | QuotaExceeded | QuotaReserved = self._writer.run(Reserve(request))
+        result: Reservation | QuotaExceeded | QuotaReserved = self._writer.run(Reserve(request), then=self._reserved)
         if isinstance(result, Exception):
             raise result
-        self._calls[result.call_id] = result
         return result
+
+    def _reserved(self, ticket: Ticket) -> None:
+        """Take note of a call that runs: in the order of the log, since its writer does it before the next group."""
+        if isinstance(ticket.result, Reservation):
+            self._calls[ticket.result.call_id] = ticket.result
+            self._last_call = ticket.result.call_id
+
+    def check_writing(self) -> None:
+        """Write something small.
+
+        Raises StorageUnavailable where the database takes no writes.
+        """
+        self.start()
+        self._writer.run(Probe())
 
     def reject(self, request: CallRequest, status_code: int, error_code: str | None) -> str:
         """Log a call that was refused before it asked for tokens, and return the id of its row.
@@ -157,7 +177,7 @@ class Ledger:
         durable = any(operation.durable for operation in operations)
         lease = self._lease
         with self._connection.transaction(durable=durable) as connection:
-            if lease is None or not lease.is_fresh() or any(isinstance(op, Heartbeat) for op in operations):
+            if lease is None or not lease.is_fresh() or _renews(operations):
                 lease = self._renewed(connection)
             balances = lock_balances(connection, {op.team_id for op in operations if op.team_id is not None})
             refusals = NewRefusals(self._refusals)
@@ -168,24 +188,30 @@ class Ledger:
         refusals.commit()
         return results
 
-    def _renewed(self, connection: DriverConnection) -> Lease:
+    def _renewed(self, connection: DriverConnection) -> OwnLease:
         """Renew the lease, or join again if this process was taken for dead; it holds once that is committed."""
         now = time.monotonic()
         old = self._lease
         if old and RENEW_LEASE.execute(connection, {"worker": old.worker_id}).rowcount == 1:
             unbroken_since = old.unbroken_since if now - old.renewed_at < LEASE_S else now
-            return Lease(old.worker_id, now, unbroken_since)
+            return OwnLease(old.worker_id, now, unbroken_since)
         name = f"{socket.gethostname()}:{os.getpid()}"
         (worker_id,) = JOIN_WORKERS.execute(connection, {"worker_name": name}).fetchone()
-        return Lease(worker_id, now, unbroken_since=now)
+        return OwnLease(worker_id, now, unbroken_since=now)
 
     def _beat(self) -> None:
         """Renew the lease, save progress and repeats, and settle what dead workers left, until closed."""
         while True:
+            if (path := self._connection.lost_file()) is not None:
+                logger.critical("%s was replaced or deleted while in use: nothing more is written, and this ends", path)
+                self.end_service()
+                return
             try:
                 self._write_repeats()
-                if self._writer.run(self._heartbeat()) and self._may_recover():
-                    recover(self._engine)
+                sight: Sight = self._writer.run(self._heartbeat())
+                dead = self._watch.look(sight.leases)
+                if (dead or sight.has_orphans) and self._may_recover():
+                    recover(self._engine, dead)
             except (StorageUnavailable, SQLAlchemyError) as error:
                 logger.warning("A heartbeat of the ledger failed: %s", type(error).__name__)
             except Exception:
@@ -199,6 +225,8 @@ class Ledger:
             self._writer.submit(CountRepeats(team_id, repetitions))
 
     def _heartbeat(self) -> Heartbeat:
+        last_call = self._last_call  # read before the calls: all that were reserved by then are among them
+        running = list(self._calls)
         progress = [
             {"call_id": call.call_id, "new_completion_tokens": arrived}
             for call in list(self._calls.values())
@@ -206,8 +234,14 @@ class Ledger:
         ]
         used, self._tokens_used = self._tokens_used, {}
         # in the order of their ids, since all workers write these rows: in another one they would wait in a circle
-        return Heartbeat(progress, [{"token": token_id, "used_at": at} for token_id, at in sorted(used.items())])
+        tokens_used = [{"token": token_id, "used_at": at} for token_id, at in sorted(used.items())]
+        return Heartbeat(running, last_call, progress, tokens_used)
 
     def _may_recover(self) -> bool:
         """Let the others renew first, after joining or a gap: after an outage of the database all are late."""
         return self._lease is not None and time.monotonic() - self._lease.unbroken_since >= RECOVERY_GRACE_S
+
+
+def _renews(operations: Sequence[LedgerOperation]) -> bool:
+    """Tell whether the lease is renewed with these; a group of nothing has to write something too."""
+    return not operations or any(isinstance(operation, Heartbeat | Probe) for operation in operations)

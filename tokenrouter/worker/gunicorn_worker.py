@@ -167,9 +167,16 @@ class Worker(ThreadWorker):
 
     def handle_quit(self, sig: int, frame: object) -> None:
         """End at once, and the calls with it."""
+        self._ends_at = time.monotonic() + LAST_S
         self._end_calls()
         self.clients.drop_stalled()
         super().handle_quit(sig, frame)
+
+    def seconds_left(self) -> float:
+        """Return how long this worker may still live once it ends; gunicorn's master would then kill it."""
+        if self._ends_at is None:  # nothing was under way
+            return self.cfg.graceful_timeout - PARTING_S
+        return max(LAST_S / 2, self._ends_at - time.monotonic() - LAST_S / 4)
 
     def murder_pending(self) -> None:
         """End the waits of connections that took too long."""

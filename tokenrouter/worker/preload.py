@@ -39,6 +39,13 @@ def prepared_app() -> Flask | None:
     return _app
 
 
+def finish() -> None:
+    """Close the database in gunicorn's master too, once its workers have ended."""
+    if _app is not None:
+        package: Any = importlib.import_module(PACKAGE)
+        package.finish(_app)
+
+
 def _start() -> Flask:
     try:
         return _prepare(may_ask=True)
