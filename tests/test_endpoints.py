@@ -158,7 +158,7 @@ def test_model_has_to_be_named_elsewhere(client: FlaskClient, team: Member, prov
 
 
 @pytest.mark.parametrize("endpoint", BESIDE_CHAT)
-@pytest.mark.parametrize("model", ["gpt-4", "gpt-5-nano", "GPT-5-nano ", "x" * 100_000])
+@pytest.mark.parametrize("model", ["gpt-4", "gpt-5-nan", "GPT-5-nano ", "x" * 100_000])
 def test_model_that_is_not_allowed_is_refused_and_logged(
     client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, model: str
 ):

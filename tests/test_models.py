@@ -10,8 +10,9 @@ import pytest
 from conftest import HELLO, PROVIDER_KEY, TESTER, Member
 from flask.testing import FlaskClient
 from requests_mock import Adapter
+from sending import fetch
 
-from tokenrouter import config, errors, payload, runtime, teams
+from tokenrouter import config, errors, payload, reports, runtime, teams
 from tokenrouter.provider import catalogue
 from tokenrouter.provider import client as provider_client
 from tokenrouter.provider.catalogue import Catalogue
@@ -181,6 +182,15 @@ def test_request_without_a_model_passes_as_it_is_where_all_are_allowed(
         reply.get_data()
     assert reply.status_code == 200
     assert answers.last_request.json() == NAMELESS[endpoint]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"ALLOWED_MODELS": "*", "DEFAULT_MODEL": "a", "PROVIDER_BASE_URL": ROOT}], indirect=True, ids=[""]
+)
+def test_form_without_a_model_passes_where_all_are_allowed(answers: Adapter, client: FlaskClient, team: Member):
+    answers.register_uri("POST", f"{ROOT}/images/edits", json={"data": []})
+    assert fetch(client, team, "images/edits", model=None).status_code == 200
+    assert reports.log_view(reports.newest_calls(None, 1)[0])["model"] == ""
 
 
 @pytest.mark.parametrize("endpoint", NAMELESS)
