@@ -181,7 +181,10 @@ def test_what_must_happen_is_tried_again_before_all_that_came_later(busy: Writer
 def test_what_must_happen_is_tried_until_it_has_happened(writer: Writer, database: Database):
     database.failures = [AWAY] * 8
     assert writer.run(Step("a", must_happen=True)) == "a done"
-    assert [group for group in database.groups if group] == [["a"]] * 9
+    tries = [
+        group for group in database.groups if group
+    ]  # from time to time it is asked for nothing, to see if it writes
+    assert len(tries) > 3 and set(map(tuple, tries)) == {("a",)}
 
 
 def test_what_need_not_happen_fails_at_once_and_leaves_the_order_of_the_rest(busy: Writer, database: Database):
@@ -219,7 +222,7 @@ def test_pauses_between_tries_double_up_to_the_longest(
     monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.1)
     monkeypatch.setattr(module, "LONGEST_PAUSE_S", 1.0)
     sleep_by(pauses.append, monkeypatch)
-    database.failures = [AWAY] * 6
+    database.failures = [AWAY] * 7  # one of them meets the question whether it writes
     (ticket,) = submit(writer, Step("a", must_happen=True))
     assert outcomes([ticket]) == ["a done"]
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0])
@@ -252,8 +255,8 @@ def test_broken_operation_is_found_though_the_database_goes_away_meanwhile(busy:
     database.failures = [None, None, AWAY]
     database.open()
     assert outcomes(tickets) == ["a done", ValueError, "c done"]
-    assert database.groups[:4] == [["first"], ["a", "b", "c"], ["a"], ["a"]]
-    assert database.groups[-1] == ["c"]
+    tries = [group for group in database.groups if group]
+    assert tries[:3] == [["first"], ["a", "b", "c"], ["a"]] and sorted(tries[3:]) == [["a"], ["b"], ["c"]]
 
 
 # Who waits too long
@@ -271,27 +274,28 @@ def test_operation_that_waited_too_long_is_given_up_and_never_happens(
     assert database.groups == [["first"], ["b"]]
 
 
-def test_operation_that_has_begun_is_waited_for(writer: Writer, database: Database, monkeypatch: pytest.MonkeyPatch):
+def test_operation_that_began_and_took_too_long_is_given_up_and_undone(
+    writer: Writer, database: Database, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(module, "RESULT_TIMEOUT_S", 0.05)
     database.close()
-    with ThreadPoolExecutor(1) as pool:
-        result = pool.submit(writer.run, Step("a"))
-        assert eventually(lambda: database.groups == [["a"]])
-        with pytest.raises(TimeoutError):
-            result.result(0.2)
-        database.open()
-        assert result.result(20) == "a done"
+    undo = Step("undo of a", must_happen=True)
+    with pytest.raises(StorageUnavailable):
+        writer.run(Step("a", undone_by=undo))
+    database.open()
+    assert eventually(lambda: database.groups == [["a"], ["undo of a"]])
 
 
-def test_of_many_who_claim_a_ticket_at_once_one_has_it():
-    ticket, together = Ticket(Step("a"), None), threading.Barrier(20)
+def test_of_giving_a_ticket_up_and_finishing_it_at_once_one_succeeds():
+    for _ in range(50):
+        ticket, together = Ticket(Step("a"), None), threading.Barrier(2)
 
-    def claim(_: int) -> bool:
-        together.wait(20)
-        return ticket.claim()
+        def at_once(act: Callable[[], bool], together: threading.Barrier = together) -> bool:
+            together.wait(20)
+            return act()
 
-    with ThreadPoolExecutor(20) as pool:
-        assert sum(pool.map(claim, range(20))) == 1
+        with ThreadPoolExecutor(2) as pool:
+            assert sorted(pool.map(at_once, [ticket.give_up, ticket.finish])) == [False, True]
 
 
 # Work in the caller's thread
