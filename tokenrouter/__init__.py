@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from tokenrouter import admin, api, cli, config, demo, docs, errors, first_start, health, runtime, site, v1
+from tokenrouter import admin, api, cli, config, demo, docs, errors, first_start, health, runtime, site, troubles, v1
 from tokenrouter.admin import sessions
 from tokenrouter.config import ConfigError, Settings
 from tokenrouter.database import connections, schema, statements, tables
@@ -44,6 +44,7 @@ def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
     leaves the first to those commands that need it.
     Raises ConfigError; under a `flask` command it ends the program with that one line instead.
     """
+    troubles.init()
     context = click.get_current_context(silent=True)
     serving = context is None or context.command is run_command
     try:
@@ -106,6 +107,7 @@ def prepare() -> Settings:
     `create_app`. Nothing of it runs or stays open, since they must not share a connection.
     Raises ConfigError.
     """
+    troubles.init()
     settings = first_start.load_for_serving()
     app = _assemble(settings, {})
     _find_secret_key(app)
