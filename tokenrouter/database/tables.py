@@ -1,5 +1,6 @@
 """The tables: columns and facts about one row. Nothing here commits, and only the ledger moves a counter."""
 
+import importlib
 import os
 import sqlite3
 import unicodedata
@@ -340,6 +341,8 @@ def init_app(app: Flask) -> None:
             event.listen(db.engine, "do_connect", _expect_file)
             event.listen(db.engine, "connect", _prepare_sqlite)
             event.listen(db.engine, "begin", _begin_sqlite)
+        else:
+            event.listen(db.engine, "do_connect", _connect_impatiently)
 
 
 def _expect_file(dialect: Dialect, record: Any, arguments: Any, options: Any) -> None:
@@ -347,6 +350,11 @@ def _expect_file(dialect: Dialect, record: Any, arguments: Any, options: Any) ->
     path = arguments[0]
     if path not in ("", ":memory:") and not os.path.exists(path):
         raise sqlite3.OperationalError(f"unable to open database file: there is no {path}")
+
+
+def _connect_impatiently(dialect: Dialect, record: Any, arguments: Any, options: Any) -> Any:
+    postgresql = importlib.import_module("tokenrouter.database.postgresql")  # and psycopg with it, 9 MB
+    return postgresql.ImpatientConnection.connect(*arguments, **options)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
@@ -394,13 +402,15 @@ def writing(engine: Engine, *, durable: bool = True) -> Iterator[Connection]:
 
 def engine_options(url: str) -> dict[str, Any]:
     """Return what the pool and the driver need for this database."""
-    # reads take a connection for microseconds, so few serve many threads
+    # what is not a call's, such as the panel, takes a connection for milliseconds
     options: dict[str, Any] = {"pool_size": 4, "max_overflow": 4, "pool_timeout": BUSY_TIMEOUT_S}
     if url.startswith("postgresql"):
+        # with a worker's readers and its writer that makes six: a server has a hundred for all
+        options |= {"pool_size": 2, "max_overflow": 0}
         options["connect_args"] = {
             "connect_timeout": BUSY_TIMEOUT_S,
             "keepalives_idle": 10,
-            "tcp_user_timeout": 2 * BUSY_TIMEOUT_S * 1000,
+            "tcp_user_timeout": 2 * BUSY_TIMEOUT_S * 1000,  # ImpatientConnection sees to a server that is silent
             "options": f"-c lock_timeout={BUSY_TIMEOUT_S}s -c statement_timeout=60s -c timezone=UTC",
         }
     return options

@@ -39,6 +39,7 @@ from sqlalchemy.orm import aliased
 
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
+from tokenrouter.database.connections import driver_connection
 from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED, STATUSES
 from tokenrouter.database.tables import (
     BY_PROVIDER,
@@ -200,6 +201,9 @@ def _snapshot(engine: Engine) -> Iterator[Connection]:
 def _without_time_limit(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SET LOCAL statement_timeout = 0"))
+        driver: Any = driver_connection(connection)
+        driver.answers_within_s = None
+        connection.detach()  # not back to the pool with this
 
 
 # the log and the daily totals
