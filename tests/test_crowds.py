@@ -295,7 +295,7 @@ def test_heads_that_trickle_cost_next_to_nothing(server: Server, crowd: ExitStac
         for connection in connections:
             connection.sendall(b"a")
         time.sleep(0.01)
-    assert cpu_s(server) - before < 1.0
+    assert cpu_s(server) - before < 0.6  # 1.05 where each byte has the head parsed anew, else 0.23
 
 
 def test_crowd_of_calls_at_once_is_answered_all_the_same(server: Server, tokens: list[str]):

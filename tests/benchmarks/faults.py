@@ -266,11 +266,16 @@ def try_crowd(bench: Bench, times: int) -> Line:
     crowd = [connect(bench.server) for _ in range(times)]
     for at, connection in enumerate(crowd):
         connection.sendall(call if at % 2 else form + b"Content-Length: %d\r\n\r\nabc" % (500 if at % 4 else 2**25))
-    began = time.monotonic()
-    is_well = bench.is_well(bench.bearer_token) and time.monotonic() - began < 1
+    is_well = any(is_soon_well(bench) for _ in range(3))  # what would hang hangs for seconds each time
     for connection in crowd:
         connection.close()
     return Line("a crowd of half bodies", times, times if is_well else 0, 0, off_balance(bench, name))
+
+
+def is_soon_well(bench: Bench) -> bool:
+    """Tell whether an ordinary call works within a second."""
+    began = time.monotonic()
+    return bench.is_well(bench.bearer_token) and time.monotonic() - began < 1
 
 
 def try_successor(bench: Bench, times: int) -> Line:
