@@ -1,12 +1,18 @@
 """Migrations: they make what the models say, from nothing and from every earlier version, and keep what is there."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import click
 import flask_migrate
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from conftest import ROOT
 from flask import Flask
-from sqlalchemy import inspect, text
+from sqlalchemy import create_engine, inspect, make_url, text
 
 from tokenrouter import changes, create_app, ledger, reports, runtime, teams
 from tokenrouter.changes import Actor
@@ -64,6 +70,7 @@ def test_tables_are_those_of_the_models(app: Flask):
 
 @pytest.mark.parametrize("version", VERSIONS[:-1])
 def test_earlier_database_is_brought_up_to_date_and_keeps_everything(unmade: Flask, version: str):
+    schema._make_sqlite_file()
     migrate_to(version)
     with writing(db.engine) as connection:
         for statement in FILLED:
@@ -84,3 +91,28 @@ def test_migrations_can_be_taken_back(app: Flask):
         assert "changes" not in inspect(connection).get_table_names()
     schema.ensure(app)
     assert differences() == []
+
+
+def test_start_waits_for_who_migrates_already_and_says_so(database_url: str, tmp_path: Path):
+    """Longer than any lock is waited for at other times."""
+    environment = os.environ | {"DATABASE_URL": database_url}
+    command = [sys.executable, "-m", "flask", "--app", f"{ROOT}/wsgi.py", "teams", "create", "first"]
+    if database_url.startswith("sqlite"):
+        Path(make_url(database_url).database).touch()
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": 0x746F6B656E})
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        start = subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes)
+        assert "this waits for it" in start.stderr.readline()
+        with pytest.raises(subprocess.TimeoutExpired):
+            start.wait(6)
+        connection.rollback()
+    engine.dispose()
+    out, err = start.communicate(timeout=60)
+    assert start.returncode == 0, err
+    assert out.splitlines()[-1].startswith("tr-")

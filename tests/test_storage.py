@@ -481,7 +481,7 @@ def test_leases_go_by_the_databases_clock(
         assert ask(client, team).status_code == 200
     assert statuses() == ["pending", "pending", "ok"]
     assert len(lease_ends_in_s()) == 3
-    assert all(0 < left <= ledger.books.LEASE_S for left in lease_ends_in_s())
+    assert all(0 < left <= leases.LEASE_S for left in lease_ends_in_s())
 
 
 @pytest.mark.both_databases

@@ -9,8 +9,8 @@ from sqlalchemy import bindparam, or_, select
 
 from tokenrouter.database.connections import Readers
 from tokenrouter.database.statements import Statement
-from tokenrouter.database.tables import ApiToken, Team, UtcDateTime, split_models
-from tokenrouter.errors import InvalidAPIKey
+from tokenrouter.database.tables import ApiToken, Team, UtcDateTime, is_quota, is_yes, split_models
+from tokenrouter.errors import InvalidAPIKey, TeamDisabled
 
 TOKEN_PREFIX = "tr-"
 SHOWN_CHARACTERS = 8
@@ -29,7 +29,7 @@ class Caller:
 
 
 FIND_CALLER = Statement(
-    select(Team.id, Team.name, ApiToken.id, ApiToken.prefix, Team.active, Team.models)
+    select(Team.id, Team.name, ApiToken.id, ApiToken.prefix, Team.active, Team.models, Team.quota_tokens)
     .join(Team, Team.id == ApiToken.team_id)
     .where(
         ApiToken.token_hash == bindparam("token_hash"),
@@ -60,7 +60,7 @@ def authenticate(readers: Readers, authorization: str | None) -> Caller:
     """Return whose token an Authorization header bears.
 
     The database is asked on every call, so that a revoked token is refused by every worker from then on.
-    Raises InvalidAPIKey and StorageUnavailable.
+    Raises InvalidAPIKey, StorageUnavailable, and TeamDisabled where the team's row cannot be read.
     """
     bearer_token = bearer_token_from(authorization)
     if bearer_token is None:
@@ -68,5 +68,17 @@ def authenticate(readers: Readers, authorization: str | None) -> Caller:
     row = readers.one(FIND_CALLER, {"token_hash": token_hash(bearer_token), "now": datetime.now(UTC)})
     if row is None:
         raise InvalidAPIKey
-    team_id, team_name, token_id, prefix, active, models = row
-    return Caller(team_id, team_name, token_id, prefix, bool(active), split_models(models))
+    team_id, team_name, token_id, prefix, active, models, quota_tokens = row
+    _check_readable(active, quota_tokens)
+    return Caller(team_id, str(team_name), token_id, prefix, bool(active), split_models(models))
+
+
+def _check_readable(active: object, quota_tokens: object) -> None:
+    """Raise TeamDisabled where somebody wrote into the database by hand what nobody can read."""
+    fields = {"active": is_yes(active) is not None, "quota_tokens": is_quota(quota_tokens)}
+    for name, is_readable in fields.items():
+        if not is_readable:
+            raise TeamDisabled(
+                f"This team's {name} cannot be read: somebody edited it in the database. Who administers this service "
+                f"can set it again, by the panel or by `flask teams update`."
+            )

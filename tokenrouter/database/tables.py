@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, String, event, text
+from sqlalchemy import JSON, BigInteger, Boolean, DateTime, ForeignKey, Index, Integer, String, event, text
 from sqlalchemy.engine import Connection, Dialect, Engine, Row
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.ext.hybrid import hybrid_property
@@ -65,6 +65,56 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class UnreadableNumber(int):
+    """What stands in a column of numbers and is none, as SQLite takes it from whoever edits a file: it counts as 0."""
+
+    def __new__(cls, value: object) -> "UnreadableNumber":
+        """Keep the value, to be shown."""
+        made = super().__new__(cls, 0)
+        made.value = value
+        return made
+
+    value: object
+
+    def __str__(self) -> str:
+        return f"{self.value!r}, not a number"
+
+    def __format__(self, specification: str) -> str:
+        return str(self)
+
+
+class Tokens(TypeDecorator[int]):
+    """A number of tokens, which may be something else where it was edited by hand."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_result_value(self, value: object, dialect: Dialect) -> int | None:
+        """Return the number, or what stands there in its place."""
+        return value if is_quota(value) else UnreadableNumber(value)  # type: ignore[return-value]
+
+
+def is_quota(value: object) -> bool:
+    """Tell whether a quota can be read, as a database has it."""
+    return value is None or (isinstance(value, int) and value >= 0)
+
+
+class Flag(TypeDecorator[bool]):
+    """A yes or no; what is neither, where it was edited by hand, is a no."""
+
+    impl = Boolean
+    cache_ok = True
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        """Read 1 and true alone as a yes; Boolean's own would take any text for one."""
+        return lambda value: is_yes(value) is True
+
+
+def is_yes(value: object) -> bool | None:
+    """Read a flag as a database has it; None where it is neither yes nor no."""
+    return bool(value) if isinstance(value, int) and value in (0, 1) else None
+
+
 # SQLite counts rows up by itself only in a column that is exactly INTEGER.
 RowId = BigInteger().with_variant(Integer, "sqlite")
 
@@ -95,8 +145,8 @@ class Team(Base):
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     name: Mapped[str] = mapped_column(String(NAME_LENGTH))
-    quota_tokens: Mapped[int | None] = mapped_column(BigInteger)
-    active: Mapped[bool] = mapped_column(default=True, server_default=text("true"))
+    quota_tokens: Mapped[int | None] = mapped_column(Tokens)
+    active: Mapped[bool] = mapped_column(Flag, default=True, server_default=text("true"))
     models: Mapped[str | None]  # names and prefixes separated by commas; None means ALLOWED_MODELS alone decides
     settled_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reset_mark_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
@@ -136,7 +186,7 @@ def split_models(models: str | None) -> tuple[str, ...] | None:
     """Read a team's `models` column, which people may have written by hand."""
     if models is None:
         return None
-    return tuple(name.strip() for name in models.split(",") if name.strip())
+    return tuple(name.strip() for name in str(models).split(",") if name.strip())
 
 
 class ApiToken(Base):

@@ -31,11 +31,13 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    type_coerce,
     update,
 )
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import aliased
+from sqlalchemy.types import NullType
 
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
@@ -52,6 +54,8 @@ from tokenrouter.database.tables import (
     Team,
     UsageDaily,
     Worker,
+    is_quota,
+    is_yes,
     writing,
 )
 from tokenrouter.errors import ModelNotFound, TeamDisabled
@@ -64,6 +68,7 @@ MOST_LINES = 100  # of one kind
 
 REPAIR = "`flask usage repair` sets it to what the log says"
 RESTORE = "somebody changed the log by hand: restore it from a backup, or let the administrator decide what is true"
+UPDATE = "its calls are refused until `flask teams update` or the panel sets it again"
 START = "start the service: it settles the call within a minute"
 RESTART = "restart the service: it settles the call within a minute"
 
@@ -361,6 +366,14 @@ def _check_counters(connection: Connection, compared: Comparison, found: Verific
     held, resets = _held(connection), _resets(connection)
     teams = connection.execute(select(Team.__table__).order_by(Team.id)).all()
     unproven = 0
+    names = {team.id: team.name for team in teams}
+    raw = select(Team.id, type_coerce(Team.active, NullType()), type_coerce(Team.quota_tokens, NullType()))
+    for team_id, active, quota_tokens in connection.execute(raw):
+        name = names[team_id]
+        if is_yes(active) is None:
+            found.add(name, f"active is {active!r}, neither yes nor no", UPDATE)
+        if not is_quota(quota_tokens):
+            found.add(name, f"quota_tokens is {quota_tokens!r}, not a number", UPDATE)
     for team in teams:
         settled, mark = team.settled_tokens, team.reset_mark_tokens
         logged, holds = compared.charged[team.id] + compared.before_log[team.id], held.get(team.id, 0)
@@ -383,7 +396,7 @@ def _check_counters(connection: Connection, compared: Comparison, found: Verific
         found.notes.append(
             f"Resets of {unproven} teams from before changes were recorded cannot be proven; what was since then is."
         )
-    return {team.id: team.name for team in teams}
+    return names
 
 
 # single calls

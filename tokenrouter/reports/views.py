@@ -7,7 +7,16 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from tokenrouter.database.tables import AnyRow, ApiToken, ManagementToken, RequestLog, Team, UsageDaily, db
+from tokenrouter.database.tables import (
+    AnyRow,
+    ApiToken,
+    ManagementToken,
+    RequestLog,
+    Team,
+    UnreadableNumber,
+    UsageDaily,
+    db,
+)
 
 DAYS_SHOWN = 30
 
@@ -24,13 +33,18 @@ def team_view(team: Team) -> dict[str, Any]:
     return {
         "id": team.id,
         "name": team.name,
-        "quota_tokens": team.quota_tokens,
+        "quota_tokens": shown_number(team.quota_tokens),
         "used_tokens": team.used_tokens,
         "held_tokens": team.held_tokens,
         "remaining_tokens": team.remaining_tokens,
         "active": team.active,
         "models": None if team.model_patterns is None else list(team.model_patterns),
     }
+
+
+def shown_number(number: int | None) -> int | str | None:
+    """Return a number, or the text that stands in its place where somebody edited it by hand."""
+    return str(number) if isinstance(number, UnreadableNumber) else number
 
 
 def token_view(token: ApiToken) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import re
 from decimal import Decimal
 
+from tokenrouter.database.tables import UnreadableNumber
 from tokenrouter.errors import InvalidRequest
 
 MOST_QUOTA_TOKENS = 10**15
@@ -52,6 +53,8 @@ def format_quota(quota_tokens: int | None) -> str:
     """Write a quota as `parse_quota` reads it: `2.5M` where two decimals tell all of it, else `2,500,001`."""
     if quota_tokens is None:
         return UNLIMITED
+    if isinstance(quota_tokens, UnreadableNumber):
+        return str(quota_tokens)
     for suffix, size in SHORT_FORMS:
         if quota_tokens >= size:
             number = Decimal(quota_tokens) / size
