@@ -18,7 +18,7 @@ from werkzeug.test import TestResponse
 
 from tokenrouter import reports
 from tokenrouter.errors import InvalidRequest
-from tokenrouter.metering.prompts import IMAGE_TOKENS
+from tokenrouter.metering.media import IMAGE, tokens_of_files
 from tokenrouter.relay import uploads
 from tokenrouter.relay.uploads import Upload
 from tokenrouter.standin import StandInProvider
@@ -174,7 +174,7 @@ def test_form_endpoint_takes_json_too_and_the_provider_judges_it(
     body = {"model": MODEL, "images": [{"image_url": "data:image/png;base64,AAAA"}], "prompt": "A cat"}
     client.post("/v1/images/edits", json=body, headers=team.headers)
     assert provider.calls[0].json == body
-    assert reports.newest_calls(None, 1)[0].held_tokens < IMAGE_TOKENS + 100
+    assert reports.newest_calls(None, 1)[0].held_tokens < tokens_of_files(IMAGE, 1, 0) + 100
 
 
 def test_json_endpoint_takes_no_form(client: FlaskClient, team: Member, provider: StandInProvider):
@@ -204,7 +204,7 @@ def test_form_arrives_byte_for_byte(
 def test_every_file_counts_to_the_prompt(client: FlaskClient, team: Member):
     images = [(b'name="image[]"; filename="a"', b"x")] * 3
     client.post("/v1/images/edits", data=form(*images, MODEL_PART), content_type=TYPE, headers=team.headers)
-    assert reports.newest_calls(None, 1)[0].held_tokens == 3 * IMAGE_TOKENS + 1
+    assert reports.newest_calls(None, 1)[0].held_tokens == tokens_of_files(IMAGE, 3, 0) + 1
 
 
 def test_upload_is_sent_again_after_a_connection_that_was_closed_meanwhile(
