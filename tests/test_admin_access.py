@@ -317,7 +317,7 @@ def test_every_form_without_its_csrf_token_is_refused(app: Flask, panel: Panel, 
 
 
 @pytest.mark.parametrize("number", [0, 10**30])
-def test_every_address_with_a_number_that_nothing_has_says_so(app: Flask, panel: Panel, number: int):
+def test_page_of_an_unknown_number_says_so(app: Flask, panel: Panel, number: int):
     for rule in panel_rules(app):
         if "<int:" not in rule.rule:
             continue
@@ -327,7 +327,7 @@ def test_every_address_with_a_number_that_nothing_has_says_so(app: Flask, panel:
         assert "GET" not in rule.methods or panel.get(address(rule, number=number)).status_code == 404, rule
 
 
-def test_forms_with_nothing_in_them_break_nothing(app: Flask, panel: Panel, team: Member):
+def test_empty_forms_break_nothing(app: Flask, panel: Panel, team: Member):
     for rule in panel_rules(app):
         if "POST" in rule.methods and rule.endpoint != "admin.logout_view":
             assert panel.post(address(rule, number=team.team.id)).status_code < 500, rule

@@ -3,24 +3,23 @@
 import csv
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import openai
 import pytest
-import requests
 from adminclient import NASTY_NAMES, PAGES, PASSWORD
-from browser import DESKTOP, SIZES, Visitor, running_browser
-from conftest import PROVIDER_KEY, Server, hello, running_server
+from browser import DESKTOP, SIZES, Visitor, windows
+from conftest import Server, hello
 from openai import OpenAI
 from playwright.sync_api import Browser, expect
+from serving import post, running_service
 
 from tokenrouter import create_app, runtime, teams
 from tokenrouter.changes import Actor
 from tokenrouter.config import SETTINGS
-from tokenrouter.standin import StandInProvider
 
 pytestmark = pytest.mark.slow
 
@@ -29,39 +28,17 @@ LOOKS = [("desktop", "light"), ("phone", "dark")]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A gunicorn for all tests of this file."""
-    folder = tmp_path_factory.mktemp("service")
-    with StandInProvider(api_key=PROVIDER_KEY) as provider:
-        settings = {
-            "PROVIDER_API_KEY": PROVIDER_KEY,
-            "PROVIDER_BASE_URL": provider.base_url,
-            "DATABASE_URL": f"sqlite:///{folder / 'tokenrouter.db'}",
-            "SECRET_KEY": "secret-key-for-tests",
-            "ADMIN_PASSWORD": PASSWORD,
-        }
-        with running_server(settings, folder) as server:
-            yield server
+    with running_service(tmp_path_factory.mktemp("service")) as service:
+        yield service.server
 
 
 @pytest.fixture
-def visit(browser: Browser, service: Server):
+def visit(browser: Browser, service: Server) -> Iterator[Callable[..., Visitor]]:
     """Open a window on the panel."""
-    contexts = []
-
-    def visit(**options: object) -> Visitor:
-        contexts.append(browser.new_context(locale="en-GB", timezone_id="Asia/Kolkata", **options))
-        return Visitor(contexts[-1], service.url)
-
-    yield visit
-    for context in contexts:
-        context.close()
+    with windows(browser, service.url, locale="en-GB", timezone_id="Asia/Kolkata") as visit:
+        yield visit
 
 
 @pytest.fixture
@@ -186,13 +163,7 @@ def furnished(service: Server) -> Iterator[Server]:
 
 
 def _send(service: Server, token: str, directives: str, **fields: object) -> None:
-    call = requests.post(
-        f"{service.url}/v1/chat/completions",
-        json=hello(directives, stream=True, **fields),
-        headers={"Authorization": f"Bearer {token}"},
-        timeout=20,
-    )
-    assert call.headers["x-request-id"]
+    assert post(service, token, hello(directives, stream=True, **fields)).headers["x-request-id"]
 
 
 @pytest.mark.parametrize(("size", "scheme"), LOOKS)

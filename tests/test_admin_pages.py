@@ -23,7 +23,7 @@ from tokenrouter.standin import StandInProvider
 BY = Actor("cli", "test")
 
 
-def test_dashboard_tells_use_nearness_failures_and_flight(panel: Panel, new_team, client: FlaskClient):
+def test_dashboard_shows_used_up_quotas_failures_and_calls_in_flight(panel: Panel, new_team, client: FlaskClient):
     near = new_team("near", quota_tokens=1100)
     chat(client, near)
     failed = chat(client, near, "status=500")
@@ -107,7 +107,7 @@ def test_calls_are_found_by_their_team_whatever_its_name_is_now(panel: Panel, te
         f"model={'x' * 3000}",
     ],
 )
-def test_nothing_fits_a_filter_that_means_nothing(panel: Panel, team: Member, client: FlaskClient, query: str):
+def test_filter_that_no_call_can_fit_shows_nothing(panel: Panel, team: Member, client: FlaskClient, query: str):
     chat(client, team)
     assert panel.get(f"/admin/logs/?{query}").status_code == 200
     assert shown_calls(panel, query) == []
@@ -133,7 +133,7 @@ def test_dates_are_meant_in_the_readers_time_zone(panel: Panel, team: Member, cl
     ("query", "told"),
     [("team=nobody", "There is no team &#39;nobody&#39;."), ("since=yesterday", "A date is written as")],
 )
-def test_filter_that_cannot_be_meant_shows_nothing_and_says_why(panel: Panel, team, client, query: str, told: str):
+def test_filter_that_is_not_understood_shows_nothing_and_says_why(panel: Panel, team, client, query: str, told: str):
     chat(client, team)
     page = panel.get(f"/admin/logs/?{query}")
     assert told in page.text and shown_calls(panel, query) == []

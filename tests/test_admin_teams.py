@@ -217,7 +217,7 @@ def test_bulk_action_on_a_team_that_was_deleted_meanwhile_says_so(panel: Panel, 
     assert "What you selected was deleted meanwhile." in panel.messages()
 
 
-def test_name_does_not_turn_the_sentence_that_tells_of_it(panel: Panel, new_team):
+def test_sentence_about_a_team_keeps_its_order_whatever_the_name(panel: Panel, new_team):
     member = new_team("\u05d0\u05d1\u05d2")
     panel.post(team_path(member.team.id, "quota"), {"quota": "5"})
     assert "The quota of “<bdi>\u05d0\u05d1\u05d2</bdi>” is now 5." in panel.get("/admin/teams/").text

@@ -8,10 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 import requests
-from conftest import PROVIDER_KEY, Server, eventually, hello, running_server
+from conftest import Server, eventually, hello, running_server
 from rawhttp import chat_request, connect, read_all
-
-from tokenrouter.standin import StandInProvider
+from serving import post, running_service
 
 pytestmark = pytest.mark.slow
 
@@ -19,37 +18,16 @@ SOON_S = 1.0
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[StandInProvider]:
-    with StandInProvider(api_key=PROVIDER_KEY) as provider:
-        yield provider
-
-
-@pytest.fixture(scope="module")
-def small(provider: StandInProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One worker with 8 places and 24 threads."""
     folder = tmp_path_factory.mktemp("small")
-    settings = {
-        "PROVIDER_API_KEY": PROVIDER_KEY,
-        "PROVIDER_BASE_URL": provider.base_url,
-        "DATABASE_URL": f"sqlite:///{folder / 'tokenrouter.db'}",
-        "SECRET_KEY": "secret-key-for-tests",
-        "ADMIN_PASSWORD": "admin-password-for-tests",
-        "WEB_CONCURRENCY": "1",
-        "THREADS": "8",
-        "TEAM_CALLS": "6",
-    }
-    with running_server(settings, folder) as server:
-        yield server
+    with running_service(folder, WEB_CONCURRENCY="1", THREADS="8", TEAM_CALLS="6") as service:
+        yield service.server
 
 
 @pytest.fixture(scope="module")
 def tokens(small: Server) -> tuple[str, str]:
     return small.create_team("one"), small.create_team("two")
-
-
-def post(server: Server, bearer_token: str, body: dict[str, object], **options: object) -> requests.Response:
-    headers = {"Authorization": f"Bearer {bearer_token}"}
-    return requests.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=30, **options)
 
 
 def within(seconds: float, call: Callable[[], requests.Response]) -> requests.Response:
@@ -172,9 +150,7 @@ def test_answer_reaches_a_client_that_sends_on_and_on(small: Server, tokens: tup
     assert b"413" in got.split(b"\r\n")[0]
 
 
-def test_worker_with_idle_and_half_sent_connections_ends_soon(
-    provider: StandInProvider, small: Server, tmp_path, tokens: tuple[str, str]
-):
+def test_worker_with_idle_and_half_sent_connections_ends_soon(small: Server, tmp_path, tokens: tuple[str, str]):
     with running_server({**small.environment}, tmp_path) as server, ExitStack() as crowd:
         for sent in (b"", b"GET", half_a_head(tokens[0])):
             for _ in range(10):

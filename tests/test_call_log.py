@@ -91,7 +91,7 @@ def test_pages_lead_to_the_oldest_call_and_back(ten: list[int]):
     assert (ids(back), back.before_id) == (ten[3:6], ten[5])
 
 
-def test_page_up_to_the_newest_is_full(ten: list[int]):
+def test_newest_page_reached_by_going_back_is_a_full_one(ten: list[int]):
     page = reports.calls_page(CallFilter(), after_id=ten[2], limit=3)
     assert (ids(page), page.after_id, page.before_id) == (ten[:3], None, ten[2])
 
@@ -110,7 +110,7 @@ def test_empty_log_has_one_empty_page(app: Flask):
 
 @both_databases
 @pytest.mark.parametrize("number", [0, -1, 10**30, -(10**30)])
-def test_ids_that_cannot_be_are_no_crash(ten: list[int], number: int):
+def test_impossible_ids_find_nothing_and_break_nothing(ten: list[int], number: int):
     for filter in (CallFilter(), CallFilter(model="m"), CallFilter(team_id=1)):
         assert set(ids(reports.calls_page(filter, before_id=number))) <= set(ten)
         assert set(ids(reports.calls_page(filter, after_id=number))) <= set(ten)
@@ -228,7 +228,9 @@ def test_deleted_teams_calls_are_found(mixed: list[int]):
         (None, -100, []),
     ],
 )
-def test_dates_are_from_and_before(ten: list[int], since: float | None, until: float | None, numbers: range):
+def test_calls_are_found_from_one_date_on_and_before_another(
+    ten: list[int], since: float | None, until: float | None, numbers: range
+):
     filter = CallFilter(
         since=None if since is None else BEGIN + since * MINUTE, until=None if until is None else BEGIN + until * MINUTE
     )
@@ -242,7 +244,7 @@ def test_dates_are_from_and_before(ten: list[int], since: float | None, until: f
     ("zone", [UTC, datetime.fromisoformat("2026-01-01T00:00+14:00").tzinfo]),
     BOTH_DATABASES,
 )
-def test_dates_at_the_ends_of_time_are_no_crash(ten: list[int], moment: datetime, zone: Any):
+def test_dates_at_the_ends_of_time_are_dates_like_others(ten: list[int], moment: datetime, zone: Any):
     moment = moment.replace(tzinfo=zone)
     assert found(CallFilter(since=moment)) == (ten if moment.year == 1 else [])
     assert found(CallFilter(until=moment)) == ([] if moment.year == 1 else ten)
@@ -422,7 +424,7 @@ def test_pending_call_tells_how_far_it_has_come(app: Flask, team: Member):
     assert (row.status, row.prompt_tokens, row.completion_tokens, row.held_tokens) == ("pending", 10, 7, 100)
 
 
-def test_call_that_is_not_there_is_none(app: Flask):
+def test_call_that_does_not_exist_is_none(app: Flask):
     assert reports.call(1) is None
 
 

@@ -216,7 +216,7 @@ def test_page_may_be_of_one_team(seven: list[int], new_team: Callable[..., Membe
 
 @both_databases
 @pytest.mark.parametrize("number", [0, -5, 10**30, -(10**30)])
-def test_ids_that_cannot_be_are_no_crash(seven: list[int], number: int):
+def test_impossible_ids_find_nothing_and_break_nothing(seven: list[int], number: int):
     changes.page(before_id=number, limit=3)
     changes.page(after_id=number, limit=3)
     assert changes.page(team_id=number).rows == []

@@ -1,5 +1,6 @@
 """Connections to the provider: used again after clean answers, and by no call where something is left of another's."""
 
+import select
 import socket
 import ssl
 import threading
@@ -7,9 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import trustme
+from pairs import by_pairs
+from rawhttp import RawProvider
 
 from tokenrouter import config
 from tokenrouter.errors import ProviderTimeout
@@ -29,49 +33,24 @@ ANSWERS: dict[str, Callable[[bytes], bytes]] = {
 Write = Callable[[Any], object]
 
 
-class Listener:
+class Listener(RawProvider):
     """A provider that makes the writes of a list for every request, plain or by TLS."""
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
+        super().__init__(context)
         self.writes: Callable[[int], list[bytes] | list[bytes | Write]]  # for the nth request of all
-        self.connections = 0
         self.received: list[bytes] = []
         self.has_written = threading.Event()
-        self.context = context
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        scheme = "https" if context else "http"
-        self.url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}/v1"
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
 
-    def stop(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(5)
-            assert not thread.is_alive()
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a write has arrived once it is made
-            self.connections += 1
-            self._threads.append(threading.Thread(target=self._serve, args=(connection,)))
-            self._threads[-1].start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with self.context.wrap_socket(connection, server_side=True) if self.context else connection as stream:
-            try:
-                while data := stream.recv(65536):
-                    self.received.append(data)
-                    for write in self.writes(len(self.received)):
-                        stream.sendall(write) if isinstance(write, bytes) else write(stream)
-                    self.has_written.set()
-            except OSError:
-                return  # the other side closed, since it wants no more
+    def answer(self, connection: socket.socket, number: int) -> None:
+        try:
+            while data := connection.recv(65536):
+                self.received.append(data)
+                for write in self.writes(len(self.received)):
+                    connection.sendall(write) if isinstance(write, bytes) else write(connection)
+                self.has_written.set()
+        except OSError:
+            return  # the other side closed, since it wants no more
 
 
 TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
@@ -93,9 +72,8 @@ def listener(
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.maximum_version = request.param
         authority.issue_cert("127.0.0.1").configure_cert(context)
-    listener = Listener(context)
-    yield listener
-    listener.stop()
+    with Listener(context) as listener:
+        yield listener
 
 
 @pytest.fixture
@@ -136,9 +114,13 @@ WAYS: dict[str, Callable[[bytes, bytes], list[bytes]]] = {
 }
 
 
-@pytest.mark.parametrize("framing", ANSWERS)
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("surplus", SURPLUS)
+@by_pairs(
+    ("framing", list(ANSWERS)),
+    ("way", list(WAYS)),
+    ("surplus", list(SURPLUS)),
+    ("listener", [None, TLS_1_3]),
+    indirect=["listener"],
+)
 def test_what_comes_behind_an_answer_reaches_no_other_call(
     own: Provider, listener: Listener, framing: str, way: str, surplus: str
 ):
@@ -198,6 +180,57 @@ def test_cut_link_ends_the_wait_for_an_answer_that_began(own: Provider, listener
         chunks = reply.chunks()
         assert next(chunks) == b"data: 1\n\n"
         threading.Timer(0.05, link.cut, [ProviderTimeout("Cut.")]).start()
+        with pytest.raises(ProviderTimeout, match="Cut"):
+            next(chunks)
+    is_over.set()
+
+
+@pytest.fixture
+def tls_proxy(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
+    """A proxy behind TLS, through which all that goes by TLS has to go."""
+
+    def tunnel(stream: ssl.SSLSocket) -> None:
+        with socket.create_connection(("127.0.0.1", urlsplit(listener.url).port)) as far:
+            while True:
+                for one, other in ((stream, far), (far, stream)):
+                    if one in select.select([stream, far], [], [])[0]:
+                        data = one.recv(65536)
+                        if not data:
+                            return
+                        other.sendall(data)
+
+    proxy = Listener(listener.context)
+    proxy.writes = lambda nth: [b"HTTP/1.1 200 OK\r\n\r\n", tunnel]
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+def tunnelled(listener: Listener, tls_proxy: Listener) -> Iterator[Provider]:
+    with closing(Provider(config.load({"PROVIDER_API_KEY": "k", "PROVIDER_BASE_URL": listener.url}))) as own:
+        yield own
+
+
+@pytest.mark.parametrize("listener", [TLS_1_3], indirect=True, ids=[""])
+def test_provider_behind_a_proxy_behind_tls_is_reached_by_one_connection(
+    tunnelled: Provider, listener: Listener, tls_proxy: Listener
+):
+    listener.writes = lambda nth: [ANSWERS["length"](b"answer %d" % nth)]
+    assert [call(tunnelled, listener) for _ in range(3)] == ["answer 1", "answer 2", "answer 3"]
+    assert (listener.connections, tls_proxy.connections) == (1, 1)
+
+
+@pytest.mark.parametrize("listener", [TLS_1_3], indirect=True, ids=[""])
+def test_call_through_a_proxy_behind_tls_can_be_cut(tunnelled: Provider, listener: Listener):
+    link, is_over = ProviderLink(), threading.Event()
+    listener.writes = lambda nth: [ANSWERS["events"](b"1")[:-5], lambda stream: is_over.wait(5)]
+    with closing(tunnelled.post("/chat/completions", b"{}", {}, link)) as reply:
+        chunks = reply.chunks()
+        assert next(chunks) == b"data: 1\n\n"
+        assert link.cut(ProviderTimeout("Cut."))
         with pytest.raises(ProviderTimeout, match="Cut"):
             next(chunks)
     is_over.set()

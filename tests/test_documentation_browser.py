@@ -4,31 +4,18 @@ import json
 from collections.abc import Callable, Iterator
 
 import pytest
-from browser import DESKTOP, SIZES, Visitor, running_browser
+from browser import DESKTOP, SIZES, Visitor, windows
 from conftest import Server
 from playwright.sync_api import Browser, Locator, Page, expect
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as browser:
-        yield browser
-
-
 @pytest.fixture
 def visit(browser: Browser, server: Server) -> Iterator[Callable[..., Visitor]]:
     """Open a window on the pages."""
-    contexts = []
-
-    def visit(**options: object) -> Visitor:
-        contexts.append(browser.new_context(**options))
-        return Visitor(contexts[-1], server.url)
-
-    yield visit
-    for context in contexts:
-        context.close()
+    with windows(browser, server.url) as visit:
+        yield visit
 
 
 def authorize(page: Page, kind: str, token: str) -> None:

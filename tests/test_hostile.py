@@ -169,7 +169,7 @@ def test_integer_of_64_bits_arrives_exactly(client: FlaskClient, team: Member, p
     assert str(number).encode() in provider.calls[0].body
 
 
-def test_long_digits_in_a_text_or_a_fraction_are_no_integer(
+def test_long_digits_in_a_text_or_a_fraction_are_not_taken_for_an_integer(
     client: FlaskClient, team: Member, provider: StandInProvider
 ):
     fields = {"user": "1" * 400, "temperature": 0.1234567890123456789}
@@ -203,7 +203,7 @@ def test_compressed_body_is_refused(
     assert "Content-Encoding" in reply.json["error"]["message"]
 
 
-def test_encoding_may_be_said_to_be_none(client: FlaskClient, team: Member):
+def test_body_that_calls_itself_uncompressed_is_taken(client: FlaskClient, team: Member):
     data = json.dumps(body_of("chat/completions")).encode()
     assert post_raw(client, team, "chat/completions", data, Content_Encoding="identity").status_code == 200
 

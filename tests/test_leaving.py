@@ -4,19 +4,18 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
 
 import pytest
-import requests
-from conftest import PROVIDER_KEY, TESTER, Member, Server, eventually, hello, running_server, stored
+from conftest import TESTER, Member, Server, eventually, hello, running_server, stored
 from flask import Flask
-from rawhttp import chat_request, connect, reset
+from rawhttp import chat_request, connect, deaf_port, read_until, reset
+from serving import Service, post, running_service
 from sqlalchemy import Row, select
 
 from tokenrouter import create_app, ledger, runtime, teams
 from tokenrouter.database.tables import RequestLog, db
 from tokenrouter.metering.prompts import read_chat_prompt
-from tokenrouter.standin import StandInProvider
 
 pytestmark = pytest.mark.slow
 
@@ -42,49 +41,34 @@ def leave_half(connection: socket.socket) -> None:
 WAYS = {"closed": socket.socket.close, "reset": reset, "half-closed": leave_half}
 
 
-@dataclass
-class Service:
-    """A gunicorn, its provider, and an app of this process on the same database."""
-
-    server: Server
-    provider: StandInProvider
-    app: Flask
-    settings: dict[str, str]
-
-
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("leaving")
-    with StandInProvider(api_key=PROVIDER_KEY) as provider:
-        settings = {
-            "PROVIDER_API_KEY": PROVIDER_KEY,
-            "PROVIDER_BASE_URL": provider.base_url,
-            "DATABASE_URL": f"sqlite:///{folder / 'tokenrouter.db'}",
-            "SECRET_KEY": "secret-key-for-tests",
-            "ADMIN_PASSWORD": "admin-password-for-tests",
-            "WEB_CONCURRENCY": "1",
-            "PROVIDER_READ_TIMEOUT": "30",
-        }
-        with running_server(settings, folder) as server:
-            app = create_app(settings)
-            with app.app_context():
-                warm = Member(*teams.create("warm", by=TESTER))
-            # the first count of a worker loads the tokenizer's tables, which takes a second of CPU
-            url = f"{server.url}/v1/chat/completions"
-            requests.post(url, json=hello("usage=none"), headers=warm.headers, timeout=30).raise_for_status()
-            yield Service(server, provider, app, settings)
-            runtime.close(app)
+    with running_service(folder, WEB_CONCURRENCY="1", PROVIDER_READ_TIMEOUT="30") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def app(service: Service) -> Iterator[Flask]:
+    """An app of this process on the service's database, whose worker has counted before."""
+    app = create_app(service.settings)
+    with app.app_context():
+        warm = Member(*teams.create("warm", by=TESTER))
+    # the first count of a worker loads the tokenizer's tables, which takes a second of CPU
+    post(service.server, warm.bearer_token, hello("usage=none")).raise_for_status()
+    yield app
+    runtime.close(app)
 
 
 names = (f"team {number}" for number in range(10**9))
 
 
 @pytest.fixture
-def new_members(service: Service) -> Iterator[Callable[[int], list[Member]]]:
+def new_members(service: Service, app: Flask) -> Iterator[Callable[[int], list[Member]]]:
     """Make teams, whose rows of the log are those of one test."""
     service.provider.calls.clear()
     service.provider.aborted = 0
-    with service.app.app_context():
+    with app.app_context():
         yield lambda count: [Member(*teams.create(next(names), 10_000_000, by=TESTER)) for _ in range(count)]
 
 
@@ -138,9 +122,7 @@ def test_client_that_sends_its_next_request_ahead_has_not_left(service: Service,
         connection.sendall(request)
         assert eventually(lambda: service.provider.calls)
         connection.sendall(request)
-        got = b""
-        while got.count(b'"usage"') < 2:
-            got += connection.recv(65536)
+        got = read_until(connection, b'"usage"', times=2)
     assert eventually(lambda: [row.status for row in rows_of(member)] == ["ok", "ok"])
     assert got.count(b"HTTP/1.1 200") == 2
 
@@ -154,28 +136,13 @@ def test_connection_to_the_provider_is_used_again_after_others_left(service: Ser
     assert eventually(lambda: [row.status for row in rows_of(member)] == ["ok"] * 3)
 
 
-@pytest.fixture
-def deaf_port() -> Iterator[int]:
-    """A port on which connecting takes for ever, since nobody takes what waits there."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
-        address = listener.getsockname()
-        waiting = [socket.socket() for _ in range(4)]
-        for each in waiting:
-            each.setblocking(False)
-            each.connect_ex(address)
-        yield address[1]
-        for each in waiting:
-            each.close()
-
-
 def test_client_that_leaves_while_connecting_is_booked_and_its_request_never_sent(
-    service: Service, member: Member, deaf_port: int, tmp_path
+    service: Service, member: Member, tmp_path
 ):
-    settings = service.settings | {
-        "PROVIDER_BASE_URL": f"http://127.0.0.1:{deaf_port}/v1",
-        "PROVIDER_CONNECT_TIMEOUT": "4",
-    }
-    with running_server(settings, tmp_path) as server:
+    with ExitStack() as running:
+        url = f"http://127.0.0.1:{running.enter_context(deaf_port())}/v1"
+        settings = service.settings | {"PROVIDER_BASE_URL": url, "PROVIDER_CONNECT_TIMEOUT": "4"}
+        server = running.enter_context(running_server(settings, tmp_path))
         connection = connect(server)
         connection.sendall(chat_request(member.bearer_token, hello()))
         assert eventually(lambda: rows_of(member))
@@ -198,15 +165,6 @@ def impatient(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield server
 
 
-def small_window(server: Server) -> socket.socket:
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.settimeout(30)
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    connection.connect((host, int(port)))
-    return connection
-
-
 def open_sockets(server: Server) -> int:
     """Count the sockets that the worker has."""
     (worker,) = server.worker_pids()
@@ -225,7 +183,7 @@ def _sockets(pid: int) -> Iterator[str]:
 
 def test_client_that_reads_nothing_is_let_go(service: Service, member: Member, impatient: Server):
     before = open_sockets(impatient)
-    with small_window(impatient) as connection:
+    with connect(impatient, receive_buffer=4096) as connection:
         body = hello("words=20000 burst=1", stream=True)
         connection.sendall(chat_request(member.bearer_token, body))
         assert eventually(lambda: is_settled(member), 15)
@@ -237,7 +195,7 @@ def test_client_that_reads_nothing_is_let_go(service: Service, member: Member, i
 
 def test_client_that_does_not_read_an_answer_is_let_go(service: Service, member: Member, impatient: Server):
     before = open_sockets(impatient)
-    with small_window(impatient) as connection:
+    with connect(impatient, receive_buffer=4096) as connection:
         connection.sendall(chat_request(member.bearer_token, hello("big=9000000")))
         assert eventually(lambda: is_settled(member), 15)
         assert [row.status for row in rows_of(member)] == ["ok"]
@@ -246,7 +204,7 @@ def test_client_that_does_not_read_an_answer_is_let_go(service: Service, member:
 
 
 def test_client_that_reads_slowly_gets_all(service: Service, member: Member, impatient: Server):
-    with small_window(impatient) as connection:
+    with connect(impatient, receive_buffer=4096) as connection:
         connection.sendall(chat_request(member.bearer_token, hello("words=3000 burst=1", stream=True)))
         got = b""
         while b"[DONE]" not in got:

@@ -4,9 +4,10 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-import requests
-from conftest import PROVIDER_KEY, Server, eventually, hello, running_server
+from conftest import Server, eventually, hello
 from rawhttp import chat_request, connect, read_all
+from serving import Service, running_service
+from serving import post as chat
 from sqlalchemy import create_engine, text
 
 from tokenrouter.standin import StandInProvider
@@ -106,24 +107,19 @@ STATUSES = {b"400", b"401", b"404", b"405", b"411", b"413", b"414", b"417", b"43
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[StandInProvider]:
-    with StandInProvider(api_key=PROVIDER_KEY) as provider:
-        yield provider
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running_service(tmp_path_factory.mktemp("malformed"), WEB_CONCURRENCY="1") as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
-def server(provider: StandInProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("malformed")
-    settings = {
-        "PROVIDER_API_KEY": PROVIDER_KEY,
-        "PROVIDER_BASE_URL": provider.base_url,
-        "DATABASE_URL": f"sqlite:///{folder / 'tokenrouter.db'}",
-        "SECRET_KEY": "secret-key-for-tests",
-        "ADMIN_PASSWORD": "admin-password-for-tests",
-        "WEB_CONCURRENCY": "1",
-    }
-    with running_server(settings, folder) as server:
-        yield server
+def provider(service: Service) -> StandInProvider:
+    return service.provider
+
+
+@pytest.fixture(scope="module")
+def server(service: Service) -> Server:
+    return service.server
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +136,7 @@ def used_and_held(server: Server) -> tuple[int, int]:
 
 
 def works(server: Server, token: str) -> bool:
-    url, headers = f"{server.url}/v1/chat/completions", {"Authorization": f"Bearer {token}"}
-    return requests.post(url, json=hello(), headers=headers, timeout=30).status_code == 200
+    return chat(server, token, hello()).status_code == 200
 
 
 @pytest.mark.parametrize("name", MALFORMED)

@@ -83,7 +83,7 @@ LIES = [-1, 10**9, 10**30, "8", 8.5, True, [8], {"total": 8}, float("inf"), floa
 
 @pytest.mark.parametrize("field", ["prompt_tokens", "completion_tokens", "total_tokens", "input_tokens"])
 @pytest.mark.parametrize("lie", LIES)
-def test_usage_with_one_lie_in_it_is_no_usage(field: str, lie: object):
+def test_usage_with_one_absurd_figure_is_no_usage(field: str, lie: object):
     assert read_usage({"usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8, field: lie}}) is None
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import openai
 import pytest
 import requests
-from conftest import PROVIDER_KEY, Server, running_server
+from conftest import Server
 from openai import OpenAI
 from pydantic import BaseModel
+from serving import running_service
 
-from tokenrouter.config import default_settings
 from tokenrouter.standin import StandInProvider
 
 pytestmark = pytest.mark.slow
@@ -55,20 +55,10 @@ class Service:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder: Path = tmp_path_factory.mktemp("endpoints")
-    with StandInProvider(api_key=PROVIDER_KEY) as provider:
-        database = folder / "tokenrouter.db"
-        own = {
-            "PROVIDER_API_KEY": PROVIDER_KEY,
-            "PROVIDER_BASE_URL": provider.base_url,
-            "DATABASE_URL": f"sqlite:///{database}",
-            "SECRET_KEY": "secret-key-for-tests",
-            "ADMIN_PASSWORD": "admin-password-for-tests",
-            "WEB_CONCURRENCY": "1",
-        }
-        with running_server(default_settings() | own, folder) as server:
-            token = server.create_team("sdk", "--quota", "1M")
-            with OpenAI(api_key=token, base_url=f"{server.url}/v1", max_retries=0) as client:
-                yield Service(server, provider, client, database)
+    with running_service(folder, WEB_CONCURRENCY="1") as running:
+        token = running.server.create_team("sdk", "--quota", "1M")
+        with OpenAI(api_key=token, base_url=f"{running.server.url}/v1", max_retries=0) as client:
+            yield Service(running.server, running.provider, client, folder / "tokenrouter.db")
 
 
 @pytest.fixture
@@ -88,7 +78,7 @@ def recording() -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_completion(service: Service, client: OpenAI, stream: bool):
+def test_prompts_are_each_completed_as_often_as_asked(service: Service, client: OpenAI, stream: bool):
     answer = client.completions.create(model=MODEL, prompt=["One", "Two"], n=2, max_tokens=5, stream=stream)
     chunks = list(answer) if stream else [answer]
     assert {choice.index for chunk in chunks for choice in chunk.choices} == {0, 1, 2, 3}
@@ -97,13 +87,13 @@ def test_completion(service: Service, client: OpenAI, stream: bool):
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
-def test_embeddings(service: Service, client: OpenAI, encoding: str):
+def test_texts_become_vectors_in_either_encoding(service: Service, client: OpenAI, encoding: str):
     answer = client.embeddings.create(model=MODEL, input=["One", "Two"], dimensions=8, encoding_format=encoding)
     assert len(answer.data) == 2
     service.assert_booked("/v1/embeddings", "provider")
 
 
-def test_moderation(service: Service, client: OpenAI):
+def test_texts_are_moderated(service: Service, client: OpenAI):
     assert [result.flagged for result in client.moderations.create(model=MODEL, input=["One", "Two"]).results] == [0, 0]
     service.assert_booked("/v1/moderations", "none")
 
@@ -111,7 +101,7 @@ def test_moderation(service: Service, client: OpenAI):
 # Responses
 
 
-def test_response(service: Service, client: OpenAI):
+def test_response_is_answered(service: Service, client: OpenAI):
     answer = client.responses.create(model=MODEL, input="Hello!", instructions="Be brief.")
     assert "TokenRouter demo" in answer.output_text
     assert answer.usage.total_tokens == service.provider.finished[-1].total_tokens
@@ -236,7 +226,7 @@ def test_speech_that_breaks_off_breaks_the_callers_connection(service: Service, 
     assert "Traceback" not in service.server.log.read_text()
 
 
-def test_speech_by_events(service: Service, client: OpenAI):
+def test_speech_is_streamed_as_events(service: Service, client: OpenAI):
     call = client.audio.speech.with_streaming_response.create(
         model=MODEL, voice="alloy", input="Hello!", stream_format="sse"
     )
@@ -250,7 +240,7 @@ FORMATS = {"json": "provider", "text": "none", "srt": "none", "vtt": "none"}
 
 
 @pytest.mark.parametrize("response_format", FORMATS)
-def test_transcription(service: Service, client: OpenAI, response_format: str):
+def test_recording_is_transcribed_in_every_format(service: Service, client: OpenAI, response_format: str):
     answer = client.audio.transcriptions.create(model=MODEL, file=recording(), response_format=response_format)
     assert "This is" in (answer.text if response_format == "json" else answer)
     service.assert_booked("/v1/audio/transcriptions", FORMATS[response_format])
@@ -270,7 +260,7 @@ def test_transcription_is_streamed(service: Service, client: OpenAI):
 
 
 @STILL_SERVED
-def test_translation(service: Service, client: OpenAI):
+def test_recording_is_translated(service: Service, client: OpenAI):
     file = io.BytesIO(bytes(10))
     file.name = "recording.wav"
     assert "This is" in client.audio.translations.create(model=MODEL, file=file).text

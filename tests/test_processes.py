@@ -14,8 +14,9 @@ from pathlib import Path
 import openai
 import pytest
 import requests
-from conftest import PROVIDER_KEY, Server, eventually, hello, running_server
+from conftest import Server, eventually, hello, running_server
 from openai import AsyncOpenAI
+from serving import post, settings_for
 from sqlalchemy import create_engine, text
 
 from tokenrouter.standin import StandInProvider
@@ -25,11 +26,6 @@ pytestmark = pytest.mark.slow
 
 def shown(server: Server, team: str = "team") -> dict[str, object]:
     return json.loads(server.flask("teams", "show", team, "--json").stdout)
-
-
-def post(server: Server, token: str, body: dict[str, object], **options: object) -> requests.Response:
-    headers = {"Authorization": f"Bearer {token}"}
-    return requests.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=60, **options)
 
 
 class Sampler:
@@ -162,12 +158,7 @@ def test_killed_workers_calls_are_settled_by_another(
 def test_several_instances_start_at_once_on_a_new_database(
     provider: StandInProvider, empty_database_url: str, tmp_path: Path
 ):
-    settings = {
-        "PROVIDER_API_KEY": PROVIDER_KEY,
-        "PROVIDER_BASE_URL": provider.base_url,
-        "DATABASE_URL": empty_database_url,
-        "WEB_CONCURRENCY": "4",
-    }
+    settings = settings_for(provider, empty_database_url, WEB_CONCURRENCY="4")
     with (
         running_server(settings, tmp_path, ready=False) as first,
         running_server(settings, tmp_path) as second,

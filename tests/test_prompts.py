@@ -129,5 +129,5 @@ PROMPTS = [(None, 1), ("a", 1), ([], 1), (["a"], 1), (["a", "b"], 2), ([1, 2], 1
 
 
 @pytest.mark.parametrize(("value", "prompts"), PROMPTS)
-def test_prompts_are_those_that_are_answered_each(value: object, prompts: int):
+def test_each_text_or_list_of_tokens_is_one_prompt(value: object, prompts: int):
     assert count_inputs("prompt")({"prompt": value}) == prompts

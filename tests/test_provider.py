@@ -11,6 +11,7 @@ import pytest
 import requests
 from conftest import HELLO, PROVIDER_KEY, Member, eventually, free_port, hello, stored
 from flask.testing import FlaskClient
+from pairs import by_pairs
 from requests_mock import Adapter
 
 from tokenrouter import config, errors, reports
@@ -236,9 +237,7 @@ SHAPES: dict[str, Callable[[str], object]] = {
 }
 
 
-@pytest.mark.parametrize("status", [400, 402, 403, 429])
-@pytest.mark.parametrize("code", EMPTY_CODES)
-@pytest.mark.parametrize("shape", SHAPES)
+@by_pairs(("status", [400, 402, 403, 429]), ("code", list(EMPTY_CODES)), ("shape", list(SHAPES)))
 def test_empty_account_is_known_in_whatever_shape_it_is_told(
     own: Provider, answers: Adapter, shape: str, code: str, status: int
 ):

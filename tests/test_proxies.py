@@ -2,15 +2,19 @@
 
 import os
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from urllib.parse import urlencode
 
 import pytest
-from conftest import Server, running_server
+from conftest import Server
 from rawhttp import connect, read_all
+from serving import running_service
+
+from tokenrouter.config import DEFAULT_ADMIN_PASSWORD
+
+pytestmark = pytest.mark.slow
 
 NOBODY = 65534
 
@@ -27,16 +31,8 @@ def ask(server: Server, path: str, **headers: str) -> str:
 @pytest.fixture(scope="module")
 def behind_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service that believes one proxy, on two workers."""
-    folder = tmp_path_factory.mktemp("proxied")
-    settings = {
-        "PROVIDER_API_KEY": "unused",
-        "DATABASE_URL": f"sqlite:///{folder}/tokenrouter.db",
-        "SECRET_KEY": "secret-key-for-tests",
-        "ADMIN_PASSWORD": "admin-password-for-tests",
-        "TRUSTED_PROXIES": "1",
-    }
-    with running_server(settings, folder) as server:
-        yield server
+    with running_service(tmp_path_factory.mktemp("proxied"), TRUSTED_PROXIES="1") as service:
+        yield service.server
 
 
 def test_caller_cannot_say_below_which_path_the_service_is(behind_proxy: Server):
@@ -85,7 +81,7 @@ def connected(server: Server, uid: int | None = None) -> Iterator[HTTPConnection
     if uid is not None:
         os.seteuid(uid)
     try:
-        connection.sock = socket.create_connection((host, int(port)), timeout=20)
+        connection.sock = connect(server, 20)
     finally:
         os.seteuid(own)
     with connection.sock:
@@ -95,14 +91,8 @@ def connected(server: Server, uid: int | None = None) -> Iterator[HTTPConnection
 @pytest.fixture(scope="module")
 def unguarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service whose password is still the default, on two workers."""
-    folder = tmp_path_factory.mktemp("unguarded")
-    settings = {
-        "PROVIDER_API_KEY": "unused",
-        "DATABASE_URL": f"sqlite:///{folder}/tokenrouter.db",
-        "SECRET_KEY": "secret-key-for-tests",
-    }
-    with running_server(settings, folder) as server:
-        yield server
+    with running_service(tmp_path_factory.mktemp("unguarded"), ADMIN_PASSWORD=DEFAULT_ADMIN_PASSWORD) as service:
+        yield service.server
 
 
 def test_default_password_opens_on_this_machine(unguarded: Server):

@@ -17,6 +17,8 @@ from adminclient import PAGES
 from conftest import ROOT, Server, eventually, running_server
 from serving import copy_service
 
+pytestmark = pytest.mark.slow
+
 HEALTH = "tokenrouter/health.py"
 SITE = "tokenrouter/templates/pages/index.html"
 NAMES_ITS_MAKER = """

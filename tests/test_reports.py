@@ -77,7 +77,7 @@ def test_each_period_is_compared_with_as_many_days_of_the_one_before(team: Membe
         ),
     ],
 )
-def test_ends_of_months_and_weeks(team: Member, now: datetime, week: str, month: str, last_day: str):
+def test_month_and_week_before_end_where_they_should(team: Member, now: datetime, week: str, month: str, last_day: str):
     use(team, last_day, 7)
     use(team, date.fromisoformat(last_day) + timedelta(days=1), 5000)
     found = reports.overview(now)
@@ -131,7 +131,7 @@ def call_request(member: Member, number: int, status: str = "ok") -> CallRequest
 
 
 @both_databases
-def test_every_day_has_a_number(team: Member):
+def test_days_without_calls_count_zero(team: Member):
     use(team, "2026-11-23", 5, model="a")
     use(team, "2026-11-23", 6, model="b")
     use(team, TODAY, 7)
@@ -326,7 +326,7 @@ def test_list_is_sorted_with_what_has_no_value_last(
     assert (listed(sort=sort), listed(sort=sort, descending=True)) == (up, down)
 
 
-def test_every_sort_is_tested():
+def test_sorts_tested_here_are_all_there_are():
     assert set(reports.SORTS) == {
         "name", "quota", "used", "remaining", "share", "requests", "tokens", "last_used", "created",
     }  # fmt: skip

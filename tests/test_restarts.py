@@ -15,6 +15,7 @@ import pytest
 import requests
 from conftest import Server, eventually, hello, running_server
 from rawhttp import chat_request, connect, read_all
+from serving import post
 from sqlalchemy import create_engine, text
 
 pytestmark = pytest.mark.slow
@@ -28,11 +29,6 @@ def serving(settings: dict[str, str], folder: object, options: str) -> Iterator[
     patient = {"PROVIDER_READ_TIMEOUT": "60", "GUNICORN_CMD_ARGS": options}
     with running_server(settings | patient, folder) as server:
         yield server, server.create_team()
-
-
-def post(server: Server, bearer_token: str, body: dict[str, object], **options: object) -> requests.Response:
-    headers = {"Authorization": f"Bearer {bearer_token}"}
-    return requests.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=60, **options)
 
 
 def rows(database_url: str) -> list[object]:

@@ -2,7 +2,6 @@
 
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,7 +9,7 @@ import pytest
 import trustme
 from conftest import HELLO, PROVIDER_KEY, Member, stored
 from flask.testing import FlaskClient
-from rawhttp import reset
+from rawhttp import RawProvider, ScriptedProvider, reset
 from test_provider import CHAT, assert_nothing_charged, last_call
 
 from tokenrouter import config
@@ -23,67 +22,15 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 GOOD = HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(GOOD_BODY), GOOD_BODY)
 
 
-class RawProvider:
-    """Answer the requests of each connection by the bytes of a list; None closes it in place of an answer."""
-
-    def __init__(self) -> None:
-        self.scripts: list[list[bytes | None]] = []  # a list for each connection, in the order in which they come
-        self.requests: list[bytes] = []
-        self.connections = 0
-        self.how_to_close: Callable[[socket.socket], None] = socket.socket.close
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(5)
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            script = self.scripts[self.connections] if self.connections < len(self.scripts) else []
-            self.connections += 1
-            threading.Thread(target=self._play, args=(connection, script), daemon=True).start()
-
-    def _play(self, connection: socket.socket, script: list[bytes | None]) -> None:
-        with connection:
-            for answer in script:
-                request = self._read(connection)
-                if not request:
-                    return
-                self.requests.append(request)
-                if answer is None:
-                    self.how_to_close(connection)
-                    return
-                connection.sendall(answer)
-            connection.recv(1)  # until the other side closes
-
-    def _read(self, connection: socket.socket) -> bytes:
-        got = b""
-        while b"\r\n\r\n" not in got or not got.endswith(b"}"):
-            data = connection.recv(65536)
-            if not data:
-                return b""
-            got += data
-        return got
+@pytest.fixture
+def raw() -> Iterator[ScriptedProvider]:
+    with ScriptedProvider() as raw:
+        yield raw
 
 
 @pytest.fixture
-def raw() -> Iterator[RawProvider]:
-    raw = RawProvider()
-    yield raw
-    raw.stop()
-
-
-@pytest.fixture
-def settings(settings: dict[str, str], raw: RawProvider) -> dict[str, str]:
-    return {**settings, "PROVIDER_BASE_URL": f"http://127.0.0.1:{raw.port}/v1"}
+def settings(settings: dict[str, str], raw: ScriptedProvider) -> dict[str, str]:
+    return {**settings, "PROVIDER_BASE_URL": raw.url}
 
 
 def call(client: FlaskClient, team: Member) -> tuple[int, str | None]:
@@ -93,7 +40,7 @@ def call(client: FlaskClient, team: Member) -> tuple[int, str | None]:
 
 @pytest.mark.parametrize("close", [socket.socket.close, reset], ids=["closed", "reset"])
 def test_kept_connection_that_closes_without_a_byte_is_replaced_once(
-    client: FlaskClient, team: Member, raw: RawProvider, close: Callable[[socket.socket], None]
+    client: FlaskClient, team: Member, raw: ScriptedProvider, close: Callable[[socket.socket], None]
 ):
     raw.how_to_close = close
     raw.scripts = [[GOOD, None], [GOOD]]
@@ -105,7 +52,7 @@ def test_kept_connection_that_closes_without_a_byte_is_replaced_once(
 
 @pytest.mark.parametrize("close", [socket.socket.close, reset], ids=["closed", "reset"])
 def test_kept_connection_that_closes_after_a_while_may_have_been_worked_on_and_is_not_replaced(
-    client: FlaskClient, team: Member, raw: RawProvider, close: Callable[[socket.socket], None]
+    client: FlaskClient, team: Member, raw: ScriptedProvider, close: Callable[[socket.socket], None]
 ):
     raw.how_to_close = lambda connection: (time.sleep(1.2), close(connection))
     raw.scripts = [[GOOD, None], [GOOD]]
@@ -114,7 +61,7 @@ def test_kept_connection_that_closes_after_a_while_may_have_been_worked_on_and_i
     assert (raw.connections, len(raw.requests)) == (1, 2)
 
 
-def test_replacement_that_closes_too_is_not_replaced(client: FlaskClient, team: Member, raw: RawProvider):
+def test_replacement_that_closes_too_is_not_replaced(client: FlaskClient, team: Member, raw: ScriptedProvider):
     raw.scripts = [[GOOD, None], [None], [GOOD]]
     assert call(client, team)[0] == 200
     assert call(client, team) == (502, "provider_unreachable")
@@ -123,7 +70,7 @@ def test_replacement_that_closes_too_is_not_replaced(client: FlaskClient, team: 
 
 
 def test_new_connection_that_closes_without_a_byte_is_not_tried_again(
-    client: FlaskClient, team: Member, raw: RawProvider
+    client: FlaskClient, team: Member, raw: ScriptedProvider
 ):
     raw.scripts = [[None], [GOOD]]
     assert call(client, team) == (502, "provider_unreachable")
@@ -133,7 +80,7 @@ def test_new_connection_that_closes_without_a_byte_is_not_tried_again(
 
 @pytest.mark.parametrize("began", [b"H", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
 def test_kept_connection_that_closes_after_a_byte_is_not_tried_again(
-    client: FlaskClient, team: Member, raw: RawProvider, began: bytes
+    client: FlaskClient, team: Member, raw: ScriptedProvider, began: bytes
 ):
     def begin_and_close(connection: socket.socket) -> None:
         connection.sendall(began)
@@ -148,7 +95,7 @@ def test_kept_connection_that_closes_after_a_byte_is_not_tried_again(
 
 
 def test_silence_on_a_kept_connection_is_not_tried_again(
-    settings: dict[str, str], team: Member, client: FlaskClient, raw: RawProvider
+    settings: dict[str, str], team: Member, client: FlaskClient, raw: ScriptedProvider
 ):
     raw.scripts = [[GOOD, b""], [GOOD]]
     assert call(client, team)[0] == 200
@@ -164,14 +111,14 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("status", ANSWERS)
-def test_refusal_is_not_tried_again(client: FlaskClient, team: Member, raw: RawProvider, status: int):
+def test_refusal_is_not_tried_again(client: FlaskClient, team: Member, raw: ScriptedProvider, status: int):
     raw.scripts = [[ANSWERS[status], GOOD]]
     assert call(client, team)[0] == status
     assert len(raw.requests) == 1
     assert_nothing_charged(team)
 
 
-def test_redirect_is_not_followed_and_the_key_goes_nowhere(client: FlaskClient, team: Member, raw: RawProvider):
+def test_redirect_is_not_followed_and_the_key_goes_nowhere(client: FlaskClient, team: Member, raw: ScriptedProvider):
     with socket.create_server(("127.0.0.1", 0)) as elsewhere:
         elsewhere.settimeout(0.3)
         target = b"http://127.0.0.1:%d/v1/chat/completions" % elsewhere.getsockname()[1]
@@ -182,7 +129,7 @@ def test_redirect_is_not_followed_and_the_key_goes_nowhere(client: FlaskClient, 
     assert_nothing_charged(team)
 
 
-def test_answer_behind_announcements_is_the_answer(client: FlaskClient, team: Member, raw: RawProvider):
+def test_answer_behind_announcements_is_the_answer(client: FlaskClient, team: Member, raw: ScriptedProvider):
     raw.scripts = [[b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + GOOD]]
     assert call(client, team)[0] == 200
     assert stored(team).settled_tokens == 4
@@ -203,56 +150,43 @@ def test_failed_connect_is_tried_once_more(monkeypatch: pytest.MonkeyPatch):
     own.close()
 
 
-class TlsProvider:
-    """Answer over TLS with a certificate that nobody trusts, or not in TLS at all."""
+class Distrusted(RawProvider):
+    """Note what comes over TLS, and answer what comes without."""
 
-    def __init__(self, *, speaks_tls: bool) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.plain: list[bytes] = []
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if speaks_tls else None
-        if self._context:
-            trustme.CA().issue_cert("127.0.0.1").configure_cert(self._context)
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        super().__init__(context)
+        self.received: list[bytes] = []
 
-    def stop(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(5)
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection:
-                try:
-                    if self._context:
-                        self.plain.append(self._context.wrap_socket(connection, server_side=True).recv(1000))
-                    else:
-                        connection.recv(1000)
-                        connection.sendall(GOOD)
-                except OSError:
-                    continue  # the other side refused, as it should
+    def answer(self, connection: socket.socket, number: int) -> None:
+        try:
+            data = connection.recv(1000)
+            if self.context:
+                self.received.append(data)
+            else:
+                connection.sendall(GOOD)
+        except OSError:
+            return  # the other side refused, as it should
 
 
-@pytest.fixture(params=[True, False], ids=["a certificate that nobody trusts", "no TLS"])
-def tls(request: pytest.FixtureRequest) -> Iterator[TlsProvider]:
-    tls = TlsProvider(speaks_tls=request.param)
-    yield tls
-    tls.stop()
+@pytest.fixture(params=["a certificate that nobody trusts", "no TLS"])
+def distrusted(request: pytest.FixtureRequest) -> Iterator[Distrusted]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if request.param != "no TLS" else None
+    if context:
+        trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with Distrusted(context) as provider:
+        yield provider
 
 
 class TestTls:
     """A provider whose TLS fails."""
 
     @pytest.fixture
-    def settings(self, settings: dict[str, str], tls: TlsProvider) -> dict[str, str]:
-        return {**settings, "PROVIDER_BASE_URL": f"https://127.0.0.1:{tls.port}/v1"}
+    def settings(self, settings: dict[str, str], distrusted: Distrusted) -> dict[str, str]:
+        return {**settings, "PROVIDER_BASE_URL": f"https://127.0.0.1:{distrusted.port}/v1"}
 
-    def test_is_unreachable_and_sees_nothing_of_the_request(self, client: FlaskClient, team: Member, tls: TlsProvider):
+    def test_is_unreachable_and_sees_nothing_of_the_request(
+        self, client: FlaskClient, team: Member, distrusted: Distrusted
+    ):
         assert call(client, team) == (502, "provider_unreachable")
         assert_nothing_charged(team)
-        assert tls.plain == []
+        assert distrusted.received == []

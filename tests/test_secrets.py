@@ -12,6 +12,7 @@ import requests
 from conftest import Server, eventually, hello, running_server
 from flask import Flask
 from rawhttp import connect, read_all
+from serving import post, settings_for
 
 from tokenrouter import config, create_app, runtime
 from tokenrouter.standin import StandInProvider
@@ -124,15 +125,14 @@ def traffic(tmp_path_factory: pytest.TempPathFactory) -> Traffic:
     (folder / "logging.ini").write_text(LOG_EVERYTHING)
     traffic = Traffic()
     with StandInProvider(api_key=PROVIDER_KEY) as provider:
-        settings = {
-            "PROVIDER_API_KEY": PROVIDER_KEY,
-            "PROVIDER_BASE_URL": provider.base_url,
-            "PROVIDER_READ_TIMEOUT": "1",
-            "DATABASE_URL": f"sqlite:///{database}",
-            "SECRET_KEY": SECRET_KEY,
-            "ADMIN_PASSWORD": ADMIN_PASSWORD,
-            "GUNICORN_CMD_ARGS": f"--log-level debug --log-config {folder / 'logging.ini'}",
-        }
+        settings = settings_for(
+            provider,
+            f"sqlite:///{database}",
+            PROVIDER_READ_TIMEOUT="1",
+            SECRET_KEY=SECRET_KEY,
+            ADMIN_PASSWORD=ADMIN_PASSWORD,
+            GUNICORN_CMD_ARGS=f"--log-level debug --log-config {folder / 'logging.ini'}",
+        )
         with running_server(settings, folder) as server:
             bearer_token = server.create_team()
             management_token = server.flask("management-tokens", "create").stdout.split()[-1]
@@ -152,13 +152,7 @@ def traffic(tmp_path_factory: pytest.TempPathFactory) -> Traffic:
                 traffic.said[f"command line of {pid}"] = Path(f"/proc/{pid}/cmdline").read_text()
             # a wrong key, which the provider then repeats in part
             provider.api_key = "another"
-            reply = requests.post(
-                f"{server.url}/v1/chat/completions",
-                json=hello(),
-                headers={"Authorization": f"Bearer {bearer_token}"},
-                timeout=30,
-            )
-            traffic.note("refused key", reply)
+            traffic.note("refused key", post(server, bearer_token, hello()))
             os.kill(server.worker_pids()[0], 9)
             assert eventually(lambda: "was sent SIGKILL" in server.log.read_text())
         traffic.said["log"] = server.log.read_text()
@@ -183,7 +177,7 @@ def test_secret_appears_nowhere(traffic: Traffic, name: str):
     assert {where for where, text in traffic.said.items() if any(spelling in text for spelling in spellings)} == set()
 
 
-def test_what_is_searched_is_what_was_said(traffic: Traffic):
+def test_all_that_was_said_is_searched(traffic: Traffic):
     """The search would find nothing in nothing."""
     assert "DEBUG" in traffic.said["log"] or "Starting new HTTP connection" in traffic.said["log"]
     assert "request_logs" in traffic.said["database"]
@@ -194,5 +188,5 @@ def test_what_is_searched_is_what_was_said(traffic: Traffic):
     assert "gunicorn" in "".join(text for where, text in traffic.said.items() if where.startswith("command line"))
 
 
-def test_provider_sees_its_key_and_nobody_elses(traffic: Traffic):
+def test_key_that_the_provider_masked_is_not_passed_on(traffic: Traffic):
     assert PROVIDER_KEY[:4] + "****" not in traffic.said["refused key"]

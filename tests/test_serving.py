@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import Server, eventually
+from rawhttp import connect, read_answer, read_until
 
 from tokenrouter.worker.threads import ThreadPool
 
@@ -98,20 +99,8 @@ def test_shutdown_ends_idle_threads_at_once_and_busy_ones_after_all_that_waits(p
 
 @pytest.fixture
 def connection(server: Server) -> Iterator[socket.socket]:
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
+    with connect(server, 5) as connection:
         yield connection
-
-
-def read_answer(connection: socket.socket) -> bytes:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += connection.recv(65536)
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = int(head.lower().partition(b"content-length: ")[2].split()[0])
-    while len(body) < length:
-        body += connection.recv(65536)
-    return head
 
 
 REQUEST = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -120,11 +109,9 @@ REQUEST = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
 def test_connection_is_kept_for_many_requests(connection: socket.socket):
     for _ in range(20):
         connection.sendall(REQUEST)
-        assert read_answer(connection).startswith(b"HTTP/1.1 401")
+        assert read_answer(connection)[0].startswith(b"HTTP/1.1 401")
 
 
 def test_requests_sent_ahead_are_answered_one_after_the_other(connection: socket.socket):
     connection.sendall(REQUEST * 3)
-    seen = b""
-    while seen.count(b"HTTP/1.1 401") < 3:
-        seen += connection.recv(65536)
+    read_until(connection, b"HTTP/1.1 401", times=3)

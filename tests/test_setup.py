@@ -189,7 +189,7 @@ def test_first_start_serves_and_ctrl_c_ends_it(first_start: FirstStart):
     assert first_start.exit_status == 0
 
 
-def test_two_workers_ask_once(first_start: FirstStart):
+def test_key_is_asked_for_once_though_two_workers_start(first_start: FirstStart):
     assert first_start.shown.count("Booting worker") == 2
     assert first_start.shown.count("Provider API key") == 1
     assert first_start.shown.count("Admin password") == 1

@@ -1,15 +1,12 @@
 """The pages for teams in a real browser in front of a real gunicorn."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
-import requests
-from browser import DESKTOP, PHONE, Visitor, running_browser
-from conftest import PROVIDER_KEY, Server, hello, running_server
+from browser import DESKTOP, PHONE, Visitor, windows
+from conftest import Server, hello
 from playwright.sync_api import Browser, expect
-
-from tokenrouter.standin import StandInProvider
+from serving import post, running_service
 
 pytestmark = pytest.mark.slow
 
@@ -17,43 +14,17 @@ LOOKS = [({**DESKTOP, "color_scheme": "light"}, "desktop"), ({**PHONE, "color_sc
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A gunicorn for all tests of this file."""
-    folder: Path = tmp_path_factory.mktemp("service")
-    with StandInProvider(api_key=PROVIDER_KEY) as provider:
-        settings = {
-            "PROVIDER_API_KEY": PROVIDER_KEY,
-            "PROVIDER_BASE_URL": provider.base_url,
-            "DATABASE_URL": f"sqlite:///{folder / 'tokenrouter.db'}",
-            "SECRET_KEY": "secret-key-for-tests",
-        }
-        with running_server(settings, folder) as server:
-            yield server
+    with running_service(tmp_path_factory.mktemp("service")) as service:
+        yield service.server
 
 
 @pytest.fixture
-def visit(browser: Browser, service: Server):
+def visit(browser: Browser, service: Server) -> Iterator[Callable[..., Visitor]]:
     """Open a window on the pages."""
-    contexts = []
-
-    def visit(**options: object) -> Visitor:
-        contexts.append(browser.new_context(locale="en-GB", **options))
-        return Visitor(contexts[-1], service.url)
-
-    yield visit
-    for context in contexts:
-        context.close()
-
-
-def call(service: Server, token: str) -> None:
-    headers = {"Authorization": f"Bearer {token}"}
-    requests.post(f"{service.url}/v1/chat/completions", json=hello(), headers=headers, timeout=20)
+    with windows(browser, service.url, locale="en-GB") as visit:
+        yield visit
 
 
 def show_usage(visitor: Visitor, token: str) -> None:
@@ -66,7 +37,7 @@ def show_usage(visitor: Visitor, token: str) -> None:
 @pytest.mark.parametrize(("options", "name"), LOOKS, ids=["desktop", "phone"])
 def test_team_sees_its_use_and_its_token_stays_in_the_tab(visit, service: Server, options: dict, name: str):
     token = service.create_team(f"Class on a {name}", "--quota", "5000")
-    call(service, token)
+    post(service, token, hello())
     visitor: Visitor = visit(**options)
     page, addresses = visitor.page, []
     page.on("request", lambda request: addresses.append(request.url))

@@ -68,7 +68,7 @@ def test_odd_ends_of_events_neither_lose_nor_join_anything(ending: bytes):
 
 
 @pytest.mark.parametrize("rest", [b"data: half", b"data: whole line\n", b"data: x\r", b": c"])
-def test_what_has_no_empty_line_is_the_rest(rest: bytes):
+def test_what_no_empty_line_ends_is_no_event_yet(rest: bytes):
     for pieces in ways_to_arrive(b"data: a\n\n" + rest):
         assert split(pieces) == ([b"data: a\n\n"], rest)
 
@@ -80,11 +80,11 @@ def test_event_is_given_out_with_its_last_byte_whatever_the_line_ends():
         assert splitter.feed(line_end) == [b"data: a" + 2 * line_end]
 
 
-def test_nothing_gives_nothing():
+def test_empty_pieces_make_no_event():
     assert split([b"", b""]) == ([], b"")
 
 
-def test_rest_is_given_once():
+def test_unfinished_event_is_given_out_once():
     splitter = EventSplitter()
     splitter.feed(b"data: half")
     assert (splitter.rest(), splitter.rest()) == (b"data: half", b"")
@@ -143,5 +143,5 @@ def test_event_of_five_megabytes_is_searched_at_most_twice(monkeypatch: pytest.M
         (b"data: a\xe2\x80\xa8b\x0b\x0c\x85c\n\n", b"a\xe2\x80\xa8b\x0b\x0c\x85c"),
     ],
 )
-def test_data_of_an_event(event: bytes, data: bytes):
+def test_data_lines_of_an_event_are_joined_and_all_else_is_left_out(event: bytes, data: bytes):
     assert event_data(event) == data

@@ -7,11 +7,12 @@ import socket
 import struct
 import time
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conftest import eventually
 from openai import APIStatusError, OpenAI
+from rawhttp import chat_request, connect, read_until
 
 from tokenrouter.standin import StandInProvider
 
@@ -70,23 +71,15 @@ def stream(provider: StandInProvider, text: str = "Hello!", **more: Any) -> Repl
 
 
 def open_call(provider: StandInProvider, body: dict[str, Any]) -> socket.socket:
-    opened = socket.create_connection(("127.0.0.1", provider.port), timeout=5)
-    data = json.dumps(body).encode()
-    opened.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data))
+    opened = connect(provider, 5)
+    opened.sendall(chat_request("any", body))
     return opened
 
 
 def raw(provider: StandInProvider, body: dict[str, Any]) -> bytes:
-    """Return every byte of the answer until the provider closes."""
+    """Return every byte of the answer until the provider closes; fail where it resets the connection."""
     with open_call(provider, body) as opened:
         return b"".join(iter(lambda: opened.recv(65536), b""))
-
-
-def eventually(claim: Callable[[], Any]) -> bool:
-    deadline = time.monotonic() + 3
-    while not claim() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return bool(claim())
 
 
 # Answers
@@ -333,7 +326,7 @@ def test_an_error_may_have_a_strange_body(provider, kind, start):
         ("mismatch", {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 18}),
     ],
 )
-def test_usage_is_bent_as_asked(provider, kind, told):
+def test_usage_is_wrong_as_directed(provider, kind, told):
     text = f"[[words=2 prompt_tokens=9 usage={kind}]]"
     assert call(provider, asked(text)).json["usage"] == told
     assert stream(provider, text, stream_options={"include_usage": True}).events[-1]["usage"] == told
@@ -400,17 +393,17 @@ def test_an_error_event_ends_a_stream(provider):
     assert provider.finished == []
 
 
-def test_done_may_be_missing(provider):
+def test_stream_may_end_without_done(provider):
     assert "[DONE]" not in stream(provider, "[[done=no]]").datas
     assert len(provider.finished) == 1
 
 
 @pytest.mark.parametrize(("name", "newline"), [("lf", b"\n"), ("crlf", b"\r\n"), ("cr", b"\r")])
-def test_newlines_are_as_asked(provider, name, newline):
+def test_line_ends_of_a_stream_are_as_directed(provider, name, newline):
     assert stream(provider, f"[[newline={name}]]").body.endswith(b"data: [DONE]" + newline * 2)
 
 
-def test_fields_are_as_asked(provider):
+def test_optional_parts_of_events_are_as_directed(provider):
     body = stream(provider, "[[space=no comments=1 event_names=1]]").body
     assert body.endswith(b": ping\n\nevent:message\ndata:[DONE]\n\n")
 
@@ -468,7 +461,7 @@ def test_a_stream_request_may_get_plain_json(provider):
     assert stream(provider, "[[json_for_stream=1]]").json["object"] == "chat.completion"
 
 
-def test_gzip_is_said_and_done(provider):
+def test_answer_may_be_compressed_and_says_so(provider):
     for more in ({}, {"stream": True}):
         reply = call(provider, asked("[[gzip=1]]", **more))
         assert reply.headers["content-encoding"] == "gzip"
@@ -502,13 +495,9 @@ def test_embeddings_have_faults_too(provider):
 
 
 def test_a_connection_is_kept_and_pipelined(provider):
-    data = json.dumps(asked("[[words=1]]")).encode()
-    one = b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data)
-    with socket.create_connection(("127.0.0.1", provider.port), timeout=5) as opened:
-        opened.sendall(one * 3)
-        received = b""
-        while received.count(b"finish_reason") < 3:
-            received += opened.recv(65536)
+    with connect(provider, 5) as opened:
+        opened.sendall(chat_request("any", asked("[[words=1]]")) * 3)
+        read_until(opened, b"finish_reason", times=3)
         assert provider.open_connections == 1
     assert len(provider.finished) == 3
 
@@ -523,9 +512,8 @@ def test_a_chunked_request_is_read(provider):
 
 
 def test_a_request_may_arrive_byte_by_byte(provider):
-    data = json.dumps(asked("[[words=1 framing=close]]")).encode()
-    with socket.create_connection(("127.0.0.1", provider.port), timeout=5) as opened:
-        for byte in b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data):
+    with connect(provider, 5) as opened:
+        for byte in chat_request("any", asked("[[words=1 framing=close]]")):
             opened.sendall(bytes([byte]))
         assert b"200 OK" in opened.recv(65536)
 
@@ -559,7 +547,7 @@ def test_stop_closes_everything_and_start_reuses_the_port(provider):
     assert opened.recv(10)
     provider.stop()
     with opened, pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", provider.port), timeout=5)
+        connect(provider, 5)
     assert (provider.open_connections, provider.aborted) == (0, 0)
     provider.start()
     assert call(provider, asked()).status == 200

@@ -193,7 +193,7 @@ def test_several_teams_are_deleted_with_their_tokens(new_team: Callable[..., Mem
     assert teams.delete_several(ids, by=TESTER) == []
 
 
-def test_several_are_changed_all_or_none(new_team: Callable[..., Member], monkeypatch: pytest.MonkeyPatch):
+def test_several_teams_are_changed_all_or_none(new_team: Callable[..., Member], monkeypatch: pytest.MonkeyPatch):
     ids = [new_team(name).team.id for name in ("a", "b", "c")]
     record = changes.record
 
@@ -209,7 +209,7 @@ def test_several_are_changed_all_or_none(new_team: Callable[..., Member], monkey
     assert [(team.name, team.active) for team in teams.living()] == [("a", True), ("b", True), ("c", True)]
 
 
-def test_many_teams_at_once(app: Flask):
+def test_two_thousand_teams_are_changed_and_deleted_at_once(app: Flask):
     with tables.writing(db.engine) as connection:
         rows = [{"name": f"team {number}", "created_at": datetime.now(UTC)} for number in range(2000)]
         connection.execute(tables.db.insert(Team), rows)
