@@ -12,7 +12,7 @@ from flask_admin import Admin, BaseView
 from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_wtf.csrf import validate_csrf
 from sqlalchemy.exc import SQLAlchemyError
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.wrappers import Response as BaseResponse
 from wtforms import ValidationError
 
@@ -122,6 +122,7 @@ class PanelView(BaseView):
         blueprint.before_request(_check_csrf)
         blueprint.after_request(_keep_private)
         blueprint.register_error_handler(HTTPException, _show_error)
+        blueprint.register_error_handler(NotFound, _show_error)  # that of the app comes before a blueprint's for all
         blueprint.register_error_handler(SQLAlchemyError, _show_database_error)
         return blueprint
 
