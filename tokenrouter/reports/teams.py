@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, bindparam, case, func, or_, select
+from sqlalchemy import ColumnElement, SQLColumnExpression, bindparam, case, false, func, or_, select, true
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import aliased
 
@@ -188,7 +188,7 @@ def _fitting(search: str, state: State | None, near_quota: Nearness | None) -> l
     if search:
         conditions.append(Team.name.icontains(clamp_text(normalized(search)), autoescape=True))
     if state is not None:
-        conditions.append(Team.active.is_(state == "active"))
+        conditions.append(Team.active.is_(true() if state == "active" else false()))
     if near_quota is not None:
         conditions.append(NEARNESS[near_quota])
     return conditions
