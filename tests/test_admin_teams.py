@@ -112,7 +112,7 @@ def test_no_form_saves_a_counter(panel: Panel, team: Member, client: FlaskClient
         ({"name": "taken"}, "There is a team &#39;taken&#39; already."),
         ({"name": ""}, "Give the team a name."),
         ({"name": "x" * 201}, "200 characters"),
-        ({"name": "bell\a"}, "no control characters"),
+        ({"name": "bell\a"}, "no control, line-separating or text-turning characters"),
         ({"name": "new", "quota": "lots"}, "is not a number of tokens"),
         ({"name": "new", "models": "a*b"}, "each with at most a trailing *"),
         ({"name": "new", "models": "a\0b"}, "names separated by commas"),

@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 from pairs import BOTH_DATABASES, by_pairs
 
 from tokenrouter import reports
+from tokenrouter.metering.prompts import read_chat_prompt
 from tokenrouter.standin import StandInProvider
 
 pytestmark = pytest.mark.both_databases
@@ -188,9 +189,17 @@ def test_unusable_usage_is_replaced_by_a_count_of_the_texts(
     assert stored(team).settled_tokens == call["charged_tokens"] == call["prompt_tokens"] + call["completion_tokens"]
 
 
+def test_total_alone_is_charged_and_divided_by_our_count_of_the_prompt(client: FlaskClient, team: Member):
+    body = hello("usage=total_only prompt_tokens=100 words=7")
+    client.post(CHAT, json=body, headers=team.headers)
+    call, prompt = last_call(), read_chat_prompt(body).count()
+    assert (call["prompt_tokens"], call["completion_tokens"], call["charged_tokens"]) == (prompt, 107 - prompt, 107)
+    assert call["usage_source"] == "provider"
+
+
 @pytest.mark.parametrize(
     ("usage", "expected"),
-    [("zero", (0, 0, 0)), ("total_only", (0, 0, 107)), ("no_total", (100, 7, 107)), ("mismatch", (100, 7, 114))],
+    [("zero", (0, 0, 0)), ("no_total", (100, 7, 107)), ("mismatch", (100, 7, 114))],
 )
 def test_odd_usage_is_charged_as_reported(client: FlaskClient, team: Member, usage: str, expected: tuple[int, ...]):
     client.post(CHAT, json=hello(f"usage={usage} prompt_tokens=100 words=7"), headers=team.headers)

@@ -105,6 +105,7 @@ def test_nothing_set_gives_the_contracts_defaults():
         "MAX_REQUEST_BYTES": 33554432,
         "TRUSTED_PROXIES": 0,
         "CORS_ORIGINS": None,
+        "HOSTED_TOOLS": None,
     }
 
 

@@ -1,6 +1,5 @@
 """Connections to the provider: used again after clean answers, and by no call where something is left of another's."""
 
-import select
 import socket
 import ssl
 import threading
@@ -8,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import trustme
@@ -180,57 +178,6 @@ def test_cut_link_ends_the_wait_for_an_answer_that_began(own: Provider, listener
         chunks = reply.chunks()
         assert next(chunks) == b"data: 1\n\n"
         threading.Timer(0.05, link.cut, [ProviderTimeout("Cut.")]).start()
-        with pytest.raises(ProviderTimeout, match="Cut"):
-            next(chunks)
-    is_over.set()
-
-
-@pytest.fixture
-def tls_proxy(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
-    """A proxy behind TLS, through which all that goes by TLS has to go."""
-
-    def tunnel(stream: ssl.SSLSocket) -> None:
-        with socket.create_connection(("127.0.0.1", urlsplit(listener.url).port)) as far:
-            while True:
-                for one, other in ((stream, far), (far, stream)):
-                    if one in select.select([stream, far], [], [])[0]:
-                        data = one.recv(65536)
-                        if not data:
-                            return
-                        other.sendall(data)
-
-    proxy = Listener(listener.context)
-    proxy.writes = lambda nth: [b"HTTP/1.1 200 OK\r\n\r\n", tunnel]
-    monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-    monkeypatch.setenv("NO_PROXY", "")
-    monkeypatch.setenv("no_proxy", "")
-    yield proxy
-    proxy.stop()
-
-
-@pytest.fixture
-def tunnelled(listener: Listener, tls_proxy: Listener) -> Iterator[Provider]:
-    with closing(Provider(config.load({"PROVIDER_API_KEY": "k", "PROVIDER_BASE_URL": listener.url}))) as own:
-        yield own
-
-
-@pytest.mark.parametrize("listener", [TLS_1_3], indirect=True, ids=[""])
-def test_provider_behind_a_proxy_behind_tls_is_reached_by_one_connection(
-    tunnelled: Provider, listener: Listener, tls_proxy: Listener
-):
-    listener.writes = lambda nth: [ANSWERS["length"](b"answer %d" % nth)]
-    assert [call(tunnelled, listener) for _ in range(3)] == ["answer 1", "answer 2", "answer 3"]
-    assert (listener.connections, tls_proxy.connections) == (1, 1)
-
-
-@pytest.mark.parametrize("listener", [TLS_1_3], indirect=True, ids=[""])
-def test_call_through_a_proxy_behind_tls_can_be_cut(tunnelled: Provider, listener: Listener):
-    link, is_over = ProviderLink(), threading.Event()
-    listener.writes = lambda nth: [ANSWERS["events"](b"1")[:-5], lambda stream: is_over.wait(5)]
-    with closing(tunnelled.post("/chat/completions", b"{}", {}, link)) as reply:
-        chunks = reply.chunks()
-        assert next(chunks) == b"data: 1\n\n"
-        assert link.cut(ProviderTimeout("Cut."))
         with pytest.raises(ProviderTimeout, match="Cut"):
             next(chunks)
     is_over.set()

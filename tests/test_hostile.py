@@ -230,7 +230,8 @@ def test_large_body_is_judged_within_seconds(
     team = new_team(quota_tokens=0)
     data = json.dumps(LARGE[name]()).encode()
     started = time.perf_counter()
-    assert post_raw(client, team, endpoint, data).status_code == 429
+    status = 429 if isinstance(LARGE[name]()["input"], str) and name != "names" else 400  # of too many values
+    assert post_raw(client, team, endpoint, data).status_code == status
     assert time.perf_counter() - started < 5
     assert provider.calls == []
 

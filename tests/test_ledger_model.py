@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.engine import Engine
 
 from tokenrouter import ledger, teams
-from tokenrouter.database.tables import RequestLog, Team, db
+from tokenrouter.database.tables import BY_PROVIDER, NOT_COUNTED, RequestLog, Team, db
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.ledger import CallRequest, Ledger, Outcome, Reservation
 
@@ -123,7 +123,10 @@ class LedgerMachine(RuleBasedStateMachine):
         """Also of what is settled already, by itself or by recovery: that changes nothing."""
         if call is None:
             return
-        outcome = Outcome(status=status, status_code=200, charged_tokens=tokens, total_tokens=tokens)
+        source = BY_PROVIDER if tokens else NOT_COUNTED
+        outcome = Outcome(
+            status=status, status_code=200, charged_tokens=tokens, total_tokens=tokens, usage_source=source
+        )
         self.processes[call.worker].ledger.settle(call.reservation, outcome)
         self._book(call, tokens)
 

@@ -58,7 +58,7 @@ class Sampler:
 
 def test_quota_for_ten_calls_lets_exactly_ten_of_fifty_through(server: Server, database_url: str):
     token = server.create_team("team", "--quota", "1")
-    prompt = 33  # what the reservation will hold for this prompt; the provider reports the same
+    prompt = 23  # what the reservation will hold for this prompt; the provider reports the same
     body = hello(f"prompt_tokens={prompt} words=100 delay=0.3", max_tokens=100)
     assert f"needs about {prompt} for its prompt" in post(server, token, body).json()["error"]["message"]
     server.flask("teams", "update", "team", "--quota", str(10 * (prompt + 100)))
@@ -77,7 +77,7 @@ def test_quota_for_ten_calls_lets_exactly_ten_of_fifty_through(server: Server, d
 
 @pytest.mark.both_databases
 def test_quota_for_fifty_calls_lets_exactly_fifty_of_a_thousand_through(settings, tmp_path):
-    prompt, output = 33, 100
+    prompt, output = 23, 100
     body = hello(f"prompt_tokens={prompt} words={output} delay=0.3", max_tokens=output)
 
     async def call(client: AsyncOpenAI) -> int:
