@@ -286,7 +286,7 @@ def test_flask_command_does_not_read_a_parents_file(tmp_path: Path, database_url
 
 def test_flask_command_reads_the_working_directorys_file_as_written(tmp_path: Path):
     write_env(f"DATABASE_URL='sqlite:///{tmp_path}/${{HOME}}.db'\n", tmp_path)
-    assert flask(tmp_path, "teams", "list").returncode == 0
+    assert flask(tmp_path, "teams", "create", "first").returncode == 0
     assert (tmp_path / "${HOME}.db").is_file()
 
 

@@ -343,7 +343,7 @@ def test_database_that_cannot_be_made_stops_every_command_in_one_line(checkout: 
 
 @pytest.mark.parametrize("command", [GUNICORN, ("flask", "run"), ("flask", "teams", "list")], ids=" ".join)
 def test_database_of_a_later_version_stops_every_command_in_one_line(checkout: Checkout, command: tuple[str, ...]):
-    checkout.run("flask", "teams", "list")
+    checkout.run("flask", "teams", "create", "first")
     with closing(sqlite3.connect(checkout.folder / "instance" / "data" / "tokenrouter.db")) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
         connection.commit()
@@ -418,7 +418,7 @@ def test_folder_that_is_anothers_stops_the_start_in_one_line(checkout: Checkout,
 def test_database_that_cannot_be_written_stops_every_command_in_one_line(
     checkout: Checkout, command: tuple[str, ...], path: str
 ):
-    checkout.run("flask", "teams", "list")
+    checkout.run("flask", "teams", "create", "first")
     data = checkout.folder / "instance" / "data"
     with closed(data / path, 0o500):
         done = checkout.run(*command, PROVIDER_API_KEY=KEY, SECRET_KEY="set")
@@ -539,6 +539,7 @@ def test_flask_run_asks_on_a_terminal(checkout: Checkout):
 
 @pytest.mark.parametrize("command", ["teams list", "usage verify", "--help", "teams --help"])
 def test_other_commands_work_without_a_key(checkout: Checkout, command: str):
+    checkout.run("flask", "teams", "create", "first")
     done = checkout.run("flask", *command.split())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
