@@ -19,7 +19,7 @@ from tokenrouter.metering.prompts import read_chat_prompt
 
 pytestmark = pytest.mark.slow
 
-PROMISE_S = 2.0
+PROMISE_S = 4.0  # two until it is noticed, and two in which the provider may still tell what it counted
 FIRST_COUNT_S = 1.0  # a worker that has never counted loads the tokenizer's tables, beside other tests
 SILENT = {
     "json, before the head": hello("silent=1"),
@@ -92,7 +92,7 @@ def prompt_of(body: dict[str, object]) -> int:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_clients_that_leave_a_silent_provider_stop_it_within_two_seconds(
+def test_clients_that_leave_a_silent_provider_stop_it_within_four_seconds(
     service: Service, new_members: Callable[[int], list[Member]], way: str
 ):
     members = new_members(len(SILENT))
@@ -104,7 +104,7 @@ def test_clients_that_leave_a_silent_provider_stop_it_within_two_seconds(
     for connection in connections:
         WAYS[way](connection)
     left_at = time.monotonic()
-    assert eventually(lambda: service.provider.aborted == len(SILENT) and all(map(is_settled, members)), 5)
+    assert eventually(lambda: service.provider.aborted == len(SILENT) and all(map(is_settled, members)), 8)
     assert time.monotonic() - left_at < PROMISE_S
     for name, member in zip(SILENT, members, strict=True):
         (row,) = rows_of(member)
@@ -148,7 +148,7 @@ def test_client_that_leaves_while_connecting_is_booked_and_its_request_never_sen
         assert eventually(lambda: rows_of(member))
         connection.close()
         left_at = time.monotonic()
-        assert eventually(lambda: is_settled(member), 5)
+        assert eventually(lambda: is_settled(member), 8)
         assert time.monotonic() - left_at < PROMISE_S + FIRST_COUNT_S
         (row,) = rows_of(member)
         assert (row.status, row.charged_tokens) == ("client_closed", prompt_of(hello()))
