@@ -76,7 +76,7 @@ def command(create_app: Callable[[dict[str, str]], Flask]) -> click.Command:
 def _end(number: int, frame: FrameType | None) -> None:
     """End as Ctrl-C does, and let no second signal stop that halfway."""
     for ending in ENDINGS:
-        signal.signal(ending, signal.SIG_IGN)
+        signal.signal(ending, lambda *_: None)  # not SIG_IGN: one that has just come would then end it by an OSError
     raise KeyboardInterrupt
 
 
