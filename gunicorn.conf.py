@@ -56,7 +56,7 @@ def post_worker_init(worker: Any) -> None:
 
 def leave(worker: Any) -> None:
     """Book what is left to book for as long as the master lets this worker live, and close everything."""
-    close(worker.wsgi, worker.seconds_left())
+    importlib.import_module(close.__module__).close(worker.wsgi, worker.seconds_left())  # by name, as in on_exit
 
 
 def on_exit(server: Arbiter) -> None:
