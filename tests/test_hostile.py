@@ -217,7 +217,7 @@ LARGE = {
     "one text": lambda: {"model": MODEL, "input": "word " * 1_000_000},
     "no spaces": lambda: {"model": MODEL, "input": "x" * 5_000_000},
     "digits": lambda: {"model": MODEL, "input": "7" * 5_000_000},
-    "items": lambda: {"model": MODEL, "input": [{"role": "user", "content": [{}] * 10}] * 9_000},
+    "items": lambda: {"model": MODEL, "input": [{"role": "user", "content": [{}] * 10}] * 6_000},
     "names": lambda: {"model": MODEL, "input": "", **{f"name {at}": at for at in range(99_000)}},
 }
 
