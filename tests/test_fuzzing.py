@@ -195,7 +195,7 @@ def test_checker_accepts_or_names_the_field(endpoint: payload.Endpoint, document
     except InvalidRequest as error:
         refusal = error
     if refusal is not None:
-        assert refusal.param in document
+        assert re.split(r"[.\[]", refusal.param)[0] in document
         return
     assert min(call.prompt_tokens, call.output_tokens, call.choices) >= 0
     assert orjson.loads(call.encode())["model"] == model

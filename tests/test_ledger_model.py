@@ -71,7 +71,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.processes = [Process(Ledger(self.engine, OUTPUT_RESERVE)) for _ in range(2)]
 
     def teardown(self) -> None:
-        """End the workers, and settle what they leave: a later run would rightly find it pending for too long."""
+        """Prove the books, end the workers, and settle what they leave: a later run would find it pending for too long.
+
+        What is booked wrongly stays wrong, so `verify`, which reads the books of all runs, need not follow every step.
+        """
+        assert ledger.verify(self.engine).problems == []
         for process in self.processes:
             process.ledger.close()
         ledger.recover(self.engine, leases())
@@ -192,10 +196,6 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.engine.connect() as connection:
             return {id_: int(calls) for id_, calls in connection.execute(rejected.group_by(RequestLog.team_id))}
 
-    @invariant()
-    def verify_finds_nothing(self) -> None:
-        assert ledger.verify(self.engine).problems == []
-
 
 def expected_grant(team: ModelTeam, prompt: int, output: int, choices: int) -> tuple[int, int | None] | str:
     """Return the contract's answer: tokens held and the limit of each choice, or the code of the refusal."""
@@ -218,7 +218,6 @@ def test_ledger_never_differs_from_the_model(app: Flask):
             max_examples=100,
             stateful_step_count=30,
             deadline=None,
-            derandomize=True,
             suppress_health_check=list(HealthCheck),
         ),
     )

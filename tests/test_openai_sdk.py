@@ -2,15 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import openai
 import pytest
 from conftest import HELLO, Server, hello
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
-
-from tokenrouter.standin import StandInProvider
+from serving import Service, running_service
 
 pytestmark = pytest.mark.slow
 
@@ -24,13 +23,30 @@ WEATHER = {
 }
 
 
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running_service(tmp_path_factory.mktemp("service")) as service:
+        yield service
+
+
 @pytest.fixture
-def connect(server: Server) -> Callable[..., OpenAI]:
+def server(service: Service) -> Server:
+    return service.server
+
+
+@pytest.fixture
+def team(request: pytest.FixtureRequest) -> str:
+    """The name of a team of the test's own."""
+    return request.node.name
+
+
+@pytest.fixture
+def connect(server: Server, team: str) -> Iterator[Callable[..., OpenAI]]:
     """Connect with a token, by default one of a new team with a quota."""
     clients = []
 
     def connect(api_key: str | None = None, quota: str = "1M") -> OpenAI:
-        key = api_key or server.create_team("sdk", "--quota", quota)
+        key = api_key or server.create_team(team, "--quota", quota)
         clients.append(OpenAI(api_key=key, base_url=f"{server.url}/v1"))
         return clients[-1]
 
@@ -44,10 +60,10 @@ def client(connect: Callable[..., OpenAI]) -> OpenAI:
     return connect()
 
 
-def test_chat_is_answered_and_metered(server: Server, client: OpenAI):
+def test_chat_is_answered_and_metered(server: Server, client: OpenAI, team: str):
     answer = client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES)
     assert "TokenRouter demo" in answer.choices[0].message.content
-    shown = json.loads(server.flask("teams", "show", "sdk", "--json").stdout)
+    shown = json.loads(server.flask("teams", "show", team, "--json").stdout)
     assert shown["used_tokens"] == answer.usage.total_tokens
     assert shown["held_tokens"] == 0
 
@@ -58,12 +74,13 @@ def test_stream_without_include_usage_has_no_usage_event(client: OpenAI):
     assert all(chunk.choices for chunk in chunks)
 
 
-def test_stream_with_include_usage_ends_with_it(client: OpenAI, provider: StandInProvider):
+def test_stream_with_include_usage_ends_with_it(client: OpenAI, service: Service):
+    served = service.provider.tokens_served
     options = {"include_usage": True}
     stream = client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES, stream=True, stream_options=options)
     *_, last = stream
     assert last.choices == []
-    assert last.usage.total_tokens == provider.tokens_served
+    assert last.usage.total_tokens == service.provider.tokens_served - served
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -98,14 +115,17 @@ def test_models_are_listed(client: OpenAI):
     ]
 
 
-def test_fifty_parallel_calls_are_answered(server: Server, client: OpenAI, provider: StandInProvider):
+def test_fifty_parallel_calls_are_answered(service: Service, client: OpenAI, team: str):
+    served = service.provider.tokens_served
+
     async def call_all() -> list[str]:
         async with AsyncOpenAI(api_key=client.api_key, base_url=client.base_url) as parallel:
             calls = [parallel.chat.completions.create(model="GPT-5-nano", messages=MESSAGES) for _ in range(50)]
             return [answer.id for answer in await asyncio.gather(*calls)]
 
     assert len(set(asyncio.run(call_all()))) == 50
-    assert json.loads(server.flask("teams", "show", "sdk", "--json").stdout)["used_tokens"] == provider.tokens_served
+    shown = json.loads(service.server.flask("teams", "show", team, "--json").stdout)
+    assert shown["used_tokens"] == service.provider.tokens_served - served
 
 
 def test_wrong_token_is_an_authentication_error(connect: Callable[..., OpenAI]):
@@ -121,13 +141,13 @@ def test_model_that_is_not_allowed_is_not_found(client: OpenAI):
     assert "GPT-5-mini" in str(caught.value)
 
 
-def test_exhausted_quota_is_one_call_and_a_rate_limit_error(connect: Callable[..., OpenAI], server: Server):
+def test_exhausted_quota_is_one_call_and_a_rate_limit_error(connect: Callable[..., OpenAI], server: Server, team: str):
     client = connect(quota="5")
     with pytest.raises(openai.RateLimitError) as caught:
         client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES)
     assert caught.value.code == "insufficient_quota"
     assert caught.value.body["message"].startswith("Quota exceeded")
-    assert len(json.loads(server.flask("logs", "list", "--json").stdout)) == 1
+    assert len(json.loads(server.flask("logs", "list", "--team", team, "--json").stdout)) == 1
 
 
 def test_failure_inside_a_stream_is_an_api_error(client: OpenAI):

@@ -16,7 +16,7 @@ import pytest
 import requests
 from conftest import Server, eventually, hello, running_server
 from openai import AsyncOpenAI
-from serving import post, settings_for
+from serving import answers, post, settings_for
 from sqlalchemy import create_engine, text
 
 from tokenrouter.standin import StandInProvider
@@ -173,6 +173,6 @@ def test_several_instances_start_at_once_on_a_new_database(
         running_server(settings, tmp_path) as second,
     ):
         token = second.create_team()
-        assert eventually(lambda: first.process.poll() is not None or post(first, token, hello()).ok)
-        assert post(second, token, hello()).status_code == 200
+        assert eventually(lambda: answers(first), 60), first.log.read_text()
+        assert [post(server, token, hello()).status_code for server in (first, second)] == [200, 200]
         assert "Error" not in first.log.read_text() + second.log.read_text()

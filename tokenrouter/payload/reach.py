@@ -283,10 +283,12 @@ def _check_tools(
     for at, tool in enumerate(tools) if isinstance(tools, list) else ((None, tools),):
         where = path if at is None else (path, at)
         name = _hosted_name(tool)
-        if name is not None:
-            _check_tool(name, hosted_tools, _written(where, "type"))
         if not isinstance(tool, dict):
+            if name is not None:
+                _check_tool(name, hosted_tools, _written(*where))
             continue
+        if name is not None:
+            _check_tool(name, hosted_tools, _written(where, "type" if "type" in tool else name))
         parameters = tool.get("parameters") if name is not None else None
         for holder in (tool, parameters):
             if isinstance(holder, dict) and holder.get("model"):
