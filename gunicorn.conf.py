@@ -45,6 +45,11 @@ def on_starting(server: Arbiter) -> None:
         server.log.warning(line)
 
 
+def post_fork(server: Arbiter, worker: Any) -> None:
+    """Hand the worker what its copy of the master's handlers receives until it has handlers of its own."""
+    worker.early_signals = server.SIG_QUEUE
+
+
 def post_worker_init(worker: Any) -> None:
     """Begin to look for calls of workers that died, before the first call comes."""
     runtime = worker.wsgi.extensions["tokenrouter"]

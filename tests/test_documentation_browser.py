@@ -41,7 +41,7 @@ def execute(operation: Locator) -> Locator:
 @pytest.mark.parametrize(("size", "scheme"), [("desktop", "light"), ("phone", "dark")])
 def test_team_makes_a_streamed_call_from_the_documentation(visit, server: Server, size: str, scheme: str):
     visitor: Visitor = visit(color_scheme=scheme, **SIZES[size])
-    page, token = visitor.page, server.create_team("Programmers", "--quota", "5000")
+    page, token = visitor.page, server.create_team("Programmers", 5000)
     visitor.open("/docs")
     authorize(page, "teamToken", token)
     operation = try_out(page, "createChatCompletion")

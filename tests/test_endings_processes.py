@@ -154,10 +154,11 @@ def killed_service(scene: Scene) -> Iterator[Callable[[], None]]:
     url = scene.database_url
     with scene.server() as server:
         token = server.create_team()
-        for stream in begin_streams(server, token, 8, "words=200 gap=0.1"):
-            stream.close()
+        streams = begin_streams(server, token, 8, "words=200 gap=0.1")
         os.killpg(server.process.pid, signal.SIGKILL)
         killed_at = time.monotonic()
+        for stream in streams:
+            stream.close()
         server.process.wait()
         calls = statuses(url).count("pending")
         assert calls > 0

@@ -27,6 +27,7 @@ LEANED_ON = (
     Arbiter.setup,  # preload.py: that the master reads the configuration, also on HUP, and makes no app
     Arbiter.reload,
     Arbiter.spawn_worker,
+    Arbiter.signal,  # Worker.init_signals: where the master's handlers put signals
     BaseApplication.do_load_config,
     BaseApplication.reload,
     BaseApplication.wsgi,
@@ -60,6 +61,7 @@ HASHES = {
     "app.base.BaseApplication.wsgi": "4663ccc8ece60557",
     "arbiter.Arbiter.reload": "fec344d2f774ee32",
     "arbiter.Arbiter.setup": "9eb391c82c190108",
+    "arbiter.Arbiter.signal": "8b193e95e16aa270",
     "arbiter.Arbiter.spawn_worker": "6abc0d90b0b9f80b",
     "http.body.Body.read": "c7bdfdd1c2c36fb2",
     "http.body.ChunkedReader.read": "1aa9df6c4dcb23a0",
@@ -86,6 +88,7 @@ HASHES = {
     "workers.base.Worker.__init__": "e0f1de2d60574066",
     "workers.base.Worker.handle_error": "75426448389bbac9",
     "workers.base.Worker.handle_quit": "2944b41327615dc6",
+    "workers.base.Worker.init_signals": "65442e0602b05f37",
     "workers.gthread.PollableMethodQueue.__init__": "11ca6d35d9cbab4f",
     "workers.gthread.PollableMethodQueue.close": "076a6de04e52bd65",
     "workers.gthread.PollableMethodQueue.defer": "4d722900967b8ad2",

@@ -56,7 +56,7 @@ class Service:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder: Path = tmp_path_factory.mktemp("endpoints")
     with running_service(folder, WEB_CONCURRENCY="1") as running:
-        token = running.server.create_team("sdk", "--quota", "1M")
+        token = running.server.create_team("sdk", 1_000_000)
         with OpenAI(api_key=token, base_url=f"{running.server.url}/v1", max_retries=0) as client:
             yield Service(running.server, running.provider, client, folder / "tokenrouter.db")
 

@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_sdk_for_node_gets_what_it_knows_from_openai(folder: Path, server: Server):
-    token = server.create_team("node", "--quota", "1M")
+    token = server.create_team("node", 1_000_000)
     environment = {"TOKEN": token, "URL": f"{server.url}/v1", "PATH": str(Path(shutil.which("node")).parent)}
     command = [shutil.which("node"), "calls.mjs"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)

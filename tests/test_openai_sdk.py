@@ -45,8 +45,8 @@ def connect(server: Server, team: str) -> Iterator[Callable[..., OpenAI]]:
     """Connect with a token, by default one of a new team with a quota."""
     clients = []
 
-    def connect(api_key: str | None = None, quota: str = "1M") -> OpenAI:
-        key = api_key or server.create_team(team, "--quota", quota)
+    def connect(api_key: str | None = None, quota: int = 1_000_000) -> OpenAI:
+        key = api_key or server.create_team(team, quota)
         clients.append(OpenAI(api_key=key, base_url=f"{server.url}/v1"))
         return clients[-1]
 
@@ -142,7 +142,7 @@ def test_model_that_is_not_allowed_is_not_found(client: OpenAI):
 
 
 def test_exhausted_quota_is_one_call_and_a_rate_limit_error(connect: Callable[..., OpenAI], server: Server, team: str):
-    client = connect(quota="5")
+    client = connect(quota=5)
     with pytest.raises(openai.RateLimitError) as caught:
         client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES)
     assert caught.value.code == "insufficient_quota"

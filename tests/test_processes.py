@@ -66,7 +66,7 @@ class Sampler:
 
 
 def test_quota_for_ten_calls_lets_exactly_ten_of_fifty_through(server: Server, database_url: str):
-    token = server.create_team("team", "--quota", "1")
+    token = server.create_team("team", 1)
     prompt = 23  # what the reservation will hold for this prompt; the provider reports the same
     body = hello(f"prompt_tokens={prompt} words=100 delay=0.3", max_tokens=100)
     assert f"needs about {prompt} for its prompt" in post(server, token, body).json()["error"]["message"]
@@ -103,7 +103,7 @@ def test_quota_for_fifty_calls_lets_exactly_fifty_of_a_thousand_through(settings
     with running_server(
         settings | {"WEB_CONCURRENCY": "4", "THREADS": "1000", "TEAM_CALLS": "1000"}, tmp_path
     ) as server:
-        token = server.create_team("team", "--quota", str(50 * (prompt + output)))
+        token = server.create_team("team", 50 * (prompt + output))
         assert Counter(asyncio.run(call_all(server, token))) == {200: 50, 429: 950}
         assert shown(server)["used_tokens"] == 50 * (prompt + output)
         assert shown(server)["held_tokens"] == 0

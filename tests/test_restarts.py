@@ -270,3 +270,37 @@ def test_port_is_free_once_the_master_was_killed(settings, tmp_path):
         os.kill(server.process.pid, signal.SIGKILL)
         assert eventually(lambda: refuses(server), 5)
         assert pieces(stream).endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_signal_that_reaches_a_worker_in_its_first_moments_ends_it(settings, tmp_path, ending: signal.Signals):
+    """The child of a fork has the master's handlers for a while, which do nothing there."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "exec(open('gunicorn.conf.py').read())\n"
+        "hand_over = post_fork\n"
+        "def post_fork(server, worker):\n"
+        "    import time\n"
+        "    hand_over(server, worker)\n"
+        "    time.sleep(2)\n"
+    )
+    options = {"GUNICORN_CMD_ARGS": f"--config {slow}", "WEB_CONCURRENCY": "1"}
+    with running_server(settings | options, tmp_path, ready=False) as server:
+        assert eventually(lambda: "Booting worker" in server.log.read_text())
+        time.sleep(0.5)  # so that the master waits for signals
+        server.process.send_signal(ending)
+        assert server.process.wait(10) == 0
+
+
+def test_half_a_head_that_comes_while_the_worker_ends_does_not_hold_it(settings, tmp_path):
+    with serving(settings, tmp_path, "--graceful-timeout 30") as (server, token):
+        with connect(server) as idle, connect(server) as late:
+            idle.sendall(chat_request(token, hello())[:40])  # known to the worker, and let go soon
+            late.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert late.recv(65536).startswith(b"HTTP/1.1 200")
+            began = time.monotonic()
+            server.process.terminate()
+            time.sleep(0.2)
+            late.sendall(b"GET")
+            assert server.process.wait(20) == 0
+            assert time.monotonic() - began < 10

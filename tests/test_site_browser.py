@@ -36,7 +36,7 @@ def show_usage(visitor: Visitor, token: str) -> None:
 
 @pytest.mark.parametrize(("options", "name"), LOOKS, ids=["desktop", "phone"])
 def test_team_sees_its_use_and_its_token_stays_in_the_tab(visit, service: Server, options: dict, name: str):
-    token = service.create_team(f"Class on a {name}", "--quota", "5000")
+    token = service.create_team(f"Class on a {name}", 5000)
     post(service, token, hello())
     visitor: Visitor = visit(**options)
     page, addresses = visitor.page, []
@@ -71,7 +71,7 @@ def test_front_page_can_be_used_by_everyone(visit, options: dict, name: str):
 
 def test_exhausted_quota_is_told(visit, service: Server):
     visitor: Visitor = visit(**PHONE)
-    show_usage(visitor, service.create_team("Exhausted", "--quota", "0"))
+    show_usage(visitor, service.create_team("Exhausted", 0))
     expect(visitor.page.get_by_text("Nothing is left: calls are refused")).to_be_visible()
     visitor.check_page()
 

@@ -5,6 +5,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -87,9 +88,10 @@ def _serve(app: Flask, port: int, password: str) -> None:
     with _listener(port) as listener:
         port = listener.getsockname()[1]
         server = make_server(HOST, port, app, threaded=True, fd=listener.fileno())
-        click.echo(GUIDE.format(url=f"http://{HOST}:{port}", token=bearer_token, password=password))
         try:
-            server.serve_forever()  # returns on Ctrl-C
+            with suppress(KeyboardInterrupt):
+                click.echo(GUIDE.format(url=f"http://{HOST}:{port}", token=bearer_token, password=password))
+                server.serve_forever()
         finally:
             server.server_close()
             runtime.close(app)

@@ -1,7 +1,7 @@
 """Let everything go wrong that can, many times each, and count what was lost; exit 1 if anything was.
 
-Two workers on SQLite. Then 10,000 streams, of which 2,000 are left in the middle: sockets, threads and memory must come
-back to within a tenth of where they were after a warm-up.
+Two workers on SQLite, and for what a database server does on PostgreSQL. Then 10,000 streams, of which 2,000 are left
+in the middle: sockets, threads and memory must come back to within a tenth of where they were after a warm-up.
 """
 
 import argparse
@@ -24,8 +24,9 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
 import requests  # noqa: E402
 from flask import Flask  # noqa: E402
+from outages import Frozen, Locked, Outage, ReadOnly  # noqa: E402
 from rawhttp import chat_request, connect, reset  # noqa: E402
-from serving import Server, eventually, running_server  # noqa: E402
+from serving import Server, eventually, running_postgresql, running_server  # noqa: E402
 from sqlalchemy import create_engine, text  # noqa: E402
 
 from tokenrouter import create_app, teams  # noqa: E402
@@ -35,6 +36,7 @@ from tokenrouter.standin import StandInProvider  # noqa: E402
 
 KEY = "key-of-the-benchmark"
 RECOVERY_S = 60
+OUTAGE_S = 4
 WORDS = 20  # the most that an answer of the faults has
 SLACK = 0.1
 
@@ -258,6 +260,27 @@ def try_kill(bench: Bench, times: int) -> Line:
     return line
 
 
+def try_outage(bench: Bench, name: str, outage: Outage, times: int) -> Line:
+    """Let the database fail while streams run: all of them end whole and are booked, and then calls go on."""
+    fault = Fault(name, f"words={WORDS} gap=0.1", stream=True, status="ok", charge="usage")
+    team = f"{fault.name} {time.monotonic_ns()}"
+    bearer_token = bench.new_team(team)
+    bench.provider.finished.clear()
+    with ThreadPoolExecutor(1) as pool:
+        calls = pool.submit(bench.call_together, bearer_token, fault, times)
+        eventually(lambda: len(bench.query(f"SELECT 1 FROM request_logs WHERE team_name = '{team}'")) == times)
+        outage.begin()
+        time.sleep(OUTAGE_S)  # in which all of them end
+        outage.end()
+        calls.result()
+    rows = settled_rows(bench, team, RECOVERY_S)
+    line = Line(fault.name, times)
+    line.lost = abs(times - len(rows)) + sum(row.status != fault.status for row in rows)
+    line.miscounted = miscounted(bench, fault, [row.charged_tokens for row in rows]) + off_balance(bench, team)
+    line.survived = times if eventually(lambda: bench.is_well(bearer_token)) else 0
+    return line
+
+
 def try_crowd(bench: Bench, times: int) -> Line:
     """Announce bodies and send half of them, as a team and as strangers: calls of other teams are answered soon."""
     name = f"a crowd of half bodies {time.monotonic_ns()}"
@@ -388,14 +411,14 @@ def measure_leaks(bench: Bench, count: int, together: int) -> bool:
 
 
 @contextmanager
-def started(workers: int) -> Iterator[Bench]:
-    """Start provider and service."""
+def started(workers: int, database_url: str = "") -> Iterator[Bench]:
+    """Start provider and service, on a new SQLite file if no other database is named."""
     with tempfile.TemporaryDirectory() as folder, StandInProvider(api_key=KEY) as provider:
         settings = {
             "PROVIDER_API_KEY": KEY,
             "PROVIDER_BASE_URL": provider.base_url,
             "PROVIDER_READ_TIMEOUT": "2",
-            "DATABASE_URL": f"sqlite:///{folder}/tokenrouter.db",
+            "DATABASE_URL": database_url or f"sqlite:///{folder}/tokenrouter.db",
             "SECRET_KEY": "benchmark",
             "ADMIN_PASSWORD": "benchmark-password",
             "WEB_CONCURRENCY": str(workers),
@@ -413,6 +436,17 @@ def started(workers: int) -> Iterator[Bench]:
                     print(log, file=sys.stderr)
             if "Traceback" in log:
                 raise SystemExit("The log of the service has a traceback.")
+
+
+def on_postgresql(times: int) -> list[Line]:
+    """Try what a database server does."""
+    with running_postgresql() as postgresql:
+        postgresql.psql("CREATE DATABASE faults")
+        with started(workers=2, database_url=postgresql.get_uri(database="faults")) as bench:
+            read_only, frozen = ReadOnly(bench.database_url), Frozen(postgresql)
+            lines = [try_outage(bench, "PostgreSQL read-only", read_only, times)]
+            lines.append(try_outage(bench, "PostgreSQL frozen", frozen, times))
+            return lines
 
 
 def print_table(lines: list[Line]) -> None:
@@ -436,7 +470,9 @@ def main() -> None:
             lines = [try_fault(bench, fault, options.times) for fault in FAULTS]
             lines += [try_no_provider(bench, options.times), try_half_requests(bench, 200)]
             lines.append(try_crowd(bench, 1000))
+            lines.append(try_outage(bench, "database locked by another", Locked(bench.database_url), options.times))
             lines += [try_kill(bench, options.times), try_successor(bench, options.times)]
+            lines += on_postgresql(options.times)
             print_table(lines)
             is_good = all(line.is_good for line in lines)
         if options.only != "faults":

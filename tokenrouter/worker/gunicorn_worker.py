@@ -2,6 +2,7 @@
 
 import errno
 import selectors
+import signal
 import socket
 import time
 from collections import deque
@@ -10,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from queue import SimpleQueue
 from typing import Any
 
 from gunicorn.http.errors import (
@@ -78,6 +80,7 @@ class Worker(ThreadWorker):
         self._last_steps: deque[tuple[float, Callable[[], None]]] = deque()
         self.clients = WaitingClients()
         self.slots = Slots(self.cfg.threads, self.cfg.threads)
+        self.early_signals: SimpleQueue[int] = SimpleQueue()
 
     def serve(self, clients: WaitingClients, slots: Slots, send_timeout_s: float) -> None:
         """Watch over the clients of the application, and drop those that read nothing of a stream for so long.
@@ -88,6 +91,14 @@ class Worker(ThreadWorker):
         self.slots = slots
         for listener in self.sockets:  # the connections that are accepted take it over
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(send_timeout_s))
+
+    def init_signals(self) -> None:
+        """Take signals from now on, and those that came since the fork: until now the master's handlers took them."""
+        super().init_signals()
+        while not self.early_signals.empty():
+            number = self.early_signals.get()
+            if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                signal.raise_signal(number)
 
     def get_thread_pool(self) -> ThreadPool:
         """Return the pool that works on connections."""
@@ -351,6 +362,8 @@ class Worker(ThreadWorker):
         events: int = selectors.EVENT_READ,
     ) -> None:
         """Wait for the client in the poller; do what `late` says, else close, where it takes too long."""
+        if self._ends_at is not None and not conn.holds_rest:
+            within_s = min(within_s, PARTING_S)
         conn.sock.setblocking(False)
         conn.deadline = time.monotonic() + within_s
         conn.late = late or self._close
