@@ -65,11 +65,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)  # before the tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what runs gunicorn, PostgreSQL or a browser by these fixtures; files with their own are marked."""
+    """Mark as slow what runs gunicorn, PostgreSQL or a browser by these fixtures; files with their own are marked.
+
+    What is slow comes first.
+    """
     for item in items:
         database = item.callspec.params.get("database") if hasattr(item, "callspec") else None
         if database == "postgresql" or not SLOW_FIXTURES.isdisjoint(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # quick ones fill what is left of the time
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

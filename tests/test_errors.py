@@ -19,7 +19,7 @@ from tokenrouter import payload, reports
 from tokenrouter.database import tables
 from tokenrouter.database.tables import ApiToken, Team, db
 from tokenrouter.metering.streams import StreamMeter
-from tokenrouter.relay import handler
+from tokenrouter.relay import handler, streams
 from tokenrouter.standin import StandInProvider
 
 pytestmark = pytest.mark.both_databases
@@ -34,6 +34,12 @@ IN_A_SECOND = {"Retry-After": "1"}
 @pytest.fixture
 def settings(settings: dict[str, str], request: pytest.FixtureRequest) -> dict[str, str]:
     return {**settings, "MAX_REQUEST_BYTES": str(MOST_BYTES), **getattr(request, "param", {})}
+
+
+@pytest.fixture(autouse=True)
+def left_answers_end_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read an answer on only shortly once its client left."""
+    monkeypatch.setattr(streams, "LEFT_CALL_S", 0.1)
 
 
 @pytest.fixture

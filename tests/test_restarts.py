@@ -293,14 +293,17 @@ def test_signal_that_reaches_a_worker_in_its_first_moments_ends_it(settings, tmp
 
 
 def test_half_a_head_that_comes_while_the_worker_ends_does_not_hold_it(settings, tmp_path):
-    with serving(settings, tmp_path, "--graceful-timeout 30") as (server, token):
-        with connect(server) as idle, connect(server) as late:
-            idle.sendall(chat_request(token, hello())[:40])  # known to the worker, and let go soon
-            late.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert late.recv(65536).startswith(b"HTTP/1.1 200")
-            began = time.monotonic()
-            server.process.terminate()
-            time.sleep(0.2)
-            late.sendall(b"GET")
-            assert server.process.wait(20) == 0
-            assert time.monotonic() - began < 10
+    with (
+        serving(settings, tmp_path, "--graceful-timeout 30") as (server, token),
+        connect(server) as idle,
+        connect(server) as late,
+    ):
+        idle.sendall(chat_request(token, hello())[:40])  # known to the worker, and let go soon
+        late.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert late.recv(65536).startswith(b"HTTP/1.1 200")
+        began = time.monotonic()
+        server.process.terminate()
+        time.sleep(0.2)
+        late.sendall(b"GET")
+        assert server.process.wait(20) == 0
+        assert time.monotonic() - began < 10
