@@ -5,6 +5,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,21 +142,25 @@ def database() -> str:
 
 
 @pytest.fixture
-def empty_database_url(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def empty_database_url(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a database without tables."""
     if database == "sqlite":
-        return f"sqlite:///{tmp_path / 'tokenrouter.db'}"
-    return new_postgresql_database(request.getfixturevalue("postgresql"))
+        yield f"sqlite:///{tmp_path / 'tokenrouter.db'}"
+    else:
+        with postgresql_database(request.getfixturevalue("postgresql")) as url:
+            yield url
 
 
 @pytest.fixture
-def database_url(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a database that has its tables, and nothing in them: a copy, since migrations take a while."""
     if database == "sqlite":
         shutil.copy(request.getfixturevalue("sqlite_with_tables"), tmp_path / "tokenrouter.db")
-        return f"sqlite:///{tmp_path / 'tokenrouter.db'}"
-    server: PostgresServer = request.getfixturevalue("postgresql")
-    return new_postgresql_database(server, f"TEMPLATE {request.getfixturevalue('postgresql_with_tables')}")
+        yield f"sqlite:///{tmp_path / 'tokenrouter.db'}"
+    else:
+        server, template = request.getfixturevalue("postgresql"), request.getfixturevalue("postgresql_with_tables")
+        with postgresql_database(server, f"TEMPLATE {template} STRATEGY file_copy") as url:
+            yield url
 
 
 @pytest.fixture(scope="session")
@@ -166,17 +171,19 @@ def sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgresql_with_tables(postgresql: PostgresServer) -> str:
-    url = new_postgresql_database(postgresql)
-    make_tables(url)
-    return make_url(url).database
+def postgresql_with_tables(postgresql: PostgresServer) -> Iterator[str]:
+    with postgresql_database(postgresql) as url:
+        make_tables(url)
+        yield make_url(url).database
 
 
-def new_postgresql_database(server: PostgresServer, options: str = "") -> str:
-    """Create a database, and return its URL."""
+@contextmanager
+def postgresql_database(server: PostgresServer, options: str = "") -> Iterator[str]:
+    """Create a database, and drop it after the block; hundreds of them would take the server a minute to end."""
     name = f"test_{secrets.token_hex(6)}"
     server.psql(f"CREATE DATABASE {name} {options}")
-    return server.get_uri(database=name)
+    yield server.get_uri(database=name)
+    server.psql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def make_tables(url: str) -> None:

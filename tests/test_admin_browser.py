@@ -277,6 +277,7 @@ def test_panel_is_used_by_the_keyboard(visit, furnished: Server):
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
     page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("#content$"))
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="New team")).to_be_focused()
 
