@@ -250,6 +250,7 @@ def test_dates_at_the_ends_of_time_are_dates_like_others(ten: list[int], moment:
     assert found(CallFilter(until=moment)) == ([] if moment.year == 1 else ten)
 
 
+@pytest.mark.slow
 @both_databases
 def test_no_call_is_lost_where_ids_have_gaps_and_times_are_out_of_order(team: Member):
     """Machines' clocks differ, and rows may have been taken out."""
@@ -297,6 +298,7 @@ def test_search_goes_on_while_there_is_time(team: Member):
     assert (ids(page), page.before_id, page.searched_back_to) == (rows[:1], None, None)
 
 
+@pytest.mark.slow
 @both_databases
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(

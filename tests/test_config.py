@@ -276,6 +276,7 @@ def test_parents_env_file_is_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
     assert config.load().port == 8000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [".env", ".flaskenv"])
 def test_flask_command_does_not_read_a_parents_file(tmp_path: Path, database_url: str, name: str):
     (tmp_path / name).write_text("PORT=nonsense\n")
@@ -284,18 +285,21 @@ def test_flask_command_does_not_read_a_parents_file(tmp_path: Path, database_url
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_flask_command_reads_the_working_directorys_file_as_written(tmp_path: Path):
     write_env(f"DATABASE_URL='sqlite:///{tmp_path}/${{HOME}}.db'\n", tmp_path)
     assert flask(tmp_path, "teams", "create", "first").returncode == 0
     assert (tmp_path / "${HOME}.db").is_file()
 
 
+@pytest.mark.slow
 def test_flask_command_takes_the_environment_before_the_file(tmp_path: Path, database_url: str):
     write_env("DATABASE_URL=nonsense\nPORT=nonsense\n", tmp_path)
     done = flask(tmp_path, "teams", "list", DATABASE_URL=database_url, PORT="9000")
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_environment_holds_although_a_parents_file_says_the_same(tmp_path: Path, database_url: str):
     write_env("PORT=nonsense\n", tmp_path)
     (tmp_path / "below").mkdir()
@@ -355,6 +359,7 @@ def test_generated_secret_key_is_kept_for_its_owner_alone(tmp_path: Path):
     assert [path.name for path in kept.parent.iterdir()] == ["secret_key"]
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_share_one_secret_key(tmp_path: Path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     processes = [

@@ -123,6 +123,7 @@ def test_refusals_around_midnight_are_of_their_own_days(new_ledger: Callable[[],
     assert [requests for _, requests, _ in days()] == [2, 2]
 
 
+@pytest.mark.slow
 def test_repeats_are_written_soon_while_serving(client: FlaskClient, poor: Member):
     for _ in range(3):
         client.post(CHAT, json=HELLO, headers=poor.headers)

@@ -94,6 +94,7 @@ def test_kept_connection_that_closes_after_a_byte_is_not_tried_again(
     assert (last_call()["status"], stored(team).held_tokens, stored(team).settled_tokens) == ("provider_error", 0, 4)
 
 
+@pytest.mark.slow
 def test_silence_on_a_kept_connection_is_not_tried_again(
     settings: dict[str, str], team: Member, client: FlaskClient, raw: ScriptedProvider
 ):

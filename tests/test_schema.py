@@ -97,6 +97,7 @@ def test_migrations_can_be_taken_back(app: Flask):
     assert differences() == []
 
 
+@pytest.mark.slow
 def test_start_waits_for_who_migrates_already_and_says_so(database_url: str, tmp_path: Path):
     """Longer than any lock is waited for at other times."""
     environment = os.environ | {"DATABASE_URL": database_url}

@@ -240,6 +240,7 @@ def test_addresses_that_guess_at_once_have_thirty_looked_at(app: Flask, own: Set
     assert (outcomes.count(False), outcomes.count("wait")) == (30, 10)
 
 
+@pytest.mark.slow
 @both_databases
 def test_processes_that_guess_at_once_have_five_looked_at(app: Flask, own: Settings, database_url: str):
     command = [sys.executable, "-c", GUESSER, database_url, HERE, "10"]

@@ -413,6 +413,7 @@ runtime.close(create_app({"DATABASE_URL": sys.argv[1], "PROVIDER_API_KEY": "sk-x
 """
 
 
+@pytest.mark.slow
 @pytest.mark.both_databases
 def test_processes_that_migrate_at_once_make_one_schema(empty_database_url: str):
     command = [sys.executable, "-W", "error", "-c", MIGRATE, empty_database_url]
