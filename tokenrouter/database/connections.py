@@ -14,11 +14,13 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tokenrouter.database.statements import DriverConnection, Statement
+from tokenrouter.database.turns import end, turns_of
 from tokenrouter.errors import StorageUnavailable
 
 READERS = 3  # a read takes a fraction of a millisecond, so few serve many threads
 READER_WAIT_S = 3.0
 READ_S, WRITE_S = 4.0, 6.0  # for the server to answer; the second lets its own limit for locks come first
+force_to_disk = getattr(os, "fdatasync", os.fsync)  # macOS has the second alone
 ONE_STATEMENTS_ERRORS = ("IntegrityError", "DataError", "ProgrammingError", "NotSupportedError")
 
 
@@ -81,30 +83,52 @@ class WriteConnection:
         self._file = DatabaseFile(engine)
         self._is_lost = False
         self._connection: DriverConnection | None = None
-        self._is_durable: bool | None = None
+        self._turns = turns_of(engine)
+        self._turn: int | None = None
+        self._log: int | None = None
+
+    def wait_for_turn(self) -> None:
+        """Wait until this process may write; the next transaction ends the turn, or `end_turn` does."""
+        if self._turn is None:
+            self._turn = self._turns.take()
+
+    def end_turn(self) -> None:
+        """Let others write; without a turn do nothing."""
+        turn, self._turn = self._turn, None
+        end(turn)
 
     @contextmanager
     def transaction(self, *, durable: bool) -> Iterator[DriverConnection]:
         """Run a transaction that writes, and commit it; forced to disk if `durable`.
 
-        Raises what the driver raises; then nothing is written, unless the connection was lost during the commit.
+        Raises what the driver raises; then nothing is written, unless the connection was lost during the commit, or
+        the disk failed after it.
         """
-        if self._is_lost:
-            raise DatabaseLost("the file of the database was replaced or deleted")
-        connection = self._connection or self._open()
         try:
-            self._begin(connection, durable)
-            yield connection
-            connection.execute("COMMIT")
-        except BaseException:
-            self._roll_back(connection)
-            raise
+            if self._is_lost:
+                raise DatabaseLost("the file of the database was replaced or deleted")
+            connection = self._connection or self._open()
+            self.wait_for_turn()
+            try:
+                self._begin(connection, durable)
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                self._roll_back(connection)
+                raise
+        finally:
+            self.end_turn()
+        if durable and self._log is not None:
+            self._force_to_disk(self._log)
 
     def close(self) -> None:
         """Close the connection, if there is one."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        log, self._log = self._log, None
+        if log is not None:
+            os.close(log)
 
     def lost_file(self) -> str | None:
         """Return the path of the database where it leads to another file now, or to none; from then on refuse to write.
@@ -119,17 +143,35 @@ class WriteConnection:
             raise DatabaseLost("the file of the database was replaced or deleted")
         self._connection = open_connection(self._engine, WRITE_S)
         self._file.remember()
-        self._is_durable = None
+        if isinstance(self._connection, sqlite3.Connection):
+            self._log = self._open_log(self._connection)
         return self._connection
 
+    def _open_log(self, connection: sqlite3.Connection) -> int | None:
+        """Open SQLite's log of what was written, to force it to disk after a commit: by then others may write.
+
+        Where SQLite could not have such a log it does that itself.
+        """
+        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+        if mode != "wal":
+            return None
+        connection.execute("PRAGMA synchronous = NORMAL").close()
+        connection.execute("SELECT count(*) FROM sqlite_schema").close()  # which makes the log
+        return os.open(f"{self._file.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+
+    @staticmethod
+    def _force_to_disk(log: int) -> None:
+        """Raise what SQLite would raise where the disk fails."""
+        try:
+            force_to_disk(log)
+        except OSError as error:
+            raise sqlite3.OperationalError("disk I/O error") from error
+
     def _begin(self, connection: DriverConnection, durable: bool) -> None:
-        if not isinstance(connection, sqlite3.Connection):
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("BEGIN IMMEDIATE")
+        else:
             connection.execute("BEGIN" if durable else "BEGIN; SET LOCAL synchronous_commit = off")
-            return
-        if durable != self._is_durable:
-            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            self._is_durable = durable
-        connection.execute("BEGIN IMMEDIATE")
 
     def _roll_back(self, connection: DriverConnection) -> None:
         try:

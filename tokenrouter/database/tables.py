@@ -21,6 +21,7 @@ from sqlalchemy.types import TypeDecorator
 
 from tokenrouter.config import ConfigError
 from tokenrouter.database.log_status import RARE_STATUSES
+from tokenrouter.database.turns import turns_of
 
 BUSY_TIMEOUT_S = 5
 CHECKPOINT_PAGES, MOST_WAL_BYTES = 1000, 16 * 2**20  # what SQLite has written beside its file is taken into it
@@ -439,7 +440,7 @@ def writing(engine: Engine, *, durable: bool = True) -> Iterator[Connection]:
 
     Raises what the driver raises; then nothing is written.
     """
-    with engine.connect().execution_options(writes=True) as connection:
+    with engine.connect().execution_options(writes=True) as connection, turns_of(engine).turn():
         driver_connection = connection.connection.driver_connection
         on_sqlite = isinstance(driver_connection, sqlite3.Connection)
         if isinstance(driver_connection, sqlite3.Connection):  # not inside a transaction, where it would change nothing

@@ -74,7 +74,9 @@ class Ledger:
         self._connection = WriteConnection(engine)
         # a server may keep its callers waiting for longer than a settlement may, a file not
         is_file = engine.dialect.name == "sqlite"
-        self._writer = Writer(self._run_group, "ledger-writer", in_callers_thread=is_file)
+        self._writer = Writer(
+            self._run_group, "ledger-writer", get_ready=self._connection.wait_for_turn, in_callers_thread=is_file
+        )
         self._lease: OwnLease | None = None
         self._calls: dict[int, Reservation] = {}
         self._last_call: int | None = None

@@ -104,14 +104,20 @@ class Writer:
     """
 
     def __init__(
-        self, run: Callable[[Sequence[Any]], Sequence[Any]], name: str, *, in_callers_thread: bool = False
+        self,
+        run: Callable[[Sequence[Any]], Sequence[Any]],
+        name: str,
+        *,
+        get_ready: Callable[[], None] = lambda: None,
+        in_callers_thread: bool = False,
     ) -> None:
         """Carry out groups by `run`, which commits and returns a result an operation, or raises and changes nothing.
 
-        A `run` of nothing tells whether the database takes writes. `in_callers_thread` is for a `run` that never takes
-        longer than its callers may wait.
+        A `run` of nothing tells whether the database takes writes. `get_ready` comes before it, and may take a while in
+        which the group grows. `in_callers_thread` is for a `run` that never takes longer than its callers may wait.
         """
         self._run = run
+        self._get_ready = get_ready
         self._name = name
         self._in_callers_thread = in_callers_thread
         self._queue: SimpleQueue[Ticket] = SimpleQueue()
@@ -198,8 +204,9 @@ class Writer:
         try:
             if (team_id := self._team_to_retry()) is not None:
                 self._retry(team_id)
-            elif group := self._take():
-                self._carry_out(group)
+            elif not self._is_idle():
+                self._get_ready()
+                self._carry_out(self._take())
         finally:
             self._turn.release()
 
@@ -227,6 +234,7 @@ class Writer:
             return None
 
     def _carry_out(self, group: list[Ticket]) -> None:
+        """Run a group, also one of nothing, whose callers have given up: what was got ready has to end."""
         try:
             results = self._run([ticket.operation for ticket in group])
         except Exception as error:

@@ -285,7 +285,7 @@ def _check_tools(
         name = _hosted_name(tool)
         if not isinstance(tool, dict):
             if name is not None:
-                _check_tool(name, hosted_tools, _written(*where))
+                _check_tool(name, hosted_tools, _written(where))
             continue
         if name is not None:
             _check_tool(name, hosted_tools, _written(where, "type" if "type" in tool else name))
@@ -331,9 +331,9 @@ def _of_account(param: str) -> InvalidRequest:
     )
 
 
-def _written(path: Path, name: str) -> str:
-    """Write where a member stands: `input[0].content[1].file_id`."""
-    steps: list[str | int] = [name]
+def _written(path: Path, name: str = "") -> str:
+    """Write where a member stands, or the value itself: `input[0].content[1].file_id`, `tools[0]`."""
+    steps: list[str | int] = [name] if name else []
     while path is not None:
         path, step = path
         steps.append(step)
