@@ -203,8 +203,11 @@ def call_server(server: Server, token: str, directives: str = "words=3", **field
 
 
 def files_beside(database_url: str) -> list[str]:
+    """Return the files that hold the database; those of the turns in writing it stay, and are empty."""
     path = Path(make_url(database_url).database)
-    return sorted(found.name for found in path.parent.glob(f"{path.name}*"))
+    return sorted(
+        found.name for found in path.parent.glob(f"{path.name}*") if not re.search("-(next|turn)$", found.name)
+    )
 
 
 def test_a_clean_stop_leaves_one_file_with_every_call(settings: dict[str, str], database_url: str, tmp_path: Path):
