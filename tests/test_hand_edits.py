@@ -93,3 +93,20 @@ def test_value_that_cannot_be_read_is_shown_as_it_stands(
     unreadable("quota_tokens = '2.5M'")
     assert "'2.5M', not a number" in runner.invoke(args=["teams", "list"]).output
     assert "2.5M" in panel.get("/admin/teams/", follow_redirects=True).text
+
+
+def test_state_that_cannot_be_read_is_named_by_the_panel(
+    panel: Panel, team: Member, unreadable: Callable[[str], Member]
+):
+    unreadable("active = 'no'")
+    for path in ("/admin/teams/", f"/admin/teams/{team.team.id}"):
+        assert "cannot be read: &#39;no&#39;, neither 1 nor 0" in panel.get(path, follow_redirects=True).text
+
+
+@pytest.mark.parametrize(("edit", "option"), [("active = 'no'", "--disable"), ("quota_tokens = '2.5M'", "--quota=0")])
+def test_value_that_cannot_be_read_is_replaced_by_what_it_counted_as(
+    runner: FlaskCliRunner, unreadable: Callable[[str], Member], edit: str, option: str
+):
+    unreadable(edit)
+    assert runner.invoke(args=["teams", "update", "team", option]).exit_code == 0
+    assert ledger.verify(db.engine).problems == []

@@ -6,6 +6,7 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -77,11 +78,30 @@ class UnreadableNumber(int):
 
     value: object
 
+    def __eq__(self, other: object) -> bool:
+        return self is other  # else writing a 0 in its place would seem to change nothing
+
+    def __hash__(self) -> int:
+        return id(self)
+
     def __str__(self) -> str:
         return f"{self.value!r}, not a number"
 
     def __format__(self, specification: str) -> str:
         return str(self)
+
+
+@dataclass(frozen=True, eq=False)
+class UnreadableFlag:
+    """What stands in a column of yes and no and is neither, likewise: it counts as a no."""
+
+    value: object
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return f"{self.value!r}, neither 1 nor 0"
 
 
 class Tokens(TypeDecorator[int]):
@@ -107,8 +127,8 @@ class Flag(TypeDecorator[bool]):
     cache_ok = True
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Any:
-        """Read 1 and true alone as a yes; Boolean's own would take any text for one."""
-        return lambda value: is_yes(value) is True
+        """Read 1 and 0 alone, and show what else stands there; Boolean's own would take any text for a yes."""
+        return lambda value: UnreadableFlag(value) if is_yes(value) is None else bool(value)
 
 
 def is_yes(value: object) -> bool | None:

@@ -37,7 +37,7 @@ def team_view(team: Team) -> dict[str, Any]:
         "used_tokens": team.used_tokens,
         "held_tokens": team.held_tokens,
         "remaining_tokens": team.remaining_tokens,
-        "active": team.active,
+        "active": bool(team.active),
         "models": None if team.model_patterns is None else list(team.model_patterns),
     }
 

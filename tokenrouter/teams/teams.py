@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.config import parse_models
-from tokenrouter.database.tables import ApiToken, Team
+from tokenrouter.database.tables import ApiToken, Team, is_yes
 from tokenrouter.errors import InvalidRequest, NameTaken
 from tokenrouter.payload import narrowed
 from tokenrouter.teams.api_tokens import add_token
@@ -86,8 +86,13 @@ def _unique_name(name: str) -> Iterator[None]:
 
 
 def _fields(team: Team) -> dict[str, Any]:
-    """Return what people set of a team."""
-    return {"name": team.name, "quota_tokens": team.quota_tokens, "active": team.active, "models": team.models}
+    """Return what people set of a team; None for a state that cannot be read."""
+    return {
+        "name": team.name,
+        "quota_tokens": team.quota_tokens,
+        "active": is_yes(team.active),
+        "models": team.models,
+    }
 
 
 def update(
