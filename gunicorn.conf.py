@@ -17,6 +17,7 @@ if (here := str(Path(__file__).parent)) not in sys.path:
 
 from tokenrouter.first_start import warnings
 from tokenrouter.runtime import close
+from tokenrouter.worker.gunicorn_worker import keep_signals_over_forks
 from tokenrouter.worker.preload import preload
 
 SPARE_THREADS = 16  # for health, panel and refusals while all places for calls are taken
@@ -40,7 +41,8 @@ proc_name = "tokenrouter"
 
 
 def on_starting(server: Arbiter) -> None:
-    """Warn of what is better changed soon."""
+    """Get ready to start workers, and warn of what is better changed soon."""
+    keep_signals_over_forks()
     for line in warnings(settings):
         server.log.warning(line)
 

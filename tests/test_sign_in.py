@@ -173,9 +173,9 @@ def test_one_more_guess_is_looked_at_for_each_that_is_a_minute_old(own: Settings
 def test_guesses_refused_meanwhile_do_not_make_the_wait_longer(own: Settings):
     for _ in range(5):
         guess(own)
-    let_pass(59)
+    let_pass(40)
     assert guess(own) == "wait"
-    let_pass(1.1)
+    let_pass(20.1)
     assert guess(own, "right") is True
 
 

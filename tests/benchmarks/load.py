@@ -5,6 +5,7 @@ import json
 import re
 import time
 from dataclasses import dataclass, field
+from itertools import cycle
 from urllib.parse import urlsplit
 
 STAMP = re.compile(rb'"content":"t(\d+)')
@@ -96,14 +97,14 @@ class Connection(asyncio.Protocol):
             self.finished.set_result(good)
 
 
-async def _caller(url: str, requests: bytes, load: Load, deadline: float, calls: int | None) -> None:
+async def _caller(url: str, request: bytes, load: Load, deadline: float, calls: int | None) -> None:
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
     transport, connection = await loop.create_connection(lambda: Connection(load), parts.hostname, parts.port)
     done = 0
     while time.monotonic() < deadline and (calls is None or done < calls):
         started = time.monotonic()
-        good = await connection.send(requests)
+        good = await connection.send(request)
         load.latencies_s.append(time.monotonic() - started)
         load.calls += 1
         load.failures += not good
@@ -114,13 +115,14 @@ async def _caller(url: str, requests: bytes, load: Load, deadline: float, calls:
     transport.close()
 
 
-def run(url: str, request: bytes, *, connections: int, seconds: float, calls: int | None = None) -> Load:
-    """Call from so many connections at once for so long, or so many times each."""
+def run(url: str, *requests: bytes, connections: int, seconds: float, calls: int | None = None) -> Load:
+    """Call from so many connections at once, by turns with one of the requests each, for so long or so many times."""
     load = Load()
 
     async def all_callers() -> None:
         deadline = time.monotonic() + seconds
-        await asyncio.gather(*(_caller(url, request, load, deadline, calls) for _ in range(connections)))
+        callers = zip(range(connections), cycle(requests), strict=False)
+        await asyncio.gather(*(_caller(url, request, load, deadline, calls) for _, request in callers))
 
     started = time.monotonic()
     asyncio.run(all_callers())

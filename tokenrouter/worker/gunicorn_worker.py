@@ -1,6 +1,7 @@
 """gunicorn's threaded worker, with threads that cost less to wake and that no slow client can hold."""
 
 import errno
+import os
 import selectors
 import signal
 import socket
@@ -41,6 +42,7 @@ LOOK_S = 0.2  # between two looks for connections whose time is over
 READING_S = 1.0  # between two looks whether a client takes anything of its answer
 LAST_S = 3.0  # of the graceful timeout, to end and book what still runs
 
+ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 LEFT_BODY = object()  # what handling a request returns where the rest of its body is still to come
 REFUSALS = {
     LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
@@ -97,7 +99,7 @@ class Worker(ThreadWorker):
         super().init_signals()
         while not self.early_signals.empty():
             number = self.early_signals.get()
-            if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            if number in ENDINGS:
                 signal.raise_signal(number)
 
     def get_thread_pool(self) -> ThreadPool:
@@ -404,6 +406,13 @@ class Worker(ThreadWorker):
     def _close(self, conn: Connection) -> None:
         self.nr_conns -= 1
         conn.close()
+
+
+def keep_signals_over_forks() -> None:
+    """Have a signal that ends a process wait until a fork is over: Python forgets in the child what comes meanwhile."""
+    unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, ENDINGS)
+    block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, ENDINGS)
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=unblock)
 
 
 def _path_in(head: bytes) -> str:
