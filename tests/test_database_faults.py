@@ -77,6 +77,16 @@ def test_settlement_outlasts_a_database_that_turns_read_only(
     assert ledger.verify(db.engine).problems == []
 
 
+def test_connection_that_the_server_ended_meanwhile_costs_nobody_an_error(read_only: ReadOnly, client: FlaskClient):
+    assert client.get("/healthz").status_code == 200
+    with db.engine.connect(), db.engine.connect():
+        pass  # both are kept
+    read_only.end()  # which ends all connections
+    for _ in range(2):
+        with db.engine.connect() as connection:
+            assert connection.execute(text("SELECT 1")).scalar() == 1
+
+
 def test_not_ready_while_the_database_takes_no_writes(read_only: ReadOnly, client: FlaskClient):
     assert client.get("/readyz").status_code == 200
     read_only.begin()

@@ -1,10 +1,12 @@
 """Callers who leave, or do not read: the provider's answer is stopped within two seconds, and the call booked."""
 
+import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 from conftest import TESTER, Member, Server, eventually, hello, running_server, stored
@@ -214,3 +216,23 @@ def test_client_that_reads_slowly_gets_all(service: Service, member: Member, imp
             got += connection.recv(65536)
             time.sleep(0.02)
     assert eventually(lambda: [row.status for row in rows_of(member)] == ["ok"])
+
+
+@pytest.mark.parametrize("body", [hello("silent=1"), hello("hang=5", stream=True)], ids=["json", "stream"])
+def test_client_that_leaves_first_is_booked_so_though_the_provider_is_then_silent_for_too_long(
+    tmp_path: Path, body: dict[str, object]
+):
+    with running_service(tmp_path, WEB_CONCURRENCY="1", PROVIDER_READ_TIMEOUT="2") as own:
+        token = own.server.create_team()
+        with connect(own.server) as connection:
+            connection.sendall(chat_request(token, body))
+            assert eventually(lambda: own.provider.calls)
+            time.sleep(0.4)  # the provider's time runs out before the answer has been read on for long enough
+
+        def logged() -> list[dict[str, object]]:
+            return json.loads(own.server.flask("logs", "list", "--json").stdout)
+
+        assert eventually(lambda: logged()[0]["status"] != "pending")
+        (row,) = logged()
+        assert row["status"] == "client_closed"
+        assert row["charged_tokens"] >= prompt_of(body)

@@ -477,7 +477,7 @@ def engine_options(url: str) -> dict[str, Any]:
     options: dict[str, Any] = {"pool_size": 4, "max_overflow": 4, "pool_timeout": BUSY_TIMEOUT_S}
     if url.startswith("postgresql"):
         # with a worker's readers and its writer that makes six: a server has a hundred for all
-        options |= {"pool_size": 2, "max_overflow": 0}
+        options |= {"pool_size": 2, "max_overflow": 0, "pool_pre_ping": True}  # the server may have ended one meanwhile
         options["connect_args"] = {
             "connect_timeout": BUSY_TIMEOUT_S,
             "keepalives_idle": 10,

@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from tokenrouter.database.log_status import OK, PROVIDER_ERROR
+from tokenrouter.database.log_status import CLIENT_CLOSED, OK, PROVIDER_ERROR
 from tokenrouter.database.tables import BY_PROVIDER, ESTIMATED, NOT_COUNTED
-from tokenrouter.errors import APIError
+from tokenrouter.errors import APIError, ProviderTimeout
 from tokenrouter.ledger import Given, Ledger, Outcome, Reservation
 from tokenrouter.metering.meter import Meter
 from tokenrouter.metering.usage import Report, Usage
 from tokenrouter.payload import Call
 from tokenrouter.provider.replies import Reply
-from tokenrouter.worker.disconnects import CallEnded
+from tokenrouter.worker.disconnects import CallEnded, ClientLeft
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,12 @@ class Booking:
         self._started = started
         self._first_byte_ms: int | None = None
         self._open = True
+        self._client_has_left = False
         self._lock = threading.Lock()
+
+    def note_leaving(self) -> None:
+        """Note that the client has left: if the provider then says no more, that is not why the call ended."""
+        self._client_has_left = True
 
     def first_byte(self) -> None:
         """Note when the answer began."""
@@ -63,6 +68,8 @@ class Booking:
         """Book an answer that was cut short: what arrived is charged, or what was reported where that is more."""
         if not self._claim():
             return
+        if self._client_has_left and status == PROVIDER_ERROR:
+            status, code = CLIENT_CLOSED, None
         usage = self._counted(count_completion)
         if report is not None:
             usage = max(self._reported(report, count_completion), usage, key=lambda usage: usage.total_tokens)
@@ -72,6 +79,8 @@ class Booking:
         """Book a call that brought nothing of an answer: it costs nothing, or its prompt if we ended it ourselves."""
         if not self._claim():
             return
+        if self._client_has_left and isinstance(error, ProviderTimeout):
+            error = ClientLeft()
         api_error = error if isinstance(error, APIError) else APIError(str(error))
         status, usage, source = PROVIDER_ERROR, Usage(0, 0, 0), NOT_COUNTED
         if isinstance(error, CallEnded):

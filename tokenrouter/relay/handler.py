@@ -101,7 +101,7 @@ def _answer(
     try:
         link = ProviderLink()
         if (client := request.environ.get("gunicorn.socket")) is not None:
-            finish.callback(own.clients.watch(client, partial(_end, booking, link)))
+            finish.callback(own.clients.watch(client, partial(_end, booking, link), booking.note_leaving))
             client.silence_s = own.settings.provider_read_timeout
         reply = booking.reply = _send(own, caller.team_id, call, upload, link)
         finish.callback(reply.close)

@@ -55,6 +55,7 @@ class WaitingClient:
 
     sock: socket.socket
     end: Callable[[CallEnded], None]
+    note_leaving: Callable[[], None]
     left_at: float | None = None
     """When it was seen to have left, by the monotonic clock."""
 
@@ -72,16 +73,17 @@ class WaitingClients:
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
-    def watch(self, sock: socket.socket, end: Callable[[CallEnded], None]) -> Callable[[], object]:
+    def watch(
+        self, sock: socket.socket, end: Callable[[CallEnded], None], note_leaving: Callable[[], None]
+    ) -> Callable[[], object]:
         """Call `end`, from another thread, shortly after the client left or once the worker ends.
 
-        Return what stops the watch.
-
-        It has to be stopped before the connection is closed.
+        `note_leaving` is called at once when the client has left. Return what stops the watch, which has to be stopped
+        before the connection is closed.
         """
         if self._thread is None:
             self._start()
-        client = WaitingClient(sock, end)
+        client = WaitingClient(sock, end, note_leaving)
         self._waiting[id(client)] = client
         if self._ended_by is not None:
             end(self._ended_by())
@@ -124,7 +126,9 @@ class WaitingClients:
         now = time.monotonic()
         for descriptor in _ready(clients, HAS_LEFT):
             client = clients[descriptor]
-            client.left_at = client.left_at or now
+            if client.left_at is None:
+                client.left_at = now
+                client.note_leaving()
             # who is still waiting was so all the time, so the descriptor was that client's
             if now - client.left_at >= LEFT_CALL_S and self._waiting.pop(id(client), None) is not None:
                 client.end(ClientLeft())
