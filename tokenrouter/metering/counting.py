@@ -10,6 +10,7 @@ import toktok  # its tables, 65 MB, are loaded by the first count, not by this i
 
 ENCODING = "o200k_base"
 NO_LIMIT = 2**40
+ANY_TEXT = "Any text."
 LONG = 64 * 1024  # characters, from where on other threads should run meanwhile
 
 _tables_are_loaded = threading.Event()
@@ -19,11 +20,16 @@ _loading_tables = threading.Lock()
 def load_tables() -> None:
     """Load the encoding's tables once: threads that count at the same time would each load their own.
 
-    gunicorn's master does it before it forks its workers, which share them; elsewhere the first count does.
+    gunicorn's master does it before it forks its workers, which share them; elsewhere the first count does. The first
+    thread but the main one that counts gets 16 MB to work with, which those after it use too: workers share these
+    likewise.
     """
     with _loading_tables:
         if not _tables_are_loaded.is_set():
-            toktok.truncate("", NO_LIMIT, ENCODING)
+            _count(ANY_TEXT)
+            another = threading.Thread(target=_count, args=(ANY_TEXT,))
+            another.start()
+            another.join()
             _tables_are_loaded.set()
 
 
