@@ -119,6 +119,9 @@ def running_server(
     server = Server(f"http://127.0.0.1:{port}", process, log, environment)
     try:
         assert not ready or eventually(lambda: answers(server), 60), log.read_text()
+        if ready and settings:  # else they stand in a file
+            workers = int(settings.get("WEB_CONCURRENCY", 2))
+            assert eventually(lambda: len(server.worker_pids()) >= workers), log.read_text()
         yield server
     finally:
         process.terminate()
