@@ -125,7 +125,7 @@ def test_settlement_that_cannot_be_written_waits_aside_and_stops_nobody_else(
     name = db.engine.dialect.name
     execute(POISON[name].replace("{code}", code))
     with ThreadPoolExecutor(2) as pool:
-        calls = [pool.submit(ask, app.test_client(), poisoned, "words=3") for _ in range(2)]
+        calls = [pool.submit(ask, app.test_client(), poisoned, "words=3 delay=1") for _ in range(2)]  # both admitted
         assert eventually(lambda: runtime.of(app).ledger._writer._aside)
         began = time.monotonic()
         assert [ask(client, other).status_code for _ in range(3)] == [200] * 3
