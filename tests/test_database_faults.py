@@ -1,5 +1,7 @@
 """Databases that turn read-only, freeze or refuse one thing: nothing is dropped, and nothing else waits."""
 
+import errno
+import os
 import re
 import shutil
 import sqlite3
@@ -104,6 +106,34 @@ def test_readiness_is_found_out_once_a_second_however_many_ask(client: FlaskClie
     while time.monotonic() - began < 2.5:
         assert client.get("/readyz").status_code == 200
     assert 2 <= len(checks) <= 3
+
+
+def test_settlement_is_forced_to_disk_and_a_hold_is_not(
+    client: FlaskClient, team: Member, monkeypatch: pytest.MonkeyPatch
+):
+    assert ask(client, team).status_code == 200  # with it the worker joins
+    forced = []
+    monkeypatch.setattr(connections, "force_to_disk", forced.append)
+    assert ask(client, team).status_code == 200
+    assert len(forced) == 1
+    assert os.readlink(f"/proc/self/fd/{forced[0]}") == f"{db.engine.url.database}-wal"
+
+
+def test_settlement_that_the_disk_fails_after_its_commit_is_booked_once(
+    client: FlaskClient, team: Member, provider: StandInProvider, monkeypatch: pytest.MonkeyPatch
+):
+    failures = [OSError(errno.EIO, "disk")] * 2
+
+    def force_to_disk(descriptor: int) -> None:
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(connections, "force_to_disk", force_to_disk)
+    assert ask(client, team).status_code == 200
+    assert failures == []
+    assert statuses() == ["ok"]
+    assert (stored(team).settled_tokens, stored(team).held_tokens) == (provider.tokens_served, 0)
+    assert ledger.verify(db.engine).problems == []
 
 
 POISON = {  # a settlement of this team breaks, whatever else is done

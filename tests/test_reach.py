@@ -345,3 +345,18 @@ def test_hosted_tools_are_read_as_names(settings: dict[str, str]):
 def test_reach_is_checked_in_every_json_endpoint(client: FlaskClient, team: Member):
     for endpoint in ("completions", "embeddings", "moderations", "images/generations", "audio/speech"):
         assert send(client, team, endpoint, body_of(endpoint, service_tier="priority")).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("tools", "param"),
+    [
+        ([{"type": "web_search"}], "tools[0].type"),
+        ([{"web_search": {}}], "tools[0].web_search"),
+        (["web_search"], "tools[0]"),
+        ({"web_search": {}}, "tools.web_search"),
+    ],
+)
+def test_refused_tool_is_named_by_what_stands_in_the_body(tools: object, param: str):
+    with pytest.raises(InvalidRequest) as caught:
+        read_reach({"tools": tools}, ())
+    assert caught.value.param == param

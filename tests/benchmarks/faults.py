@@ -22,17 +22,17 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-import requests  # noqa: E402
-from flask import Flask  # noqa: E402
-from outages import Frozen, Locked, Outage, ReadOnly  # noqa: E402
-from rawhttp import chat_request, connect, reset  # noqa: E402
-from serving import Server, eventually, running_postgresql, running_server  # noqa: E402
-from sqlalchemy import create_engine, text  # noqa: E402
+import requests
+from flask import Flask
+from outages import Frozen, Locked, Outage, ReadOnly
+from rawhttp import chat_request, connect, reset
+from serving import Server, eventually, running_postgresql, running_server
+from sqlalchemy import create_engine, text
 
-from tokenrouter import create_app, teams  # noqa: E402
-from tokenrouter.changes import Actor  # noqa: E402
-from tokenrouter.metering.prompts import read_chat_prompt  # noqa: E402
-from tokenrouter.standin import StandInProvider  # noqa: E402
+from tokenrouter import create_app, teams
+from tokenrouter.changes import Actor
+from tokenrouter.metering.prompts import read_chat_prompt
+from tokenrouter.standin import StandInProvider
 
 KEY = "key-of-the-benchmark"
 RECOVERY_S = 60

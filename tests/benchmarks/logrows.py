@@ -10,11 +10,11 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
-from sqlalchemy import text  # noqa: E402
-from sqlalchemy.engine import Connection  # noqa: E402
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
 
-from tokenrouter import create_app  # noqa: E402
-from tokenrouter.database.tables import IS_RARE, db, writing  # noqa: E402
+from tokenrouter import create_app
+from tokenrouter.database.tables import IS_RARE, db, writing
 
 RARE_MODEL = "o-seldom"
 CACHE_KIB = 512 * 1024

@@ -16,17 +16,17 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
-from adminclient import PASSWORD, Panel  # noqa: E402
-from flask import Flask  # noqa: E402
-from logrows import RARE_MODEL, fill  # noqa: E402
+from adminclient import PASSWORD, Panel
+from flask import Flask
+from logrows import RARE_MODEL, fill
 
-from tokenrouter import (  # noqa: E402
+from tokenrouter import (
     changes,
     create_app,
     reports,
     runtime,
 )
-from tokenrouter.reports import CallFilter  # noqa: E402
+from tokenrouter.reports import CallFilter
 
 BAR_MS = 300
 RUNS = 11

