@@ -292,6 +292,31 @@ def test_signal_that_reaches_a_worker_in_its_first_moments_ends_it(settings, tmp
         assert server.process.wait(10) == 0
 
 
+def test_ctrl_c_that_reaches_a_starting_worker_twice_ends_it_once(settings, tmp_path):
+    """By the terminal and by the master: where the second broke into what the first broke off, a lock was lost."""
+    waiting = tmp_path / "waiting.py"
+    waiting.write_text(
+        "exec(open('gunicorn.conf.py').read())\n"
+        "def post_worker_init(worker):\n"
+        "    import threading, time\n"
+        "    lock = threading.Condition()\n"
+        "    with lock:\n"
+        "        print('starts', flush=True)\n"
+        "        try:\n"
+        "            time.sleep(5)\n"
+        "        finally:\n"
+        "            lock.release()\n"
+        "            time.sleep(1)\n"
+        "            lock.acquire()\n"
+    )
+    options = {"GUNICORN_CMD_ARGS": f"--config {waiting}", "WEB_CONCURRENCY": "1"}
+    with running_server(settings | options, tmp_path, ready=False) as server:
+        assert eventually(lambda: "starts" in server.log.read_text())
+        os.kill(server.worker_pids()[0], signal.SIGINT)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(10) == 0
+
+
 def test_half_a_head_that_comes_while_the_worker_ends_does_not_hold_it(settings, tmp_path):
     with (
         serving(settings, tmp_path, "--graceful-timeout 30") as (server, token),

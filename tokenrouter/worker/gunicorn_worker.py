@@ -79,6 +79,7 @@ class Worker(ThreadWorker):
         self._expected: dict[Connection, None] = {}  # in the order in which they began to wait
         self._next_look = 0.0
         self._ends_at: float | None = None
+        self._quits = False
         self._last_steps: deque[tuple[float, Callable[[], None]]] = deque()
         self.clients = WaitingClients()
         self.slots = Slots(self.cfg.threads, self.cfg.threads)
@@ -179,7 +180,10 @@ class Worker(ThreadWorker):
             self._end_calls_in_time()
 
     def handle_quit(self, sig: int, frame: object) -> None:
-        """End at once, and the calls with it."""
+        """End at once, and the calls with it; Ctrl-C reaches a worker twice, by the terminal and by the master."""
+        if self._quits:
+            return
+        self._quits = True
         self._ends_at = time.monotonic() + LAST_S
         self._end_calls()
         self.clients.drop_stalled()
