@@ -313,6 +313,7 @@ def test_ctrl_c_that_reaches_a_starting_worker_twice_ends_it_once(settings, tmp_
     with running_server(settings | options, tmp_path, ready=False) as server:
         assert eventually(lambda: "starts" in server.log.read_text())
         os.kill(server.worker_pids()[0], signal.SIGINT)
+        time.sleep(0.3)
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(10) == 0
 
