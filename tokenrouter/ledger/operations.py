@@ -1,7 +1,7 @@
 """The write operations of the ledger, of which the writer carries out many in one transaction."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, ClassVar
@@ -19,6 +19,9 @@ from tokenrouter.ledger.rules import Balance, CallRequest, Outcome, Reservation,
 
 NO_MODEL = ""
 """The model in the sums of a day where the caller named none that is known; what callers invent must not be a row."""
+NO_MOVE = {"held_change": 0, "settled_change": 0}
+SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens")
+NO_USE = dict.fromkeys(SUMS, 0)
 
 
 @dataclass
@@ -27,28 +30,36 @@ class Transaction:
 
     connection: DriverConnection
     balances: dict[int, Balance]
+    """Of the teams that are locked."""
     worker_id: int
     output_reserve_tokens: int
     refusals: NewRefusals = field(default_factory=lambda: NewRefusals(Refusals()))
-    days: defaultdict[tuple[int, date, str], Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    moves: defaultdict[int, dict[str, int]] = field(default_factory=lambda: defaultdict(NO_MOVE.copy))
+    days: defaultdict[tuple[int, date, str], dict[str, int]] = field(default_factory=lambda: defaultdict(NO_USE.copy))
+
+    def move(self, team_id: int, *, held: int, settled: int = 0) -> None:
+        """Move a team's counters by so much."""
+        move = self.moves[team_id]
+        move["held_change"] += held
+        move["settled_change"] += settled
+        if (balance := self.balances.get(team_id)) is not None:
+            balance.held_tokens += held
+            balance.used_tokens += settled
 
     def count(self, team_id: int, day: date, model: str, outcome: Outcome, times: int = 1) -> None:
         """Add a call to the sums of its day, or several that cost nothing."""
-        self.days[team_id, day, model].update(
-            requests=times,
-            errors=times * (outcome.status in FAILURES),
-            prompt_tokens=outcome.prompt_tokens,
-            completion_tokens=outcome.completion_tokens,
-            total_tokens=outcome.charged_tokens,
-        )
+        sums = self.days[team_id, day, model]
+        sums["requests"] += times
+        sums["errors"] += times * (outcome.status in FAILURES)
+        sums["prompt_tokens"] += outcome.prompt_tokens
+        sums["completion_tokens"] += outcome.completion_tokens
+        sums["total_tokens"] += outcome.charged_tokens
 
     def close(self) -> None:
-        """Write the changes of counters and sums that the operations left."""
-        for team_id, balance in self.balances.items():
-            if balance.held_change or balance.settled_change:
-                changes = {"held_change": balance.held_change, "settled_change": balance.settled_change}
-                MOVE_COUNTERS.execute(self.connection, {"team": team_id, **changes})
-        for (team_id, day, model), sums in self.days.items():
+        """Write the changes of counters and sums that the operations left, in an order that all workers keep to."""
+        for team_id, changes in sorted(self.moves.items()):
+            MOVE_COUNTERS.execute(self.connection, {"team": team_id, **changes})
+        for (team_id, day, model), sums in sorted(self.days.items()):
             ADD_TO_DAY.execute(self.connection, {"team_id": team_id, "day": day, "model": model, **sums})
 
 
@@ -67,13 +78,12 @@ class Reserve:
 
     def apply(self, tx: Transaction) -> Reservation | QuotaExceeded | QuotaReserved:
         """Return the reservation, or the refusal for the waiting thread to raise."""
-        balance = tx.balances[self.team_id]
         try:
-            grant = decide(balance, self.request, tx.output_reserve_tokens)
+            grant = decide(tx.balances[self.team_id], self.request, tx.output_reserve_tokens)
         except (QuotaExceeded, QuotaReserved) as refusal:
             refusal.request_id = Reject(self.request, refusal.status, refusal.code, self.request.model).apply(tx)
             return refusal
-        balance.hold(grant.held_tokens)
+        tx.move(self.team_id, held=grant.held_tokens)
         row = _log_row(self.request, status=PENDING, held_tokens=grant.held_tokens, worker_id=tx.worker_id)
         row["prompt_tokens"] = self.request.prompt_tokens
         (call_id,) = INSERT_CALL.execute(tx.connection, row).fetchone()
@@ -161,7 +171,7 @@ class Settle:
         call = self.reservation
         taken = SETTLE_CALL.execute(tx.connection, {"call_id": call.call_id, **vars(self.outcome)})
         if taken.rowcount == 1:
-            tx.balances[call.team_id].settle(call.held_tokens, self.outcome.charged_tokens)
+            tx.move(call.team_id, held=-call.held_tokens, settled=self.outcome.charged_tokens)
             tx.count(call.team_id, call.day, self._counted_model(), self.outcome)
             if self.given is not None:
                 remember(tx.connection, call.team_id, self.given, self.outcome.charged_tokens)
@@ -386,8 +396,6 @@ ADD_REPEATS = Statement(
     .values(repeats=RequestLog.repeats + bindparam("times"))
 )
 
-SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens")
-
 
 def _add_to_day(insert_or_update: Inserter) -> Any:
     adding = insert_or_update(UsageDaily)
@@ -432,6 +440,13 @@ def _moment(stored: datetime | str) -> datetime:
     return stored if isinstance(stored, datetime) else datetime.fromisoformat(stored).replace(tzinfo=UTC)
 
 
-def lock_balances(connection: DriverConnection, team_ids: Iterable[int]) -> dict[int, Balance]:
+def lock_for(connection: DriverConnection, operations: Sequence[LedgerOperation]) -> dict[int, Balance]:
+    """Lock the teams of a group, unless it only settles: then their counters move at its end, and need not be read."""
+    if all(isinstance(operation, Settle) for operation in operations):
+        return {}
+    return lock_balances(connection, {each.team_id for each in operations if each.team_id is not None})
+
+
+def lock_balances(connection: DriverConnection, team_ids: Collection[int]) -> dict[int, Balance]:
     """Lock the teams' rows in the order of their ids, and read their counters and quotas."""
     return {id_: Balance(*LOCK_TEAM.execute(connection, {"team": id_}).fetchone()) for id_ in sorted(team_ids)}

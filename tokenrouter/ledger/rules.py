@@ -69,24 +69,11 @@ class Outcome:
 
 @dataclass
 class Balance:
-    """A locked team's counters, and by how much they are about to move."""
+    """A locked team's quota and counters, with all that its group of operations has moved so far."""
 
     quota_tokens: int | None
     used_tokens: int
     held_tokens: int
-    held_change: int = 0
-    settled_change: int = 0
-
-    def hold(self, tokens: int) -> None:
-        """Set tokens aside."""
-        self.held_tokens += tokens
-        self.held_change += tokens
-
-    def settle(self, held: int, charged: int) -> None:
-        """Give a hold back and charge what the call cost."""
-        self.hold(-held)
-        self.used_tokens += charged
-        self.settled_change += charged
 
 
 def decide(balance: Balance, request: CallRequest, output_reserve_tokens: int) -> Grant:

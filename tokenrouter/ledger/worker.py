@@ -33,7 +33,7 @@ from tokenrouter.ledger.operations import (
     Settle,
     Sight,
     Transaction,
-    lock_balances,
+    lock_for,
 )
 from tokenrouter.ledger.refusals import NewRefusals, Refusals, key_of
 from tokenrouter.ledger.responses import Given
@@ -181,8 +181,7 @@ class Ledger:
         with self._connection.transaction(durable=durable) as connection:
             if lease is None or not lease.is_fresh() or _renews(operations):
                 lease = self._renewed(connection)
-            balances = lock_balances(connection, {op.team_id for op in operations if op.team_id is not None})
-            refusals = NewRefusals(self._refusals)
+            balances, refusals = lock_for(connection, operations), NewRefusals(self._refusals)
             tx = Transaction(connection, balances, lease.worker_id, self._output_reserve_tokens, refusals)
             results = [operation.apply(tx) for operation in operations]
             tx.close()
