@@ -20,7 +20,7 @@ from sqlalchemy import update
 
 from tokenrouter.database import turns
 from tokenrouter.database.tables import Team, db, writing
-from tokenrouter.database.turns import Turns, end
+from tokenrouter.database.turns import Turns
 
 WRITER = """
 import sys, time
@@ -88,7 +88,7 @@ def test_killed_process_ends_its_turn(file: str):
         turn = own.take()
         assert turn is not None
         assert time.monotonic() - began < turns.WAIT_S
-        end(turn)
+        turn.end()
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_stopped_process_holds_the_others_once_and_not_for_long(file: str):
         assert [own.take() for _ in range(20)] == [None] * 20
         assert time.monotonic() - began < 1
         other.kill()
-        assert eventually(lambda: (turn := own.take()) is not None and (end(turn) or True))
+        assert eventually(lambda: (turn := own.take()) is not None and (turn.end() or True))
 
 
 def test_threads_of_one_process_take_turns_too(file: str):
@@ -122,6 +122,26 @@ def test_threads_of_one_process_take_turns_too(file: str):
     for thread in threads:
         thread.join()
     assert max(most) == 1
+
+
+def test_fork_shares_no_turn_with_the_process_before(file: str):
+    own = Turns(file)
+    with own.turn():
+        pass
+    told, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        turn = own.take()
+        os.write(tell, b"turn" if turn else b"none")
+        signal.pause()
+    try:
+        assert os.read(told, 4) == b"turn"
+        assert own.take() is None
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(told)
+        os.close(tell)
 
 
 @pytest.mark.parametrize("reason", [errno.ENOLCK, errno.EOPNOTSUPP])

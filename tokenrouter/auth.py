@@ -16,7 +16,7 @@ TOKEN_PREFIX = "tr-"
 SHOWN_CHARACTERS = 8
 
 
-@dataclass(frozen=True)
+@dataclass
 class Caller:
     """The team that a call is for, and the token that it came with."""
 

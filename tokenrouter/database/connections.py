@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tokenrouter.database.statements import DriverConnection, Statement
-from tokenrouter.database.turns import end, turns_of
+from tokenrouter.database.turns import Turn, turns_of
 from tokenrouter.errors import StorageUnavailable
 
 READERS = 3  # a read takes a fraction of a millisecond, so few serve many threads
@@ -84,7 +84,7 @@ class WriteConnection:
         self._is_lost = False
         self._connection: DriverConnection | None = None
         self._turns = turns_of(engine)
-        self._turn: int | None = None
+        self._turn: Turn | None = None
         self._log: int | None = None
 
     def wait_for_turn(self) -> None:
@@ -95,7 +95,8 @@ class WriteConnection:
     def end_turn(self) -> None:
         """Let others write; without a turn do nothing."""
         turn, self._turn = self._turn, None
-        end(turn)
+        if turn is not None:
+            turn.end()
 
     @contextmanager
     def transaction(self, *, durable: bool) -> Iterator[DriverConnection]:

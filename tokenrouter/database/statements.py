@@ -6,9 +6,8 @@ more than the drivers take.
 
 import importlib
 import sqlite3
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine import Engine
@@ -20,20 +19,21 @@ Inserter = Callable[[Any], Any]
 class DriverConnection(Protocol):
     """What is used of a connection of sqlite3's and of psycopg's alike."""
 
-    def execute(self, sql: str, values: Mapping[str, Any] = {}, /) -> Any:
-        """Run a statement, and return the cursor."""
+    def execute(self, sql: str, values: Mapping[str, Any] | Sequence[Any] = (), /) -> Any:
+        """Run a statement, with values by name or by place, and return the cursor."""
 
     def close(self) -> None:
         """Close the connection."""
 
 
-@dataclass(frozen=True)
-class _Compiled:
+class _Compiled(NamedTuple):
     """A statement as one driver takes it: its text, the values that it brings, and what values have to become."""
 
     sql: str
     constants: dict[str, Any]
     conversions: list[tuple[str, Callable[[Any], Any]]]
+    order: list[str] | None
+    """The names of its values, where the driver takes these by their places: SQLite looks for each name in all."""
 
 
 class Statement:
@@ -53,15 +53,17 @@ class Statement:
         given = {**compiled.constants, **values}
         for name, convert in compiled.conversions:
             given[name] = convert(given[name])
-        return connection.execute(compiled.sql, given)
+        if compiled.order is None:
+            return connection.execute(compiled.sql, given)
+        return connection.execute(compiled.sql, [given[name] for name in compiled.order])
 
     def compile(self, kind: type) -> _Compiled:
         """Compile it for this kind of the driver's connections.
 
-        Only the dialect in use is loaded: PostgreSQL's takes 2 MB. Both take named parameters like this.
+        Only the dialect in use is loaded: PostgreSQL's takes 2 MB.
         """
         if issubclass(kind, sqlite3.Connection):
-            dialect = registry.load("sqlite")(paramstyle="named")
+            dialect = registry.load("sqlite")()
         else:
             dialect = registry.load("postgresql.psycopg")()
         core = self._core
@@ -74,6 +76,7 @@ class Statement:
             str(compiled),
             {name: bind.effective_value for name, bind in names.items() if not bind.required},
             [(name, convert) for name, convert in converters.items() if convert is not None],
+            compiled.positiontup,
         )
         return self._compiled[kind]
 

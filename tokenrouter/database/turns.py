@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
@@ -31,31 +32,32 @@ class Turns:
         """Take turns beside this file; without one there is nothing to wait for."""
         self._database = None if database in ("", ":memory:") else database
         self._stuck_until = 0.0
+        self._ended: deque[Turn] = deque()
+        self._process = os.getpid()
 
-    def take(self) -> int | None:
-        """Wait for a turn, and return what ends it; None after some seconds without one, or where there are none."""
+    def take(self) -> "Turn | None":
+        """Wait for a turn, which the caller ends; None after some seconds without one, or where there are none."""
         if self._database is None:
             return None
         now = time.monotonic()
         until = now if now < self._stuck_until else now + WAIT_S
         try:
-            turn = self._take(until)
+            turn = self._unused() or Turn(self._database, self._ended)
+            is_ours = turn.begin(until)
         except OSError as error:
             message = "%s is written without turns, and slower where many do: %s"
             logger.warning(message, self._database, error.strerror)
             self._database = None
             return None
-        self._stuck_until = 0.0 if turn is not None else time.monotonic() + STUCK_S
-        return turn
+        self._stuck_until = 0.0 if is_ours else time.monotonic() + STUCK_S
+        return turn if is_ours else None
 
-    def _take(self, until: float) -> int | None:
-        place = _lock(f"{self._database}-next", until)
-        if place is None:
-            return None
-        try:
-            return _lock(f"{self._database}-turn", until)
-        finally:
-            os.close(place)
+    def _unused(self) -> "Turn | None":
+        """Return a turn that ended in this process; what a fork has of the process before would share its locks."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._ended.clear()
+        return self._ended.pop() if self._ended else None
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -64,37 +66,57 @@ class Turns:
         try:
             yield
         finally:
-            end(turn)
+            if turn is not None:
+                turn.end()
 
 
-def end(turn: int | None) -> None:
-    """End a turn; None is none."""
-    if turn is not None:
-        os.close(turn)
+class Turn:
+    """Both locks, as one thread at a time has them; opened once, since opening them costs more than the locks do."""
+
+    def __init__(self, database: str, ended: "deque[Turn]") -> None:
+        """Raise OSError where the files cannot be opened; `ended` is where it waits to be taken again."""
+        self._ended = ended
+        self._place, self._turn = -1, -1
+        self._place = _open(f"{database}-next")
+        self._turn = _open(f"{database}-turn")
+
+    def begin(self, until: float) -> bool:
+        """Wait for both locks; return whether they came in time.
+
+        Raises OSError where the file system has no such locks.
+        """
+        if not _lock(self._place, until):
+            return False
+        try:
+            return _lock(self._turn, until)
+        finally:
+            fcntl.flock(self._place, fcntl.LOCK_UN)
+
+    def end(self) -> None:
+        """Let others write."""
+        fcntl.flock(self._turn, fcntl.LOCK_UN)
+        self._ended.append(self)
+
+    def __del__(self) -> None:
+        for descriptor in (self._place, self._turn):
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
-def _lock(path: str, until: float) -> int | None:
-    """Return a descriptor that has the file locked until it is closed; None where another had it all the time.
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    It is opened anew each time, since those of a process and of its forks would share the lock.
-    Raises OSError where the file system has no such locks.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    break
-                time.sleep(LOOK_S)
-            else:
-                locked, descriptor = descriptor, -1
-                return locked
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
-    return None
+
+def _lock(descriptor: int, until: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(LOOK_S)
+        else:
+            return True
 
 
 _turns: "WeakKeyDictionary[Engine, Turns]" = WeakKeyDictionary()

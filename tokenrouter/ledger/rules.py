@@ -10,7 +10,7 @@ from tokenrouter.errors import QuotaExceeded, QuotaReserved
 LEAST_OUTPUT_TOKENS = 16
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # frozen, each of its fields would cost as much as the statement that stores it
 class CallRequest:
     """What a call wants to reserve. Tokens of the prompt are an estimate, those of the output the most it may cost."""
 
@@ -50,7 +50,7 @@ class Reservation:
     """Tells the tokens that have arrived; saved from time to time, and charged if this worker dies."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Outcome:
     """How a call ended and what it costs: `charged_tokens` is added to the team's use."""
 

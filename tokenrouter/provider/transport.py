@@ -213,10 +213,9 @@ class Answer(HTTPResponse):
     def release_conn(self) -> None:
         """Give the connection back for the next call; if it cannot serve one, closed, which stops the cost."""
         connection = self.connection
-        if connection is not None:
-            can_serve = self.closed and not (self.will_close or self.content.has_surplus)
-            if not (can_serve and connection.is_connected):
-                connection.close()
+        is_unfit = not self.closed or self.will_close or self.content.has_surplus
+        if connection is not None and is_unfit:  # what comes after this is seen before the next call
+            connection.close()
         super().release_conn()
 
 

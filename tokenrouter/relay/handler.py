@@ -3,8 +3,7 @@
 import logging
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
@@ -85,16 +84,19 @@ def _answer(
     if upload is not None:
         call.add_prompt(media.tokens_of_files(endpoint.file_kind, upload.files, upload.size))
     call_request = new_call_request(caller, endpoint.path, call.model, stream=call.stream)
-    with _logged_refusal(own.ledger, call_request):
+    try:
         payload.check_model(model, allowed, caller.models, own.catalogue.known_names)
+    except ModelNotFound as refusal:
+        _log_refusal(own.ledger, call_request, refusal)
+        raise
     payload.check_named_models(call.reach.models, allowed, caller.models, own.catalogue.known_names)
     _check_items(own, caller, call.reach.items)
     if call.previous_response is not None:
         call.add_prompt(_tokens_of_response(own, caller, call.previous_response))
     finish.callback(own.slots.take())
-    reservation = own.ledger.reserve(
-        replace(call_request, prompt_tokens=call.prompt_tokens, output_tokens=call.output_tokens, choices=call.choices)
-    )
+    call_request.prompt_tokens = call.prompt_tokens
+    call_request.output_tokens, call_request.choices = call.output_tokens, call.choices
+    reservation = own.ledger.reserve(call_request)
     if reservation.output_limit is not None:
         call.limit_output(reservation.output_limit)
     booking = Booking(own.ledger, reservation, call, started=g.started)
@@ -132,8 +134,9 @@ def authenticate(endpoint_path: str) -> Caller:
     own = runtime.current()
     caller = auth.authenticate(own.readers, request.headers.get("Authorization"))
     if not caller.active:
-        with _logged_refusal(own.ledger, new_call_request(caller, endpoint_path, model="", stream=False)):
-            raise TeamDisabled("This team is disabled. Who administers this service can enable it again.")
+        refusal = TeamDisabled("This team is disabled. Who administers this service can enable it again.")
+        _log_refusal(own.ledger, new_call_request(caller, endpoint_path, model="", stream=False), refusal)
+        raise refusal
     return caller
 
 
@@ -152,20 +155,15 @@ def new_call_request(caller: Caller, endpoint_path: str, model: str, *, stream: 
     )
 
 
-@contextmanager
-def _logged_refusal(ledger: Ledger, call_request: CallRequest) -> Iterator[None]:
-    """Write the row of a refusal, or count it to that of the same one.
+def _log_refusal(ledger: Ledger, call_request: CallRequest, refusal: ModelNotFound | TeamDisabled) -> None:
+    """Write the row of a refusal, or count it to that of the same one, whose id it then bears.
 
     Where it cannot be written the refusal stands all the same.
     """
     try:
-        yield
-    except (ModelNotFound, TeamDisabled) as refusal:
-        try:
-            refusal.request_id = ledger.reject(call_request, refusal.status, refusal.code)
-        except StorageUnavailable:
-            logger.warning("The refusal of request %s could not be logged", call_request.request_id)
-        raise
+        refusal.request_id = ledger.reject(call_request, refusal.status, refusal.code)
+    except StorageUnavailable:
+        logger.warning("The refusal of request %s could not be logged", call_request.request_id)
 
 
 def _check_items(own: Runtime, caller: Caller, items: Mapping[str, str]) -> None:
