@@ -2,10 +2,11 @@
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import bindparam, or_, select
+from sqlalchemy import and_, bindparam, or_, select
 
 from tokenrouter.database.connections import Readers
 from tokenrouter.database.statements import Statement
@@ -26,18 +27,42 @@ class Caller:
     token_prefix: str
     active: bool
     models: tuple[str, ...] | None
+    row: tuple[Any, ...] = ()
+    """What all that was read from, as the database had it."""
+    is_remembered: bool = False
+    """Whether the database was not asked for this call yet: the ledger asks, in the same transaction as it holds."""
 
 
-FIND_CALLER = Statement(
-    select(Team.id, Team.name, ApiToken.id, ApiToken.prefix, Team.active, Team.models, Team.quota_tokens)
-    .join(Team, Team.id == ApiToken.team_id)
-    .where(
-        ApiToken.token_hash == bindparam("token_hash"),
-        ApiToken.revoked_at.is_(None),
-        or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > bindparam("now", type_=UtcDateTime)),
-        Team.deleted_at.is_(None),
-    )
+CALLER_COLUMNS = (Team.id, Team.name, ApiToken.id, ApiToken.prefix, Team.active, Team.models)
+IS_VALID = and_(
+    Team.id == ApiToken.team_id,
+    ApiToken.revoked_at.is_(None),
+    or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > bindparam("now", type_=UtcDateTime)),
+    Team.deleted_at.is_(None),
 )
+FIND_CALLER = Statement(
+    select(*CALLER_COLUMNS, Team.quota_tokens).where(ApiToken.token_hash == bindparam("token_hash"), IS_VALID)
+)
+MOST_KNOWN = 10_000
+
+
+class KnownCallers:
+    """Who called this process, by the hash of the token; each is checked against the database before a call counts."""
+
+    def __init__(self) -> None:
+        self._by_hash: dict[str, Caller] = {}
+
+    def find(self, authorization: str | None) -> Caller | None:
+        """Return whose token an Authorization header bears, where that called before."""
+        bearer_token = bearer_token_from(authorization)
+        return self._by_hash.get(token_hash(bearer_token)) if bearer_token else None
+
+    def remember(self, authorization: str | None, caller: Caller) -> None:
+        """Know the caller next time."""
+        if len(self._by_hash) >= MOST_KNOWN:
+            self._by_hash.clear()
+        if bearer_token := bearer_token_from(authorization):
+            self._by_hash[token_hash(bearer_token)] = replace(caller, is_remembered=True)
 
 
 def new_bearer_token() -> str:
@@ -68,9 +93,10 @@ def authenticate(readers: Readers, authorization: str | None) -> Caller:
     row = readers.one(FIND_CALLER, {"token_hash": token_hash(bearer_token), "now": datetime.now(UTC)})
     if row is None:
         raise InvalidAPIKey
-    team_id, team_name, token_id, prefix, active, models, quota_tokens = row
+    *known, quota_tokens = row
+    team_id, team_name, token_id, prefix, active, models = known
     _check_readable(active, quota_tokens)
-    return Caller(team_id, str(team_name), token_id, prefix, bool(active), split_models(models))
+    return Caller(team_id, str(team_name), token_id, prefix, bool(active), split_models(models), tuple(known))
 
 
 def _check_readable(active: object, quota_tokens: object) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from flask import Flask, current_app
 
+from tokenrouter.auth import KnownCallers
 from tokenrouter.config import Settings
 from tokenrouter.database.connections import Readers
 from tokenrouter.database.tables import db
@@ -26,6 +27,7 @@ class Runtime:
     slots: Slots
     catalogue: Catalogue
     clients: WaitingClients
+    callers: KnownCallers = field(default_factory=KnownCallers)
     refused_additions: RefusedAdditions = field(default_factory=RefusedAdditions)
 
 

@@ -7,13 +7,14 @@ Whoever settles a call first takes its row from `pending`: that succeeds once.
 
 from tokenrouter.ledger.books import recover, reset
 from tokenrouter.ledger.responses import Given, first_unknown_item, tokens_of_response
-from tokenrouter.ledger.rules import CallRequest, Outcome, Reservation
+from tokenrouter.ledger.rules import CallerChanged, CallRequest, Outcome, Reservation
 from tokenrouter.ledger.verification import Verification, repair, verify
 from tokenrouter.ledger.worker import SETTLE_WAIT_S, Ledger
 
 __all__ = [
     "SETTLE_WAIT_S",
     "CallRequest",
+    "CallerChanged",
     "Given",
     "Ledger",
     "Outcome",

@@ -8,14 +8,25 @@ from typing import Any, ClassVar
 
 from sqlalchemy import bindparam, exists, insert, literal_column, select, update
 
+from tokenrouter.auth import CALLER_COLUMNS, IS_VALID
 from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED
 from tokenrouter.database.statements import DriverConnection, Inserter, Statement
-from tokenrouter.database.tables import NOT_COUNTED, AnyRow, ApiToken, RequestLog, Team, UsageDaily, Worker, epoch_now
+from tokenrouter.database.tables import (
+    NOT_COUNTED,
+    AnyRow,
+    ApiToken,
+    RequestLog,
+    Team,
+    UsageDaily,
+    Worker,
+    epoch_now,
+    is_quota,
+)
 from tokenrouter.errors import ModelNotFound, QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.leases import Lease
 from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, NewRefusals, Refusals, Repetition, key_of
 from tokenrouter.ledger.responses import Given, remember
-from tokenrouter.ledger.rules import Balance, CallRequest, Outcome, Reservation, decide
+from tokenrouter.ledger.rules import Balance, CallerChanged, CallRequest, Outcome, Reservation, decide
 
 NO_MODEL = ""
 """The model in the sums of a day where the caller named none that is known; what callers invent must not be a row."""
@@ -31,6 +42,8 @@ class Transaction:
     connection: DriverConnection
     balances: dict[int, Balance]
     """Of the teams that are locked."""
+    callers: dict[int, tuple[Any, ...]]
+    """What the database says of tokens, by id, where it has to be known; none of one that is valid no more."""
     worker_id: int
     output_reserve_tokens: int
     refusals: NewRefusals = field(default_factory=lambda: NewRefusals(Refusals()))
@@ -76,8 +89,10 @@ class Reserve:
         """The team to lock."""
         return self.request.team_id
 
-    def apply(self, tx: Transaction) -> Reservation | QuotaExceeded | QuotaReserved:
+    def apply(self, tx: Transaction) -> Reservation | QuotaExceeded | QuotaReserved | CallerChanged:
         """Return the reservation, or the refusal for the waiting thread to raise."""
+        if self.request.known_caller not in (None, tx.callers.get(self.request.token_id)):
+            return CallerChanged()
         try:
             grant = decide(tx.balances[self.team_id], self.request, tx.output_reserve_tokens)
         except (QuotaExceeded, QuotaReserved) as refusal:
@@ -346,6 +361,11 @@ LOCK_TEAM = Statement(
     .where(Team.id == bindparam("team"))
     .with_for_update(key_share=True)
 )
+LOCK_CALLER = Statement(
+    select(*CALLER_COLUMNS, Team.quota_tokens, Team.used_tokens, Team.held_tokens)
+    .where(ApiToken.id == bindparam("token"), IS_VALID)
+    .with_for_update(key_share=True, of=Team)
+)
 MOVE_COUNTERS = Statement(
     update(Team)
     .where(Team.id == bindparam("team"))
@@ -440,11 +460,31 @@ def _moment(stored: datetime | str) -> datetime:
     return stored if isinstance(stored, datetime) else datetime.fromisoformat(stored).replace(tzinfo=UTC)
 
 
-def lock_for(connection: DriverConnection, operations: Sequence[LedgerOperation]) -> dict[int, Balance]:
-    """Lock the teams of a group, unless it only settles: then their counters move at its end, and need not be read."""
+def lock_for(
+    connection: DriverConnection, operations: Sequence[LedgerOperation]
+) -> tuple[dict[int, Balance], dict[int, tuple[Any, ...]]]:
+    """Lock the teams of a group; return their balances, and what stands of the tokens that are to be checked.
+
+    A group that only settles needs neither: its teams' counters move at its end.
+    """
     if all(isinstance(operation, Settle) for operation in operations):
-        return {}
-    return lock_balances(connection, {each.team_id for each in operations if each.team_id is not None})
+        return {}, {}
+    to_check = {
+        (each.team_id, each.request.token_id): each.request.created_at
+        for each in operations
+        if isinstance(each, Reserve) and each.request.known_caller is not None
+    }
+    balances: dict[int, Balance] = {}
+    callers: dict[int, tuple[Any, ...]] = {}
+    for team_id in sorted({each.team_id for each in operations if each.team_id is not None}):
+        for (_, token_id), now in filter(lambda token: token[0][0] == team_id, to_check.items()):
+            row = LOCK_CALLER.execute(connection, {"token": token_id, "now": now}).fetchone()
+            if row is not None and is_quota(row[-3]):
+                callers[token_id] = row[:-3]
+                balances[team_id] = Balance(*row[-3:])
+        if team_id not in balances:
+            balances |= lock_balances(connection, [team_id])
+    return balances, callers
 
 
 def lock_balances(connection: DriverConnection, team_ids: Collection[int]) -> dict[int, Balance]:

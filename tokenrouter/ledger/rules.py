@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import Any
 
 from tokenrouter.database.tables import NOT_COUNTED
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
@@ -23,9 +24,15 @@ class CallRequest:
     endpoint: str
     stream: bool
     created_at: datetime
+    known_caller: tuple[Any, ...] | None = None
+    """What the database has to say of team and token still, where it was not asked for this call."""
     prompt_tokens: int = 0
     output_tokens: int = 0
     choices: int = 0
+
+
+class CallerChanged(Exception):
+    """The team or the token is not what it was when it last called: all that was checked of the call is to be anew."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tokenrouter.database.connections import WriteConnection
 from tokenrouter.database.statements import DriverConnection, Statement
 from tokenrouter.database.tables import Worker, epoch_now, writing
-from tokenrouter.errors import QuotaExceeded, QuotaReserved, StorageUnavailable
+from tokenrouter.errors import StorageUnavailable
 from tokenrouter.ledger.books import recover
 from tokenrouter.ledger.leases import HEARTBEAT_S, LEASE_S, Watch
 from tokenrouter.ledger.operations import (
@@ -120,11 +120,11 @@ class Ledger:
     def reserve(self, request: CallRequest) -> Reservation:
         """Hold tokens for one call and write its pending row, in one transaction shared with other calls.
 
-        Raises QuotaExceeded or QuotaReserved, with the refusal in the log, and StorageUnavailable.
+        Raises QuotaExceeded or QuotaReserved, with the refusal in the log, CallerChanged and StorageUnavailable.
         """
         self.start()
         self._tokens_used[request.token_id] = request.created_at
-        result: Reservation | QuotaExceeded | QuotaReserved = self._writer.run(Reserve(request), then=self._reserved)
+        result: Reservation | Exception = self._writer.run(Reserve(request), then=self._reserved)
         if isinstance(result, Exception):
             raise result
         return result
@@ -181,8 +181,8 @@ class Ledger:
         with self._connection.transaction(durable=durable) as connection:
             if lease is None or not lease.is_fresh() or _renews(operations):
                 lease = self._renewed(connection)
-            balances, refusals = lock_for(connection, operations), NewRefusals(self._refusals)
-            tx = Transaction(connection, balances, lease.worker_id, self._output_reserve_tokens, refusals)
+            locked, refusals = lock_for(connection, operations), NewRefusals(self._refusals)
+            tx = Transaction(connection, *locked, lease.worker_id, self._output_reserve_tokens, refusals)
             results = [operation.apply(tx) for operation in operations]
             tx.close()
         self._lease = lease

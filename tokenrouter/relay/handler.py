@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
@@ -15,17 +16,28 @@ from tokenrouter import auth, payload, request_body, runtime
 from tokenrouter.auth import Caller
 from tokenrouter.database.log_status import PROVIDER_ERROR
 from tokenrouter.errors import (
+    APIError,
     InvalidRequest,
     ItemNotFound,
     ModelNotFound,
     ProviderBadResponse,
     ProviderError,
     ProviderRefusal,
+    QuotaExceeded,
+    QuotaReserved,
     ResponseNotFound,
     StorageUnavailable,
     TeamDisabled,
 )
-from tokenrouter.ledger import CallRequest, Given, Ledger, first_unknown_item, tokens_of_response
+from tokenrouter.ledger import (
+    CallerChanged,
+    CallRequest,
+    Given,
+    Ledger,
+    Reservation,
+    first_unknown_item,
+    tokens_of_response,
+)
 from tokenrouter.metering import media, sse
 from tokenrouter.metering.counting import count_tokens
 from tokenrouter.metering.given import item_ids
@@ -51,54 +63,53 @@ MOST_ANSWER_BYTES = 64 * 1024 * 1024
 def handle(endpoint: Endpoint) -> Response:
     """Answer the current request by the provider, charged to the team whose token it bears.
 
+    Whoever called before is known, and the ledger asks the database about him in the transaction in which it holds; a
+    call that is refused without it is checked again, by what the database says now.
     Raises the APIError that the caller is to see.
     """
     own = runtime.current()
+    request_body.check_size(own.settings.max_request_bytes)
+    known = own.callers.find(request.headers.get("Authorization"))
+    caller = known or authenticate(endpoint.path)
+    with ExitStack() as finish:  # all that it does is done once the call has ended, a stream's once it has been sent
+        received = None
+        try:
+            finish.callback(own.slots.enter(caller.team_id))
+            received = _receive(own, endpoint, caller, finish)
+            call, reservation = _admit(own, endpoint, caller, received, finish)
+        except (QuotaExceeded, QuotaReserved):
+            raise
+        except (APIError, CallerChanged):
+            if known is None:
+                raise
+            caller = authenticate(endpoint.path)
+            if received is None:
+                raise
+            call, reservation = _admit(own, endpoint, caller, received, finish)
+        return _answer(own, caller, call, reservation, received.upload, finish)
+
+
+@dataclass
+class Received:
+    """What came of a call: the fields of its body, and the body itself where that is a form on disk."""
+
+    body: dict[str, Any]
+    upload: Upload | None = None
+
+
+def _receive(own: Runtime, endpoint: Endpoint, caller: Caller, finish: ExitStack) -> Received:
     most_bytes = own.settings.max_request_bytes
-    request_body.check_size(most_bytes)
-    caller = authenticate(endpoint.path)
-    with ExitStack() as finish:
-        finish.callback(own.slots.enter(caller.team_id))
-        request_body.check_encoding()
-        if endpoint.is_form and request.mimetype != "application/json":
-            with Upload(request.headers.get("Content-Type", "")) as upload:
-                upload.receive(request_body.body_pieces(most_bytes))
-                return _answer(own, endpoint, caller, payload.form_body(upload.fields), finish, upload)
-        body = request_body.read(most_bytes, payload.parse, caller.team_id)
-        return _answer(own, endpoint, caller, body, finish)
+    request_body.check_encoding()
+    if endpoint.is_form and request.mimetype != "application/json":
+        upload = finish.enter_context(Upload(request.headers.get("Content-Type", "")))
+        upload.receive(request_body.body_pieces(most_bytes))
+        return Received(payload.form_body(upload.fields), upload)
+    return Received(request_body.read(most_bytes, payload.parse, caller.team_id))
 
 
 def _answer(
-    own: Runtime,
-    endpoint: Endpoint,
-    caller: Caller,
-    body: dict[str, Any],
-    finish: ExitStack,
-    upload: Upload | None = None,
+    own: Runtime, caller: Caller, call: Call, reservation: Reservation, upload: Upload | None, finish: ExitStack
 ) -> Response:
-    """Answer the call; all that `finish` does is done once that has ended, a stream's once it has been sent."""
-    allowed = own.settings.allowed_models
-    default = own.settings.default_model if endpoint.has_default_model else None
-    model = payload.model_of(body, default)
-    call = payload.check(endpoint, body, model, own.settings)
-    if upload is not None:
-        call.add_prompt(media.tokens_of_files(endpoint.file_kind, upload.files, upload.size))
-    call_request = new_call_request(caller, endpoint.path, call.model, stream=call.stream)
-    try:
-        payload.check_model(model, allowed, caller.models, own.catalogue.known_names)
-    except ModelNotFound as refusal:
-        _log_refusal(own.ledger, call_request, refusal)
-        raise
-    payload.check_named_models(call.reach.models, allowed, caller.models, own.catalogue.known_names)
-    _check_items(own, caller, call.reach.items)
-    if call.previous_response is not None:
-        call.add_prompt(_tokens_of_response(own, caller, call.previous_response))
-    finish.callback(own.slots.take())
-    call_request.prompt_tokens = call.prompt_tokens
-    call_request.output_tokens, call_request.choices = call.output_tokens, call.choices
-    reservation = own.ledger.reserve(call_request)
-    if reservation.output_limit is not None:
-        call.limit_output(reservation.output_limit)
     booking = Booking(own.ledger, reservation, call, started=g.started)
     try:
         link = ProviderLink()
@@ -116,6 +127,45 @@ def _answer(
     return response
 
 
+def _admit(
+    own: Runtime, endpoint: Endpoint, caller: Caller, received: Received, finish: ExitStack
+) -> tuple[Call, Reservation]:
+    """Check what the caller may do, take a slot, and reserve.
+
+    Raises an APIError, and CallerChanged where a remembered caller is not what the database says of him now.
+    """
+    body, upload = dict(received.body), received.upload
+    allowed = own.settings.allowed_models
+    default = own.settings.default_model if endpoint.has_default_model else None
+    model = payload.model_of(body, default)
+    call = payload.check(endpoint, body, model, own.settings)
+    if upload is not None:
+        call.add_prompt(media.tokens_of_files(endpoint.file_kind, upload.files, upload.size))
+    call_request = new_call_request(caller, endpoint.path, call.model, stream=call.stream)
+    try:
+        payload.check_model(model, allowed, caller.models, own.catalogue.known_names)
+    except ModelNotFound as refusal:
+        if not caller.is_remembered:
+            _log_refusal(own.ledger, call_request, refusal)
+        raise
+    payload.check_named_models(call.reach.models, allowed, caller.models, own.catalogue.known_names)
+    _check_items(own, caller, call.reach.items)
+    if call.previous_response is not None:
+        call.add_prompt(_tokens_of_response(own, caller, call.previous_response))
+    call_request.prompt_tokens = call.prompt_tokens
+    call_request.output_tokens, call_request.choices = call.output_tokens, call.choices
+    give_back = own.slots.take()
+    try:
+        reservation = own.ledger.reserve(call_request)
+    except BaseException:
+        give_back()
+        raise
+    finish.callback(give_back)
+    if reservation.output_limit is not None:
+        call.limit_output(reservation.output_limit)
+    return call, reservation
+
+
 def _end(booking: Booking, link: ProviderLink, error: CallEnded) -> None:
     """End a call from outside: its thread books it, woken by the end of its connection.
 
@@ -127,16 +177,17 @@ def _end(booking: Booking, link: ProviderLink, error: CallEnded) -> None:
 
 
 def authenticate(endpoint_path: str) -> Caller:
-    """Return the team of the current request's token.
+    """Return the team of the current request's token, as the database has it now.
 
     Raises InvalidAPIKey, TeamDisabled, which the log keeps, and StorageUnavailable.
     """
-    own = runtime.current()
-    caller = auth.authenticate(own.readers, request.headers.get("Authorization"))
+    own, authorization = runtime.current(), request.headers.get("Authorization")
+    caller = auth.authenticate(own.readers, authorization)
     if not caller.active:
         refusal = TeamDisabled("This team is disabled. Who administers this service can enable it again.")
         _log_refusal(own.ledger, new_call_request(caller, endpoint_path, model="", stream=False), refusal)
         raise refusal
+    own.callers.remember(authorization, caller)
     return caller
 
 
@@ -152,6 +203,7 @@ def new_call_request(caller: Caller, endpoint_path: str, model: str, *, stream: 
         endpoint=f"/v1{endpoint_path}",
         stream=stream,
         created_at=datetime.now(UTC),
+        known_caller=caller.row if caller.is_remembered else None,
     )
 
 
