@@ -2,9 +2,10 @@
 
     python tests/benchmarks/soak.py [--seconds 180] [--clients 200] [--teams 20] [--seed N]
 
-Two instances with two workers each share a PostgreSQL, a third has two workers on a SQLite file; one stand-in provider
-serves all of them. Half of the teams are on each database. On both, every other team is of the limited kind, whose
-calls always set an output limit; the calls of the unlimited kind never do. The exit status is 1 if a check failed.
+Two instances with two workers each share a PostgreSQL, a third has four workers on a SQLite file, one of which is
+stopped for a while in the middle; one stand-in provider serves all of them. Half of the teams are on each database. On
+both, every other team is of the limited kind, whose calls always set an output limit; the calls of the unlimited kind
+never do. The exit status is 1 if a check failed.
 """
 
 import argparse
@@ -56,6 +57,7 @@ SHORTEST_ANSWER_WORDS, LONGEST_ANSWER_WORDS = 16, 120
 WORDS = ("please", "explain", "how", "the", "moon", "moves", "water", "on", "earth", "and", "why", "we", "see", "tides")
 
 STREAMS, LEAVERS, FAULTS = 0.30, 0.10, 0.05
+STOPPED_S = 90.0  # longer than a lease
 BREAKS, STREAM_BREAKS = ("cut", "reset"), ("half_chunk", "error_event")
 OTHER_FAULTS = ("status=500", "drop=1", "silent=1", "usage=none", "usage=absurd", "usage=negative")
 PAUSE_AFTER_REFUSAL_S = 0.2
@@ -92,16 +94,16 @@ class Member:
 
 @contextmanager
 def running_site(
-    name: str, database_url: str, instances: int, provider: StandInProvider, folder: Path
+    name: str, database_url: str, instances: int, workers: int, provider: StandInProvider, folder: Path
 ) -> Iterator[Site]:
-    """Run the instances of one database, with two workers each."""
+    """Run the instances of one database, each with so many workers."""
     settings = {
         "PROVIDER_API_KEY": PROVIDER_KEY,
         "PROVIDER_BASE_URL": provider.base_url,
         "PROVIDER_READ_TIMEOUT": "3",
         "DATABASE_URL": database_url,
         "OUTPUT_RESERVE_TOKENS": str(OUTPUT_RESERVE_TOKENS),
-        "WEB_CONCURRENCY": "2",
+        "WEB_CONCURRENCY": str(workers),
         "SECRET_KEY": "secret-key-of-the-soak",
         "ADMIN_PASSWORD": "admin-password-of-the-soak",
     }
@@ -120,9 +122,9 @@ def running_sites(provider: StandInProvider, folder: Path) -> Iterator[list[Site
         stack.callback(postgresql.cleanup)
         postgresql.psql("CREATE DATABASE soak")
         url = postgresql.get_uri(database="soak")
-        first = stack.enter_context(running_site("PostgreSQL", url, 2, provider, folder))
+        first = stack.enter_context(running_site("PostgreSQL", url, 2, 2, provider, folder))
         url = f"sqlite:///{folder / 'soak.db'}"
-        second = stack.enter_context(running_site("SQLite", url, 1, provider, folder))
+        second = stack.enter_context(running_site("SQLite", url, 1, 4, provider, folder))
         yield [first, second]
 
 
@@ -314,11 +316,23 @@ class Client:
 # Who disturbs
 
 
-def kill_workers(sites: list[Site], seed: int, stop: threading.Event, killed: list[int]) -> None:
-    """Kill a worker, never a master, now and then."""
+def stop_worker(site: Site, after_s: float, stop: threading.Event, stopped: list[int]) -> None:
+    """Stop a worker for a while, as a machine does that has no memory left, and let it go on."""
+    if stop.wait(after_s):
+        return
+    pid = site.servers[0].worker_pids()[-1]
+    stopped.append(pid)
+    os.kill(pid, signal.SIGSTOP)
+    stop.wait(STOPPED_S)
+    os.kill(pid, signal.SIGCONT)
+
+
+def kill_workers(sites: list[Site], seed: int, stop: threading.Event, killed: list[int], stopped: list[int]) -> None:
+    """Kill a worker, never a master nor a stopped one, now and then."""
     chance = random.Random(seed)
     while not stop.wait(KILL_EVERY_S):
-        pid = chance.choice([pid for site in sites for server in site.servers for pid in server.worker_pids()])
+        workers = {pid for site in sites for server in site.servers for pid in server.worker_pids()}
+        pid = chance.choice(sorted(workers - set(stopped)))
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
 
@@ -444,6 +458,7 @@ class Soaked:
     seconds: float
     calls: Tally
     killed: list[int]
+    stopped: list[int]
     administered: Counter[str]
     sights: list[Sights] = field(default_factory=list)
     waited_s: float = 0.0
@@ -463,21 +478,22 @@ def soak(sites: list[Site], members: list[Member], clients: int, seconds: float,
 
 def load(sites: list[Site], members: list[Member], clients: int, seconds: float, seed: int) -> Soaked:
     """Let everybody run for so many seconds; return once the last call has ended."""
-    stop, killed, administered, total = threading.Event(), [], Counter(), Tally()
+    stop, killed, stopped, administered, total = threading.Event(), [], [], Counter(), Tally()
     callers = [Client(members[number % len(members)], seed * 100_003 + number) for number in range(clients)]
     started = time.monotonic()
-    with ThreadPoolExecutor(clients + 2) as pool:
+    with ThreadPoolExecutor(clients + 3) as pool:
         running = [pool.submit(caller.run, stop) for caller in callers]
-        running.append(pool.submit(kill_workers, sites, seed, stop, killed))
+        running.append(pool.submit(kill_workers, sites, seed, stop, killed, stopped))
+        running.append(pool.submit(stop_worker, sites[-1], seconds / 4, stop, stopped))
         running.append(pool.submit(administer, members, seed, stop, administered))
-        while time.monotonic() < started + seconds and not any(each.done() for each in running):
+        while time.monotonic() < started + seconds and not any(each.done() and each.exception() for each in running):
             time.sleep(0.1)
         stop.set()
         for each in running:
             each.result()  # whatever went wrong here is no fault of the service's
     for caller in callers:
         total.add(caller.tally)
-    return Soaked(time.monotonic() - started, total, killed, administered)
+    return Soaked(time.monotonic() - started, total, killed, stopped, administered)
 
 
 def holds(sites: list[Site]) -> int:
@@ -601,7 +617,7 @@ def print_counts(rows: list[Row[Any]], soaked: Soaked) -> None:
     print(
         f"callers       {calls.left:,} left; {calls.unanswered:,} calls without an answer, {calls.broken:,} broken off"
     )
-    print(f"workers       {len(soaked.killed)} killed")
+    print(f"workers       {len(soaked.killed)} killed, {len(soaked.stopped)} stopped for {STOPPED_S:g} s")
     print(f"administrator {listed(soaked.administered)}")
     for name, latencies_s in calls.latencies_s.items():
         p50, p99 = (sorted(latencies_s)[len(latencies_s) * share // 100] * 1000 for share in (50, 99))

@@ -1,8 +1,8 @@
 """The ledger: the only code that moves a counter or writes a row of the log.
 
 Every worker sends its reservations and settlements through one writer, which commits them in groups. Whoever
-changes a team's counters first locks the team's row, several in the order of their ids, so nobody waits in a circle.
-Whoever settles a call first takes its row from `pending`: that succeeds once.
+decides by a team's counters, or changes them, has its row locked, several in the order of their ids, so nobody waits in
+a circle. Whoever settles a call first takes its row from `pending`: that succeeds once.
 """
 
 from tokenrouter.ledger.books import recover, reset

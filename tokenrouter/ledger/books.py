@@ -28,7 +28,6 @@ from tokenrouter.ledger.operations import (
     PENDING_CALLS,
     Settle,
     Transaction,
-    lock_balances,
     reservation_of,
 )
 from tokenrouter.ledger.rules import Outcome
@@ -74,8 +73,8 @@ def _recover_team(engine: Engine, team_id: int, dead: Mapping[int, float]) -> in
         # who renews its lease just now waits, and finds its calls settled
         connection.execute(select(Worker.id).where(_is_one_of(dead)).order_by(Worker.id).with_for_update())
         calls = connection.execute(PENDING_CALLS.where(RequestLog.team_id == team_id, _is_abandoned(dead))).all()
-        raw = driver_connection(connection)
-        tx = Transaction(raw, lock_balances(raw, [team_id]), {}, worker_id=0, output_reserve_tokens=0)
+        tx = Transaction(driver_connection(connection), worker_id=0, output_reserve_tokens=0)
+        tx.lock_team(team_id)
         settled = sum(_interrupt(call, tx) for call in calls)
         tx.close()
     return settled

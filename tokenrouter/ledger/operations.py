@@ -1,7 +1,7 @@
 """The write operations of the ledger, of which the writer carries out many in one transaction."""
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, ClassVar
@@ -40,15 +40,40 @@ class Transaction:
     """What an operation may use while its group is being carried out."""
 
     connection: DriverConnection
-    balances: dict[int, Balance]
-    """Of the teams that are locked."""
-    callers: dict[int, tuple[Any, ...]]
-    """What the database says of tokens, by id, where it has to be known; none of one that is valid no more."""
     worker_id: int
     output_reserve_tokens: int
     refusals: NewRefusals = field(default_factory=lambda: NewRefusals(Refusals()))
+    balances: dict[int, Balance] = field(default_factory=dict)
+    """Of the teams that are locked."""
+    callers: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    """What the database says of tokens, by id, where it has to be known; none of one that is valid no more."""
     moves: defaultdict[int, dict[str, int]] = field(default_factory=lambda: defaultdict(NO_MOVE.copy))
     days: defaultdict[tuple[int, date, str], dict[str, int]] = field(default_factory=lambda: defaultdict(NO_USE.copy))
+
+    def lock(self, operations: "Sequence[LedgerOperation]") -> None:
+        """Lock the teams of operations in the order of their ids, and read what those have to know."""
+        to_check: defaultdict[int, dict[int, datetime]] = defaultdict(dict)
+        for each in operations:
+            if isinstance(each, Reserve) and each.request.known_caller is not None:
+                to_check[each.team_id][each.request.token_id] = each.request.created_at
+        for team_id in sorted({each.team_id for each in operations if each.team_id is not None}):
+            for token_id, now in to_check[team_id].items():
+                row = LOCK_CALLER.execute(self.connection, {"token": token_id, "now": now}).fetchone()
+                if row is not None and is_quota(row[-3]):
+                    self.callers[token_id] = row[:-3]
+                    self._take_balance(team_id, *row[-3:])
+            if team_id not in self.balances:
+                self.lock_team(team_id)
+
+    def lock_team(self, team_id: int) -> None:
+        """Lock a team, and read its quota and counters."""
+        self._take_balance(team_id, *LOCK_TEAM.execute(self.connection, {"team": team_id}).fetchone())
+
+    def _take_balance(self, team_id: int, quota_tokens: int | None, used_tokens: int, held_tokens: int) -> None:
+        """Take what was read, and add what is still to be written of the group."""
+        move = self.moves.get(team_id, NO_MOVE)
+        settled, held = move["settled_change"], move["held_change"]
+        self.balances[team_id] = Balance(quota_tokens, used_tokens + settled, held_tokens + held)
 
     def move(self, team_id: int, *, held: int, settled: int = 0) -> None:
         """Move a team's counters by so much."""
@@ -458,35 +483,3 @@ def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
 def _moment(stored: datetime | str) -> datetime:
     """Return a moment as the driver read it: SQLite has no type for it."""
     return stored if isinstance(stored, datetime) else datetime.fromisoformat(stored).replace(tzinfo=UTC)
-
-
-def lock_for(
-    connection: DriverConnection, operations: Sequence[LedgerOperation]
-) -> tuple[dict[int, Balance], dict[int, tuple[Any, ...]]]:
-    """Lock the teams of a group; return their balances, and what stands of the tokens that are to be checked.
-
-    A group that only settles needs neither: its teams' counters move at its end.
-    """
-    if all(isinstance(operation, Settle) for operation in operations):
-        return {}, {}
-    to_check = {
-        (each.team_id, each.request.token_id): each.request.created_at
-        for each in operations
-        if isinstance(each, Reserve) and each.request.known_caller is not None
-    }
-    balances: dict[int, Balance] = {}
-    callers: dict[int, tuple[Any, ...]] = {}
-    for team_id in sorted({each.team_id for each in operations if each.team_id is not None}):
-        for (_, token_id), now in filter(lambda token: token[0][0] == team_id, to_check.items()):
-            row = LOCK_CALLER.execute(connection, {"token": token_id, "now": now}).fetchone()
-            if row is not None and is_quota(row[-3]):
-                callers[token_id] = row[:-3]
-                balances[team_id] = Balance(*row[-3:])
-        if team_id not in balances:
-            balances |= lock_balances(connection, [team_id])
-    return balances, callers
-
-
-def lock_balances(connection: DriverConnection, team_ids: Collection[int]) -> dict[int, Balance]:
-    """Lock the teams' rows in the order of their ids, and read their counters and quotas."""
-    return {id_: Balance(*LOCK_TEAM.execute(connection, {"team": id_}).fetchone()) for id_ in sorted(team_ids)}

@@ -33,7 +33,6 @@ from tokenrouter.ledger.operations import (
     Settle,
     Sight,
     Transaction,
-    lock_for,
 )
 from tokenrouter.ledger.refusals import NewRefusals, Refusals, key_of
 from tokenrouter.ledger.responses import Given
@@ -181,10 +180,9 @@ class Ledger:
         with self._connection.transaction(durable=durable) as connection:
             if lease is None or not lease.is_fresh() or _renews(operations):
                 lease = self._renewed(connection)
-            locked, refusals = lock_for(connection, operations), NewRefusals(self._refusals)
-            tx = Transaction(connection, *locked, lease.worker_id, self._output_reserve_tokens, refusals)
-            results = [operation.apply(tx) for operation in operations]
-            tx.close()
+            refusals = NewRefusals(self._refusals)
+            tx = Transaction(connection, lease.worker_id, self._output_reserve_tokens, refusals)
+            results = _carry_out(operations, tx)
         self._lease = lease
         refusals.commit()
         return results
@@ -241,6 +239,23 @@ class Ledger:
     def _may_recover(self) -> bool:
         """Let the others renew first, after joining or a gap: after an outage of the database all are late."""
         return self._lease is not None and time.monotonic() - self._lease.unbroken_since >= RECOVERY_GRACE_S
+
+
+def _carry_out(operations: Sequence[LedgerOperation], tx: Transaction) -> list[Any]:
+    """Return the results of operations, in their order.
+
+    Settlements come first: they need not know a balance, so that their teams are locked only once they are written.
+    """
+    settled = [operation.apply(tx) if isinstance(operation, Settle) else None for operation in operations]
+    others = [operation for operation in operations if not isinstance(operation, Settle)]
+    if others:
+        tx.lock(others)
+    results = [
+        result if isinstance(operation, Settle) else operation.apply(tx)
+        for operation, result in zip(operations, settled, strict=True)
+    ]
+    tx.close()
+    return results
 
 
 def _renews(operations: Sequence[LedgerOperation]) -> bool:

@@ -77,7 +77,7 @@ def handle(endpoint: Endpoint) -> Response:
             finish.callback(own.slots.enter(caller.team_id))
             received = _receive(own, endpoint, caller, finish)
             call, reservation = _admit(own, endpoint, caller, received, finish)
-        except (QuotaExceeded, QuotaReserved):
+        except (QuotaExceeded, QuotaReserved, StorageUnavailable):
             raise
         except (APIError, CallerChanged):
             if known is None:
