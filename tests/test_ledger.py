@@ -1,8 +1,9 @@
 """The ledger by itself: reserve, settle, recover, reset, verify."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -17,6 +18,7 @@ from tokenrouter.database import tables
 from tokenrouter.database.tables import RequestLog, UsageDaily, Worker, db
 from tokenrouter.errors import QuotaExceeded, QuotaReserved, StorageUnavailable
 from tokenrouter.ledger import CallRequest, Ledger, Outcome, Reservation
+from tokenrouter.ledger.operations import LedgerOperation, Reserve, Settle, Transaction
 
 pytestmark = pytest.mark.both_databases
 
@@ -98,6 +100,41 @@ def test_settling_charges_gives_back_and_completes_the_row(books: Ledger, team: 
     books.settle(reservation, ok(42))
     assert (stored(team).settled_tokens, stored(team).held_tokens) == (42, 0)
     assert (row(reservation).status, row(reservation).charged_tokens) == ("ok", 42)
+
+
+def test_groups_that_settle_for_one_team_and_reserve_for_another_do_not_wait_in_a_circle(
+    new_ledger: Callable[[], Ledger], new_team: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
+):
+    members = [new_team("one"), new_team("two")]
+    ledgers = [new_ledger(), new_ledger()]
+    reserved = [each.reserve(call_request(member)) for each, member in zip(ledgers, members, strict=True)]
+    both_have_locked, lock = threading.Barrier(2), Transaction.lock
+
+    def lock_and_wait(tx: Transaction, operations: Sequence[LedgerOperation]) -> None:
+        lock(tx, operations)
+        if any(isinstance(operation, Reserve) for operation in operations):
+            with suppress(threading.BrokenBarrierError):
+                both_have_locked.wait(0.5)
+
+    monkeypatch.setattr(Transaction, "lock", lock_and_wait)
+
+    def run(at: int) -> None:
+        group = [Settle(reserved[at], ok(42)), Reserve(call_request(members[1 - at]))]
+        settled, reservation = ledgers[at]._run_group(group)
+        assert settled
+        assert isinstance(reservation, Reservation)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(2)))
+    assert [(stored(member).settled_tokens, stored(member).held_tokens) for member in members] == [(42, 100)] * 2
+
+
+def test_settlement_makes_room_for_a_reservation_of_its_group(books: Ledger, new_team: Callable[..., Member]):
+    member = new_team("poor", quota_tokens=100)
+    reserved = books.reserve(call_request(member))
+    _, next_one = books._run_group([Reserve(call_request(member, output=8)), Settle(reserved, ok(42))])[::-1]
+    assert isinstance(next_one, Reservation)
+    assert (stored(member).settled_tokens, stored(member).held_tokens) == (42, 18)
 
 
 def test_settling_twice_changes_nothing_and_warns(books: Ledger, team: Member, caplog: pytest.LogCaptureFixture):

@@ -535,13 +535,20 @@ def check_holds(soaked: Soaked) -> Iterator[Check]:
     yield Check("holds and pending rows left", figures, soaked.holds_left == 0)
 
 
-def check_quotas(soaked: Soaked) -> Iterator[Check]:
-    """See whether a team was ever above its quota by more than the contract says."""
+def check_quotas(rows: list[Row[Any]], soaked: Soaked) -> Iterator[Check]:
+    """See whether a team was ever above its quota by more than the contract says.
+
+    With a limit that is what the provider counts beyond our count of the prompt, and else what an answer may have
+    beyond OUTPUT_RESERVE_TOKENS too.
+    """
+    beyond = max(
+        (row.charged_tokens - row.held_tokens for row in rows if row.team_name.startswith("limited")), default=0
+    )
     longest = count_tokens("".join(prose(" ".join(WORDS), Faults(words=LONGEST_ANSWER_WORDS))))
     seen = [team for sights in soaked.sights for team in sights.teams.values()]
     samples = ", ".join(f"{each.samples:,} with gaps up to {each.longest_gap_s:.2f} s" for each in soaked.sights)
     yield Check("samples of the counters", samples or "none", bool(seen))
-    for kind, excess in (("limited", 0), ("unlimited", longest - OUTPUT_RESERVE_TOKENS)):
+    for kind, excess in (("limited", max(0, beyond)), ("unlimited", longest - OUTPUT_RESERVE_TOKENS)):
         of_kind = [team for team in seen if team.name.startswith(kind)]
         worst = max(of_kind, key=lambda team: team.worst - team.most_pending * excess, default=Watched("none", 0))
         allowed = worst.most_pending * excess
@@ -550,16 +557,20 @@ def check_quotas(soaked: Soaked) -> Iterator[Check]:
         yield Check(f"worst overdraft, {kind} kind", figures, bool(of_kind) and worst.worst <= allowed)
 
 
-def check_log(rows: list[Row[Any]], calls: Tally) -> Iterator[Check]:
+def check_log(rows: list[Row[Any]], calls: Tally, stopped: int) -> Iterator[Check]:
     """See whether every answer that a caller saw is one row of the log, with the ending that the caller saw."""
     statuses = {row.request_id: row.status for row in rows}
     logged = [answer for answer in calls.answers if answer.is_logged]
     missing = [answer for answer in logged if answer.request_id not in statuses]
-    differ = [a for a in logged if a.ending and statuses.get(a.request_id, a.ending) != a.ending]
+    others = [a for a in logged if a.ending and statuses.get(a.request_id, a.ending) != a.ending]
+    late = [a for a in others if a.whole and statuses[a.request_id] == INTERRUPTED]  # their worker was taken for dead
+    differ = [a for a in others if stopped == 0 or a not in late]
     figures = f"{len(logged):,} answers, {len(missing)} without a row, {len(differ)} with another ending"
+    figures += f", {len(late)} whole that came after their worker was taken for dead"
     figures += "".join(f"; {a}, in the log {statuses.get(a.request_id)}" for a in (missing + differ)[:3])
     yield Check("every answer is in the log", figures, not (missing or differ))
-    twice = len(rows) - len(statuses) + len(logged) - len({answer.request_id for answer in logged})
+    single = [answer for answer in logged if answer.ending != REJECTED]  # refusals that repeat share a row
+    twice = len(rows) - len(statuses) + len(single) - len({answer.request_id for answer in single})
     yield Check("none is twice in the log", f"{len(rows):,} rows, {twice} twice", twice == 0)
     unseen = len(statuses.keys() - {answer.request_id for answer in calls.answers})
     figures = f"{unseen:,} rows of calls without an answer, {calls.unanswered:,} calls without one"
@@ -568,16 +579,19 @@ def check_log(rows: list[Row[Any]], calls: Tally) -> Iterator[Check]:
     yield Check("no crash", f"{crashes} answers", crashes == 0)
 
 
-def check_provider(rows: list[Row[Any]], provider: StandInProvider) -> Iterator[Check]:
+def check_provider(rows: list[Row[Any]], provider: StandInProvider, calls: Tally) -> Iterator[Check]:
     """Compare, call by call, what the provider says it served with what was charged."""
     served = {each.request_id: each for each in provider.finished}
-    booked = [row for row in rows if row.status == OK and row.usage_source == BY_PROVIDER]
-    wrong = [row for row in booked if not is_right(row, served.get(row.provider_request_id))]
-    theirs = sum(served[row.provider_request_id].total_tokens for row in booked if row.provider_request_id in served)
+    reported = [row for row in rows if row.status == OK and row.usage_source == BY_PROVIDER]
+    booked = [row for row in reported if row.provider_request_id in served]
+    unended = len(reported) - len(booked)  # whole and reported, but left before the provider had sent its last byte
+    wrong = [row for row in booked if not is_right(row, served[row.provider_request_id])]
+    theirs = sum(served[row.provider_request_id].total_tokens for row in booked)
     ours = sum(row.charged_tokens for row in booked)
     figures = f"{len(booked):,} calls, {ours:,} tokens charged and {theirs:,} served, {len(wrong)} calls differ"
-    figures += "".join(f"; {tuple(row)}, served {served.get(row.provider_request_id)}" for row in wrong[:3])
-    yield Check("charged what the provider served", figures, ours == theirs and not wrong)
+    figures += f"; {unended} more were left at their very end"
+    figures += "".join(f"; {tuple(row)}, served {served[row.provider_request_id]}" for row in wrong[:3])
+    yield Check("charged what the provider served", figures, ours == theirs and not wrong and unended <= calls.left)
     named = Counter(row.provider_request_id for row in rows if row.provider_request_id)
     lost, died = len(served.keys() - named.keys()), sum(row.status == INTERRUPTED for row in rows)
     repeated = sum(times > 1 for times in named.values())
@@ -587,8 +601,6 @@ def check_provider(rows: list[Row[Any]], provider: StandInProvider) -> Iterator[
 
 def is_right(row: Row[Any], served: Any) -> bool:
     """Tell whether a row says of a call what the provider says."""
-    if served is None:
-        return False
     ours = (row.prompt_tokens, row.completion_tokens, row.charged_tokens)
     return ours == (served.prompt_tokens, served.completion_tokens, served.total_tokens)
 
@@ -597,6 +609,8 @@ LOG = select(
     RequestLog.request_id,
     RequestLog.status,
     RequestLog.error_code,
+    RequestLog.team_name,
+    RequestLog.held_tokens,
     RequestLog.usage_source,
     RequestLog.prompt_tokens,
     RequestLog.completion_tokens,
@@ -633,8 +647,8 @@ def report(sites: list[Site], soaked: Soaked, provider: StandInProvider) -> bool
     """Print the figures and the checks; return whether all of them hold."""
     rows = [row for site in sites for row in read(site, LOG)]
     print_counts(rows, soaked)
-    checks = [*check_books(sites), *check_holds(soaked), *check_quotas(soaked)]
-    checks += [*check_log(rows, soaked.calls), *check_provider(rows, provider)]
+    checks = [*check_books(sites), *check_holds(soaked), *check_quotas(rows, soaked)]
+    checks += [*check_log(rows, soaked.calls, len(soaked.stopped)), *check_provider(rows, provider, soaked.calls)]
     for check in checks:
         print(f"{'ok    ' if check.holds else 'FAILED'} {check.claim}: {check.figures}")
     return all(check.holds for check in checks)

@@ -244,12 +244,12 @@ class Ledger:
 def _carry_out(operations: Sequence[LedgerOperation], tx: Transaction) -> list[Any]:
     """Return the results of operations, in their order.
 
-    Settlements come first: they need not know a balance, so that their teams are locked only once they are written.
+    Settlements come first: they need not know a balance, so that the teams are locked only once those are written. Then
+    all of them are, in one order, since the counters of all will move.
     """
     settled = [operation.apply(tx) if isinstance(operation, Settle) else None for operation in operations]
-    others = [operation for operation in operations if not isinstance(operation, Settle)]
-    if others:
-        tx.lock(others)
+    if not all(isinstance(operation, Settle) for operation in operations):
+        tx.lock(operations)
     results = [
         result if isinstance(operation, Settle) else operation.apply(tx)
         for operation, result in zip(operations, settled, strict=True)
