@@ -111,6 +111,35 @@ def test_quota_for_fifty_calls_lets_exactly_fifty_of_a_thousand_through(settings
         assert server.flask("usage", "verify").returncode == 0
 
 
+@pytest.mark.sqlite_only
+def test_quota_holds_though_one_of_four_workers_is_stopped_in_the_middle(settings, database_url, tmp_path):
+    """Its calls are settled by another worker; once it goes on they are answered, and change nothing."""
+    prompt, output = 23, 100
+    quota = 50 * (prompt + output)
+    body = hello(f"prompt_tokens={prompt} words={output} delay=1", max_tokens=output)
+    options = {"WEB_CONCURRENCY": "4", "THREADS": "100", "TEAM_CALLS": "100"}
+    with running_server(settings | options, tmp_path) as server:
+        token = server.create_team("team", quota)
+        with Sampler(database_url) as sampler, ThreadPoolExecutor(200) as pool:
+            calls = [pool.submit(post, server, token, body) for _ in range(200)]
+            assert eventually(lambda: logged_calls(database_url).get("pending") == 50)
+            stopped = busiest_worker(database_url)
+            os.kill(stopped, signal.SIGSTOP)
+            try:
+                assert eventually(lambda: logged_calls(database_url).get("interrupted"), 60)
+                assert eventually(lambda: "pending" not in logged_calls(database_url), 10)
+                assert post(server, token, hello(max_tokens=1)).status_code == 200
+            finally:
+                os.kill(stopped, signal.SIGCONT)
+            codes = Counter(call.result().status_code for call in calls)
+        assert codes[200] >= 50  # and what found room once the stopped ones were settled
+        assert codes[200] + codes[429] == 200
+        assert sampler.worst <= 0
+        assert shown(server)["held_tokens"] == 0
+        assert shown(server)["used_tokens"] <= quota
+        assert server.flask("usage", "verify").returncode == 0
+
+
 @pytest.fixture
 def running_streams(server: Server) -> Iterator[tuple[str, list[requests.Response]]]:
     """Twelve streams, so that both workers have some: half a minute long, their first chunk read."""
