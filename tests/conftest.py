@@ -250,7 +250,7 @@ def team(new_team: Callable[..., Member]) -> Member:
 def stored(member: Member) -> Team:
     """Return the team's row as it is now."""
     with db.engine.connect() as connection:
-        return connection.execute(db.select(Team).where(Team.id == member.team.id)).one()
+        return connection.execute(db.select(Team.__table__).where(Team.id == member.team.id)).one()
 
 
 def leases() -> dict[int, float]:

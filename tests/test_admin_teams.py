@@ -51,8 +51,9 @@ def test_quota_that_is_none_changes_nothing_and_says_so(panel: Panel, team: Memb
 def edit_form(panel: Panel, member: Member) -> dict[str, str]:
     """Open the form to edit a team, and return what it would send."""
     page = panel.get(team_path(member.team.id, "edit/")).text
-    fields = dict(re.findall(r'name="(was_\w+|name|quota|models)" value="([^"]*)"', page))
-    return fields | {"active": fields["was_active"]}
+    fields = dict(re.findall(r'name="(was_\w+|name|quota|renews_on|models)" value="([^"]*)"', page))
+    (renews,) = re.findall(r'<option value="(\w+)" selected>', page)
+    return fields | {"active": fields["was_active"], "renews": renews}
 
 
 def test_team_is_edited(panel: Panel, team: Member):
@@ -60,6 +61,46 @@ def test_team_is_edited(panel: Panel, team: Member):
     assert panel.post(team_path(team.team.id, "edit/"), fields).location == team_path(team.team.id)
     row = stored(team)
     assert (row.name, row.quota_tokens, row.models, row.active) == ("Renamed", None, "GPT-5-nano,GPT-5-mini", False)
+
+
+def test_period_is_edited_and_shown(panel: Panel, team: Member):
+    opened = edit_form(panel, team)
+    assert (opened["renews"], opened["renews_on"]) == ("never", "")
+    panel.post(team_path(team.team.id, "edit/"), opened | {"renews": "monthly", "renews_on": "31"})
+    row = stored(team)
+    assert (row.renews, row.renews_on, row.quota_tokens) == ("monthly", 31, 100_000)
+    assert "every month, on day 31" in panel.get(team_path(team.team.id)).text
+    assert ", renews " in panel.get("/admin/teams/").text
+    opened = edit_form(panel, team)
+    assert (opened["renews"], opened["renews_on"]) == ("monthly", "31")
+    panel.post(team_path(team.team.id, "edit/"), opened | {"renews": "weekly"})
+    assert (stored(team).renews, stored(team).renews_on) == ("weekly", None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"renews": "monthly", "renews_on": "32"}, "from 1 to 31"),
+        ({"renews": "monthly", "renews_on": "first"}, "a number from 1 to 31"),
+        ({"renews": "yearly"}, "is none of never, daily"),
+    ],
+)
+def test_period_that_is_none_changes_nothing_and_says_so(panel: Panel, team: Member, fields: dict[str, str], told: str):
+    page = panel.post(team_path(team.team.id, "edit/"), edit_form(panel, team) | fields).text
+    assert told in page
+    assert stored(team).renews == "never"
+
+
+def test_extra_is_given_shown_and_taken_back(panel: Panel, team: Member):
+    panel.post(team_path(team.team.id, "extra"), {"tokens": "+50k"})
+    assert "The extra of “team” is now 50k tokens." in panel.messages()
+    assert ">150k</span> left" in panel.get(team_path(team.team.id)).text
+    panel.post(team_path(team.team.id, "extra"), {"tokens": "-20k"})
+    assert stored(team).extra_tokens == 30_000
+    panel.post(team_path(team.team.id, "extra"), {"tokens": "-31k"})
+    assert "The extra of “team” stays as it is." in panel.messages()
+    panel.post(team_path(team.team.id, "extra"), {"tokens": "unlimited"})
+    assert stored(team).extra_tokens == 30_000
 
 
 def test_edit_takes_back_nothing_that_another_administrator_changed_meanwhile(panel: Panel, team: Member):
@@ -80,7 +121,7 @@ def test_edit_of_what_another_administrator_changed_too_asks_again(panel: Panel,
     assert stored(team).quota_tokens == 1_000_000
 
 
-@pytest.mark.parametrize("lacking", ["name", "quota", "models", "was_quota", "was_active"])
+@pytest.mark.parametrize("lacking", ["name", "quota", "renews", "models", "was_quota", "was_active"])
 def test_edit_form_with_a_field_missing_is_refused_and_changes_nothing(panel: Panel, team: Member, lacking: str):
     fields = edit_form(panel, team) | {"name": "Renamed"}
     fields.pop(lacking)

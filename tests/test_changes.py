@@ -43,7 +43,7 @@ def test_creation_tells_who_when_and_what(app: Flask):
     (row,) = changes.page().rows
     assert (row.actor_kind, row.actor_detail, row.action) == ("panel", "192.0.2.7", "team.create")
     assert (row.team_id, row.team_name, row.before) == (team.id, "blue", None)
-    made = {"name": "blue", "quota_tokens": 2_500_000, "active": True, "models": "GPT-5-nano"}
+    made = {"name": "blue", "quota_tokens": 2_500_000, "active": True, "models": "GPT-5-nano", "renews": "never"}
     assert row.after == made | {"token": bearer_token[:8]}
     assert before <= row.at <= datetime.now(UTC)
 
@@ -110,7 +110,8 @@ def test_reset_passes_over_deleted_and_unknown_teams(team: Member, new_team: Cal
 def test_deletion_tells_what_is_lost(team: Member):
     use(team, 12)
     teams.delete(team.team.id, by=TESTER)
-    lost = {"name": "team", "quota_tokens": 100_000, "active": True, "models": None, "used_tokens": 12}
+    lost = {"name": "team", "quota_tokens": 100_000, "active": True, "models": None, "renews": "never"}
+    lost |= {"used_tokens": 12}
     assert recorded() == [("team.delete", "team", lost, None)]
 
 

@@ -16,7 +16,20 @@ from tokenrouter.database.tables import db
 from tokenrouter.standin import StandInProvider
 
 CHAT = "/v1/chat/completions"
-TEAM_FIELDS = ["id", "name", "quota_tokens", "used_tokens", "held_tokens", "remaining_tokens", "active", "models"]
+TEAM_FIELDS = [
+    "id",
+    "name",
+    "quota_tokens",
+    "used_tokens",
+    "held_tokens",
+    "remaining_tokens",
+    "renews",
+    "renews_on",
+    "renews_at",
+    "extra_tokens",
+    "active",
+    "models",
+]
 TOKEN_FIELDS = ["id", "label", "prefix", "created_at", "last_used_at", "expires_at"]
 LOG_FIELDS = [
     "request_id",
@@ -557,7 +570,7 @@ def test_every_command_explains_itself(app: Flask, runner: FlaskCliRunner, group
 
 def test_commands_are_those_of_the_contract(app: Flask):
     groups = {name: set(command.commands) for name, command in app.cli.commands.items() if hasattr(command, "commands")}
-    assert groups["teams"] == {"create", "list", "show", "update", "delete"}
+    assert groups["teams"] == {"create", "list", "show", "update", "extra", "delete"}
     assert groups["tokens"] == {"create", "list", "revoke"}
     assert groups["usage"] == {"show", "reset", "verify", "repair"}
     assert groups["logs"] == {"list"}

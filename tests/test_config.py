@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from conftest import ROOT
@@ -106,6 +107,7 @@ def test_nothing_set_gives_the_contracts_defaults():
         "TRUSTED_PROXIES": 0,
         "CORS_ORIGINS": None,
         "HOSTED_TOOLS": None,
+        "TIMEZONE": ZoneInfo("UTC"),
     }
 
 
@@ -125,6 +127,7 @@ BAD_VALUES = {
         "   ",
     ),
     "DEFAULT_MODEL": ("GPT-*", "GPT-5-nano,GPT-5-mini", "   ", "gpt-5-nan", "Claude"),
+    "TIMEZONE": ("Berlin", "Europe", "Europe/", "../etc/passwd", "/etc/localtime", "UTC+25", "   "),
     "ALLOWED_MODELS": (",", " , ", "a*b", "*a", "GPT-5-nano,*-nano", "GPT-**"),
     "DATABASE_URL": (
         "mysql://user:hunter2@host/name",

@@ -18,6 +18,7 @@ from tokenrouter.metering.prompts import read_chat_prompt
 from tokenrouter.metering.streams import StreamMeter
 from tokenrouter.metering.texts import answer_texts
 from tokenrouter.metering.usage import Report, Usage, merge, read_usage
+from tokenrouter.periods import UTC_ZONE
 
 # Usage
 
@@ -500,7 +501,7 @@ def decided(quota: int | None, used: int, held: int, prompt: int, output: int, c
         choices=choices,
     )
     try:
-        grant: Grant = decide(Balance(quota, used, held), call_request, reserve)
+        grant: Grant = decide(Balance(quota, 0, used, held).limits(), call_request, reserve, UTC_ZONE)
     except (QuotaExceeded, QuotaReserved) as refusal:
         return refusal.code
     return grant.held_tokens, grant.output_limit

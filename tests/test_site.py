@@ -79,6 +79,7 @@ def test_use_is_kept_by_no_one_in_between(client: FlaskClient, team: Member, pat
 def test_team_is_told_nothing_of_another(client: FlaskClient, team: Member, new_team):
     chat(client, team)
     assert data(client, new_team("other")) == {
+        "extra_tokens": 0,
         "by_model": [],
         "pace": None,
         "calls": [],

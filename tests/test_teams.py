@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from tokenrouter import changes, reports, teams
 from tokenrouter.database import tables
-from tokenrouter.database.tables import ApiToken, Team, db
+from tokenrouter.database.tables import MOST_QUOTA_TOKENS, ApiToken, Team, db
 from tokenrouter.errors import InvalidRequest, NameTaken, NotFound
 
 HOUR = timedelta(hours=1)
@@ -340,6 +340,6 @@ def test_quota_that_could_mean_another_number_is_none(typed: str):
         teams.parse_quota(typed)
 
 
-@given(st.one_of(st.none(), st.integers(0, teams.MOST_QUOTA_TOKENS)))
+@given(st.one_of(st.none(), st.integers(0, MOST_QUOTA_TOKENS)))
 def test_shown_quota_reads_back_as_the_same(quota: int | None):
     assert teams.parse_quota(teams.format_quota(quota)) == quota

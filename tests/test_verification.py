@@ -59,9 +59,15 @@ TAMPERS = {
     "held": ("UPDATE teams SET held_tokens = 7", "7 held, and 0 held"),
     "held below zero": ("UPDATE teams SET held_tokens = -7", "below zero"),
     "mark too high": ("UPDATE teams SET reset_mark_tokens = 10000", "reset at 10000"),
-    "mark moved": ("UPDATE teams SET reset_mark_tokens = reset_mark_tokens + 1", "in the resets that were recorded"),
-    "mark taken back": ("UPDATE teams SET reset_mark_tokens = 0", "in the resets that were recorded"),
-    "reset forgotten": ("DELETE FROM changes WHERE action = 'usage.reset'", "in the resets that were recorded"),
+    "mark moved": (
+        "UPDATE teams SET reset_mark_tokens = reset_mark_tokens + 1",
+        "in the resets and renewals",
+    ),
+    "mark taken back": ("UPDATE teams SET reset_mark_tokens = 0", "in the resets and renewals"),
+    "reset forgotten": (
+        "DELETE FROM changes WHERE action = 'usage.reset'",
+        "in the resets and renewals",
+    ),
     "charge": (f"UPDATE request_logs SET charged_tokens = charged_tokens + 1 {ANSWERED}", "other than its total"),
     "charge and total": (
         f"UPDATE request_logs SET charged_tokens = charged_tokens + 1, total_tokens = total_tokens + 1 {ANSWERED}",

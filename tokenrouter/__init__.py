@@ -116,6 +116,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
         SQLALCHEMY_ENGINE_OPTIONS=tables.engine_options(settings.database_url),
         MAX_CONTENT_LENGTH=settings.max_request_bytes,
         ALLOWED_MODELS=settings.allowed_models,
+        TIMEZONE=settings.timezone,
         SECRET_KEY=settings.secret_key or None,
     )
     app.config.update(flask_config)

@@ -12,6 +12,7 @@ from tokenrouter.changes import Actor
 from tokenrouter.database.log_status import STATUSES
 from tokenrouter.database.tables import clamp_id, db
 from tokenrouter.errors import InvalidRequest, NotFound
+from tokenrouter.periods import NEVER_RENEWS, Renewal
 from tokenrouter.teams import management_tokens
 
 MOST_ROWS, ROWS = 1000, 100
@@ -51,6 +52,7 @@ def create_team() -> tuple[Document, int]:
     fields = _body(TEAM_FIELDS)
     if "name" not in fields:
         raise InvalidRequest("A team needs a name.", param="name")
+    _take_renewal(fields, NEVER_RENEWS)
     team, bearer_token = teams.create(**fields, by=g.actor)
     return {**reports.team_view(team), "token": bearer_token}, 201
 
@@ -64,10 +66,11 @@ def show_team(team_id: str) -> Document:
 @blueprint.patch("/teams/<team_id>")
 def update_team(team_id: str) -> Document:
     """Change of a team what the body names."""
-    fields = _body(TEAM_FIELDS)
+    team, fields = teams.get(_id(team_id)), _body(TEAM_FIELDS)
+    _take_renewal(fields, team.renewal)
     if "name" in fields:
         fields["rename"] = teams.check_name(fields.pop("name"))
-    return reports.team_view(teams.update(_id(team_id), **fields, by=g.actor))
+    return reports.team_view(teams.update(team.id, **fields, by=g.actor))
 
 
 @blueprint.delete("/teams/<team_id>")
@@ -78,12 +81,22 @@ def delete_team(team_id: str) -> Response:
 
 
 @blueprint.post("/teams/<team_id>/reset")
-def reset_team(team_id: str) -> tuple[Document, int]:
+def reset_team(team_id: str) -> Document:
     """Count a team's use from zero again."""
     _body({})
     team = teams.get(_id(team_id))
     ledger.reset(db.engine, [team.id], by=g.actor)
-    return reports.team_view(teams.get(team.id)), 201
+    return reports.team_view(teams.get(team.id))
+
+
+@blueprint.post("/teams/<team_id>/extra")
+def give_extra(team_id: str) -> Document:
+    """Add to what a team may use until its quota renews."""
+    team, fields = teams.get(_id(team_id)), _body({"tokens": _extra})
+    if "tokens" not in fields:
+        raise InvalidRequest("tokens is missing.", param="tokens")
+    ledger.add_extra(db.engine, team.id, fields["tokens"], current_app.config["TIMEZONE"], by=g.actor)
+    return reports.team_view(teams.get(team.id))
 
 
 @blueprint.get("/teams/<team_id>/tokens")
@@ -242,6 +255,26 @@ def _quota(value: Any, name: str) -> int | None:
     return value
 
 
+def _extra(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequest(f"{name} is a whole number of tokens; below zero it takes some back.", param=name)
+    return value
+
+
+def _day_of_month(value: Any, name: str) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise InvalidRequest(f"{name} is the day of a month, from 1 to 31, or null.", param=name)
+    return value
+
+
+def _take_renewal(fields: Document, now: Renewal) -> None:
+    """Put one renewal in the place of its two fields, of which the one that is missing stays as it is."""
+    if "renews" in fields or "renews_on" in fields:
+        every = fields.pop("renews", now.every)
+        day = fields.pop("renews_on", now.day if every == now.every else None)
+        fields["renewal"] = teams.check_renewal(every, day)
+
+
 def _models(value: Any, name: str) -> str | None:
     """Join a list of names, as a team keeps it."""
     if value is None:
@@ -252,7 +285,14 @@ def _models(value: Any, name: str) -> str | None:
 
 
 Fields = dict[str, Callable[[Any, str], Any]]
-TEAM_FIELDS: Fields = {"name": _text, "quota_tokens": _quota, "models": _models, "active": _boolean}
+TEAM_FIELDS: Fields = {
+    "name": _text,
+    "quota_tokens": _quota,
+    "renews": _text,
+    "renews_on": _day_of_month,
+    "models": _models,
+    "active": _boolean,
+}
 TOKEN_FIELDS: Fields = {"label": _optional_text, "expires_at": _expiry}
 
 

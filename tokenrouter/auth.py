@@ -10,7 +10,7 @@ from sqlalchemy import and_, bindparam, or_, select
 
 from tokenrouter.database.connections import Readers
 from tokenrouter.database.statements import Statement
-from tokenrouter.database.tables import ApiToken, Team, UtcDateTime, is_quota, is_yes, split_models
+from tokenrouter.database.tables import ApiToken, Team, UtcDateTime, is_yes, split_models, unreadable_limits
 from tokenrouter.errors import InvalidAPIKey, TeamDisabled
 
 TOKEN_PREFIX = "tr-"
@@ -34,6 +34,7 @@ class Caller:
 
 
 CALLER_COLUMNS = (Team.id, Team.name, ApiToken.id, ApiToken.prefix, Team.active, Team.models)
+LIMIT_COLUMNS = (Team.quota_tokens, Team.extra_tokens, Team.renews, Team.renews_on)
 IS_VALID = and_(
     Team.id == ApiToken.team_id,
     ApiToken.revoked_at.is_(None),
@@ -41,7 +42,7 @@ IS_VALID = and_(
     Team.deleted_at.is_(None),
 )
 FIND_CALLER = Statement(
-    select(*CALLER_COLUMNS, Team.quota_tokens).where(ApiToken.token_hash == bindparam("token_hash"), IS_VALID)
+    select(*CALLER_COLUMNS, *LIMIT_COLUMNS).where(ApiToken.token_hash == bindparam("token_hash"), IS_VALID)
 )
 MOST_KNOWN = 10_000
 
@@ -93,18 +94,12 @@ def authenticate(readers: Readers, authorization: str | None) -> Caller:
     row = readers.one(FIND_CALLER, {"token_hash": token_hash(bearer_token), "now": datetime.now(UTC)})
     if row is None:
         raise InvalidAPIKey
-    *known, quota_tokens = row
+    known, limits = row[: len(CALLER_COLUMNS)], row[len(CALLER_COLUMNS) :]
     team_id, team_name, token_id, prefix, active, models = known
-    _check_readable(active, quota_tokens)
-    return Caller(team_id, str(team_name), token_id, prefix, bool(active), split_models(models), tuple(known))
-
-
-def _check_readable(active: object, quota_tokens: object) -> None:
-    """Raise TeamDisabled where somebody wrote into the database by hand what nobody can read."""
-    fields = {"active": is_yes(active) is not None, "quota_tokens": is_quota(quota_tokens)}
-    for name, is_readable in fields.items():
-        if not is_readable:
-            raise TeamDisabled(
-                f"This team's {name} cannot be read: somebody edited it in the database. Who administers this service "
-                f"can set it again, by the panel or by `flask teams update`."
-            )
+    unreadable = ["active"] if is_yes(active) is None else unreadable_limits(*limits)
+    if unreadable:
+        raise TeamDisabled(
+            f"This team's {unreadable[0]} cannot be read: somebody edited it in the database. Who administers this "
+            f"service can set it again, by the panel or by `flask teams update`."
+        )
+    return Caller(team_id, str(team_name), token_id, prefix, bool(active), split_models(models), known)

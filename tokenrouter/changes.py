@@ -17,6 +17,7 @@ API = "api"
 
 TEAM_CREATE = "team.create"
 TEAM_UPDATE = "team.update"
+TEAM_EXTRA = "team.extra"
 TEAM_DELETE = "team.delete"
 USAGE_RESET = "usage.reset"
 USAGE_REPAIR = "usage.repair"

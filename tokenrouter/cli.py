@@ -20,9 +20,11 @@ from tokenrouter import changes, config, first_start, ledger, reports, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database import schema
 from tokenrouter.database.tables import Team, db
-from tokenrouter.errors import APIError
+from tokenrouter.errors import APIError, InvalidRequest
+from tokenrouter.periods import NEVER_RENEWS, Renewal
 from tokenrouter.teams import KEEP, UNLIMITED, management_tokens
 
+PERIODS = "never, daily, weekly (Monday), monthly, or monthly:15 for another day than the first"
 DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 LIMITS = ("quota_tokens", "remaining_tokens")
 
@@ -71,6 +73,32 @@ class Quota(click.ParamType[int | None]):
             self.fail(str(error), param, ctx)
 
 
+class Extra(click.ParamType[int]):
+    """Tokens to add, or with a minus to take back."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        try:
+            return teams.parse_extra(value) if isinstance(value, str) else value
+        except InvalidRequest as error:
+            self.fail(str(error), param, ctx)
+
+
+class Period(click.ParamType[Renewal]):
+    """When a quota begins anew, as people write it."""
+
+    name = "period"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Renewal:
+        """Return the renewal."""
+        try:
+            return teams.parse_renewal(value) if isinstance(value, str) else value
+        except InvalidRequest as error:
+            self.fail(str(error), param, ctx)
+
+
 class Expiry(click.ParamType[datetime]):
     """A day, or a moment in UTC, as people write them."""
 
@@ -107,10 +135,14 @@ def init_app(app: Flask) -> None:
 @team_commands.command("create", makes_database=True)
 @click.argument("name")
 @click.option("--quota", type=Quota(), help="Tokens in all, such as 250000, 250k or 2.5M. Unlimited if not given.")
-def create_team(name: str, quota: int | None) -> None:
+@click.option("--renews", type=Period(), default=NEVER_RENEWS, help=f"When the quota begins anew: {PERIODS}.")
+@click.option("--models", help="Names separated by commas, which narrow ALLOWED_MODELS.")
+def create_team(name: str, quota: int | None, renews: Renewal, models: str | None) -> None:
     """Create the team NAME and print its API token, for the only time."""
-    team, bearer_token = teams.create(name, quota, by=_me())
-    click.echo(f"Created the team {team.name!r}, quota {_quota(team.quota_tokens)}. Its API token, shown only now:")
+    team, bearer_token = teams.create(name, quota, models, renewal=renews, by=_me())
+    again = "" if renews == NEVER_RENEWS else f", renewed {teams.format_renewal(renews)}"
+    described = f"quota {_quota(team.quota_tokens)}{again}"
+    click.echo(f"Created the team {team.name!r}, {described}. Its API token, shown only now:")
     click.echo(bearer_token)
 
 
@@ -133,16 +165,29 @@ def show_team(name: str, as_json: bool) -> None:
 @team_commands.command("update")
 @click.argument("name")
 @click.option("--quota", type=Quota(), default=KEEP, help="Tokens in all, or `unlimited`.")
+@click.option("--renews", type=Period(), default=KEEP, help=f"When the quota begins anew: {PERIODS}.")
 @click.option("--rename", metavar="NEW", help="Its new name.")
 @click.option("--enable/--disable", "active", default=None, help="Let its calls through, or refuse them.")
 @click.option("--models", help="Names separated by commas, which narrow ALLOWED_MODELS; `default` ends that.")
-def update_team(name: str, quota: Any, rename: str | None, active: bool | None, models: str | None) -> None:
+def update_team(
+    name: str, quota: Any, renews: Any, rename: str | None, active: bool | None, models: str | None
+) -> None:
     """Change the team NAME; what is not given stays as it is."""
-    if quota is KEEP and rename is None and active is None and models is None:
-        raise click.UsageError("Give at least one of --quota, --rename, --enable, --disable and --models.")
+    if quota is KEEP and renews is KEEP and rename is None and active is None and models is None:
+        raise click.UsageError("Give at least one of --quota, --renews, --rename, --enable, --disable and --models.")
     own_models = KEEP if models is None else None if models == "default" else models
-    team = teams.update(name, rename=rename, active=active, quota_tokens=quota, models=own_models, by=_me())
-    _show_one(reports.team_view(team), as_json=False)
+    changed = {"rename": rename, "active": active, "quota_tokens": quota, "models": own_models, "renewal": renews}
+    _show_one(reports.team_view(teams.update(name, **changed, by=_me())), as_json=False)
+
+
+@team_commands.command("extra")
+@click.argument("name")
+@click.option("--tokens", type=Extra(), required=True, help="How many, such as 100k; -100k takes some back.")
+def give_extra(name: str, tokens: int) -> None:
+    """Add to what the team NAME may use until its quota renews; an unlimited quota stays unlimited."""
+    team = teams.find(name)
+    ledger.add_extra(db.engine, team.id, tokens, current_app.config["TIMEZONE"], by=_me())
+    _show_one(reports.team_view(teams.get(team.id)), as_json=False)
 
 
 @team_commands.command("delete")
@@ -224,7 +269,8 @@ def verify_usage() -> None:
         click.echo(problem)
     for note in found.notes:
         click.echo(note, err=bool(found.problems))
-    read = f"Read {found.rows:,} rows of the log in {found.seconds:.1f} s, of {schema.shown_url()}."
+    renewals = f" and {found.renewals:,} renewals" if found.renewals else ""
+    read = f"Read {found.rows:,} rows of the log{renewals} in {found.seconds:.1f} s, of {schema.shown_url()}."
     click.echo(read, err=bool(found.problems))
     if found.problems:
         raise click.ClickException(f"{len(found.problems)} things do not agree.")

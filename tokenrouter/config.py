@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import dotenv
 from sqlalchemy.engine import make_url
@@ -99,6 +100,13 @@ def _database_url(text: str) -> str:
     return text
 
 
+def _zone(text: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(text.strip())
+    except (ZoneInfoNotFoundError, OSError) as error:  # a folder of names is an IsADirectoryError
+        raise ValueError from error
+
+
 def _model(text: str) -> str:
     text = text.strip()
     if not text or "*" in text or "," in text:
@@ -160,6 +168,9 @@ class Settings:
     max_output_tokens: int | None = _setting("", _whole(1))
     max_request_bytes: int = _setting("33554432", _whole(1024, 2**40))
     trusted_proxies: int = _setting("0", _whole(0, 16))
+    timezone: ZoneInfo = _setting(  # noqa: RUF009 - as of all others, what is called is a field
+        "UTC", Reader("an IANA name such as Europe/Berlin", _zone)
+    )
     hosted_tools: tuple[str, ...] | None = _setting(
         "", Reader("names separated by commas, each with at most a trailing *", parse_models)
     )

@@ -6,13 +6,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flask import Flask, url_for
+from flask import Flask, current_app, url_for
 from flask_wtf.csrf import generate_csrf
 from markupsafe import Markup
 
 from tokenrouter.admin.charts import short
 from tokenrouter.database.log_status import describe
-from tokenrouter.teams import format_quota
+from tokenrouter.teams import format_quota, format_renewal
 
 STATIC = Path(__file__).parent.parent / "static"
 SOURCE_WORDS = {
@@ -24,6 +24,7 @@ SOURCE_WORDS = {
 ACTION_WORDS = {
     "team.create": "Created the team",
     "team.update": "Changed the team",
+    "team.extra": "Gave extra tokens",
     "team.delete": "Deleted the team",
     "usage.reset": "Reset its usage",
     "usage.repair": "Repaired its counters by the log",
@@ -36,6 +37,7 @@ ACTION_WORDS = {
 FIELD_WORDS = {
     "quota_tokens": "quota",
     "used_tokens": "used",
+    "extra_tokens": "extra",
     "active": "state",
     "expires_at": "expires",
     "old_token_until": "the old one works until",
@@ -50,11 +52,11 @@ class Share(NamedTuple):
 
 
 def share(team: Any) -> Share:
-    """Return a team's share of its quota. A quota of 0 is used up by definition."""
-    if not team.quota_tokens:
+    """Return a team's share of its quota and extra. A quota of 0 is used up by definition."""
+    if not team.allowance_tokens:
         return Share(100.0, 0.0)
-    used = min(100.0, 100.0 * team.used_tokens / team.quota_tokens)
-    return Share(used, min(100.0 - used, 100.0 * team.held_tokens / team.quota_tokens))
+    used = min(100.0, 100.0 * team.used_tokens / team.allowance_tokens)
+    return Share(used, min(100.0 - used, 100.0 * team.held_tokens / team.allowance_tokens))
 
 
 def iso(moment: datetime) -> str:
@@ -70,6 +72,12 @@ def utc(moment: datetime) -> str:
 def quoted(name: str) -> Markup:
     """Write a name into a sentence, whose direction it does not turn."""
     return Markup("“<bdi>{}</bdi>”").format(name)
+
+
+def day_and_time(instant: datetime) -> str:
+    """Write when a quota renews, in the service's own zone: `1 Dec, 00:00`."""
+    at = instant.astimezone(current_app.config["TIMEZONE"])
+    return f"{at.day} {at:%b}, {at:%H:%M}"
 
 
 def milliseconds(duration_ms: int | None) -> str:
@@ -107,7 +115,7 @@ def asset(filename: str) -> str:
 def init_app(app: Flask) -> None:
     """Give the templates these words."""
     words = source_words, action_words, field_words
-    for each in (short, share, iso, utc, milliseconds, *words):
+    for each in (short, share, iso, utc, day_and_time, milliseconds, *words):
         app.jinja_env.filters[each.__name__] = each
-    app.jinja_env.filters.update(quota=format_quota, status=describe)
+    app.jinja_env.filters.update(quota=format_quota, renewal=format_renewal, status=describe)
     app.jinja_env.globals.update(asset=asset, csrf_token=generate_csrf)

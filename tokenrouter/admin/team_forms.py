@@ -10,6 +10,7 @@ from wtforms.validators import DataRequired, Length, Optional
 from tokenrouter import teams
 from tokenrouter.database.tables import NAME_LENGTH, Team
 from tokenrouter.errors import APIError, InvalidRequest
+from tokenrouter.periods import DAILY, MONTHLY, NEVER, WEEKLY, Renewal
 
 GRACES = {
     "0": ("no more", timedelta(0)),
@@ -19,7 +20,15 @@ GRACES = {
     "30d": ("for 30 days", timedelta(days=30)),
 }
 MEANWHILE = "Somebody changed this to “{}” meanwhile. Save again to put yours in its place."
-ARGUMENTS = {"name": "rename", "quota": "quota_tokens", "models": "models", "active": "active"}
+ARGUMENTS = {
+    "name": "rename",
+    "quota": "quota_tokens",
+    "renews": "renewal",
+    "renews_on": "renewal",
+    "models": "models",
+    "active": "active",
+}
+PERIODS = {NEVER: "never", DAILY: "every day", WEEKLY: "every Monday", MONTHLY: "every month"}
 FIELDS = {"quota_tokens": "quota", "expires_at": "expires"}
 
 
@@ -28,15 +37,29 @@ class TeamForm(Form):
 
     name = StringField("Name", [DataRequired("Give the team a name."), Length(max=NAME_LENGTH)])
     quota = StringField("Quota in tokens")
+    renews = StringField("Renews", default=NEVER)
+    renews_on = StringField("Day of the month")
     models = StringField("Models")
 
     def values(self) -> dict[str, Any]:
-        """Return quota and models as the domain takes them.
+        """Return quota, renewal and models as the domain takes them.
 
         Raises InvalidRequest.
         """
         quota, models = (self.quota.data or "").strip(), (self.models.data or "").strip()
-        return {"quota_tokens": teams.parse_quota(quota) if quota else None, "models": models or None}
+        return {
+            "quota_tokens": teams.parse_quota(quota) if quota else None,
+            "renewal": self._renewal(),
+            "models": models or None,
+        }
+
+    def _renewal(self) -> Renewal:
+        every, day = self.renews.data or NEVER, (self.renews_on.data or "").strip()
+        if every != MONTHLY or not day:
+            return teams.check_renewal(every, None)
+        if not (day.isascii() and day.isdecimal() and len(day) <= 2):
+            raise InvalidRequest("The day of the month is a number from 1 to 31.", param="renews_on")
+        return teams.check_renewal(MONTHLY, int(day))
 
 
 class TeamEditForm(TeamForm):
@@ -53,6 +76,8 @@ class TeamEditForm(TeamForm):
         self.stored = {
             "name": team.name,
             "quota": teams.format_quota(team.quota_tokens),
+            "renews": team.renewal.every,
+            "renews_on": str(team.renewal.day or ""),
             "models": team.models or "",
             "active": "y" if team.active else "",
         }
@@ -91,7 +116,7 @@ class TeamEditForm(TeamForm):
 def _words(name: str, text: str) -> str:
     if name == "active":
         return "active" if text else "disabled"
-    return text or "all allowed"
+    return PERIODS.get(text, text) or "all allowed"
 
 
 class TokenForm(Form):

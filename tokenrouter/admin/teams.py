@@ -11,15 +11,16 @@ from flask_admin.contrib.sqla import ModelView
 from markupsafe import Markup
 from werkzeug.datastructures import MultiDict
 
-from tokenrouter import changes, payload, reports, runtime
+from tokenrouter import changes, ledger, payload, reports, runtime
 from tokenrouter import teams as team_store
 from tokenrouter.admin import access, bulk
 from tokenrouter.admin.access import PanelView, actor, settings
 from tokenrouter.admin.charts import tokens_chart
 from tokenrouter.admin.formats import quoted
-from tokenrouter.admin.team_forms import GRACES, TeamEditForm, TeamForm, TokenForm, explain, parse_typed_quota
-from tokenrouter.database.tables import Team
+from tokenrouter.admin.team_forms import GRACES, PERIODS, TeamEditForm, TeamForm, TokenForm, explain, parse_typed_quota
+from tokenrouter.database.tables import Team, db
 from tokenrouter.errors import APIError, NotFound
+from tokenrouter.periods import DAILY, WEEKLY, Renewal, day_in_words
 
 NO_TEAM = "There is no such team, or it was deleted. The log still has its calls."
 PER_PAGE = 50
@@ -72,7 +73,7 @@ class TeamView(PanelView, ModelView):
         if self.validate_form(form) and (created := self.create_model(form)):
             team, bearer_token = created
             return self._show_token(team, bearer_token, Markup("Created the team {}."))
-        return self.render("admin/team_form.html", form=form, team=None, allowed=settings().allowed_models)
+        return self._form_page(form, None)
 
     def create_model(self, form: TeamForm) -> tuple[Team, str] | None:
         """Have the domain create the team; explain in the form what it refuses."""
@@ -90,7 +91,13 @@ class TeamView(PanelView, ModelView):
         if self.validate_form(form) and (saved := self.update_model(form, team)):
             flash(Markup("Saved the team {}.").format(quoted(saved.name)), "success")
             return redirect(url_for(".details_view", team_id=team_id))
-        return self.render("admin/team_form.html", form=form, team=team, allowed=settings().allowed_models)
+        return self._form_page(form, team)
+
+    def _form_page(self, form: TeamForm, team: Team | None) -> ResponseReturnValue:
+        zone, now = settings().timezone, datetime.now(UTC).timestamp()
+        upcoming = {every: day_in_words(Renewal(every).next_after(now, zone) or now, zone) for every in (DAILY, WEEKLY)}
+        words = {"upcoming": upcoming, "zone": zone.key, "periods": PERIODS}
+        return self.render("admin/team_form.html", form=form, team=team, allowed=settings().allowed_models, **words)
 
     def update_model(self, form: TeamEditForm, model: Team) -> Team | None:
         """Have the domain change the team; explain in the form what it refuses."""
@@ -115,6 +122,22 @@ class TeamView(PanelView, ModelView):
             flash(message.format(quoted(team.name), quota), "success")
         return redirect(access.safe_target(request.form.get("url")))
 
+    @expose("/<int:team_id>/extra", methods=("POST",))
+    def extra_view(self, team_id: int) -> ResponseReturnValue:
+        """Add to what a team may use until its quota renews."""
+        team = _found(team_id)
+        try:
+            tokens = team_store.parse_extra(request.form.get("tokens", ""))
+            ledger.add_extra(db.engine, team_id, tokens, settings().timezone, by=actor())
+        except NotFound as error:
+            abort(404, str(error))
+        except APIError as error:
+            flash(Markup("The extra of {} stays as it is. {}").format(quoted(team.name), error), "error")
+        else:
+            extra = team_store.format_quota(_found(team_id).current_extra_tokens)
+            flash(Markup("The extra of {} is now {} tokens.").format(quoted(team.name), extra), "success")
+        return redirect(access.safe_target(request.form.get("url")))
+
     @expose("/<int:team_id>/")
     def details_view(self, team_id: int) -> ResponseReturnValue:
         """Show one team in large."""
@@ -135,6 +158,8 @@ class TeamView(PanelView, ModelView):
             here=_here(),
             token_form=token_form,
             graces=GRACES,
+            periods=PERIODS,
+            zone=settings().timezone.key,
             now=now,
             allowed=settings().allowed_models,
             base_url=_base_url(),

@@ -9,24 +9,43 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import JSON, BigInteger, Boolean, DateTime, ForeignKey, Index, Integer, String, event, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    and_,
+    case,
+    event,
+    text,
+    type_coerce,
+)
 from sqlalchemy.engine import Connection, Dialect, Engine, Row
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.ext.hybrid import hybrid_property
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from tokenrouter.config import ConfigError
 from tokenrouter.database.log_status import RARE_STATUSES
 from tokenrouter.database.turns import turns_of
+from tokenrouter.periods import NEVER, Renewal, is_renewal
 
 BUSY_TIMEOUT_S = 5
 CHECKPOINT_PAGES, MOST_WAL_BYTES = 1000, 16 * 2**20  # what SQLite has written beside its file is taken into it
 NAME_LENGTH = 200
+MOST_QUOTA_TOKENS = 10**15
 
 # With these words, since SQLite takes a partial index where a query's term is one of its own.
 IS_RARE = " OR ".join(f"status = '{status}'" for status in RARE_STATUSES)
@@ -120,6 +139,16 @@ def is_quota(value: object) -> bool:
     return value is None or (isinstance(value, int) and value >= 0)
 
 
+def unreadable_limits(quota_tokens: object, extra_tokens: object, renews: object, renews_on: object) -> list[str]:
+    """Return which of a team's limits cannot be read, as a database has them."""
+    readable = {
+        "quota_tokens": is_quota(quota_tokens),
+        "extra_tokens": extra_tokens is not None and is_quota(extra_tokens),
+        "renews": is_renewal(renews, renews_on),
+    }
+    return [name for name, is_readable in readable.items() if not is_readable]
+
+
 class Flag(TypeDecorator[bool]):
     """A yes or no; what is neither, where it was edited by hand, is a no."""
 
@@ -155,6 +184,25 @@ def normalized(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+class epoch_now(FunctionElement[float]):  # noqa: N801 - it stands in statements like func.now()
+    """The database's clock, in seconds since 1970."""
+
+    inherit_cache = True
+    name = "epoch_now"
+
+
+@compiles(epoch_now, "sqlite")
+def _sqlite_epoch_now(element: Any, compiler: Any, **options: Any) -> str:
+    # unixepoch('subsec') needs SQLite 3.42; the Julian day is exact to 0.1 ms and older than any SQLite in use
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(epoch_now, "postgresql")
+def _postgresql_epoch_now(element: Any, compiler: Any, **options: Any) -> str:
+    # not now(), which stands still from the transaction's begin
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
+
+
 class Team(Base):
     """A team, its quota, and its counters.
 
@@ -169,11 +217,19 @@ class Team(Base):
     quota_tokens: Mapped[int | None] = mapped_column(Tokens)
     active: Mapped[bool] = mapped_column(Flag, default=True, server_default=text("true"))
     models: Mapped[str | None]  # names and prefixes separated by commas; None means ALLOWED_MODELS alone decides
+    renews: Mapped[str] = mapped_column(String(8), default=NEVER, server_default=NEVER)
+    renews_on: Mapped[int | None]  # of `monthly`, the day
+    renews_at: Mapped[int | None] = mapped_column(BigInteger)  # seconds since 1970, by the database's clock
+    renewal_basis: Mapped[str | None]  # what `renews_at` was computed from
+    extra_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # until it renews
     settled_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reset_mark_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     held_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # whether the time has come to renew since a call last touched the row
+    is_due: Mapped[bool] = column_property(and_(renews_at.is_not(None), renews_at <= epoch_now()))
+    read_at: Mapped[float] = column_property(type_coerce(epoch_now(), Float))
 
     __table_args__ = (
         Index(
@@ -187,15 +243,51 @@ class Team(Base):
 
     @hybrid_property
     def used_tokens(self) -> int:
-        """Return what settled since the last reset; of the class, an expression for it in SQL."""
-        return self.settled_tokens - self.reset_mark_tokens
+        """Return what settled since the last reset and renewal; of the class, an expression for it in SQL.
+
+        Nothing, once the time has come to renew: whatever settles next moves the mark first.
+        """
+        return 0 if self.is_due else self.settled_tokens - self.reset_mark_tokens
+
+    @used_tokens.inplace.expression
+    @classmethod
+    def _used_tokens(cls) -> ColumnElement[int]:
+        return case((cls.is_due, 0), else_=cls.settled_tokens - cls.reset_mark_tokens)
+
+    @hybrid_property
+    def allowance_tokens(self) -> int | None:
+        """Return the quota with what was added to the running period; None where it is unlimited, likewise."""
+        if self.quota_tokens is None:
+            return None
+        return self.quota_tokens + self.current_extra_tokens
+
+    @allowance_tokens.inplace.expression
+    @classmethod
+    def _allowance_tokens(cls) -> ColumnElement[int | None]:
+        return cls.quota_tokens + case((cls.is_due, 0), else_=cls.extra_tokens)
+
+    @property
+    def current_extra_tokens(self) -> int:
+        """What was added to the running period."""
+        return 0 if self.is_due else self.extra_tokens
 
     @property
     def remaining_tokens(self) -> int | None:
-        """What the quota still lets through; None where it is unlimited."""
-        if self.quota_tokens is None:
+        """What quota and extra still let through; None where it is unlimited."""
+        if self.allowance_tokens is None:
             return None
-        return max(0, self.quota_tokens - self.used_tokens - self.held_tokens)
+        return max(0, self.allowance_tokens - self.used_tokens - self.held_tokens)
+
+    @property
+    def renewal(self) -> Renewal:
+        """How often the quota begins anew; never, where that cannot be read."""
+        return Renewal(self.renews, self.renews_on) if is_renewal(self.renews, self.renews_on) else Renewal()
+
+    def next_renewal(self, zone: ZoneInfo) -> int | None:
+        """Return when the quota begins anew next, as every reader and every call will see it."""
+        if self.renews_at is not None and not self.is_due and self.renewal_basis == self.renewal.basis(zone):
+            return self.renews_at
+        return self.renewal.next_after(self.read_at, zone)
 
     @property
     def model_patterns(self) -> tuple[str, ...] | None:
@@ -318,6 +410,21 @@ class UsageDaily(Base):
     __table_args__ = (Index("ix_usage_daily_day", "day"),)
 
 
+class QuotaRenewal(Base):
+    """A renewal of a team's quota, as the first call after its time found it: so the mark can be proven."""
+
+    __tablename__ = "renewals"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), index=True)
+    due_at: Mapped[int] = mapped_column(BigInteger)  # seconds since 1970
+    renewed_at: Mapped[float]  # likewise, by the database's clock
+    used_tokens: Mapped[int] = mapped_column(BigInteger)  # by which the mark moved
+    extra_tokens: Mapped[int] = mapped_column(BigInteger)  # that ended with the period
+
+    __table_args__ = ({"sqlite_autoincrement": True},)  # repairs name the last of them
+
+
 class GivenResponse(Base):
     """A response that a team was given, and may go on from: at the provider it belongs to the whole account."""
 
@@ -377,25 +484,6 @@ class SignInAttempt(Base):
     at: Mapped[float]  # seconds since 1970 by the database's clock
 
     __table_args__ = ({"sqlite_autoincrement": True},)  # an attempt gives back its own id, never a later one's
-
-
-class epoch_now(FunctionElement[float]):  # noqa: N801 - it stands in statements like func.now()
-    """The database's clock, in seconds since 1970."""
-
-    inherit_cache = True
-    name = "epoch_now"
-
-
-@compiles(epoch_now, "sqlite")
-def _sqlite_epoch_now(element: Any, compiler: Any, **options: Any) -> str:
-    # unixepoch('subsec') needs SQLite 3.42; the Julian day is exact to 0.1 ms and older than any SQLite in use
-    return "((julianday('now') - 2440587.5) * 86400.0)"
-
-
-@compiles(epoch_now, "postgresql")
-def _postgresql_epoch_now(element: Any, compiler: Any, **options: Any) -> str:
-    # not now(), which stands still from the transaction's begin
-    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
 
 
 def init_app(app: Flask) -> None:

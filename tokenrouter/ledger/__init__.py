@@ -5,7 +5,7 @@ decides by a team's counters, or changes them, has its row locked, several in th
 a circle. Whoever settles a call first takes its row from `pending`: that succeeds once.
 """
 
-from tokenrouter.ledger.books import recover, reset
+from tokenrouter.ledger.books import add_extra, recover, reset
 from tokenrouter.ledger.responses import Given, first_unknown_item, tokens_of_response
 from tokenrouter.ledger.rules import CallerChanged, CallRequest, Outcome, Reservation
 from tokenrouter.ledger.verification import Verification, repair, verify
@@ -20,6 +20,7 @@ __all__ = [
     "Outcome",
     "Reservation",
     "Verification",
+    "add_extra",
     "first_unknown_item",
     "recover",
     "repair",

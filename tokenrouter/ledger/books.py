@@ -4,6 +4,7 @@ import logging
 import random
 import time
 from collections.abc import Iterable, Mapping
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import (
     ColumnElement,
@@ -21,7 +22,17 @@ from tokenrouter import changes, troubles
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.connections import driver_connection
 from tokenrouter.database.log_status import INTERRUPTED
-from tokenrouter.database.tables import ESTIMATED, AnyRow, RequestLog, Team, Worker, writing
+from tokenrouter.database.tables import (
+    ESTIMATED,
+    MOST_QUOTA_TOKENS,
+    AnyRow,
+    RequestLog,
+    Team,
+    Worker,
+    clamp_id,
+    writing,
+)
+from tokenrouter.errors import InvalidRequest, NotFound
 from tokenrouter.ledger.operations import (
     IS_ORPHAN,
     IS_PENDING,
@@ -31,6 +42,7 @@ from tokenrouter.ledger.operations import (
     reservation_of,
 )
 from tokenrouter.ledger.rules import Outcome
+from tokenrouter.periods import UTC_ZONE
 from tokenrouter.troubles import one_line
 
 logger = logging.getLogger(__name__)
@@ -39,7 +51,7 @@ RECOVERY_PROMISE_S = 60.0
 RECOVERY_S = 5.0  # at a time: whoever recovers has a lease of its own to renew
 
 
-def recover(engine: Engine, dead: Mapping[int, float]) -> int:
+def recover(engine: Engine, dead: Mapping[int, float], zone: ZoneInfo = UTC_ZONE) -> int:
     """Settle, at the estimate of the prompt and what was saved of the answer, the calls whose workers died.
 
     `dead` has their leases by worker: one that was renewed meanwhile lives. Calls whose workers were struck off are
@@ -55,7 +67,7 @@ def recover(engine: Engine, dead: Mapping[int, float]) -> int:
         if time.monotonic() > deadline:
             break
         try:
-            settled += _recover_team(engine, team_id, dead)
+            settled += _recover_team(engine, team_id, dead, zone)
         except Exception as error:  # whatever it is, the others have to be settled
             message = "Calls of team %d that a dead worker left cannot be settled (%s); this is tried again"
             troubles.warn("recovery", message, team_id, one_line(error), traceback_of=error)
@@ -68,12 +80,12 @@ def recover(engine: Engine, dead: Mapping[int, float]) -> int:
     return settled
 
 
-def _recover_team(engine: Engine, team_id: int, dead: Mapping[int, float]) -> int:
+def _recover_team(engine: Engine, team_id: int, dead: Mapping[int, float], zone: ZoneInfo) -> int:
     with writing(engine) as connection:
         # who renews its lease just now waits, and finds its calls settled
         connection.execute(select(Worker.id).where(_is_one_of(dead)).order_by(Worker.id).with_for_update())
         calls = connection.execute(PENDING_CALLS.where(RequestLog.team_id == team_id, _is_abandoned(dead))).all()
-        tx = Transaction(driver_connection(connection), worker_id=0, output_reserve_tokens=0)
+        tx = Transaction(driver_connection(connection), worker_id=0, output_reserve_tokens=0, zone=zone)
         tx.lock_team(team_id)
         settled = sum(_interrupt(call, tx) for call in calls)
         tx.close()
@@ -101,6 +113,28 @@ def _interrupt(call: AnyRow, tx: Transaction) -> bool:
         total_tokens=total,
     )
     return Settle(reservation_of(call), outcome).apply(tx)
+
+
+def add_extra(engine: Engine, team_id: int, tokens: int, zone: ZoneInfo, *, by: Actor) -> None:
+    """Add tokens to what a team may use until its quota renews; a number below zero takes some of them back.
+
+    Raises NotFound, and InvalidRequest where that makes less than nothing, or more than a quota may be.
+    """
+    with writing(engine) as connection:
+        tx = Transaction(driver_connection(connection), worker_id=0, output_reserve_tokens=0, zone=zone)
+        chosen = select(Team.name).where(Team.id == clamp_id(team_id), Team.deleted_at.is_(None))
+        name = connection.execute(chosen.with_for_update(key_share=True)).scalar()
+        if name is None:
+            raise NotFound("There is no such team.")
+        tx.lock_team(team_id)  # and renews the quota first, where its time has come
+        before = tx.balances[team_id].extra_tokens
+        after = before + tokens
+        if not 0 <= after <= MOST_QUOTA_TOKENS:
+            most = f"The extra of a period is from 0 to {MOST_QUOTA_TOKENS:,} tokens; it would be {after:,}."
+            raise InvalidRequest(most, param="tokens")
+        connection.execute(update(Team).where(Team.id == team_id).values(extra_tokens=after))
+        fields = {"extra_tokens": before}, {"extra_tokens": after}
+        changes.record(connection, by, changes.TEAM_EXTRA, Changed(team_id, name, *fields))
 
 
 def reset(engine: Engine, team_ids: Iterable[int], *, by: Actor) -> int:

@@ -5,28 +5,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, ClassVar
+from zoneinfo import ZoneInfo
 
-from sqlalchemy import bindparam, exists, insert, literal_column, select, update
+from sqlalchemy import bindparam, exists, insert, literal_column, or_, select, update
 
-from tokenrouter.auth import CALLER_COLUMNS, IS_VALID
+from tokenrouter.auth import CALLER_COLUMNS, IS_VALID, LIMIT_COLUMNS
 from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED
 from tokenrouter.database.statements import DriverConnection, Inserter, Statement
 from tokenrouter.database.tables import (
     NOT_COUNTED,
     AnyRow,
     ApiToken,
+    QuotaRenewal,
     RequestLog,
     Team,
     UsageDaily,
     Worker,
     epoch_now,
-    is_quota,
+    unreadable_limits,
 )
 from tokenrouter.errors import ModelNotFound, QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.leases import Lease
 from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, NewRefusals, Refusals, Repetition, key_of
 from tokenrouter.ledger.responses import Given, remember
 from tokenrouter.ledger.rules import Balance, CallerChanged, CallRequest, Outcome, Reservation, decide
+from tokenrouter.periods import Renewal, is_renewal
 
 NO_MODEL = ""
 """The model in the sums of a day where the caller named none that is known; what callers invent must not be a row."""
@@ -42,6 +45,8 @@ class Transaction:
     connection: DriverConnection
     worker_id: int
     output_reserve_tokens: int
+    zone: ZoneInfo
+    """In which the days of renewals begin."""
     refusals: NewRefusals = field(default_factory=lambda: NewRefusals(Refusals()))
     balances: dict[int, Balance] = field(default_factory=dict)
     """Of the teams that are locked."""
@@ -59,9 +64,12 @@ class Transaction:
         for team_id in sorted({each.team_id for each in operations if each.team_id is not None}):
             for token_id, now in to_check[team_id].items():
                 row = LOCK_CALLER.execute(self.connection, {"token": token_id, "now": now}).fetchone()
-                if row is not None and is_quota(row[-3]):
-                    self.callers[token_id] = row[:-3]
-                    self._take_balance(team_id, *row[-3:])
+                if row is None:
+                    continue
+                known, counters = row[: len(CALLER_COLUMNS)], row[len(CALLER_COLUMNS) :]
+                if not unreadable_limits(*counters[: len(LIMIT_COLUMNS)]):
+                    self.callers[token_id] = known
+                    self._take_balance(team_id, *counters)
             if team_id not in self.balances:
                 self.lock_team(team_id)
 
@@ -69,11 +77,40 @@ class Transaction:
         """Lock a team, and read its quota and counters."""
         self._take_balance(team_id, *LOCK_TEAM.execute(self.connection, {"team": team_id}).fetchone())
 
-    def _take_balance(self, team_id: int, quota_tokens: int | None, used_tokens: int, held_tokens: int) -> None:
-        """Take what was read, and add what is still to be written of the group."""
+    def _take_balance(
+        self,
+        team_id: int,
+        quota_tokens: int | None,
+        extra_tokens: int,
+        renews: str,
+        renews_on: int | None,
+        renews_at: int | None,
+        renewal_basis: str | None,
+        used_tokens: int,
+        held_tokens: int,
+        now: float,
+    ) -> None:
+        """Take what was read, renew the quota where its time has come, and add what is still to be written."""
+        renewal = Renewal(renews, renews_on) if is_renewal(renews, renews_on) else Renewal()
+        is_due = renews_at is not None and renews_at <= now
+        if is_due or renewal_basis != renewal.basis(self.zone):
+            following: dict[str, Any] = {
+                "renews_at": renewal.next_after(now, self.zone),
+                "renewal_basis": renewal.basis(self.zone),
+            }
+            if is_due:
+                ended = {"due_at": renews_at, "now": now, "used_tokens": used_tokens, "extra_tokens": extra_tokens}
+                RECORD_RENEWAL.execute(self.connection, {"team_id": team_id, **ended})
+                RENEW.execute(self.connection, {"team": team_id, **following})
+                used_tokens = extra_tokens = 0
+            else:
+                SET_RENEWAL.execute(self.connection, {"team": team_id, **following})
+            renews_at = following["renews_at"]
         move = self.moves.get(team_id, NO_MOVE)
         settled, held = move["settled_change"], move["held_change"]
-        self.balances[team_id] = Balance(quota_tokens, used_tokens + settled, held_tokens + held)
+        self.balances[team_id] = Balance(
+            quota_tokens, extra_tokens, used_tokens + settled, held_tokens + held, renews_at
+        )
 
     def move(self, team_id: int, *, held: int, settled: int = 0) -> None:
         """Move a team's counters by so much."""
@@ -96,7 +133,8 @@ class Transaction:
     def close(self) -> None:
         """Write the changes of counters and sums that the operations left, in an order that all workers keep to."""
         for team_id, changes in sorted(self.moves.items()):
-            MOVE_COUNTERS.execute(self.connection, {"team": team_id, **changes})
+            while MOVE_COUNTERS.execute(self.connection, {"team": team_id, **changes}).rowcount == 0:
+                self.lock_team(team_id)  # which renews: the time for it has come
         for (team_id, day, model), sums in sorted(self.days.items()):
             ADD_TO_DAY.execute(self.connection, {"team_id": team_id, "day": day, "model": model, **sums})
 
@@ -119,7 +157,7 @@ class Reserve:
         if self.request.known_caller not in (None, tx.callers.get(self.request.token_id)):
             return CallerChanged()
         try:
-            grant = decide(tx.balances[self.team_id], self.request, tx.output_reserve_tokens)
+            grant = decide(tx.balances[self.team_id].limits(), self.request, tx.output_reserve_tokens, tx.zone)
         except (QuotaExceeded, QuotaReserved) as refusal:
             refusal.request_id = Reject(self.request, refusal.status, refusal.code, self.request.model).apply(tx)
             return refusal
@@ -381,23 +419,43 @@ SETTLE_CALL = Statement(
     .where(RequestLog.id == bindparam("call_id"), IS_PENDING)
     .values({column: bindparam(column) for column in SETTLED_COLUMNS})
 )
-LOCK_TEAM = Statement(
-    select(Team.quota_tokens, Team.used_tokens, Team.held_tokens)
-    .where(Team.id == bindparam("team"))
-    .with_for_update(key_share=True)
+COUNTER_COLUMNS = (
+    *LIMIT_COLUMNS,
+    Team.renews_at,
+    Team.renewal_basis,
+    Team.settled_tokens - Team.reset_mark_tokens,
+    Team.held_tokens,
+    NOW,
 )
+LOCK_TEAM = Statement(select(*COUNTER_COLUMNS).where(Team.id == bindparam("team")).with_for_update(key_share=True))
 LOCK_CALLER = Statement(
-    select(*CALLER_COLUMNS, Team.quota_tokens, Team.used_tokens, Team.held_tokens)
+    select(*CALLER_COLUMNS, *COUNTER_COLUMNS)
     .where(ApiToken.id == bindparam("token"), IS_VALID)
     .with_for_update(key_share=True, of=Team)
 )
 MOVE_COUNTERS = Statement(
     update(Team)
-    .where(Team.id == bindparam("team"))
+    .where(Team.id == bindparam("team"), or_(Team.renews_at.is_(None), Team.renews_at > NOW))
     .values(
         held_tokens=Team.held_tokens + bindparam("held_change"),
         settled_tokens=Team.settled_tokens + bindparam("settled_change"),
     )
+)
+RECORD_RENEWAL = Statement(
+    insert(QuotaRenewal).values(
+        team_id=bindparam("team_id"),
+        due_at=bindparam("due_at"),
+        renewed_at=bindparam("now"),
+        used_tokens=bindparam("used_tokens"),
+        extra_tokens=bindparam("extra_tokens"),
+    )
+)
+NEXT_RENEWAL: dict[str, Any] = {"renews_at": bindparam("renews_at"), "renewal_basis": bindparam("renewal_basis")}
+SET_RENEWAL = Statement(update(Team).where(Team.id == bindparam("team")).values(NEXT_RENEWAL))
+RENEW = Statement(
+    update(Team)
+    .where(Team.id == bindparam("team"))
+    .values(NEXT_RENEWAL | {"reset_mark_tokens": Team.settled_tokens, "extra_tokens": 0})
 )
 
 SAVE_PROGRESS = Statement(

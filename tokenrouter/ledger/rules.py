@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from tokenrouter.database.tables import NOT_COUNTED
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
+from tokenrouter.periods import in_words
 
 LEAST_OUTPUT_TOKENS = 16
 
@@ -75,35 +77,62 @@ class Outcome:
 
 
 @dataclass
-class Balance:
-    """A locked team's quota and counters, with all that its group of operations has moved so far."""
+class Limit:
+    """One limit that a call must fit, with what is used and held of it."""
 
-    quota_tokens: int | None
+    name: str
+    """What it is called in a refusal: `quota`."""
+    tokens: int
     used_tokens: int
     held_tokens: int
+    renews_at: int | None = None
+    """When it begins anew, in seconds since 1970; None where it never does."""
+
+    def left(self, prompt_tokens: int) -> int:
+        """Return what an output may have once the prompt is counted."""
+        return self.tokens - self.used_tokens - self.held_tokens - prompt_tokens
 
 
-def decide(balance: Balance, request: CallRequest, output_reserve_tokens: int) -> Grant:
-    """Say what to hold for a call, or raise QuotaExceeded or QuotaReserved.
+@dataclass
+class Balance:
+    """A locked team's limit and counters, with all that its group of operations has moved so far."""
+
+    quota_tokens: int | None
+    extra_tokens: int
+    used_tokens: int
+    held_tokens: int
+    renews_at: int | None = None
+
+    def limits(self) -> list[Limit]:
+        """Return all that a call must fit."""
+        if self.quota_tokens is None:
+            return []
+        tokens = self.quota_tokens + self.extra_tokens
+        return [Limit("quota", tokens, self.used_tokens, self.held_tokens, self.renews_at)]
+
+
+def decide(limits: list[Limit], request: CallRequest, output_reserve_tokens: int, zone: ZoneInfo) -> Grant:
+    """Say what to hold for a call in all limits, or raise QuotaExceeded or QuotaReserved.
 
     A call whose output does not fit is let through with a lower limit while that limit is still of use.
     """
-    if balance.quota_tokens is None:
+    if not limits:
         return Grant(request.prompt_tokens + request.output_tokens)
-    unused = balance.quota_tokens - balance.used_tokens - request.prompt_tokens
-    left = unused - balance.held_tokens
+    tightest = min(limits, key=lambda limit: limit.left(request.prompt_tokens))
+    left = tightest.left(request.prompt_tokens)
     if request.output_tokens <= left:
         return Grant(request.prompt_tokens + request.output_tokens)
     least = LEAST_OUTPUT_TOKENS * request.choices
     may_limit = request.choices > 0 and left >= request.choices
-    if may_limit and (left >= output_reserve_tokens or (balance.held_tokens == 0 and left >= least)):
+    if may_limit and (left >= output_reserve_tokens or (tightest.held_tokens == 0 and left >= least)):
         return Grant(request.prompt_tokens + left, left // request.choices)
     figures = (
-        f"{balance.used_tokens:,} used and {balance.held_tokens:,} held for calls in flight "
-        f"of a quota of {balance.quota_tokens:,} tokens; this call needs about {request.prompt_tokens:,} for its prompt"
+        f"{tightest.used_tokens:,} used and {tightest.held_tokens:,} held for calls in flight of a {tightest.name} of "
+        f"{tightest.tokens:,} tokens; this call needs about {request.prompt_tokens:,} for its prompt"
     )
-    if balance.held_tokens > 0 and unused >= least:
+    if tightest.held_tokens > 0 and left + tightest.held_tokens >= least:
         raise QuotaReserved(f"Quota reserved by calls in flight: {figures}. Try again once they have ended.")
+    renews = "" if tightest.renews_at is None else f" It renews on {in_words(tightest.renews_at, zone)}."
     raise QuotaExceeded(
-        f"Quota exceeded: {figures}. Who administers this service can raise the quota or reset its use."
+        f"Quota exceeded: {figures}.{renews} Who administers this service can raise the quota or reset its use."
     )

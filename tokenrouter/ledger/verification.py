@@ -50,12 +50,13 @@ from tokenrouter.database.tables import (
     AnyRow,
     ApiToken,
     Change,
+    QuotaRenewal,
     RequestLog,
     Team,
     UsageDaily,
     Worker,
-    is_quota,
     is_yes,
+    unreadable_limits,
     writing,
 )
 from tokenrouter.errors import ModelNotFound, TeamDisabled
@@ -99,6 +100,7 @@ class Verification:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rows: int = 0
+    renewals: int = 0
     seconds: float = 0.0
     _kinds: Counter[str] = field(default_factory=Counter)
 
@@ -145,6 +147,7 @@ def verify(engine: Engine) -> Verification:
             found.add(row.team_name, f"call {row.request_id} {row.fault}", RESTORE)
         _check_pending(connection, found)
         _check_orphans(connection, found)
+        found.renewals = connection.execute(select(func.count()).select_from(QuotaRenewal)).scalar_one()
     if compared.unproven_days:
         days = sorted(compared.unproven_days)
         found.notes.append(
@@ -167,6 +170,7 @@ def repair(engine: Engine, *, by: Actor) -> list[str]:
         compared = _compare(connection)
         held = _held(connection)
         resets = _resets(connection)
+        last_renewal = connection.execute(select(func.max(QuotaRenewal.id))).scalar() or 0
         rewritten = _rewrite_days(connection, compared)
         changed = []
         for team_id, team in teams.items():
@@ -180,7 +184,7 @@ def repair(engine: Engine, *, by: Actor) -> list[str]:
             before = {name: getattr(team, name) for name in right}
             if before != right or rewritten[team_id]:
                 connection.execute(update(Team).where(Team.id == team_id).values(right))
-                after = right | {"daily_totals_rewritten": rewritten[team_id]}
+                after = right | {"daily_totals_rewritten": rewritten[team_id], "last_renewal": last_renewal}
                 changed.append(Changed(team.id, team.name, before, after))
         changes.record(connection, by, changes.USAGE_REPAIR, *changed)
     return [_describe_change(each) for each in changed]
@@ -335,24 +339,33 @@ def _rewrite_days(connection: Connection, compared: Comparison) -> Counter[int]:
 
 @dataclass
 class Resets:
-    """What the recorded resets of a team sum up to; proven where the record goes back to its creation, or a repair."""
+    """What a team's recorded resets and renewals sum up to; proven where they go back to its creation, or a repair."""
 
     tokens: int = 0
     is_proven: bool = False
+
+
+RENEWALS = select(QuotaRenewal.id, QuotaRenewal.team_id, QuotaRenewal.used_tokens).order_by(QuotaRenewal.id)
 
 
 def _resets(connection: Connection) -> defaultdict[int | None, Resets]:
     actions = changes.TEAM_CREATE, changes.USAGE_RESET, changes.USAGE_REPAIR
     query = select(Change.team_id, Change.action, Change.before, Change.after).where(Change.action.in_(actions))
     resets: defaultdict[int | None, Resets] = defaultdict(Resets)
+    renewals_upto: defaultdict[int | None, int] = defaultdict(int)  # those up to here are in the mark of a repair
     for team_id, action, before, after in _streamed(connection, query.order_by(Change.id)):
         own = resets[team_id]
         if action == changes.USAGE_RESET:
             own.tokens += int((before or {}).get("used_tokens", 0))
         elif action == changes.USAGE_REPAIR:
-            resets[team_id] = Resets(int((after or {}).get("reset_mark_tokens", 0)), is_proven=True)
+            after = after or {}
+            resets[team_id] = Resets(int(after.get("reset_mark_tokens", 0)), is_proven=True)
+            renewals_upto[team_id] = int(after.get("last_renewal", 0))
         else:
             own.is_proven = True
+    for renewal_id, team_id, used_tokens in _streamed(connection, RENEWALS):
+        if renewal_id > renewals_upto[team_id]:
+            resets[team_id].tokens += used_tokens
     return resets
 
 
@@ -367,13 +380,16 @@ def _check_counters(connection: Connection, compared: Comparison, found: Verific
     teams = connection.execute(select(Team.__table__).order_by(Team.id)).all()
     unproven = 0
     names = {team.id: team.name for team in teams}
-    raw = select(Team.id, type_coerce(Team.active, NullType()), type_coerce(Team.quota_tokens, NullType()))
-    for team_id, active, quota_tokens in connection.execute(raw):
-        name = names[team_id]
+    set_by_hand = Team.active, Team.quota_tokens, Team.extra_tokens, Team.renews, Team.renews_on
+    raw = select(Team.id, *(type_coerce(column, NullType()) for column in set_by_hand))
+    for team_id, active, *limits in connection.execute(raw):
+        name, (quota_tokens, extra_tokens, renews, renews_on) = names[team_id], limits
         if is_yes(active) is None:
             found.add(name, f"active is {active!r}, neither yes nor no", UPDATE)
-        if not is_quota(quota_tokens):
-            found.add(name, f"quota_tokens is {quota_tokens!r}, not a number", UPDATE)
+        values = {"quota_tokens": quota_tokens, "extra_tokens": extra_tokens, "renews": (renews, renews_on)}
+        for unreadable in unreadable_limits(quota_tokens, extra_tokens, renews, renews_on):
+            kind = "not a period" if unreadable == "renews" else "not a number"
+            found.add(name, f"{unreadable} is {values[unreadable]!r}, {kind}", UPDATE)
     for team in teams:
         settled, mark = team.settled_tokens, team.reset_mark_tokens
         logged, holds = compared.charged[team.id] + compared.before_log[team.id], held.get(team.id, 0)
@@ -386,7 +402,7 @@ def _check_counters(connection: Connection, compared: Comparison, found: Verific
             (0 <= mark <= settled, f"reset at {mark}, and {settled} settled"),
             (
                 mark == recorded.tokens or (not recorded.is_proven and mark > recorded.tokens),
-                f"reset at {mark}, and {recorded.tokens} in the resets that were recorded",
+                f"reset at {mark}, and {recorded.tokens} in the resets and renewals that were recorded",
             ),
         )
         differences = [problem for holds, problem in checks if not holds]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import bindparam, delete, insert, update
 from sqlalchemy.engine import Engine
@@ -38,6 +39,7 @@ from tokenrouter.ledger.refusals import NewRefusals, Refusals, key_of
 from tokenrouter.ledger.responses import Given
 from tokenrouter.ledger.rules import CallRequest, Outcome, Reservation
 from tokenrouter.ledger.writer import Ticket, Writer
+from tokenrouter.periods import UTC_ZONE
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +69,9 @@ class OwnLease:
 class Ledger:
     """Reserve and settle for one process, keep its lease alive, and settle the calls of processes that died."""
 
-    def __init__(self, engine: Engine, output_reserve_tokens: int) -> None:
+    def __init__(self, engine: Engine, output_reserve_tokens: int, zone: ZoneInfo = UTC_ZONE) -> None:
         self._engine = engine
+        self._zone = zone
         self._output_reserve_tokens = output_reserve_tokens
         self._connection = WriteConnection(engine)
         # a server may keep its callers waiting for longer than a settlement may, a file not
@@ -181,7 +184,7 @@ class Ledger:
             if lease is None or not lease.is_fresh() or _renews(operations):
                 lease = self._renewed(connection)
             refusals = NewRefusals(self._refusals)
-            tx = Transaction(connection, lease.worker_id, self._output_reserve_tokens, refusals)
+            tx = Transaction(connection, lease.worker_id, self._output_reserve_tokens, self._zone, refusals)
             results = _carry_out(operations, tx)
         self._lease = lease
         refusals.commit()
@@ -210,7 +213,7 @@ class Ledger:
                 sight: Sight = self._writer.run(self._heartbeat())
                 dead = self._watch.look(sight.leases)
                 if (dead or sight.has_orphans) and self._may_recover():
-                    recover(self._engine, dead)
+                    recover(self._engine, dead, self._zone)
             except (StorageUnavailable, SQLAlchemyError) as error:
                 logger.warning("A heartbeat of the ledger failed: %s", type(error).__name__)
             except Exception:

@@ -33,13 +33,15 @@ DESCRIBED_COLUMNS = (
 
 
 def own_details(team_id: int, now: datetime | None = None) -> dict[str, Any]:
-    """Return a team's use by model in the last 30 days, its pace, and its last calls, newest first.
+    """Return a team's extra, its use by model in the last 30 days, its pace, and its last calls, newest first.
 
     `pace` is None where there is no quota, or no use in the last seven days.
     """
     now = now or datetime.now(UTC)
     with reading() as connection:
+        extra = select(Team.allowance_tokens - Team.quota_tokens).where(Team.id == team_id)
         return {
+            "extra_tokens": connection.execute(extra).scalar() or 0,
             "by_model": [
                 {"model": use.model, "requests": use.requests, "errors": use.errors, "total_tokens": use.tokens}
                 for use in model_uses(connection, team_id, now)
@@ -54,7 +56,7 @@ def _pace(connection: Connection, team_id: int, now: datetime) -> dict[str, Any]
 
     `lasts_until` is None where nothing is left, and where the rest lasts for more than ten years.
     """
-    left = connection.execute(select(Team.quota_tokens - TAKEN).where(Team.id == team_id)).scalar()
+    left = connection.execute(select(Team.allowance_tokens - TAKEN).where(Team.id == team_id)).scalar()
     tokens, began = _lately(connection, team_id, now)
     if left is None or not tokens:
         return None

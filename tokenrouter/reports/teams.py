@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
+from flask import current_app
 from sqlalchemy import ColumnElement, SQLColumnExpression, bindparam, case, false, func, or_, select, true
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import Session, aliased
 
 from tokenrouter.database.tables import (
     AnyRow,
@@ -16,8 +17,8 @@ from tokenrouter.database.tables import (
     clamp_id,
     clamp_text,
     normalized,
-    split_models,
 )
+from tokenrouter.periods import Renewal, moment
 from tokenrouter.reports.reading import reading
 
 LATELY_DAYS = 7
@@ -38,20 +39,31 @@ class TeamUse:
     name: str
     active: bool
     quota_tokens: int | None
+    allowance_tokens: int | None
+    """The quota with what was added to the running period."""
     used_tokens: int
     held_tokens: int
+    renewal: Renewal
+    renews_at: datetime | None
+
+    @property
+    def extra_tokens(self) -> int:
+        """What was added to the running period."""
+        return (self.allowance_tokens or 0) - (self.quota_tokens or 0)
 
     @property
     def remaining_tokens(self) -> int | None:
-        """What the quota still lets through; None where it is unlimited."""
-        return None if self.quota_tokens is None else max(0, self.quota_tokens - self.used_tokens - self.held_tokens)
+        """What quota and extra still let through; None where it is unlimited."""
+        if self.allowance_tokens is None:
+            return None
+        return max(0, self.allowance_tokens - self.used_tokens - self.held_tokens)
 
     @property
     def share(self) -> float | None:
-        """How much of the quota is used or held, 1.0 being all of it; None where it is unlimited."""
-        if self.quota_tokens is None:
+        """How much of quota and extra is used or held, 1.0 being all of it; None where it is unlimited."""
+        if self.allowance_tokens is None:
             return None
-        return (self.used_tokens + self.held_tokens) / self.quota_tokens if self.quota_tokens else 1.0
+        return (self.used_tokens + self.held_tokens) / self.allowance_tokens if self.allowance_tokens else 1.0
 
 
 @dataclass(frozen=True)
@@ -114,17 +126,14 @@ def _lately(total: SQLColumnExpression[int]) -> ColumnElement[int]:
 
 
 TAKEN = Team.used_tokens + Team.held_tokens
-SHARE = case((Team.quota_tokens == 0, 1.0), else_=TAKEN * 1.0 / Team.quota_tokens)  # NULL where it is unlimited
+SHARE = case((Team.allowance_tokens == 0, 1.0), else_=TAKEN * 1.0 / Team.allowance_tokens)  # NULL where it is unlimited
 REQUESTS_7D = _lately(UsageDaily.requests)
 TOKENS_7D = _lately(UsageDaily.total_tokens)
 LAST_USED_AT = (
     select(func.max(ApiToken.last_used_at)).where(ApiToken.team_id == Team.id).correlate(Team).scalar_subquery()
 )
-USE = Team.id, Team.name, Team.active, Team.quota_tokens, Team.used_tokens.label("used_tokens"), Team.held_tokens
 ROWS = select(
-    *USE,
-    Team.models,
-    Team.created_at,
+    Team,
     REQUESTS_7D.label("requests_7d"),
     TOKENS_7D.label("tokens_7d"),
     LAST_USED_AT.label("last_used_at"),
@@ -133,26 +142,26 @@ SORTS: dict[str, SQLColumnExpression[Any]] = {
     "name": func.lower(Team.name),
     "quota": Team.quota_tokens,
     "used": Team.used_tokens,
-    "remaining": Team.quota_tokens - TAKEN,
+    "remaining": Team.allowance_tokens - TAKEN,
     "share": SHARE,
     "requests": REQUESTS_7D,
     "tokens": TOKENS_7D,
     "last_used": LAST_USED_AT,
     "created": Team.created_at,
 }
-NEARNESS = {"exhausted": Team.quota_tokens <= TAKEN, "over80": SHARE >= NEAR_SHARE}
+NEARNESS = {"exhausted": Team.allowance_tokens <= TAKEN, "over80": SHARE >= NEAR_SHARE}
 
 
 def nearest_to_quota(limit: int) -> list[TeamUse]:
     """Return the active teams nearest to their quotas first, then the unlimited ones by use."""
     query = (
-        select(*USE)
+        select(Team)
         .where(Team.deleted_at.is_(None), Team.active)
         .order_by(SHARE.desc().nulls_last(), Team.used_tokens.desc(), Team.id)
         .limit(limit)
     )
-    with reading() as connection:
-        return [TeamUse(**row) for row in connection.execute(query).mappings()]
+    with reading() as connection, Session(connection) as session:
+        return [TeamUse(**_use(team)) for team in session.scalars(query)]
 
 
 def teams_page(
@@ -176,11 +185,11 @@ def teams_page(
     order = (key.desc() if descending else key.asc()).nulls_last(), Team.id
     shown = select(Team.id).where(*fitting).order_by(*order).limit(per_page).offset(clamp_id((page - 1) * per_page))
     since = {"since": _first_day(now or datetime.now(UTC), LATELY_DAYS)}
-    with reading() as connection:
+    with reading() as connection, Session(connection) as session:
         total = connection.execute(select(func.count()).select_from(Team).where(*fitting)).scalar_one()
         ids = list(connection.execute(shown, since).scalars())
-        rows = {row.id: row for row in connection.execute(ROWS.where(Team.id.in_(ids)), since)}
-    return TeamsPage([_team_row(rows[team_id]) for team_id in ids], total)
+        rows = {row.Team.id: _team_row(row) for row in session.execute(ROWS.where(Team.id.in_(ids)), since)}
+    return TeamsPage([rows[team_id] for team_id in ids], total)
 
 
 def _fitting(search: str, state: State | None, near_quota: Nearness | None) -> list[ColumnElement[bool]]:
@@ -198,10 +207,31 @@ def _first_day(now: datetime, days: int) -> date:
     return now.astimezone(UTC).date() - timedelta(days=days - 1)
 
 
+def _use(team: Team) -> dict[str, Any]:
+    """Return the fields of a TeamUse."""
+    return {
+        "id": team.id,
+        "name": team.name,
+        "active": team.active,
+        "quota_tokens": team.quota_tokens,
+        "allowance_tokens": team.allowance_tokens,
+        "used_tokens": team.used_tokens,
+        "held_tokens": team.held_tokens,
+        "renewal": team.renewal,
+        "renews_at": moment(team.next_renewal(current_app.config["TIMEZONE"])),
+    }
+
+
 def _team_row(row: AnyRow) -> TeamRow:
-    values = dict(row._mapping)
-    sums = {name: int(values[name]) for name in ("requests_7d", "tokens_7d")}  # PostgreSQL sums up to decimals
-    return TeamRow(**values | sums | {"models": split_models(row.models)})
+    team = row.Team
+    return TeamRow(
+        **_use(team),
+        models=team.model_patterns,
+        created_at=team.created_at,
+        requests_7d=int(row.requests_7d),  # PostgreSQL sums up to decimals
+        tokens_7d=int(row.tokens_7d),
+        last_used_at=row.last_used_at,
+    )
 
 
 def team_detail(team_id: int, now: datetime | None = None) -> TeamDetail | None:
@@ -212,10 +242,12 @@ def team_detail(team_id: int, now: datetime | None = None) -> TeamDetail | None:
     now = now or datetime.now(UTC)
     with reading() as connection:
         query = ROWS.where(Team.id == clamp_id(team_id))
-        row = connection.execute(query, {"since": _first_day(now, LATELY_DAYS)}).one_or_none()
-        if row is None:
+        with Session(connection) as session:
+            row = session.execute(query, {"since": _first_day(now, LATELY_DAYS)}).one_or_none()
+            team = row and _team_row(row)
+        if team is None:
             return None
-        return TeamDetail(_team_row(row), _tokens(connection, team_id, now), model_uses(connection, team_id, now))
+        return TeamDetail(team, _tokens(connection, team_id, now), model_uses(connection, team_id, now))
 
 
 def team_name(team_id: int) -> str | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from flask import current_app
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -17,6 +18,7 @@ from tokenrouter.database.tables import (
     UsageDaily,
     db,
 )
+from tokenrouter.periods import moment
 
 DAYS_SHOWN = 30
 
@@ -29,7 +31,7 @@ def timestamp(moment: datetime | None) -> str | None:
 
 
 def team_view(team: Team) -> dict[str, Any]:
-    """Describe a team; quota and remaining are None where it is unlimited."""
+    """Describe a team; quota and remaining are None where it is unlimited, `renews_at` where that never is."""
     return {
         "id": team.id,
         "name": team.name,
@@ -37,8 +39,20 @@ def team_view(team: Team) -> dict[str, Any]:
         "used_tokens": team.used_tokens,
         "held_tokens": team.held_tokens,
         "remaining_tokens": team.remaining_tokens,
+        **period_view(team),
         "active": bool(team.active),
         "models": None if team.model_patterns is None else list(team.model_patterns),
+    }
+
+
+def period_view(team: Team) -> dict[str, Any]:
+    """Describe when a team's quota begins anew, and what was added until then."""
+    renewal = team.renewal
+    return {
+        "renews": renewal.every,
+        "renews_on": renewal.day,
+        "renews_at": timestamp(moment(team.next_renewal(current_app.config["TIMEZONE"]))),
+        "extra_tokens": shown_number(team.current_extra_tokens),
     }
 
 
@@ -102,6 +116,7 @@ def own_usage(team_id: int, models: Sequence[str]) -> dict[str, Any]:
     return {
         "team": team.name,
         **{name: getattr(team, name) for name in counters},
+        "renews_at": period_view(team)["renews_at"],
         "models": list(models),
         "by_day": days,
     }

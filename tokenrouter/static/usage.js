@@ -52,6 +52,7 @@ function tableCell(cell, kind = "", beside = {}) {
 }
 
 const onDay = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
+const atTime = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
 const short = (tokens) => element("span", { className: "num", title: `${exact.format(tokens)} tokens` }, brief.format(tokens));
 
@@ -136,30 +137,32 @@ function show(usage, details) {
   byId("session").hidden = false;
   byId("usage").hidden = false;
   byId("team").replaceChildren("Usage of ", element("bdi", {}, usage.team));
-  showQuota(usage, details.pace);
+  showQuota(usage, details);
   showDays(usage.by_day);
   showModels(details.by_model);
   showCalls(details.calls);
   showExamples(usage.models, details.example_model);
 }
 
-function showQuota(usage, pace) {
+function showQuota(usage, { pace, extra_tokens: extra }) {
   const limited = usage.quota_tokens !== null;
   const figures = [["Used", usage.used_tokens], ["Held", usage.held_tokens, "by calls in flight"]];
-  if (limited) figures.push(["Left", usage.remaining_tokens], ["Quota", usage.quota_tokens]);
+  const more = extra ? ["and ", short(extra), " extra"] : undefined;
+  if (limited) figures.push(["Left", usage.remaining_tokens], ["Quota", usage.quota_tokens, more]);
   byId("figures").replaceChildren(...figures.map(([name, tokens, note]) => figure(name, short(tokens), note)));
   if (!limited) byId("figures").append(figure("Quota", "unlimited"));
-  byId("bar").replaceChildren(...(limited ? [quotaBar(usage)] : []));
+  byId("bar").replaceChildren(...(limited ? [quotaBar(usage, extra)] : []));
   byId("pace").replaceChildren(...paceWords(usage, pace));
 }
 
 function figure(name, value, note) {
-  const shown = note ? [value, element("small", {}, note)] : [value];
+  const shown = note ? [value, element("small", {}, ...[note].flat())] : [value];
   return element("div", { className: "figure" }, element("dt", {}, name), element("dd", {}, ...shown));
 }
 
-function quotaBar(usage) {
-  const share = (tokens) => (usage.quota_tokens ? Math.min(100, (100 * tokens) / usage.quota_tokens) : 100);
+function quotaBar(usage, extra) {
+  const allowance = usage.quota_tokens + extra;
+  const share = (tokens) => (allowance ? Math.min(100, (100 * tokens) / allowance) : 100);
   const used = share(usage.used_tokens);
   const taken = share(usage.used_tokens + usage.held_tokens);
   const bar = (kind, width) => drawn("rect", { class: `bar-${kind}`, width: `${width}%`, height: 10, rx: 5 });
@@ -170,11 +173,16 @@ function quotaBar(usage) {
 }
 
 function paceWords(usage, pace) {
-  if (usage.remaining_tokens === 0) return ["Nothing is left: calls are refused until your quota is raised or reset."];
-  if (pace === null) return [];
+  const renews = usage.renews_at === null ? [] : ["It renews on ", moment(usage.renews_at, atTime), "."];
+  if (usage.remaining_tokens === 0) {
+    const until = usage.renews_at === null ? "is raised or reset." : "renews, is raised or reset. ";
+    return [`Nothing is left: calls are refused until your quota ${until}`, ...renews];
+  }
+  if (pace === null) return renews;
   const average = ["At the pace of the last 7 days, ", short(pace.tokens_per_day), " tokens a day, "];
-  if (pace.lasts_until === null) return [...average, "it lasts for more than ten years."];
-  return [...average, "it lasts until ", moment(pace.lasts_until, onDay), "."];
+  const ten = ["it lasts for more than ten years. "];
+  const lasts = pace.lasts_until === null ? ten : ["it lasts until ", moment(pace.lasts_until, onDay), ". "];
+  return [...average, ...lasts, ...renews];
 }
 
 function showDays(days) {

@@ -3,10 +3,9 @@
 import re
 from decimal import Decimal
 
-from tokenrouter.database.tables import UnreadableNumber
+from tokenrouter.database.tables import MOST_QUOTA_TOKENS, UnreadableNumber
 from tokenrouter.errors import InvalidRequest
 
-MOST_QUOTA_TOKENS = 10**15
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 # A comma parts thousands, the last of them three digits: `2,5M`, which may mean 2.5M, is none, nor is `250.000`.
 WHOLE = r"-?(?:[0-9]{1,3}(?:[,_ ][0-9]{2,3}){0,8}[,_ ][0-9]{3}|[0-9]{1,30})"
@@ -47,6 +46,18 @@ def parse_quota(text: str) -> int | None:
     if number != int(number):
         raise NotANumber(f"{text!r} is not a whole number of tokens.", param="quota_tokens")
     return check_quota(int(number))
+
+
+def parse_extra(text: str) -> int:
+    """Read tokens to add, or with a minus to take back: `100k`, `+100k`, `-2.5M`.
+
+    Raises InvalidRequest.
+    """
+    spelling = text.strip()
+    tokens = parse_quota(spelling[1:] if spelling[:1] in ("+", "-") else spelling)
+    if tokens is None:
+        raise NotANumber("What is added is a number of tokens, such as 100k.", param="tokens")
+    return -tokens if spelling.startswith("-") else tokens
 
 
 def format_quota(quota_tokens: int | None) -> str:

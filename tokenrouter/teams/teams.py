@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 from flask import current_app
+from sqlalchemy import select
 from sqlalchemy import update as update_rows
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -18,13 +19,15 @@ from sqlalchemy.orm import Session
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.config import parse_models
-from tokenrouter.database.tables import ApiToken, Team, is_yes
+from tokenrouter.database.tables import ApiToken, Team, epoch_now, is_yes
 from tokenrouter.errors import InvalidRequest, NameTaken
 from tokenrouter.payload import narrowed
+from tokenrouter.periods import NEVER_RENEWS, Renewal
 from tokenrouter.teams.api_tokens import add_token
 from tokenrouter.teams.lookup import changing, find_in, find_several_in
 from tokenrouter.teams.names import check_name
 from tokenrouter.teams.quotas import check_quota
+from tokenrouter.teams.renewals import format_renewal
 
 
 class Keep(Enum):
@@ -55,7 +58,13 @@ def check_models(text: str | None) -> str | None:
 
 
 def create(
-    name: str, quota_tokens: int | None = None, models: str | None = None, *, active: bool = True, by: Actor
+    name: str,
+    quota_tokens: int | None = None,
+    models: str | None = None,
+    *,
+    active: bool = True,
+    renewal: Renewal = NEVER_RENEWS,
+    by: Actor,
 ) -> tuple[Team, str]:
     """Create a team with its first token; return both, the token for the only time.
 
@@ -71,6 +80,7 @@ def create(
     with _unique_name(team.name), changing() as session:
         session.add(team)
         session.flush()
+        _renew_from_now(session, team, renewal)
         token, bearer_token = add_token(session, team, None, None)
         after = _fields(team) | {"token": token.prefix}
         changes.record(session, by, changes.TEAM_CREATE, Changed(team.id, team.name, after=after))
@@ -92,7 +102,16 @@ def _fields(team: Team) -> dict[str, Any]:
         "quota_tokens": team.quota_tokens,
         "active": is_yes(team.active),
         "models": team.models,
+        "renews": format_renewal(team.renewal),
     }
+
+
+def _renew_from_now(session: Session, team: Team, renewal: Renewal) -> None:
+    """Have the quota begin anew at other times; a renewal whose time has come still counts, by the next call."""
+    team.renews, team.renews_on = renewal.every, renewal.day
+    if not team.is_due:
+        zone, now = current_app.config["TIMEZONE"], session.scalars(select(epoch_now())).one()
+        team.renews_at, team.renewal_basis = renewal.next_after(float(now), zone), renewal.basis(zone)
 
 
 def update(
@@ -103,6 +122,7 @@ def update(
     active: bool | None = None,
     quota_tokens: int | Keep | None = KEEP,
     models: str | Keep | None = KEEP,
+    renewal: Renewal | Keep = KEEP,
 ) -> Team:
     """Change what is given and nothing else, the counters least of all.
 
@@ -119,6 +139,8 @@ def update(
             team.quota_tokens = check_quota(quota_tokens)
         if models is not Keep.KEEP and models != team.models:  # what ALLOWED_MODELS lost since may stay
             team.models = check_models(models)
+        if renewal is not Keep.KEEP and renewal != Renewal(team.renews, team.renews_on):
+            _renew_from_now(session, team, renewal)
         changed = {name: value for name, value in _fields(team).items() if value != before[name]}
         if changed:
             old = {name: before[name] for name in changed}
