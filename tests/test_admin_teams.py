@@ -51,7 +51,9 @@ def test_quota_that_is_none_changes_nothing_and_says_so(panel: Panel, team: Memb
 def edit_form(panel: Panel, member: Member) -> dict[str, str]:
     """Open the form to edit a team, and return what it would send."""
     page = panel.get(team_path(member.team.id, "edit/")).text
-    fields = dict(re.findall(r'name="(was_\w+|name|quota|renews_on|models)" value="([^"]*)"', page))
+    fields = dict(
+        re.findall(r'name="(was_\w+|name|quota|renews_on|\w+_per_minute|calls_at_once|models)" value="([^"]*)"', page)
+    )
     (renews,) = re.findall(r'<option value="(\w+)" selected>', page)
     return fields | {"active": fields["was_active"], "renews": renews}
 
@@ -89,6 +91,17 @@ def test_period_that_is_none_changes_nothing_and_says_so(panel: Panel, team: Mem
     page = panel.post(team_path(team.team.id, "edit/"), edit_form(panel, team) | fields).text
     assert told in page
     assert stored(team).renews == "never"
+
+
+def test_pace_is_edited_and_shown(panel: Panel, team: Member):
+    paces = {"requests_per_minute": "60", "tokens_per_minute": "100k", "calls_at_once": ""}
+    panel.post(team_path(team.team.id, "edit/"), edit_form(panel, team) | paces)
+    row = stored(team)
+    assert (row.requests_per_minute, row.tokens_per_minute, row.calls_at_once) == (60, 100_000, None)
+    assert "60 requests a minute, 100,000 tokens a minute" in panel.get(team_path(team.team.id)).text
+    assert edit_form(panel, team)["tokens_per_minute"] == "100k"
+    page = panel.post(team_path(team.team.id, "edit/"), edit_form(panel, team) | {"calls_at_once": "many"}).text
+    assert "is not a number such as 60 or 10k" in page
 
 
 def test_extra_is_given_shown_and_taken_back(panel: Panel, team: Member):

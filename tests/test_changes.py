@@ -21,6 +21,7 @@ from tokenrouter.errors import APIError
 both_databases = pytest.mark.both_databases
 
 PANEL = Actor("panel", "192.0.2.7")
+NO_PACE = {"requests_per_minute": None, "tokens_per_minute": None, "calls_at_once": None}
 
 
 def recorded() -> list[tuple[str, str | None, Any, Any]]:
@@ -43,8 +44,14 @@ def test_creation_tells_who_when_and_what(app: Flask):
     (row,) = changes.page().rows
     assert (row.actor_kind, row.actor_detail, row.action) == ("panel", "192.0.2.7", "team.create")
     assert (row.team_id, row.team_name, row.before) == (team.id, "blue", None)
-    made = {"name": "blue", "quota_tokens": 2_500_000, "active": True, "models": "GPT-5-nano", "renews": "never"}
-    assert row.after == made | {"token": bearer_token[:8]}
+    made = {
+        "name": "blue",
+        "quota_tokens": 2_500_000,
+        "active": True,
+        "models": "GPT-5-nano",
+        "renews": "never",
+    } | NO_PACE
+    assert row.after == made | NO_PACE | {"token": bearer_token[:8]}
     assert before <= row.at <= datetime.now(UTC)
 
 
@@ -111,7 +118,7 @@ def test_deletion_tells_what_is_lost(team: Member):
     use(team, 12)
     teams.delete(team.team.id, by=TESTER)
     lost = {"name": "team", "quota_tokens": 100_000, "active": True, "models": None, "renews": "never"}
-    lost |= {"used_tokens": 12}
+    lost |= NO_PACE | {"used_tokens": 12}
     assert recorded() == [("team.delete", "team", lost, None)]
 
 

@@ -27,6 +27,9 @@ TEAM_FIELDS = [
     "renews_on",
     "renews_at",
     "extra_tokens",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "calls_at_once",
     "active",
     "models",
 ]

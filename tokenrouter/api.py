@@ -10,7 +10,7 @@ from flask import Blueprint, Response, current_app, g, request
 from tokenrouter import changes, ledger, payload, reports, request_body, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database.log_status import STATUSES
-from tokenrouter.database.tables import clamp_id, db
+from tokenrouter.database.tables import PACES, clamp_id, db
 from tokenrouter.errors import InvalidRequest, NotFound
 from tokenrouter.periods import NEVER_RENEWS, Renewal
 from tokenrouter.teams import management_tokens
@@ -267,6 +267,12 @@ def _day_of_month(value: Any, name: str) -> int | None:
     return value
 
 
+def _pace(value: Any, name: str) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise InvalidRequest(f"{name} is a whole number, or null for no limit.", param=name)
+    return value
+
+
 def _take_renewal(fields: Document, now: Renewal) -> None:
     """Put one renewal in the place of its two fields, of which the one that is missing stays as it is."""
     if "renews" in fields or "renews_on" in fields:
@@ -290,6 +296,7 @@ TEAM_FIELDS: Fields = {
     "quota_tokens": _quota,
     "renews": _text,
     "renews_on": _day_of_month,
+    **dict.fromkeys(PACES, _pace),
     "models": _models,
     "active": _boolean,
 }

@@ -10,7 +10,7 @@ from sqlalchemy import and_, bindparam, or_, select
 
 from tokenrouter.database.connections import Readers
 from tokenrouter.database.statements import Statement
-from tokenrouter.database.tables import ApiToken, Team, UtcDateTime, is_yes, split_models, unreadable_limits
+from tokenrouter.database.tables import LIMITS, ApiToken, Team, UtcDateTime, is_yes, split_models, unreadable_limits
 from tokenrouter.errors import InvalidAPIKey, TeamDisabled
 
 TOKEN_PREFIX = "tr-"
@@ -34,7 +34,7 @@ class Caller:
 
 
 CALLER_COLUMNS = (Team.id, Team.name, ApiToken.id, ApiToken.prefix, Team.active, Team.models)
-LIMIT_COLUMNS = (Team.quota_tokens, Team.extra_tokens, Team.renews, Team.renews_on)
+LIMIT_COLUMNS = tuple(getattr(Team, name) for name in LIMITS)
 IS_VALID = and_(
     Team.id == ApiToken.team_id,
     ApiToken.revoked_at.is_(None),

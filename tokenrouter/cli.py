@@ -19,11 +19,16 @@ from tabulate import tabulate
 from tokenrouter import changes, config, first_start, ledger, reports, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database import schema
-from tokenrouter.database.tables import Team, db
+from tokenrouter.database.tables import PACES, Team, db
 from tokenrouter.errors import APIError, InvalidRequest
 from tokenrouter.periods import NEVER_RENEWS, Renewal
 from tokenrouter.teams import KEEP, UNLIMITED, management_tokens
 
+PACE_WORDS = {
+    "requests_per_minute": "Calls that may begin in a minute, or none.",
+    "tokens_per_minute": "Tokens that may be used in a minute, or none.",
+    "calls_at_once": "Calls in flight at the same time, or none.",
+}
 PERIODS = "never, daily, weekly (Monday), monthly, or monthly:15 for another day than the first"
 DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 LIMITS = ("quota_tokens", "remaining_tokens")
@@ -99,6 +104,20 @@ class Period(click.ParamType[Renewal]):
             self.fail(str(error), param, ctx)
 
 
+class Pace(click.ParamType[int | None]):
+    """A limit a minute, or of calls at once."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Return the number; None is none."""
+        name = param.name if param is not None and param.name else ""
+        try:
+            return teams.parse_pace(name, value) if isinstance(value, str) else value
+        except InvalidRequest as error:
+            self.fail(str(error), param, ctx)
+
+
 class Expiry(click.ParamType[datetime]):
     """A day, or a moment in UTC, as people write them."""
 
@@ -126,6 +145,18 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 without_confirmation = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
+def with_pace(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the limits of a pace; those that are not given are not passed on."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **values: Any) -> None:
+        command(*arguments, **{name: each for name, each in values.items() if name not in PACES or each is not KEEP})
+
+    for name, words in reversed(PACE_WORDS.items()):
+        run = click.option(f"--{name.replace('_', '-')}", type=Pace(), default=KEEP, help=words)(run)
+    return run
+
+
 def init_app(app: Flask) -> None:
     """Register the commands."""
     for command in (team_commands, token_commands, usage_commands, log_commands, management_token_commands, setup):
@@ -136,10 +167,11 @@ def init_app(app: Flask) -> None:
 @click.argument("name")
 @click.option("--quota", type=Quota(), help="Tokens in all, such as 250000, 250k or 2.5M. Unlimited if not given.")
 @click.option("--renews", type=Period(), default=NEVER_RENEWS, help=f"When the quota begins anew: {PERIODS}.")
+@with_pace
 @click.option("--models", help="Names separated by commas, which narrow ALLOWED_MODELS.")
-def create_team(name: str, quota: int | None, renews: Renewal, models: str | None) -> None:
+def create_team(name: str, quota: int | None, renews: Renewal, models: str | None, **pace: Any) -> None:
     """Create the team NAME and print its API token, for the only time."""
-    team, bearer_token = teams.create(name, quota, models, renewal=renews, by=_me())
+    team, bearer_token = teams.create(name, quota, models, renewal=renews, by=_me(), **pace)
     again = "" if renews == NEVER_RENEWS else f", renewed {teams.format_renewal(renews)}"
     described = f"quota {_quota(team.quota_tokens)}{again}"
     click.echo(f"Created the team {team.name!r}, {described}. Its API token, shown only now:")
@@ -166,18 +198,22 @@ def show_team(name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--quota", type=Quota(), default=KEEP, help="Tokens in all, or `unlimited`.")
 @click.option("--renews", type=Period(), default=KEEP, help=f"When the quota begins anew: {PERIODS}.")
+@with_pace
 @click.option("--rename", metavar="NEW", help="Its new name.")
 @click.option("--enable/--disable", "active", default=None, help="Let its calls through, or refuse them.")
 @click.option("--models", help="Names separated by commas, which narrow ALLOWED_MODELS; `default` ends that.")
 def update_team(
-    name: str, quota: Any, renews: Any, rename: str | None, active: bool | None, models: str | None
+    name: str, quota: Any, renews: Any, rename: str | None, active: bool | None, models: str | None, **pace: Any
 ) -> None:
     """Change the team NAME; what is not given stays as it is."""
-    if quota is KEEP and renews is KEEP and rename is None and active is None and models is None:
-        raise click.UsageError("Give at least one of --quota, --renews, --rename, --enable, --disable and --models.")
+    if quota is KEEP and renews is KEEP and rename is None and active is None and models is None and not pace:
+        raise click.UsageError(
+            "Give at least one of --quota, --renews, --requests-per-minute, --tokens-per-minute, --calls-at-once, "
+            "--rename, --enable, --disable and --models."
+        )
     own_models = KEEP if models is None else None if models == "default" else models
     changed = {"rename": rename, "active": active, "quota_tokens": quota, "models": own_models, "renewal": renews}
-    _show_one(reports.team_view(teams.update(name, **changed, by=_me())), as_json=False)
+    _show_one(reports.team_view(teams.update(name, **changed, **pace, by=_me())), as_json=False)
 
 
 @team_commands.command("extra")

@@ -4,6 +4,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping
+from typing import Literal
 
 import orjson
 from flask import Flask, Response, g, request
@@ -129,6 +130,20 @@ class QuotaReserved(APIError):
 
     status, type, code = 429, "rate_limit_error", "quota_reserved"
     headers = {"Retry-After": "1"}
+
+
+class PaceExceeded(APIError):
+    """The team calls faster than it may. Source of the types: what OpenAI calls what is limited."""
+
+    status, code = 429, "rate_limit_exceeded"
+    logged_as = code
+
+    def __init__(
+        self, message: str, kind: Literal["requests", "tokens"], wait_ms: int, headers: Mapping[str, str]
+    ) -> None:
+        waits = {"Retry-After": str(-(-wait_ms // 1000)), "retry-after-ms": str(wait_ms)}
+        super().__init__(message, headers={**headers, **waits})
+        self.type = kind
 
 
 class RequestTooLarge(APIError):

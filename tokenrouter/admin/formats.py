@@ -1,6 +1,7 @@
 """How figures, moments and states are written on the pages."""
 
 import hashlib
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,9 @@ FIELD_WORDS = {
     "quota_tokens": "quota",
     "used_tokens": "used",
     "extra_tokens": "extra",
+    "requests_per_minute": "requests a minute",
+    "tokens_per_minute": "tokens a minute",
+    "calls_at_once": "calls at once",
     "active": "state",
     "expires_at": "expires",
     "old_token_until": "the old one works until",
@@ -80,6 +84,19 @@ def day_and_time(instant: datetime) -> str:
     return f"{at.day} {at:%b}, {at:%H:%M}"
 
 
+PACE_WORDS = {
+    "requests_per_minute": "{} requests a minute",
+    "tokens_per_minute": "{} tokens a minute",
+    "calls_at_once": "{} calls at once",
+}
+
+
+def pace(limits: Mapping[str, int | None]) -> str:
+    """Say how fast a team may call."""
+    told = [PACE_WORDS[name].format(f"{limit:,}") for name, limit in limits.items() if limit is not None]
+    return ", ".join(told) or "no limit"
+
+
 def milliseconds(duration_ms: int | None) -> str:
     """Write a duration: `340 ms`, `2.4 s`."""
     if duration_ms is None:
@@ -115,7 +132,7 @@ def asset(filename: str) -> str:
 def init_app(app: Flask) -> None:
     """Give the templates these words."""
     words = source_words, action_words, field_words
-    for each in (short, share, iso, utc, day_and_time, milliseconds, *words):
+    for each in (short, share, iso, utc, day_and_time, pace, milliseconds, *words):
         app.jinja_env.filters[each.__name__] = each
     app.jinja_env.filters.update(quota=format_quota, renewal=format_renewal, status=describe)
     app.jinja_env.globals.update(asset=asset, csrf_token=generate_csrf)

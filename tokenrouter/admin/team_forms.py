@@ -8,7 +8,7 @@ from wtforms import BooleanField, DateField, Form, StringField
 from wtforms.validators import DataRequired, Length, Optional
 
 from tokenrouter import teams
-from tokenrouter.database.tables import NAME_LENGTH, Team
+from tokenrouter.database.tables import NAME_LENGTH, PACES, Team
 from tokenrouter.errors import APIError, InvalidRequest
 from tokenrouter.periods import DAILY, MONTHLY, NEVER, WEEKLY, Renewal
 
@@ -25,6 +25,7 @@ ARGUMENTS = {
     "quota": "quota_tokens",
     "renews": "renewal",
     "renews_on": "renewal",
+    **{name: name for name in PACES},
     "models": "models",
     "active": "active",
 }
@@ -39,6 +40,9 @@ class TeamForm(Form):
     quota = StringField("Quota in tokens")
     renews = StringField("Renews", default=NEVER)
     renews_on = StringField("Day of the month")
+    requests_per_minute = StringField("Requests a minute")
+    tokens_per_minute = StringField("Tokens a minute")
+    calls_at_once = StringField("Calls at once")
     models = StringField("Models")
 
     def values(self) -> dict[str, Any]:
@@ -50,6 +54,7 @@ class TeamForm(Form):
         return {
             "quota_tokens": teams.parse_quota(quota) if quota else None,
             "renewal": self._renewal(),
+            **{name: teams.parse_pace(name, self[name].data or "") for name in PACES},
             "models": models or None,
         }
 
@@ -78,6 +83,7 @@ class TeamEditForm(TeamForm):
             "quota": teams.format_quota(team.quota_tokens),
             "renews": team.renewal.every,
             "renews_on": str(team.renewal.day or ""),
+            **{name: "" if (value := getattr(team, name)) is None else teams.format_quota(value) for name in PACES},
             "models": team.models or "",
             "active": "y" if team.active else "",
         }

@@ -139,14 +139,22 @@ def is_quota(value: object) -> bool:
     return value is None or (isinstance(value, int) and value >= 0)
 
 
-def unreadable_limits(quota_tokens: object, extra_tokens: object, renews: object, renews_on: object) -> list[str]:
-    """Return which of a team's limits cannot be read, as a database has them."""
+def unreadable_limits(
+    quota_tokens: object, extra_tokens: object, renews: object, renews_on: object, *paces: object
+) -> list[str]:
+    """Return which of a team's limits cannot be read, as a database has them, in the order of LIMITS."""
     readable = {
         "quota_tokens": is_quota(quota_tokens),
         "extra_tokens": extra_tokens is not None and is_quota(extra_tokens),
         "renews": is_renewal(renews, renews_on),
+        **{name: is_quota(value) for name, value in zip(PACES, paces, strict=True)},
     }
     return [name for name, is_readable in readable.items() if not is_readable]
+
+
+PACES = ("requests_per_minute", "tokens_per_minute", "calls_at_once")
+LIMITS = ("quota_tokens", "extra_tokens", "renews", "renews_on", *PACES)
+"""The columns of a team's limits that people set."""
 
 
 class Flag(TypeDecorator[bool]):
@@ -222,6 +230,13 @@ class Team(Base):
     renews_at: Mapped[int | None] = mapped_column(BigInteger)  # seconds since 1970, by the database's clock
     renewal_basis: Mapped[str | None]  # what `renews_at` was computed from
     extra_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # until it renews
+    requests_per_minute: Mapped[int | None]
+    tokens_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    calls_at_once: Mapped[int | None]
+    # when the buckets of the pace will be full again, in nanoseconds since 1970
+    requests_full_at: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    tokens_full_at: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    calls_in_flight: Mapped[int] = mapped_column(default=0, server_default="0")
     settled_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reset_mark_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     held_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")

@@ -1,13 +1,27 @@
 """The write operations of the ledger, of which the writer carries out many in one transaction."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import bindparam, exists, insert, literal_column, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Double,
+    and_,
+    bindparam,
+    case,
+    cast,
+    exists,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 
 from tokenrouter.auth import CALLER_COLUMNS, IS_VALID, LIMIT_COLUMNS
 from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED
@@ -24,16 +38,26 @@ from tokenrouter.database.tables import (
     epoch_now,
     unreadable_limits,
 )
-from tokenrouter.errors import ModelNotFound, QuotaExceeded, QuotaReserved
+from tokenrouter.errors import ModelNotFound, PaceExceeded, QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.leases import Lease
+from tokenrouter.ledger.pace import MINUTE_NS, Bucket
 from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, NewRefusals, Refusals, Repetition, key_of
 from tokenrouter.ledger.responses import Given, remember
-from tokenrouter.ledger.rules import Balance, CallerChanged, CallRequest, Outcome, Reservation, decide
+from tokenrouter.ledger.rules import (
+    Balance,
+    CallerChanged,
+    CallRequest,
+    Outcome,
+    Reservation,
+    check_pace,
+    decide,
+    pace_headers,
+)
 from tokenrouter.periods import Renewal, is_renewal
 
 NO_MODEL = ""
 """The model in the sums of a day where the caller named none that is known; what callers invent must not be a row."""
-NO_MOVE = {"held_change": 0, "settled_change": 0}
+NO_MOVE = {"held_change": 0, "settled_change": 0, "calls_change": 0}
 SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens")
 NO_USE = dict.fromkeys(SUMS, 0)
 
@@ -84,10 +108,16 @@ class Transaction:
         extra_tokens: int,
         renews: str,
         renews_on: int | None,
+        requests_per_minute: int | None,
+        tokens_per_minute: int | None,
+        calls_at_once: int | None,
         renews_at: int | None,
         renewal_basis: str | None,
         used_tokens: int,
         held_tokens: int,
+        requests_full_at: int,
+        tokens_full_at: int,
+        calls_in_flight: int,
         now: float,
     ) -> None:
         """Take what was read, renew the quota where its time has come, and add what is still to be written."""
@@ -106,20 +136,29 @@ class Transaction:
             else:
                 SET_RENEWAL.execute(self.connection, {"team": team_id, **following})
             renews_at = following["renews_at"]
-        move = self.moves.get(team_id, NO_MOVE)
-        settled, held = move["settled_change"], move["held_change"]
-        self.balances[team_id] = Balance(
-            quota_tokens, extra_tokens, used_tokens + settled, held_tokens + held, renews_at
+        balance = self.balances[team_id] = Balance(
+            quota_tokens,
+            extra_tokens,
+            used_tokens,
+            held_tokens,
+            renews_at,
+            None if requests_per_minute is None else Bucket(requests_per_minute, requests_full_at),
+            None if tokens_per_minute is None else Bucket(tokens_per_minute, tokens_full_at),
+            calls_at_once,
+            calls_in_flight,
+            int(now * 10**9),
         )
+        move = self.moves.get(team_id, NO_MOVE)
+        balance.move(held=move["held_change"], settled=move["settled_change"], calls=move["calls_change"])
 
-    def move(self, team_id: int, *, held: int, settled: int = 0) -> None:
+    def move(self, team_id: int, *, held: int, settled: int = 0, calls: int) -> None:
         """Move a team's counters by so much."""
         move = self.moves[team_id]
         move["held_change"] += held
         move["settled_change"] += settled
+        move["calls_change"] += calls
         if (balance := self.balances.get(team_id)) is not None:
-            balance.held_tokens += held
-            balance.used_tokens += settled
+            balance.move(held=held, settled=settled, calls=calls)
 
     def count(self, team_id: int, day: date, model: str, outcome: Outcome, times: int = 1) -> None:
         """Add a call to the sums of its day, or several that cost nothing."""
@@ -133,10 +172,20 @@ class Transaction:
     def close(self) -> None:
         """Write the changes of counters and sums that the operations left, in an order that all workers keep to."""
         for team_id, changes in sorted(self.moves.items()):
-            while MOVE_COUNTERS.execute(self.connection, {"team": team_id, **changes}).rowcount == 0:
+            while self._move(team_id, changes).rowcount == 0:
                 self.lock_team(team_id)  # which renews: the time for it has come
         for (team_id, day, model), sums in sorted(self.days.items()):
             ADD_TO_DAY.execute(self.connection, {"team_id": team_id, "day": day, "model": model, **sums})
+
+    def _move(self, team_id: int, changes: Mapping[str, int]) -> Any:
+        """Write a team's counters; of one that is locked it is known when its buckets will be full."""
+        values = {"team": team_id, **changes}
+        balance = self.balances.get(team_id)
+        if balance is None or not balance.has_pace:
+            return MOVE_COUNTERS.execute(self.connection, values)
+        values["requests_full_at"] = balance.requests.full_at if balance.requests else 0
+        values["tokens_full_at"] = balance.tokens.full_at if balance.tokens else 0
+        return MOVE_WITH_PACE.execute(self.connection, values)
 
 
 @dataclass(frozen=True)
@@ -152,21 +201,33 @@ class Reserve:
         """The team to lock."""
         return self.request.team_id
 
-    def apply(self, tx: Transaction) -> Reservation | QuotaExceeded | QuotaReserved | CallerChanged:
+    def apply(self, tx: Transaction) -> Reservation | QuotaExceeded | QuotaReserved | PaceExceeded | CallerChanged:
         """Return the reservation, or the refusal for the waiting thread to raise."""
         if self.request.known_caller not in (None, tx.callers.get(self.request.token_id)):
             return CallerChanged()
+        balance = tx.balances[self.team_id]
         try:
-            grant = decide(tx.balances[self.team_id].limits(), self.request, tx.output_reserve_tokens, tx.zone)
-        except (QuotaExceeded, QuotaReserved) as refusal:
+            grant = decide(balance.limits(), self.request, tx.output_reserve_tokens, tx.zone)
+            if balance.calls_at_once is not None and balance.calls_in_flight >= balance.calls_at_once:
+                self._recount_calls(tx)
+            check_pace(balance, grant.held_tokens)
+        except (QuotaExceeded, QuotaReserved, PaceExceeded) as refusal:
             refusal.request_id = Reject(self.request, refusal.status, refusal.code, self.request.model).apply(tx)
             return refusal
-        tx.move(self.team_id, held=grant.held_tokens)
+        tx.move(self.team_id, held=grant.held_tokens, calls=1)
+        if balance.requests is not None:
+            balance.requests.take(1, balance.now)
         row = _log_row(self.request, status=PENDING, held_tokens=grant.held_tokens, worker_id=tx.worker_id)
         row["prompt_tokens"] = self.request.prompt_tokens
         (call_id,) = INSERT_CALL.execute(tx.connection, row).fetchone()
         day = self.request.created_at.date()
-        return Reservation(call_id, self.team_id, self.request.model, day, grant.held_tokens, grant.output_limit)
+        held, limit = grant.held_tokens, grant.output_limit
+        return Reservation(call_id, self.team_id, self.request.model, day, held, limit, pace_headers(balance))
+
+    def _recount_calls(self, tx: Transaction) -> None:
+        """Let no call be refused for others that ended without having been counted down."""
+        (pending,) = COUNT_PENDING.execute(tx.connection, {"team": self.team_id}).fetchone()
+        tx.move(self.team_id, held=0, calls=pending - tx.balances[self.team_id].calls_in_flight)
 
     def undo(self) -> "Abandon":
         """Give back what may have been committed without our knowing."""
@@ -249,7 +310,7 @@ class Settle:
         call = self.reservation
         taken = SETTLE_CALL.execute(tx.connection, {"call_id": call.call_id, **vars(self.outcome)})
         if taken.rowcount == 1:
-            tx.move(call.team_id, held=-call.held_tokens, settled=self.outcome.charged_tokens)
+            tx.move(call.team_id, held=-call.held_tokens, settled=self.outcome.charged_tokens, calls=-1)
             tx.count(call.team_id, call.day, self._counted_model(), self.outcome)
             if self.given is not None:
                 remember(tx.connection, call.team_id, self.given, self.outcome.charged_tokens)
@@ -425,6 +486,9 @@ COUNTER_COLUMNS = (
     Team.renewal_basis,
     Team.settled_tokens - Team.reset_mark_tokens,
     Team.held_tokens,
+    Team.requests_full_at,
+    Team.tokens_full_at,
+    Team.calls_in_flight,
     NOW,
 )
 LOCK_TEAM = Statement(select(*COUNTER_COLUMNS).where(Team.id == bindparam("team")).with_for_update(key_share=True))
@@ -433,13 +497,32 @@ LOCK_CALLER = Statement(
     .where(ApiToken.id == bindparam("token"), IS_VALID)
     .with_for_update(key_share=True, of=Team)
 )
-MOVE_COUNTERS = Statement(
+NOW_NS = cast(NOW * 1e9, BigInteger)
+_taken = bindparam("held_change", type_=BigInteger) + bindparam("settled_change", type_=BigInteger)
+_taken_ns = cast(_taken, Double) * MINUTE_NS / func.nullif(Team.tokens_per_minute, 0)
+_most_ns = 10**18  # what a limit that was lowered makes of a large hold must not burst the column
+_flow_ns = cast(case((_taken_ns > _most_ns, _most_ns), (_taken_ns < -_most_ns, -_most_ns), else_=_taken_ns), BigInteger)
+_begin = case((and_(_taken > 0, Team.tokens_full_at < NOW_NS), NOW_NS), else_=Team.tokens_full_at)
+TOKENS_FULL_AT = case(
+    (func.coalesce(Team.tokens_per_minute, 0) == 0, Team.tokens_full_at),
+    (_begin + _flow_ns < 0, 0),
+    else_=_begin + _flow_ns,
+)
+"""When the bucket is full once a group that was not locked has put back, or taken more; as `Bucket.correct` does."""
+MOVES: dict[str, Any] = {
+    "held_tokens": Team.held_tokens + bindparam("held_change"),
+    "settled_tokens": Team.settled_tokens + bindparam("settled_change"),
+    "calls_in_flight": Team.calls_in_flight + bindparam("calls_change"),
+}
+IS_RUNNING = Team.id == bindparam("team"), or_(Team.renews_at.is_(None), Team.renews_at > NOW)
+MOVE_COUNTERS = Statement(update(Team).where(*IS_RUNNING).values(MOVES | {"tokens_full_at": TOKENS_FULL_AT}))
+MOVE_WITH_PACE = Statement(
     update(Team)
-    .where(Team.id == bindparam("team"), or_(Team.renews_at.is_(None), Team.renews_at > NOW))
-    .values(
-        held_tokens=Team.held_tokens + bindparam("held_change"),
-        settled_tokens=Team.settled_tokens + bindparam("settled_change"),
-    )
+    .where(*IS_RUNNING)
+    .values(MOVES | {"requests_full_at": bindparam("requests_full_at"), "tokens_full_at": bindparam("tokens_full_at")})
+)
+COUNT_PENDING = Statement(
+    select(func.count()).select_from(RequestLog).where(RequestLog.team_id == bindparam("team"), IS_PENDING)
 )
 RECORD_RENEWAL = Statement(
     insert(QuotaRenewal).values(

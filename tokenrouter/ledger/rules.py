@@ -1,16 +1,19 @@
 """What a call may reserve, what it holds, and how it ends: plain values and the one decision about them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from tokenrouter.database.tables import NOT_COUNTED
-from tokenrouter.errors import QuotaExceeded, QuotaReserved
+from tokenrouter.errors import PaceExceeded, QuotaExceeded, QuotaReserved
+from tokenrouter.ledger.pace import Bucket, duration
 from tokenrouter.periods import in_words
 
 LEAST_OUTPUT_TOKENS = 16
+MS_NS = 10**6
+NO_RETRY = {"x-should-retry": "false"}
 
 
 @dataclass(kw_only=True)  # frozen, each of its fields would cost as much as the statement that stores it
@@ -55,6 +58,8 @@ class Reservation:
     day: date
     held_tokens: int
     output_limit: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """What the caller is told of the team's pace."""
     progress: Callable[[], int] = int
     """Tells the tokens that have arrived; saved from time to time, and charged if this worker dies."""
 
@@ -102,6 +107,25 @@ class Balance:
     used_tokens: int
     held_tokens: int
     renews_at: int | None = None
+    requests: Bucket | None = None
+    tokens: Bucket | None = None
+    calls_at_once: int | None = None
+    calls_in_flight: int = 0
+    now: int = 0
+    """The database's clock when it was read, in nanoseconds since 1970."""
+
+    @property
+    def has_pace(self) -> bool:
+        """Whether it has a bucket to write back."""
+        return self.requests is not None or self.tokens is not None
+
+    def move(self, *, held: int, settled: int, calls: int) -> None:
+        """Count what a call holds, or gives back and costs; of the bucket of tokens it takes the same."""
+        self.held_tokens += held
+        self.used_tokens += settled
+        self.calls_in_flight += calls
+        if self.tokens is not None:
+            self.tokens.correct(held + settled, self.now)
 
     def limits(self) -> list[Limit]:
         """Return all that a call must fit."""
@@ -109,6 +133,40 @@ class Balance:
             return []
         tokens = self.quota_tokens + self.extra_tokens
         return [Limit("quota", tokens, self.used_tokens, self.held_tokens, self.renews_at)]
+
+
+def check_pace(balance: Balance, tokens: int) -> None:
+    """Raise PaceExceeded where a call that takes so many tokens is too much for the team's pace."""
+    now, requests = balance.now, balance.requests
+    if balance.calls_at_once is not None and balance.calls_in_flight >= balance.calls_at_once:
+        most = (
+            f"Too many calls at once: this team may have {balance.calls_at_once:,}, and has {balance.calls_in_flight:,}"
+        )
+        raise _too_fast(most, "requests", 1000 * MS_NS if balance.calls_at_once else None, balance)
+    if requests is not None and (wait_ns := requests.wait_ns(1, now)) != 0:
+        most = f"Too many requests: this team may make {requests.limit:,} a minute"
+        raise _too_fast(most, "requests", wait_ns, balance)
+    if balance.tokens is not None and (wait_ns := balance.tokens.wait_ns(tokens, now)) != 0:
+        most = f"Too many tokens: this team may use {balance.tokens.limit:,} a minute, and this call needs {tokens:,} "
+        raise _too_fast(f"{most}for its prompt and its longest answer", "tokens", wait_ns, balance)
+
+
+def _too_fast(words: str, kind: Literal["requests", "tokens"], wait_ns: int | None, balance: Balance) -> PaceExceeded:
+    if wait_ns is None:
+        return PaceExceeded(f"{words}. It can never fit.", kind, 60_000, {**pace_headers(balance), **NO_RETRY})
+    wait_ms = -(-wait_ns // MS_NS)
+    return PaceExceeded(f"{words}. Try again in {wait_ms / 1000:g} s.", kind, wait_ms, pace_headers(balance))
+
+
+def pace_headers(balance: Balance) -> dict[str, str]:
+    """Return what a caller is told of the team's pace. Source: OpenAI's API reference, "Rate limits in headers"."""
+    told: dict[str, str] = {}
+    for kind, bucket in (("requests", balance.requests), ("tokens", balance.tokens)):
+        if bucket is not None:
+            told[f"x-ratelimit-limit-{kind}"] = str(bucket.limit)
+            told[f"x-ratelimit-remaining-{kind}"] = str(bucket.remaining(balance.now))
+            told[f"x-ratelimit-reset-{kind}"] = duration(bucket.reset_ns(balance.now))
+    return told
 
 
 def decide(limits: list[Limit], request: CallRequest, output_reserve_tokens: int, zone: ZoneInfo) -> Grant:

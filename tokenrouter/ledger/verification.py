@@ -46,6 +46,7 @@ from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, R
 from tokenrouter.database.tables import (
     BY_PROVIDER,
     ESTIMATED,
+    LIMITS,
     NOT_COUNTED,
     AnyRow,
     ApiToken,
@@ -168,7 +169,7 @@ def repair(engine: Engine, *, by: Actor) -> list[str]:
         locked = select(Team.__table__).order_by(Team.id).with_for_update(key_share=True)
         teams = {team.id: team for team in connection.execute(locked)}
         compared = _compare(connection)
-        held = _held(connection)
+        held, in_flight = _held(connection), _in_flight(connection)
         resets = _resets(connection)
         last_renewal = connection.execute(select(func.max(QuotaRenewal.id))).scalar() or 0
         rewritten = _rewrite_days(connection, compared)
@@ -180,6 +181,7 @@ def repair(engine: Engine, *, by: Actor) -> list[str]:
                 "settled_tokens": settled,
                 "held_tokens": held.get(team_id, 0),
                 "reset_mark_tokens": min(max(mark, 0), settled),
+                "calls_in_flight": in_flight[team_id],
             }
             before = {name: getattr(team, name) for name in right}
             if before != right or rewritten[team_id]:
@@ -374,20 +376,27 @@ def _held(connection: Connection) -> dict[int, int]:
     return {team_id: int(tokens) for team_id, tokens in connection.execute(held)}
 
 
+def _in_flight(connection: Connection) -> Counter[int]:
+    pending = select(TEAM, func.count()).where(IS_PENDING).group_by(TEAM)
+    in_flight: Counter[int] = Counter()
+    for team_id, calls in connection.execute(pending):
+        in_flight[team_id] = calls
+    return in_flight
+
+
 def _check_counters(connection: Connection, compared: Comparison, found: Verification) -> dict[int, str]:
     """Compare every team's counters with the log; return the teams' names."""
-    held, resets = _held(connection), _resets(connection)
+    held, in_flight, resets = _held(connection), _in_flight(connection), _resets(connection)
     teams = connection.execute(select(Team.__table__).order_by(Team.id)).all()
     unproven = 0
     names = {team.id: team.name for team in teams}
-    set_by_hand = Team.active, Team.quota_tokens, Team.extra_tokens, Team.renews, Team.renews_on
+    set_by_hand = Team.active, *(getattr(Team, name) for name in LIMITS)
     raw = select(Team.id, *(type_coerce(column, NullType()) for column in set_by_hand))
     for team_id, active, *limits in connection.execute(raw):
-        name, (quota_tokens, extra_tokens, renews, renews_on) = names[team_id], limits
+        name, values = names[team_id], dict(zip(LIMITS, limits, strict=True))
         if is_yes(active) is None:
             found.add(name, f"active is {active!r}, neither yes nor no", UPDATE)
-        values = {"quota_tokens": quota_tokens, "extra_tokens": extra_tokens, "renews": (renews, renews_on)}
-        for unreadable in unreadable_limits(quota_tokens, extra_tokens, renews, renews_on):
+        for unreadable in unreadable_limits(*limits):
             kind = "not a period" if unreadable == "renews" else "not a number"
             found.add(name, f"{unreadable} is {values[unreadable]!r}, {kind}", UPDATE)
     for team in teams:
@@ -398,6 +407,10 @@ def _check_counters(connection: Connection, compared: Comparison, found: Verific
         checks = (
             (settled == logged, f"{settled} settled, and {logged} charged in the log"),
             (team.held_tokens == holds, f"{team.held_tokens} held, and {holds} held by pending calls"),
+            (
+                team.calls_in_flight == in_flight[team.id],
+                f"{team.calls_in_flight} calls in flight, and {in_flight[team.id]} pending in the log",
+            ),
             (team.held_tokens >= 0, f"{team.held_tokens} held, below zero"),
             (0 <= mark <= settled, f"reset at {mark}, and {settled} settled"),
             (

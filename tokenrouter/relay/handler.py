@@ -20,6 +20,7 @@ from tokenrouter.errors import (
     InvalidRequest,
     ItemNotFound,
     ModelNotFound,
+    PaceExceeded,
     ProviderBadResponse,
     ProviderError,
     ProviderRefusal,
@@ -77,7 +78,7 @@ def handle(endpoint: Endpoint) -> Response:
             finish.callback(own.slots.enter(caller.team_id))
             received = _receive(own, endpoint, caller, finish)
             call, reservation = _admit(own, endpoint, caller, received, finish)
-        except (QuotaExceeded, QuotaReserved, StorageUnavailable):
+        except (QuotaExceeded, QuotaReserved, PaceExceeded, StorageUnavailable):
             raise
         except (APIError, CallerChanged):
             if known is None:
@@ -124,6 +125,8 @@ def _answer(
         raise
     if reservation.output_limit is not None:
         response.headers["x-tokenrouter-output-limit"] = str(reservation.output_limit)
+    if reservation.headers:
+        response.headers.update(reservation.headers)
     return response
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, aliased
 
 from tokenrouter.database.tables import (
+    PACES,
     AnyRow,
     ApiToken,
     Team,
@@ -45,6 +46,8 @@ class TeamUse:
     held_tokens: int
     renewal: Renewal
     renews_at: datetime | None
+    pace: dict[str, int | None]
+    """By the names of PACES."""
 
     @property
     def extra_tokens(self) -> int:
@@ -219,6 +222,7 @@ def _use(team: Team) -> dict[str, Any]:
         "held_tokens": team.held_tokens,
         "renewal": team.renewal,
         "renews_at": moment(team.next_renewal(current_app.config["TIMEZONE"])),
+        "pace": {name: getattr(team, name) for name in PACES},
     }
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from tokenrouter.database.tables import (
+    PACES,
     AnyRow,
     ApiToken,
     ManagementToken,
@@ -40,6 +41,7 @@ def team_view(team: Team) -> dict[str, Any]:
         "held_tokens": team.held_tokens,
         "remaining_tokens": team.remaining_tokens,
         **period_view(team),
+        **{name: shown_number(getattr(team, name)) for name in PACES},
         "active": bool(team.active),
         "models": None if team.model_patterns is None else list(team.model_patterns),
     }

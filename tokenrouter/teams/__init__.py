@@ -10,7 +10,7 @@ from tokenrouter.teams.api_tokens import (
 )
 from tokenrouter.teams.lookup import find, get, ids_ever_named, living
 from tokenrouter.teams.names import check_label, check_name
-from tokenrouter.teams.quotas import UNLIMITED, NotANumber, format_quota, parse_extra, parse_quota
+from tokenrouter.teams.quotas import UNLIMITED, NotANumber, format_quota, parse_extra, parse_pace, parse_quota
 from tokenrouter.teams.renewals import check_renewal, format_renewal, parse_renewal
 from tokenrouter.teams.teams import KEEP, create, delete, delete_several, set_active, update
 
@@ -34,6 +34,7 @@ __all__ = [
     "ids_ever_named",
     "living",
     "parse_extra",
+    "parse_pace",
     "parse_quota",
     "parse_renewal",
     "revoke_token",

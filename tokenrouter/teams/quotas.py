@@ -12,6 +12,7 @@ WHOLE = r"-?(?:[0-9]{1,3}(?:[,_ ][0-9]{2,3}){0,8}[,_ ][0-9]{3}|[0-9]{1,30})"
 QUOTA = re.compile(rf"(?P<number>{WHOLE}(?:\.[0-9]{{1,9}}(?= ?[kmb]))?) ?(?P<suffix>[kmb]?)")
 SHORT_FORMS = (("B", 10**9), ("M", 10**6), ("k", 10**3))
 UNLIMITED = "unlimited"
+MOST_PACE = {"requests_per_minute": 10**6, "tokens_per_minute": 10**12, "calls_at_once": 10**6}
 
 
 class NotANumber(InvalidRequest):
@@ -28,6 +29,30 @@ def check_quota(quota_tokens: int | None) -> int | None:
             f"A quota is a whole number of tokens from 0 to {MOST_QUOTA_TOKENS:,}.", param="quota_tokens"
         )
     return quota_tokens
+
+
+def check_pace(name: str, value: int | None) -> int | None:
+    """Return a limit of PACES that can be kept; None is none.
+
+    Raises InvalidRequest.
+    """
+    most = MOST_PACE[name]
+    if value is not None and not 0 <= value <= most:
+        raise InvalidRequest(f"{name} is a whole number from 0 to {most:,}.", param=name)
+    return value
+
+
+def parse_pace(name: str, text: str) -> int | None:
+    """Read a limit of PACES as people write it: `60`, `10k`; `none`, or nothing, is None.
+
+    Raises InvalidRequest.
+    """
+    if text.strip().lower() in ("", "none"):
+        return None
+    try:
+        return check_pace(name, parse_quota(text))
+    except NotANumber:
+        raise NotANumber(f"{text[:40]!r} is not a number such as 60 or 10k, nor none.", param=name) from None
 
 
 def parse_quota(text: str) -> int | None:

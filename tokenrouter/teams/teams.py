@@ -19,14 +19,14 @@ from sqlalchemy.orm import Session
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.config import parse_models
-from tokenrouter.database.tables import ApiToken, Team, epoch_now, is_yes
+from tokenrouter.database.tables import PACES, ApiToken, Team, epoch_now, is_yes
 from tokenrouter.errors import InvalidRequest, NameTaken
 from tokenrouter.payload import narrowed
 from tokenrouter.periods import NEVER_RENEWS, Renewal
 from tokenrouter.teams.api_tokens import add_token
 from tokenrouter.teams.lookup import changing, find_in, find_several_in
 from tokenrouter.teams.names import check_name
-from tokenrouter.teams.quotas import check_quota
+from tokenrouter.teams.quotas import check_pace, check_quota
 from tokenrouter.teams.renewals import format_renewal
 
 
@@ -65,8 +65,9 @@ def create(
     active: bool = True,
     renewal: Renewal = NEVER_RENEWS,
     by: Actor,
+    **pace: int | None,
 ) -> tuple[Team, str]:
-    """Create a team with its first token; return both, the token for the only time.
+    """Create a team with its first token; return both, the token for the only time. `pace` has those of PACES.
 
     Raises InvalidRequest and NameTaken.
     """
@@ -76,6 +77,7 @@ def create(
         models=check_models(models),
         active=active,
         created_at=datetime.now(UTC),
+        **{name: check_pace(name, value) for name, value in pace.items()},
     )
     with _unique_name(team.name), changing() as session:
         session.add(team)
@@ -103,6 +105,7 @@ def _fields(team: Team) -> dict[str, Any]:
         "active": is_yes(team.active),
         "models": team.models,
         "renews": format_renewal(team.renewal),
+        **{name: getattr(team, name) for name in PACES},
     }
 
 
@@ -123,8 +126,9 @@ def update(
     quota_tokens: int | Keep | None = KEEP,
     models: str | Keep | None = KEEP,
     renewal: Renewal | Keep = KEEP,
+    **pace: int | None,
 ) -> Team:
-    """Change what is given and nothing else, the counters least of all.
+    """Change what is given and nothing else, the counters least of all; `pace` has those of PACES.
 
     Raises InvalidRequest, NotFound and NameTaken.
     """
@@ -141,6 +145,8 @@ def update(
             team.models = check_models(models)
         if renewal is not Keep.KEEP and renewal != Renewal(team.renews, team.renews_on):
             _renew_from_now(session, team, renewal)
+        for name, value in pace.items():
+            setattr(team, name, check_pace(name, value))
         changed = {name: value for name, value in _fields(team).items() if value != before[name]}
         if changed:
             old = {name: before[name] for name in changed}

@@ -1,4 +1,4 @@
-"""quotas that begin anew, and what is added to a running period
+"""Quotas that begin anew, and what is added to a running period.
 
 Revision ID: 0007
 Revises: 0006
