@@ -10,28 +10,39 @@ from flask import Flask
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.engine import Engine
 
 from tokenrouter import ledger, teams
-from tokenrouter.database.tables import BY_PROVIDER, NOT_COUNTED, RequestLog, Team, db
-from tokenrouter.errors import QuotaExceeded, QuotaReserved
+from tokenrouter.database.tables import BY_PROVIDER, NOT_COUNTED, RequestLog, Team, db, writing
+from tokenrouter.errors import PaceExceeded, QuotaExceeded, QuotaReserved
 from tokenrouter.ledger import CallRequest, Ledger, Outcome, Reservation
+from tokenrouter.periods import UTC_ZONE, Renewal
 
 pytestmark = [pytest.mark.slow, pytest.mark.both_databases]
 
 OUTPUT_RESERVE = 1024
 QUOTAS = st.one_of(st.none(), st.integers(0, 6000))
+SEEN = select(
+    Team.id, Team.settled_tokens, Team.used_tokens, Team.held_tokens, Team.calls_in_flight, Team.allowance_tokens
+)
 _serial = itertools.count()
 
 
 @dataclass
 class ModelTeam:
     quota: int | None
+    calls_at_once: int | None = None
     settled: int = 0
     mark: int = 0
     held: int = 0
+    in_flight: int = 0
+    extra: int = 0
     rejected: int = 0
+
+    @property
+    def used(self) -> int:
+        return self.settled - self.mark
 
 
 @dataclass
@@ -71,10 +82,11 @@ class LedgerMachine(RuleBasedStateMachine):
         run = next(_serial)
         self.names = [f"run {run} team {number}" for number in range(3)]
         self.ids = [
-            teams.create(name, quota, by=TESTER)[0].id
-            for name, quota in zip(self.names, (None, 3000, 500), strict=True)
+            teams.create(name, quota, renewal=Renewal("daily"), calls_at_once=most, by=TESTER)[0].id
+            for name, quota, most in zip(self.names, (None, 3000, 500), (2, None, None), strict=True)
         ]
-        self.teams = dict(zip(self.ids, (ModelTeam(None), ModelTeam(3000), ModelTeam(500)), strict=True))
+        made = ModelTeam(None, calls_at_once=2), ModelTeam(3000), ModelTeam(500)
+        self.teams = dict(zip(self.ids, made, strict=True))
         self.processes = [Process(new_ledger(self.engine)) for _ in range(2)]
 
     def teardown(self) -> None:
@@ -113,7 +125,7 @@ class LedgerMachine(RuleBasedStateMachine):
         process = self.processes[worker]
         try:
             reservation = process.ledger.reserve(request)
-        except (QuotaExceeded, QuotaReserved) as refusal:
+        except (QuotaExceeded, QuotaReserved, PaceExceeded) as refusal:
             given = refusal.code
         else:
             given = reservation.held_tokens, reservation.output_limit
@@ -122,6 +134,7 @@ class LedgerMachine(RuleBasedStateMachine):
             team.rejected += 1
             return None
         team.held += reservation.held_tokens
+        team.in_flight += 1
         call = ModelCall(team_id, worker, reservation, prompt)
         process.calls.append(call)
         return call
@@ -157,6 +170,20 @@ class LedgerMachine(RuleBasedStateMachine):
         team = self.teams[self.ids[number]]
         team.mark = team.settled
 
+    @rule(number=st.integers(0, 2))
+    def renew(self, number: int) -> None:
+        """Have the quota's time come; from then on nothing is used, whether a call finds it or not."""
+        is_theirs = Team.id == self.ids[number]
+        with writing(self.engine) as connection:
+            connection.execute(update(Team).where(is_theirs).values(renews_at=1))
+        team = self.teams[self.ids[number]]
+        team.mark, team.extra = team.settled, 0
+
+    @rule(number=st.integers(0, 2), tokens=st.integers(0, 2000))
+    def give_extra(self, number: int, tokens: int) -> None:
+        ledger.add_extra(self.engine, self.ids[number], tokens, UTC_ZONE, by=TESTER)
+        self.teams[self.ids[number]].extra += tokens
+
     @rule(number=st.integers(0, 2), quota=QUOTAS)
     def change_quota(self, number: int, quota: int | None) -> None:
         teams.update(self.names[number], quota_tokens=quota, by=TESTER)
@@ -179,6 +206,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if not call.settled:
             call.settled = True
             self.teams[call.team].held -= call.reservation.held_tokens
+            self.teams[call.team].in_flight -= 1
             self.teams[call.team].settled += tokens
 
     @rule()
@@ -189,10 +217,12 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def counters_equal_the_model(self) -> None:
         with self.engine.connect() as connection:
-            rows = connection.execute(select(Team.__table__).where(Team.id.in_(self.ids))).all()
+            rows = connection.execute(SEEN.where(Team.id.in_(self.ids))).all()
         for row in rows:
             team = self.teams[row.id]
-            assert (row.settled_tokens, row.reset_mark_tokens, row.held_tokens) == (team.settled, team.mark, team.held)
+            allowance = None if team.quota is None else team.quota + team.extra
+            wanted = (team.settled, team.used, team.held, team.in_flight, allowance)
+            assert tuple(row[1:]) == wanted
         for process in self.processes:
             process.ledger._write_repeats()
         assert eventually(lambda: self.refusals() == {id_: t.rejected for id_, t in self.teams.items() if t.rejected})
@@ -208,14 +238,21 @@ class LedgerMachine(RuleBasedStateMachine):
 
 def expected_grant(team: ModelTeam, prompt: int, output: int, choices: int) -> tuple[int, int | None] | str:
     """Return the contract's answer: tokens held and the limit of each choice, or the code of the refusal."""
+    granted = quota_grant(team, prompt, output, choices)
+    if team.calls_at_once is not None and team.in_flight >= team.calls_at_once and not isinstance(granted, str):
+        return "rate_limit_exceeded"
+    return granted
+
+
+def quota_grant(team: ModelTeam, prompt: int, output: int, choices: int) -> tuple[int, int | None] | str:
     if team.quota is None:
         return prompt + output, None
-    left = team.quota - (team.settled - team.mark) - team.held
+    left = team.quota + team.extra - team.used - team.held
     if prompt + output <= left:
         return prompt + output, None
     if left - prompt >= OUTPUT_RESERVE or (team.held == 0 and left - prompt >= 16 * choices):
         return left, (left - prompt) // choices
-    may_fit_later = team.held > 0 and team.quota - (team.settled - team.mark) - prompt >= 16 * choices
+    may_fit_later = team.held > 0 and left + team.held - prompt >= 16 * choices
     return "quota_reserved" if may_fit_later else "insufficient_quota"
 
 

@@ -72,6 +72,19 @@ def test_tables_are_those_of_the_models(app: Flask):
     assert differences() == []
 
 
+def test_version_before_goes_on_serving_once_another_has_migrated(app: Flask):
+    """What it writes, which knows none of the new columns, is taken, and read by the new one."""
+    with writing(db.engine) as connection:
+        for statement in FILLED:
+            connection.execute(text(statement))
+        connection.execute(text("UPDATE teams SET held_tokens = held_tokens + 7, settled_tokens = settled_tokens + 0"))
+        connection.execute(text("UPDATE teams SET held_tokens = held_tokens - 7, settled_tokens = settled_tokens + 0"))
+    (team,) = teams.living()
+    assert (team.used_tokens, team.allowance_tokens, team.calls_in_flight) == (42, 1000, 0)
+    assert reports.team_view(team)["renews"] == "never"
+    assert ledger.verify(db.engine).problems == []
+
+
 @pytest.mark.parametrize("version", VERSIONS[:-1])
 def test_earlier_database_is_brought_up_to_date_and_keeps_everything(unmade: Flask, version: str):
     schema._make_sqlite_file()

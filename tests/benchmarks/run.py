@@ -242,9 +242,9 @@ def wait_for(server: Server) -> None:
     raise SystemExit(f"{server.url} does not answer")
 
 
-def new_team(environment: dict[str, str]) -> str:
-    """Create a team without quota and return its token."""
-    command = [sys.executable, "-m", "flask", "teams", "create", f"benchmark {time.monotonic_ns()}"]
+def new_team(environment: dict[str, str], *limits: str) -> str:
+    """Create a team, without quota unless limits are given, and return its token."""
+    command = [sys.executable, "-m", "flask", "teams", "create", f"benchmark {time.monotonic_ns()}", *limits]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     ).stdout.split()[-1]
@@ -267,6 +267,30 @@ def measure_sqlite(bench: Bench) -> list[Figure]:
         single.added_ms("added latency, 1 connection, p50", single_direct, 0.5, 1.4, 1.1),
         calls.added_ms("added latency, 16 connections, saturated, p99", calls_direct, 0.99, 0.8, 0.4),
     ]
+
+
+LIMITS = {
+    "a quota": ("--quota", "1000000000000"),
+    "its renewal": ("--renews", "monthly"),
+    "a pace of requests": ("--requests-per-minute", "1000000"),
+    "a pace of tokens": ("--tokens-per-minute", "1000000000000"),
+    "calls at once": ("--calls-at-once", "100000"),
+}
+
+
+def measure_limits(bench: Bench) -> list[Figure]:
+    """Compare a call of a team with every limit with that of a team with a quota alone, in turn on one worker."""
+    all_limits = [argument for limit in LIMITS.values() for argument in limit]
+    times_us: tuple[list[float], list[float]] = [], []
+    with bench.ours(f"sqlite:///{bench.folder}/limits.db") as ours:
+        tokens = [new_team(ours.environment, *limits) for limits in (all_limits, LIMITS["a quota"])]
+        for round_ in range(bench.rounds + 1):
+            for at, token in enumerate(tokens):
+                ours.token, before = token, ours.cpu_s()
+                load = bench.load(ours, JSON_CALL, connections=16, stream=False)
+                if round_:
+                    times_us[at].append((ours.cpu_s() - before) * 1e6 / load.calls)
+    return [compared(f"CPU a JSON call with {', '.join(LIMITS)}; against a quota alone", *times_us, "µs", None, None)]
 
 
 def measure_postgresql(bench: Bench) -> list[Figure]:
@@ -439,7 +463,8 @@ def main() -> None:
     os.sched_setaffinity(0, {int(LOAD_CORE)})
     with ExitStack() as stack:
         bench = Bench(stack, options.seconds, options.rounds)
-        figures = measure_parts() + measure_sqlite(bench) + measure_postgresql(bench) + measure_workers(bench)
+        figures = measure_parts() + measure_sqlite(bench) + measure_limits(bench) + measure_postgresql(bench)
+        figures += measure_workers(bench)
         figures += measure_streams(bench)
         figures += measure_footprint(bench) + measure_size(bench, options.rows)
     print_table(figures)
