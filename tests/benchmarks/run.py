@@ -445,7 +445,7 @@ def print_table(figures: list[Figure]) -> None:
     for figure in figures:
         plain = f"{figure.plain:.1f}" if figure.plain else "-"
         ratio = f"{figure.ratio:.2f}" if figure.ratio is not None else "-"
-        bar, aim = (f"{limit:g}" if limit is not None else "-" for limit in (figure.bar, figure.aim))
+        bar, aim = (f"{limit:.2g}" if limit is not None else "-" for limit in (figure.bar, figure.aim))
         name = f"{figure.name}, {figure.unit}"
         print(f"{name:<68}{figure.ours:>10.1f}{plain:>10}{ratio:>8}{bar:>8}{aim:>8}  {figure.verdict}")
 
