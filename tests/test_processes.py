@@ -116,13 +116,13 @@ def test_quota_holds_though_one_of_four_workers_is_stopped_in_the_middle(setting
     """Its calls are settled by another worker; once it goes on they are answered, and change nothing."""
     prompt, output = 23, 100
     quota = 50 * (prompt + output)
-    body = hello(f"prompt_tokens={prompt} words={output} delay=1", max_tokens=output)
+    body = hello(f"prompt_tokens={prompt} words={output} delay=4", max_tokens=output)
     options = {"WEB_CONCURRENCY": "4", "THREADS": "100", "TEAM_CALLS": "100"}
     with running_server(settings | options, tmp_path) as server:
         token = server.create_team("team", quota)
         with Sampler(database_url) as sampler, ThreadPoolExecutor(200) as pool:
             calls = [pool.submit(post, server, token, body) for _ in range(200)]
-            assert eventually(lambda: logged_calls(database_url).get("pending") == 50)
+            assert eventually(lambda: logged_calls(database_url).get("pending", 0) >= 40)
             stopped = busiest_worker(database_url)
             os.kill(stopped, signal.SIGSTOP)
             try:

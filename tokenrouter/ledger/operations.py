@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import (
@@ -53,13 +53,34 @@ from tokenrouter.ledger.rules import (
     decide,
     pace_headers,
 )
-from tokenrouter.periods import Renewal, is_renewal
+from tokenrouter.periods import NEVER_RENEWS, Renewal, is_renewal
 
 NO_MODEL = ""
 """The model in the sums of a day where the caller named none that is known; what callers invent must not be a row."""
 NO_MOVE = {"held_change": 0, "settled_change": 0, "calls_change": 0}
 SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens")
 NO_USE = dict.fromkeys(SUMS, 0)
+
+
+class LockedTeam(NamedTuple):
+    """What is read of a locked team: its limits, as LIMITS has them, and its counters."""
+
+    quota_tokens: int | None
+    extra_tokens: int
+    renews: str
+    renews_on: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    calls_at_once: int | None
+    renews_at: int | None
+    renewal_basis: str | None
+    used_tokens: int
+    """As the row has them, whether the time has come to renew or not."""
+    held_tokens: int
+    requests_full_at: int
+    tokens_full_at: int
+    calls_in_flight: int
+    now: float
 
 
 @dataclass
@@ -88,68 +109,58 @@ class Transaction:
         for team_id in sorted({each.team_id for each in operations if each.team_id is not None}):
             for token_id, now in to_check[team_id].items():
                 row = LOCK_CALLER.execute(self.connection, {"token": token_id, "now": now}).fetchone()
-                if row is None:
-                    continue
-                known, counters = row[: len(CALLER_COLUMNS)], row[len(CALLER_COLUMNS) :]
-                if not unreadable_limits(*counters[: len(LIMIT_COLUMNS)]):
-                    self.callers[token_id] = known
-                    self._take_balance(team_id, *counters)
+                known = row and LockedTeam(*row[len(CALLER_COLUMNS) :])
+                if known and not unreadable_limits(*known[: len(LIMIT_COLUMNS)]):
+                    self.callers[token_id] = row[: len(CALLER_COLUMNS)]
+                    if team_id not in self.balances:
+                        self._take_balance(team_id, known)
             if team_id not in self.balances:
                 self.lock_team(team_id)
 
     def lock_team(self, team_id: int) -> None:
-        """Lock a team, and read its quota and counters."""
-        self._take_balance(team_id, *LOCK_TEAM.execute(self.connection, {"team": team_id}).fetchone())
+        """Lock a team, and read its limits and counters."""
+        self._take_balance(team_id, self._locked(team_id))
 
-    def _take_balance(
-        self,
-        team_id: int,
-        quota_tokens: int | None,
-        extra_tokens: int,
-        renews: str,
-        renews_on: int | None,
-        requests_per_minute: int | None,
-        tokens_per_minute: int | None,
-        calls_at_once: int | None,
-        renews_at: int | None,
-        renewal_basis: str | None,
-        used_tokens: int,
-        held_tokens: int,
-        requests_full_at: int,
-        tokens_full_at: int,
-        calls_in_flight: int,
-        now: float,
-    ) -> None:
-        """Take what was read, renew the quota where its time has come, and add what is still to be written."""
-        renewal = Renewal(renews, renews_on) if is_renewal(renews, renews_on) else Renewal()
-        is_due = renews_at is not None and renews_at <= now
-        if is_due or renewal_basis != renewal.basis(self.zone):
-            following: dict[str, Any] = {
-                "renews_at": renewal.next_after(now, self.zone),
-                "renewal_basis": renewal.basis(self.zone),
-            }
-            if is_due:
-                ended = {"due_at": renews_at, "now": now, "used_tokens": used_tokens, "extra_tokens": extra_tokens}
-                RECORD_RENEWAL.execute(self.connection, {"team_id": team_id, **ended})
-                RENEW.execute(self.connection, {"team": team_id, **following})
-                used_tokens = extra_tokens = 0
-            else:
-                SET_RENEWAL.execute(self.connection, {"team": team_id, **following})
-            renews_at = following["renews_at"]
+    def _locked(self, team_id: int) -> "LockedTeam":
+        return LockedTeam(*LOCK_TEAM.execute(self.connection, {"team": team_id}).fetchone())
+
+    def _take_balance(self, team_id: int, read: "LockedTeam") -> None:
+        """Take what was read, renewed where its time has come, and add what is still to be written."""
+        read = self._renewed(team_id, read)
         balance = self.balances[team_id] = Balance(
-            quota_tokens,
-            extra_tokens,
-            used_tokens,
-            held_tokens,
-            renews_at,
-            None if requests_per_minute is None else Bucket(requests_per_minute, requests_full_at),
-            None if tokens_per_minute is None else Bucket(tokens_per_minute, tokens_full_at),
-            calls_at_once,
-            calls_in_flight,
-            int(now * 10**9),
+            read.quota_tokens,
+            read.extra_tokens,
+            read.used_tokens,
+            read.held_tokens,
+            read.renews_at,
+            None if read.requests_per_minute is None else Bucket(read.requests_per_minute, read.requests_full_at),
+            None if read.tokens_per_minute is None else Bucket(read.tokens_per_minute, read.tokens_full_at),
+            read.calls_at_once,
+            read.calls_in_flight,
+            int(read.now * 10**9),
         )
         move = self.moves.get(team_id, NO_MOVE)
         balance.move(held=move["held_change"], settled=move["settled_change"], calls=move["calls_change"])
+
+    def _renewed(self, team_id: int, read: "LockedTeam") -> "LockedTeam":
+        """Begin the quota of a locked team anew where its time has come, and return what is then to be read.
+
+        Where somebody changed by hand when that is, or the time zone was changed, the next time is computed anew.
+        """
+        is_known = is_renewal(read.renews, read.renews_on)
+        renewal = Renewal(read.renews, read.renews_on) if is_known else NEVER_RENEWS
+        basis, is_due = renewal.basis(self.zone), read.renews_at is not None and read.renews_at <= read.now
+        if not is_due and read.renewal_basis == basis:
+            return read
+        renews_at = renewal.next_after(read.now, self.zone)
+        following = {"team": team_id, "renews_at": renews_at, "renewal_basis": basis}
+        if not is_due:
+            SET_RENEWAL.execute(self.connection, following)
+            return read._replace(renews_at=renews_at)
+        ended = {"due_at": read.renews_at, "now": read.now, "used_tokens": read.used_tokens}
+        RECORD_RENEWAL.execute(self.connection, {"team_id": team_id, "extra_tokens": read.extra_tokens, **ended})
+        RENEW.execute(self.connection, following)
+        return read._replace(renews_at=renews_at, used_tokens=0, extra_tokens=0)
 
     def move(self, team_id: int, *, held: int, settled: int = 0, calls: int) -> None:
         """Move a team's counters by so much."""
@@ -173,7 +184,8 @@ class Transaction:
         """Write the changes of counters and sums that the operations left, in an order that all workers keep to."""
         for team_id, changes in sorted(self.moves.items()):
             while self._move(team_id, changes).rowcount == 0:
-                self.lock_team(team_id)  # which renews: the time for it has come
+                read = self._locked(team_id)  # the time to renew has come, also where the clock was set back just now
+                self._renewed(team_id, read._replace(now=max(read.now, read.renews_at or 0)))
         for (team_id, day, model), sums in sorted(self.days.items()):
             ADD_TO_DAY.execute(self.connection, {"team_id": team_id, "day": day, "model": model, **sums})
 
