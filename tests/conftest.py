@@ -100,6 +100,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(*BOTH_DATABASES)
 
 
+TEAM_FIELDS = [
+    "id",
+    "name",
+    "quota_tokens",
+    "used_tokens",
+    "held_tokens",
+    "remaining_tokens",
+    "renews",
+    "renews_on",
+    "renews_at",
+    "extra_tokens",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "calls_at_once",
+    "active",
+    "models",
+]
+"""How commands and API tell of a team."""
+
+
 @dataclass
 class Member:
     """A team, and a token of it."""

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from conftest import HELLO, TESTER, Member, chat, stored
+from conftest import HELLO, TEAM_FIELDS, TESTER, Member, chat, stored
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, update
@@ -15,23 +15,6 @@ from tokenrouter import changes, teams
 from tokenrouter.database.tables import ManagementToken, db, writing
 from tokenrouter.teams import management_tokens
 
-TEAM_FIELDS = [
-    "id",
-    "name",
-    "quota_tokens",
-    "used_tokens",
-    "held_tokens",
-    "remaining_tokens",
-    "renews",
-    "renews_on",
-    "renews_at",
-    "extra_tokens",
-    "requests_per_minute",
-    "tokens_per_minute",
-    "calls_at_once",
-    "active",
-    "models",
-]
 TOKEN_FIELDS = ["id", "label", "prefix", "created_at", "last_used_at", "expires_at"]
 
 ApiCall = Callable[..., Any]

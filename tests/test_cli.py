@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from conftest import HELLO, Member
+from conftest import HELLO, TEAM_FIELDS, Member
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
 from sqlalchemy import text
@@ -16,23 +16,6 @@ from tokenrouter.database.tables import db
 from tokenrouter.standin import StandInProvider
 
 CHAT = "/v1/chat/completions"
-TEAM_FIELDS = [
-    "id",
-    "name",
-    "quota_tokens",
-    "used_tokens",
-    "held_tokens",
-    "remaining_tokens",
-    "renews",
-    "renews_on",
-    "renews_at",
-    "extra_tokens",
-    "requests_per_minute",
-    "tokens_per_minute",
-    "calls_at_once",
-    "active",
-    "models",
-]
 TOKEN_FIELDS = ["id", "label", "prefix", "created_at", "last_used_at", "expires_at"]
 LOG_FIELDS = [
     "request_id",

@@ -305,3 +305,5 @@ def test_commands_set_and_end_a_pace(runner: FlaskCliRunner, app: Flask):
     ]  # fmt: skip
     assert runner.invoke(args=["teams", "update", "blue", "--requests-per-minute", "many"]).exit_code == 2
     assert runner.invoke(args=["teams", "update", "blue", "--calls-at-once=-1"]).exit_code == 2
+    vast = runner.invoke(args=["teams", "update", "blue", "--tokens-per-minute", "9999999999999999"])
+    assert "such as 60 or 10k" in vast.output

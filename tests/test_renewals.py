@@ -275,7 +275,7 @@ def test_commands_set_periods_and_give_extras(runner: FlaskCliRunner):
     assert "renewed monthly:15" in run("teams", "create", "blue", "--quota", "1M", "--renews", "monthly:15")
     assert "weekly" in run("teams", "update", "blue", "--renews", "weekly")
     assert "250,000" in run("teams", "extra", "blue", "--tokens", "250k")
-    assert "150,000" in run("teams", "extra", "blue", "--tokens=-100k")
+    assert "150,000" in run("teams", "extra", "blue", "--tokens", "-100k")
     for wrong in ("yearly", "monthly:32", "weekly:1", "monthly:x", ""):
         assert runner.invoke(args=["teams", "update", "blue", "--renews", wrong]).exit_code == 2, wrong
     assert runner.invoke(args=["teams", "extra", "blue", "--tokens", "unlimited"]).exit_code == 2

@@ -136,7 +136,6 @@ class PaceExceeded(APIError):
     """The team calls faster than it may. Source of the types: what OpenAI calls what is limited."""
 
     status, code = 429, "rate_limit_exceeded"
-    logged_as = code
 
     def __init__(
         self, message: str, kind: Literal["requests", "tokens"], wait_ms: int, headers: Mapping[str, str]

@@ -58,6 +58,11 @@ def _in_month(year: int, month: int, day: int | None) -> date:
     return date(year, month, min(day or 1, calendar.monthrange(year, month)[1]))
 
 
+def read_renewal(every: str, day: int | None) -> Renewal:
+    """Return what a database has as a renewal; where that cannot be read, it never renews."""
+    return Renewal(every, day) if is_renewal(every, day) else NEVER_RENEWS
+
+
 def is_renewal(every: object, day: object) -> bool:
     """Tell whether these can be read, as a database has them."""
     if every not in RENEWALS:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from tokenrouter.admin.charts import short
 from tokenrouter.database.log_status import describe
-from tokenrouter.teams import format_quota, format_renewal
+from tokenrouter.teams import format_quota
 
 STATIC = Path(__file__).parent.parent / "static"
 SOURCE_WORDS = {
@@ -134,5 +134,5 @@ def init_app(app: Flask) -> None:
     words = source_words, action_words, field_words
     for each in (short, share, iso, utc, day_and_time, pace, milliseconds, *words):
         app.jinja_env.filters[each.__name__] = each
-    app.jinja_env.filters.update(quota=format_quota, renewal=format_renewal, status=describe)
+    app.jinja_env.filters.update(quota=format_quota, status=describe)
     app.jinja_env.globals.update(asset=asset, csrf_token=generate_csrf)

@@ -40,7 +40,7 @@ from sqlalchemy.types import TypeDecorator
 from tokenrouter.config import ConfigError
 from tokenrouter.database.log_status import RARE_STATUSES
 from tokenrouter.database.turns import turns_of
-from tokenrouter.periods import NEVER, Renewal, is_renewal
+from tokenrouter.periods import NEVER, Renewal, is_renewal, read_renewal
 
 BUSY_TIMEOUT_S = 5
 CHECKPOINT_PAGES, MOST_WAL_BYTES = 1000, 16 * 2**20  # what SQLite has written beside its file is taken into it
@@ -139,6 +139,11 @@ def is_quota(value: object) -> bool:
     return value is None or (isinstance(value, int) and value >= 0)
 
 
+PACES = ("requests_per_minute", "tokens_per_minute", "calls_at_once")
+LIMITS = ("quota_tokens", "extra_tokens", "renews", "renews_on", *PACES)
+"""The columns of a team's limits that people set."""
+
+
 def unreadable_limits(
     quota_tokens: object, extra_tokens: object, renews: object, renews_on: object, *paces: object
 ) -> list[str]:
@@ -150,11 +155,6 @@ def unreadable_limits(
         **{name: is_quota(value) for name, value in zip(PACES, paces, strict=True)},
     }
     return [name for name, is_readable in readable.items() if not is_readable]
-
-
-PACES = ("requests_per_minute", "tokens_per_minute", "calls_at_once")
-LIMITS = ("quota_tokens", "extra_tokens", "renews", "renews_on", *PACES)
-"""The columns of a team's limits that people set."""
 
 
 class Flag(TypeDecorator[bool]):
@@ -296,7 +296,7 @@ class Team(Base):
     @property
     def renewal(self) -> Renewal:
         """How often the quota begins anew; never, where that cannot be read."""
-        return Renewal(self.renews, self.renews_on) if is_renewal(self.renews, self.renews_on) else Renewal()
+        return read_renewal(self.renews, self.renews_on)
 
     def next_renewal(self, zone: ZoneInfo) -> int | None:
         """Return when the quota begins anew next, as every reader and every call will see it."""

@@ -53,7 +53,7 @@ from tokenrouter.ledger.rules import (
     decide,
     pace_headers,
 )
-from tokenrouter.periods import NEVER_RENEWS, Renewal, is_renewal
+from tokenrouter.periods import read_renewal
 
 NO_MODEL = ""
 """The model in the sums of a day where the caller named none that is known; what callers invent must not be a row."""
@@ -147,8 +147,7 @@ class Transaction:
 
         Where somebody changed by hand when that is, or the time zone was changed, the next time is computed anew.
         """
-        is_known = is_renewal(read.renews, read.renews_on)
-        renewal = Renewal(read.renews, read.renews_on) if is_known else NEVER_RENEWS
+        renewal = read_renewal(read.renews, read.renews_on)
         basis, is_due = renewal.basis(self.zone), read.renews_at is not None and read.renews_at <= read.now
         if not is_due and read.renewal_basis == basis:
             return read

@@ -50,9 +50,10 @@ def parse_pace(name: str, text: str) -> int | None:
     if text.strip().lower() in ("", "none"):
         return None
     try:
-        return check_pace(name, parse_quota(text))
-    except NotANumber:
+        number = parse_quota(text)
+    except InvalidRequest:
         raise NotANumber(f"{text[:40]!r} is not a number such as 60 or 10k, nor none.", param=name) from None
+    return check_pace(name, number)
 
 
 def parse_quota(text: str) -> int | None:
