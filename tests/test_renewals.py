@@ -85,9 +85,23 @@ def test_views_are_right_before_any_call(client: FlaskClient, daily: Member, run
     assert (row.used_tokens, row.remaining_tokens, row.share, row.renews_at) == (0, 100_000, 0, following)
     own = client.get("/v1/usage", headers=daily.headers).json
     assert (own["used_tokens"], own["renews_at"]) == (0, view["renews_at"])
-    assert reports.teams_page(near_quota="exhausted").total == 0
     assert stored(daily).settled_tokens > stored(daily).reset_mark_tokens  # nobody had to touch it
     assert is_proven()
+
+
+def test_sums_in_the_database_know_that_the_time_has_come(client: FlaskClient, daily: Member):
+    assert call(client, daily) == 200
+    teams.update("daily", quota_tokens=1, by=TESTER)
+    assert reports.teams_page(near_quota="exhausted").total == 1
+    make_due(daily)
+    assert reports.teams_page(near_quota="exhausted").total == 0
+    assert ledger.reset(db.engine, [daily.team.id], by=TESTER) == 0  # nothing is used that could be reset
+    ledger.add_extra(db.engine, daily.team.id, 5, UTC_ZONE, by=TESTER)
+    assert [row.allowance_tokens for row in reports.nearest_to_quota(1)] == [6]
+    teams.update("daily", quota_tokens=0, by=TESTER)
+    assert reports.teams_page(near_quota="exhausted").total == 0
+    make_due(daily)
+    assert reports.teams_page(near_quota="exhausted").total == 1  # the extra has ended
 
 
 def test_used_up_quota_lets_calls_through_again(client: FlaskClient, daily: Member):
@@ -198,6 +212,8 @@ def test_extra_ends_with_the_period(client: FlaskClient, daily: Member):
     assert seen(daily)["remaining_tokens"] == 150_000
     assert call(client, daily, hello(max_tokens=120_000)) == 200
     make_due(daily)
+    assert call(client, daily) == 200
+    assert (stored(daily).extra_tokens, seen(daily)["remaining_tokens"] < 100_000) == (0, True)
     ledger.add_extra(db.engine, daily.team.id, 7, UTC_ZONE, by=TESTER)  # is of the new one
     assert (seen(daily)["extra_tokens"], [row.extra_tokens for row in renewals()]) == (7, [50_000])
     assert [row.after for row in changes.page(limit=1).rows] == [{"extra_tokens": 7}]
