@@ -182,6 +182,8 @@ class Worker(ThreadWorker):
     def handle_quit(self, sig: int, frame: object) -> None:
         """End at once, and the calls with it; Ctrl-C reaches a worker twice, by the terminal and by the master."""
         if self._quits:
+            if not self.booted:  # nothing was served that would have to be booked, and something may wait for itself
+                os._exit(0)
             return
         self._quits = True
         self._ends_at = time.monotonic() + LAST_S
