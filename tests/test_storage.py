@@ -22,7 +22,8 @@ from werkzeug.test import TestResponse
 
 from tokenrouter import auth, ledger, runtime
 from tokenrouter.database import connections, schema, statements, tables
-from tokenrouter.database.tables import RequestLog, Worker, db, epoch_now
+from tokenrouter.database.columns import epoch_now
+from tokenrouter.database.tables import RequestLog, Worker, db
 from tokenrouter.ledger import CallRequest, Ledger, leases, operations, worker, writer
 from tokenrouter.relay import handler
 from tokenrouter.standin import StandInProvider

@@ -8,9 +8,10 @@ from typing import Any
 
 from sqlalchemy import and_, bindparam, or_, select
 
+from tokenrouter.database.columns import UtcDateTime, is_yes
 from tokenrouter.database.connections import Readers
 from tokenrouter.database.statements import Statement
-from tokenrouter.database.tables import LIMITS, ApiToken, Team, UtcDateTime, is_yes, split_models, unreadable_limits
+from tokenrouter.database.tables import LIMITS, ApiToken, Team, split_models, unreadable_limits
 from tokenrouter.errors import InvalidAPIKey, TeamDisabled
 
 TOKEN_PREFIX = "tr-"

@@ -12,7 +12,8 @@ from sqlalchemy import ColumnElement, delete, func, insert, select
 from sqlalchemy.engine import Connection
 
 from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, Settings
-from tokenrouter.database.tables import SignInAttempt, db, epoch_now, writing
+from tokenrouter.database.columns import epoch_now
+from tokenrouter.database.tables import SignInAttempt, db, writing
 
 ATTEMPTS, ATTEMPTS_OF_ALL = 5, 30
 ATTEMPTS_WITHIN_S = 60

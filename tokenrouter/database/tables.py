@@ -6,8 +6,7 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -16,13 +15,10 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import (
     JSON,
     BigInteger,
-    Boolean,
     ColumnElement,
-    DateTime,
     Float,
     ForeignKey,
     Index,
-    Integer,
     String,
     and_,
     case,
@@ -31,13 +27,11 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.engine import Connection, Dialect, Engine, Row
-from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
-from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeDecorator
 
 from tokenrouter.config import ConfigError
+from tokenrouter.database.columns import Flag, RowId, Tokens, UtcDateTime, epoch_now, is_quota
 from tokenrouter.database.log_status import RARE_STATUSES
 from tokenrouter.database.turns import turns_of
 from tokenrouter.periods import NEVER, Renewal, is_renewal, read_renewal
@@ -65,80 +59,6 @@ AnyRow = Row[*tuple[Any, ...]]
 """A row of whatever columns, which are attributes."""
 
 
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC datetime, also on SQLite, which keeps no time zone."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse a naive datetime, whose zone would be a guess."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a datetime without a time zone")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return what was stored, in UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class UnreadableNumber(int):
-    """What stands in a column of numbers and is none, as SQLite takes it from whoever edits a file: it counts as 0."""
-
-    def __new__(cls, value: object) -> "UnreadableNumber":
-        """Keep the value, to be shown."""
-        made = super().__new__(cls, 0)
-        made.value = value
-        return made
-
-    value: object
-
-    def __eq__(self, other: object) -> bool:
-        return self is other  # else writing a 0 in its place would seem to change nothing
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __str__(self) -> str:
-        return f"{self.value!r}, not a number"
-
-    def __format__(self, specification: str) -> str:
-        return str(self)
-
-
-@dataclass(frozen=True, eq=False)
-class UnreadableFlag:
-    """What stands in a column of yes and no and is neither, likewise: it counts as a no."""
-
-    value: object
-
-    def __bool__(self) -> bool:
-        return False
-
-    def __str__(self) -> str:
-        return f"{self.value!r}, neither 1 nor 0"
-
-
-class Tokens(TypeDecorator[int]):
-    """A number of tokens, which may be something else where it was edited by hand."""
-
-    impl = BigInteger
-    cache_ok = True
-
-    def process_result_value(self, value: object, dialect: Dialect) -> int | None:
-        """Return the number, or what stands there in its place."""
-        return value if is_quota(value) else UnreadableNumber(value)  # type: ignore[return-value]
-
-
-def is_quota(value: object) -> bool:
-    """Tell whether a quota can be read, as a database has it."""
-    return value is None or (isinstance(value, int) and value >= 0)
-
-
 PACES = ("requests_per_minute", "tokens_per_minute", "calls_at_once")
 LIMITS = ("quota_tokens", "extra_tokens", "renews", "renews_on", *PACES)
 """The columns of a team's limits that people set."""
@@ -157,26 +77,6 @@ def unreadable_limits(
     return [name for name, is_readable in readable.items() if not is_readable]
 
 
-class Flag(TypeDecorator[bool]):
-    """A yes or no; what is neither, where it was edited by hand, is a no."""
-
-    impl = Boolean
-    cache_ok = True
-
-    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
-        """Read 1 and 0 alone, and show what else stands there; Boolean's own would take any text for a yes."""
-        return lambda value: UnreadableFlag(value) if is_yes(value) is None else bool(value)
-
-
-def is_yes(value: object) -> bool | None:
-    """Read a flag as a database has it; None where it is neither yes nor no."""
-    return bool(value) if isinstance(value, int) and value in (0, 1) else None
-
-
-# SQLite counts rows up by itself only in a column that is exactly INTEGER.
-RowId = BigInteger().with_variant(Integer, "sqlite")
-
-
 def clamp_id(number: int) -> int:
     """Return a number that somebody gave for an id, or, where no database could hold it, one that no row has either."""
     return min(max(number, -1), 2**63 - 1)
@@ -190,25 +90,6 @@ def clamp_text(text: str) -> str:
 def normalized(text: str) -> str:
     """Return a name in Unicode's composed form, NFC, in which names are kept and compared."""
     return unicodedata.normalize("NFC", text)
-
-
-class epoch_now(FunctionElement[float]):  # noqa: N801 - it stands in statements like func.now()
-    """The database's clock, in seconds since 1970."""
-
-    inherit_cache = True
-    name = "epoch_now"
-
-
-@compiles(epoch_now, "sqlite")
-def _sqlite_epoch_now(element: Any, compiler: Any, **options: Any) -> str:
-    # unixepoch('subsec') needs SQLite 3.42; the Julian day is exact to 0.1 ms and older than any SQLite in use
-    return "((julianday('now') - 2440587.5) * 86400.0)"
-
-
-@compiles(epoch_now, "postgresql")
-def _postgresql_epoch_now(element: Any, compiler: Any, **options: Any) -> str:
-    # not now(), which stands still from the transaction's begin
-    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
 
 
 class Team(Base):

@@ -24,6 +24,7 @@ from sqlalchemy import (
 )
 
 from tokenrouter.auth import CALLER_COLUMNS, IS_VALID, LIMIT_COLUMNS
+from tokenrouter.database.columns import epoch_now
 from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED
 from tokenrouter.database.statements import DriverConnection, Inserter, Statement
 from tokenrouter.database.tables import (
@@ -35,7 +36,6 @@ from tokenrouter.database.tables import (
     Team,
     UsageDaily,
     Worker,
-    epoch_now,
     unreadable_limits,
 )
 from tokenrouter.errors import ModelNotFound, PaceExceeded, QuotaExceeded, QuotaReserved

@@ -41,6 +41,7 @@ from sqlalchemy.types import NullType
 
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
+from tokenrouter.database.columns import is_yes
 from tokenrouter.database.connections import driver_connection
 from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED, STATUSES
 from tokenrouter.database.tables import (
@@ -56,7 +57,6 @@ from tokenrouter.database.tables import (
     Team,
     UsageDaily,
     Worker,
-    is_yes,
     unreadable_limits,
     writing,
 )

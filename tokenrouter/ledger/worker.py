@@ -18,9 +18,10 @@ from sqlalchemy import bindparam, delete, insert, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from tokenrouter.database.columns import epoch_now
 from tokenrouter.database.connections import WriteConnection
 from tokenrouter.database.statements import DriverConnection, Statement
-from tokenrouter.database.tables import Worker, epoch_now, writing
+from tokenrouter.database.tables import Worker, writing
 from tokenrouter.errors import StorageUnavailable
 from tokenrouter.ledger.books import recover
 from tokenrouter.ledger.leases import HEARTBEAT_S, LEASE_S, Watch

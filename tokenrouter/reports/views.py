@@ -8,17 +8,8 @@ from flask import current_app
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from tokenrouter.database.tables import (
-    PACES,
-    AnyRow,
-    ApiToken,
-    ManagementToken,
-    RequestLog,
-    Team,
-    UnreadableNumber,
-    UsageDaily,
-    db,
-)
+from tokenrouter.database.columns import UnreadableNumber
+from tokenrouter.database.tables import PACES, AnyRow, ApiToken, ManagementToken, RequestLog, Team, UsageDaily, db
 from tokenrouter.periods import moment
 
 DAYS_SHOWN = 30

@@ -3,7 +3,8 @@
 import re
 from decimal import Decimal
 
-from tokenrouter.database.tables import MOST_QUOTA_TOKENS, UnreadableNumber
+from tokenrouter.database.columns import UnreadableNumber
+from tokenrouter.database.tables import MOST_QUOTA_TOKENS
 from tokenrouter.errors import InvalidRequest
 
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}

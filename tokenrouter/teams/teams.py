@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.config import parse_models
-from tokenrouter.database.tables import PACES, ApiToken, Team, epoch_now, is_yes
+from tokenrouter.database.columns import epoch_now, is_yes
+from tokenrouter.database.tables import PACES, ApiToken, Team
 from tokenrouter.errors import InvalidRequest, NameTaken
 from tokenrouter.payload import narrowed
 from tokenrouter.periods import NEVER_RENEWS, Renewal
