@@ -117,7 +117,7 @@ def test_reset_passes_over_deleted_and_unknown_teams(team: Member, new_team: Cal
 def test_deletion_tells_what_is_lost(team: Member):
     use(team, 12)
     teams.delete(team.team.id, by=TESTER)
-    lost = {"name": "team", "quota_tokens": 100_000, "active": True, "models": None, "renews": "never"}
+    lost = {"name": "team", "quota_tokens": 100_000, "group": None, "active": True, "models": None, "renews": "never"}
     lost |= NO_PACE | {"used_tokens": 12}
     assert recorded() == [("team.delete", "team", lost, None)]
 

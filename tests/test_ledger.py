@@ -18,7 +18,8 @@ from tokenrouter.database import tables
 from tokenrouter.database.tables import RequestLog, UsageDaily, Worker, db
 from tokenrouter.errors import QuotaExceeded, QuotaReserved, StorageUnavailable
 from tokenrouter.ledger import CallRequest, Ledger, Outcome, Reservation
-from tokenrouter.ledger.operations import LedgerOperation, Reserve, Settle, Transaction
+from tokenrouter.ledger.operations import Reserve, Settle
+from tokenrouter.ledger.transaction import Moving, Transaction
 
 pytestmark = pytest.mark.both_databases
 
@@ -110,9 +111,9 @@ def test_groups_that_settle_for_one_team_and_reserve_for_another_do_not_wait_in_
     reserved = [each.reserve(call_request(member)) for each, member in zip(ledgers, members, strict=True)]
     both_have_locked, lock = threading.Barrier(2), Transaction.lock
 
-    def lock_and_wait(tx: Transaction, operations: Sequence[LedgerOperation]) -> None:
-        lock(tx, operations)
-        if any(isinstance(operation, Reserve) for operation in operations):
+    def lock_and_wait(tx: Transaction, operations: Sequence[Moving], requests: Sequence[CallRequest]) -> None:
+        lock(tx, operations, requests)
+        if requests:
             with suppress(threading.BrokenBarrierError):
                 both_have_locked.wait(0.5)
 

@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.engine import Engine
 
 from tokenrouter import ledger, teams
-from tokenrouter.database.tables import BY_PROVIDER, NOT_COUNTED, RequestLog, Team, db, writing
+from tokenrouter.database.tables import BY_PROVIDER, NOT_COUNTED, Group, RequestLog, Team, db, writing
 from tokenrouter.errors import PaceExceeded, QuotaExceeded, QuotaReserved
 from tokenrouter.ledger import CallRequest, Ledger, Outcome, Reservation
 from tokenrouter.periods import UTC_ZONE, Renewal
@@ -23,14 +23,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.both_databases]
 
 OUTPUT_RESERVE = 1024
 QUOTAS = st.one_of(st.none(), st.integers(0, 6000))
-SEEN = select(
-    Team.id, Team.settled_tokens, Team.used_tokens, Team.held_tokens, Team.calls_in_flight, Team.allowance_tokens
-)
+COUNTERS = "settled_tokens", "used_tokens", "held_tokens", "calls_in_flight", "allowance_tokens"
+Key = tuple[type[Team | Group], int]
 _serial = itertools.count()
 
 
 @dataclass
-class ModelTeam:
+class ModelAccount:
+    """A team, or a group of teams."""
+
     quota: int | None
     calls_at_once: int | None = None
     settled: int = 0
@@ -47,7 +48,8 @@ class ModelTeam:
 
 @dataclass
 class ModelCall:
-    team: int
+    accounts: list[ModelAccount]
+    """Of its team, and of the group in which it is held."""
     worker: int
     reservation: Reservation
     prompt: int
@@ -72,7 +74,7 @@ def new_ledger(engine: Engine) -> Ledger:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Two workers and three teams; `engine` is set by the test."""
+    """Two workers, three teams and two groups; `engine` is set by the test."""
 
     engine: Engine
     calls = Bundle("calls")
@@ -81,12 +83,18 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         run = next(_serial)
         self.names = [f"run {run} team {number}" for number in range(3)]
-        self.ids = [
-            teams.create(name, quota, renewal=Renewal("daily"), calls_at_once=most, by=TESTER)[0].id
-            for name, quota, most in zip(self.names, (None, 3000, 500), (2, None, None), strict=True)
-        ]
-        made = ModelTeam(None, calls_at_once=2), ModelTeam(3000), ModelTeam(500)
-        self.teams = dict(zip(self.ids, made, strict=True))
+        self.groups = [f"run {run} group {number}" for number in range(2)]
+        self.accounts: dict[Key, ModelAccount] = {}
+        self.group_of: list[int | None] = [None, None, None]
+        self.group_ids, self.ids = [], []
+        for name, quota, most in zip(self.groups, (4000, None), (None, 3), strict=True):
+            group = teams.create_group(name, quota, renewal=Renewal("daily"), calls_at_once=most, by=TESTER)
+            self.group_ids.append(group.id)
+            self.accounts[Group, group.id] = ModelAccount(quota, most)
+        for name, quota, most in zip(self.names, (None, 3000, 500), (2, None, None), strict=True):
+            team, _ = teams.create(name, quota, renewal=Renewal("daily"), calls_at_once=most, by=TESTER)
+            self.ids.append(team.id)
+            self.accounts[Team, team.id] = ModelAccount(quota, most)
         self.processes = [Process(new_ledger(self.engine)) for _ in range(2)]
 
     def teardown(self) -> None:
@@ -105,13 +113,15 @@ class LedgerMachine(RuleBasedStateMachine):
         choices=st.integers(1, 4),
     )
     def reserve(self, number: int, worker: int, prompt: int, output: int, choices: int) -> ModelCall | None:
-        team_id = self.ids[number]
-        team = self.teams[team_id]
-        expected = expected_grant(team, prompt, output * choices, choices)
+        team_id, group = self.ids[number], self.group_of[number]
+        group_id = None if group is None else self.group_ids[group]
+        accounts = [self.accounts[Team, team_id], *([] if group_id is None else [self.accounts[Group, group_id]])]
+        expected = expected_grant(accounts, prompt, output * choices, choices)
         request = CallRequest(
             request_id=f"req_{next(_serial)}",
             team_id=team_id,
             team_name=self.names[number],
+            group_id=group_id,
             token_id=1,
             token_prefix="tr-model",
             model="GPT-5-nano",
@@ -131,11 +141,12 @@ class LedgerMachine(RuleBasedStateMachine):
             given = reservation.held_tokens, reservation.output_limit
         assert given == expected
         if isinstance(given, str):
-            team.rejected += 1
+            accounts[0].rejected += 1
             return None
-        team.held += reservation.held_tokens
-        team.in_flight += 1
-        call = ModelCall(team_id, worker, reservation, prompt)
+        for account in accounts:
+            account.held += reservation.held_tokens
+            account.in_flight += 1
+        call = ModelCall(accounts, worker, reservation, prompt)
         process.calls.append(call)
         return call
 
@@ -164,30 +175,45 @@ class LedgerMachine(RuleBasedStateMachine):
         process.ledger._writer.run(process.ledger._heartbeat())
         call.arrived = tokens
 
-    @rule(number=st.integers(0, 2))
-    def reset(self, number: int) -> None:
-        ledger.reset(self.engine, [self.ids[number]], by=TESTER)
-        team = self.teams[self.ids[number]]
-        team.mark = team.settled
+    @rule(number=st.integers(0, 2), group=st.one_of(st.none(), st.integers(0, 1)))
+    def move(self, number: int, group: int | None) -> None:
+        """Put a team into another group, whatever calls it has in flight."""
+        teams.update(self.names[number], group=None if group is None else self.groups[group], by=TESTER)
+        self.group_of[number] = group
 
-    @rule(number=st.integers(0, 2))
+    @rule(number=st.integers(0, 4))
+    def reset(self, number: int) -> None:
+        kind, id_ = self._key(number)
+        ledger.reset(self.engine, *([id_], []) if kind is Team else ([], [id_]), by=TESTER)
+        account = self.accounts[kind, id_]
+        account.mark = account.settled
+
+    @rule(number=st.integers(0, 4))
     def renew(self, number: int) -> None:
         """Have the quota's time come; from then on nothing is used, whether a call finds it or not."""
-        is_theirs = Team.id == self.ids[number]
+        kind, id_ = self._key(number)
         with writing(self.engine) as connection:
-            connection.execute(update(Team).where(is_theirs).values(renews_at=1))
-        team = self.teams[self.ids[number]]
-        team.mark, team.extra = team.settled, 0
+            connection.execute(update(kind).where(kind.id == id_).values(renews_at=1))
+        account = self.accounts[kind, id_]
+        account.mark, account.extra = account.settled, 0
 
-    @rule(number=st.integers(0, 2), tokens=st.integers(0, 2000))
+    @rule(number=st.integers(0, 4), tokens=st.integers(0, 2000))
     def give_extra(self, number: int, tokens: int) -> None:
-        ledger.add_extra(self.engine, self.ids[number], tokens, UTC_ZONE, by=TESTER)
-        self.teams[self.ids[number]].extra += tokens
+        kind, id_ = self._key(number)
+        to = teams.get(id_) if kind is Team else teams.find_group(id_)
+        ledger.add_extra(self.engine, to, tokens, UTC_ZONE, by=TESTER)
+        self.accounts[kind, id_].extra += tokens
 
-    @rule(number=st.integers(0, 2), quota=QUOTAS)
+    @rule(number=st.integers(0, 4), quota=QUOTAS)
     def change_quota(self, number: int, quota: int | None) -> None:
-        teams.update(self.names[number], quota_tokens=quota, by=TESTER)
-        self.teams[self.ids[number]].quota = quota
+        kind, id_ = self._key(number)
+        change = teams.update if kind is Team else teams.update_group
+        change(id_, quota_tokens=quota, by=TESTER)
+        self.accounts[kind, id_].quota = quota
+
+    def _key(self, number: int) -> Key:
+        """Return one of the three teams, or of the two groups."""
+        return (Team, self.ids[number]) if number < 3 else (Group, self.group_ids[number - 3])
 
     @rule(worker=st.integers(0, 1))
     def crash_and_recover(self, worker: int) -> None:
@@ -205,9 +231,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def _book(self, call: ModelCall, tokens: int) -> None:
         if not call.settled:
             call.settled = True
-            self.teams[call.team].held -= call.reservation.held_tokens
-            self.teams[call.team].in_flight -= 1
-            self.teams[call.team].settled += tokens
+            for account in call.accounts:
+                account.held -= call.reservation.held_tokens
+                account.in_flight -= 1
+                account.settled += tokens
 
     @rule()
     def verify(self) -> None:
@@ -216,16 +243,16 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def counters_equal_the_model(self) -> None:
-        with self.engine.connect() as connection:
-            rows = connection.execute(SEEN.where(Team.id.in_(self.ids))).all()
-        for row in rows:
-            team = self.teams[row.id]
-            allowance = None if team.quota is None else team.quota + team.extra
-            wanted = (team.settled, team.used, team.held, team.in_flight, allowance)
-            assert tuple(row[1:]) == wanted
+        for (kind, id_), account in self.accounts.items():
+            seen = select(*(getattr(kind, name) for name in COUNTERS)).where(kind.id == id_)
+            with self.engine.connect() as connection:
+                row = connection.execute(seen).one()
+            allowance = None if account.quota is None else account.quota + account.extra
+            assert tuple(row) == (account.settled, account.used, account.held, account.in_flight, allowance)
         for process in self.processes:
             process.ledger._write_repeats()
-        assert eventually(lambda: self.refusals() == {id_: t.rejected for id_, t in self.teams.items() if t.rejected})
+        rejected = {id_: each.rejected for (_, id_), each in self.accounts.items() if each.rejected}
+        assert eventually(lambda: self.refusals() == rejected)
 
     def refusals(self) -> dict[int, int]:
         """Return how many calls of each team the log says were refused."""
@@ -236,23 +263,27 @@ class LedgerMachine(RuleBasedStateMachine):
             return {id_: int(calls) for id_, calls in connection.execute(rejected.group_by(RequestLog.team_id))}
 
 
-def expected_grant(team: ModelTeam, prompt: int, output: int, choices: int) -> tuple[int, int | None] | str:
+def expected_grant(
+    accounts: list[ModelAccount], prompt: int, output: int, choices: int
+) -> tuple[int, int | None] | str:
     """Return the contract's answer: tokens held and the limit of each choice, or the code of the refusal."""
-    granted = quota_grant(team, prompt, output, choices)
-    if team.calls_at_once is not None and team.in_flight >= team.calls_at_once and not isinstance(granted, str):
-        return "rate_limit_exceeded"
-    return granted
+    granted = quota_grant([each for each in accounts if each.quota is not None], prompt, output, choices)
+    is_full = any(each.calls_at_once is not None and each.in_flight >= each.calls_at_once for each in accounts)
+    return "rate_limit_exceeded" if is_full and not isinstance(granted, str) else granted
 
 
-def quota_grant(team: ModelTeam, prompt: int, output: int, choices: int) -> tuple[int, int | None] | str:
-    if team.quota is None:
+def quota_grant(accounts: list[ModelAccount], prompt: int, output: int, choices: int) -> tuple[int, int | None] | str:
+    if not accounts:
         return prompt + output, None
-    left = team.quota + team.extra - team.used - team.held
+    lefts = [each.quota + each.extra - each.used - each.held for each in accounts]
+    left = min(lefts)
+    nothing_is_held = any(each.held == 0 for each, its in zip(accounts, lefts, strict=True) if its == left)
     if prompt + output <= left:
         return prompt + output, None
-    if left - prompt >= OUTPUT_RESERVE or (team.held == 0 and left - prompt >= 16 * choices):
+    if left - prompt >= OUTPUT_RESERVE or (nothing_is_held and left - prompt >= 16 * choices):
         return left, (left - prompt) // choices
-    may_fit_later = team.held > 0 and left + team.held - prompt >= 16 * choices
+    left_once_settled = min(its + each.held for each, its in zip(accounts, lefts, strict=True))
+    may_fit_later = not nothing_is_held and left_once_settled - prompt >= 16 * choices
     return "quota_reserved" if may_fit_later else "insufficient_quota"
 
 

@@ -75,7 +75,7 @@ def test_first_call_after_the_time_renews(client: FlaskClient, daily: Member, pr
 
 def test_views_are_right_before_any_call(client: FlaskClient, daily: Member, runner: FlaskCliRunner):
     assert call(client, daily) == 200
-    ledger.add_extra(db.engine, daily.team.id, 5, UTC_ZONE, by=TESTER)
+    ledger.add_extra(db.engine, daily.team, 5, UTC_ZONE, by=TESTER)
     make_due(daily)
     view = seen(daily)
     assert (view["used_tokens"], view["extra_tokens"], view["remaining_tokens"]) == (0, 0, 100_000)
@@ -96,7 +96,7 @@ def test_sums_in_the_database_know_that_the_time_has_come(client: FlaskClient, d
     make_due(daily)
     assert reports.teams_page(near_quota="exhausted").total == 0
     assert ledger.reset(db.engine, [daily.team.id], by=TESTER) == 0  # nothing is used that could be reset
-    ledger.add_extra(db.engine, daily.team.id, 5, UTC_ZONE, by=TESTER)
+    ledger.add_extra(db.engine, daily.team, 5, UTC_ZONE, by=TESTER)
     assert [row.allowance_tokens for row in reports.nearest_to_quota(1)] == [6]
     teams.update("daily", quota_tokens=0, by=TESTER)
     assert reports.teams_page(near_quota="exhausted").total == 0
@@ -208,13 +208,13 @@ def test_other_time_zone_holds_from_the_next_call(client: FlaskClient, app: Flas
 
 
 def test_extra_ends_with_the_period(client: FlaskClient, daily: Member):
-    ledger.add_extra(db.engine, daily.team.id, 50_000, UTC_ZONE, by=TESTER)
+    ledger.add_extra(db.engine, daily.team, 50_000, UTC_ZONE, by=TESTER)
     assert seen(daily)["remaining_tokens"] == 150_000
     assert call(client, daily, hello(max_tokens=120_000)) == 200
     make_due(daily)
     assert call(client, daily) == 200
     assert (stored(daily).extra_tokens, seen(daily)["remaining_tokens"] < 100_000) == (0, True)
-    ledger.add_extra(db.engine, daily.team.id, 7, UTC_ZONE, by=TESTER)  # is of the new one
+    ledger.add_extra(db.engine, daily.team, 7, UTC_ZONE, by=TESTER)  # is of the new one
     assert (seen(daily)["extra_tokens"], [row.extra_tokens for row in renewals()]) == (7, [50_000])
     assert [row.after for row in changes.page(limit=1).rows] == [{"extra_tokens": 7}]
     assert is_proven()
@@ -223,21 +223,21 @@ def test_extra_ends_with_the_period(client: FlaskClient, daily: Member):
 def test_extra_raises_what_a_blocked_team_may_use(client: FlaskClient, new_team: Callable[..., Member]):
     blocked = new_team("blocked", quota_tokens=0)
     assert call(client, blocked) == 429
-    ledger.add_extra(db.engine, blocked.team.id, 10_000, UTC_ZONE, by=TESTER)
+    ledger.add_extra(db.engine, blocked.team, 10_000, UTC_ZONE, by=TESTER)
     assert call(client, blocked) == 200
 
 
 @pytest.mark.parametrize("tokens", [-1, 10**15 + 1])
 def test_extra_is_from_nothing_to_the_largest_quota(team: Member, tokens: int):
     with pytest.raises(InvalidRequest):
-        ledger.add_extra(db.engine, team.team.id, tokens, UTC_ZONE, by=TESTER)
+        ledger.add_extra(db.engine, team.team, tokens, UTC_ZONE, by=TESTER)
     assert stored(team).extra_tokens == 0
 
 
 def test_no_extra_for_a_team_that_is_gone(team: Member):
     teams.delete("team", by=TESTER)
     with pytest.raises(NotFound):
-        ledger.add_extra(db.engine, team.team.id, 1, UTC_ZONE, by=TESTER)
+        ledger.add_extra(db.engine, team.team, 1, UTC_ZONE, by=TESTER)
 
 
 def test_recovery_renews_too(client: FlaskClient, daily: Member):

@@ -95,7 +95,7 @@ def give_extra(team_id: str) -> Document:
     team, fields = teams.get(_id(team_id)), _body({"tokens": _extra})
     if "tokens" not in fields:
         raise InvalidRequest("tokens is missing.", param="tokens")
-    ledger.add_extra(db.engine, team.id, fields["tokens"], current_app.config["TIMEZONE"], by=g.actor)
+    ledger.add_extra(db.engine, team, fields["tokens"], current_app.config["TIMEZONE"], by=g.actor)
     return reports.team_view(teams.get(team.id))
 
 

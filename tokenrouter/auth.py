@@ -11,7 +11,7 @@ from sqlalchemy import and_, bindparam, or_, select
 from tokenrouter.database.columns import UtcDateTime, is_yes
 from tokenrouter.database.connections import Readers
 from tokenrouter.database.statements import Statement
-from tokenrouter.database.tables import LIMITS, ApiToken, Team, split_models, unreadable_limits
+from tokenrouter.database.tables import LIMITS, ApiToken, Group, Team, split_models, unreadable_limits
 from tokenrouter.errors import InvalidAPIKey, TeamDisabled
 
 TOKEN_PREFIX = "tr-"
@@ -28,14 +28,16 @@ class Caller:
     token_prefix: str
     active: bool
     models: tuple[str, ...] | None
+    group_id: int | None = None
     row: tuple[Any, ...] = ()
     """What all that was read from, as the database had it."""
     is_remembered: bool = False
     """Whether the database was not asked for this call yet: the ledger asks, in the same transaction as it holds."""
 
 
-CALLER_COLUMNS = (Team.id, Team.name, ApiToken.id, ApiToken.prefix, Team.active, Team.models)
+CALLER_COLUMNS = (Team.id, Team.name, ApiToken.id, ApiToken.prefix, Team.active, Team.models, Team.group_id)
 LIMIT_COLUMNS = tuple(getattr(Team, name) for name in LIMITS)
+GROUP_LIMIT_COLUMNS = tuple(getattr(Group, name) for name in LIMITS)
 IS_VALID = and_(
     Team.id == ApiToken.team_id,
     ApiToken.revoked_at.is_(None),
@@ -43,7 +45,11 @@ IS_VALID = and_(
     Team.deleted_at.is_(None),
 )
 FIND_CALLER = Statement(
-    select(*CALLER_COLUMNS, *LIMIT_COLUMNS).where(ApiToken.token_hash == bindparam("token_hash"), IS_VALID)
+    select(*CALLER_COLUMNS, *LIMIT_COLUMNS, *GROUP_LIMIT_COLUMNS)
+    .select_from(Team)
+    .join(ApiToken, ApiToken.team_id == Team.id)
+    .outerjoin(Group, Group.id == Team.group_id)
+    .where(ApiToken.token_hash == bindparam("token_hash"), IS_VALID)
 )
 MOST_KNOWN = 10_000
 
@@ -96,11 +102,17 @@ def authenticate(readers: Readers, authorization: str | None) -> Caller:
     if row is None:
         raise InvalidAPIKey
     known, limits = row[: len(CALLER_COLUMNS)], row[len(CALLER_COLUMNS) :]
-    team_id, team_name, token_id, prefix, active, models = known
-    unreadable = ["active"] if is_yes(active) is None else unreadable_limits(*limits)
+    team_id, team_name, token_id, prefix, active, models, group_id = known
+    unreadable = ["active"] if is_yes(active) is None else unreadable_limits(*limits[: len(LIMITS)])
     if unreadable:
-        raise TeamDisabled(
-            f"This team's {unreadable[0]} cannot be read: somebody edited it in the database. Who administers this "
-            f"service can set it again, by the panel or by `flask teams update`."
-        )
-    return Caller(team_id, str(team_name), token_id, prefix, bool(active), split_models(models), known)
+        raise _unreadable("This team's", unreadable[0], "teams")
+    if group_id is not None and (unreadable := unreadable_limits(*limits[len(LIMITS) :])):
+        raise _unreadable("Of this team's group the", unreadable[0], "groups")
+    return Caller(team_id, str(team_name), token_id, prefix, bool(active), split_models(models), group_id, known)
+
+
+def _unreadable(whose: str, field: str, command: str) -> TeamDisabled:
+    return TeamDisabled(
+        f"{whose} {field} cannot be read: somebody edited it in the database. Who administers this service can set it "
+        f"again, by the panel or by `flask {command} update`."
+    )

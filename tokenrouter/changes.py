@@ -9,7 +9,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
-from tokenrouter.database.tables import NAME_LENGTH, Change, clamp_id, db
+from tokenrouter.database.tables import NAME_LENGTH, Change, Group, Team, clamp_id, db
 
 PANEL = "panel"
 CLI = "cli"
@@ -19,6 +19,10 @@ TEAM_CREATE = "team.create"
 TEAM_UPDATE = "team.update"
 TEAM_EXTRA = "team.extra"
 TEAM_DELETE = "team.delete"
+GROUP_CREATE = "group.create"
+GROUP_UPDATE = "group.update"
+GROUP_EXTRA = "group.extra"
+GROUP_DELETE = "group.delete"
 USAGE_RESET = "usage.reset"
 USAGE_REPAIR = "usage.repair"
 TOKEN_CREATE = "token.create"
@@ -49,16 +53,35 @@ class ChangesPage:
 
 @dataclass(frozen=True)
 class Changed:
-    """What changed of a team, or of none; `before` and `after` hold the changed fields alone, as JSON can tell them."""
+    """What changed of a team, of a group, or of neither.
+
+    `before` and `after` hold the changed fields alone, as JSON can tell them; the name is the one before the change.
+    """
 
     team_id: int | None
     team_name: str | None
     before: Mapping[str, Any] | None = None
     after: Mapping[str, Any] | None = None
+    group_id: int | None = None
+    group_name: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        kind: type[Team | Group],
+        id_: int,
+        name: str,
+        before: Mapping[str, Any] | None = None,
+        after: Mapping[str, Any] | None = None,
+    ) -> "Changed":
+        """Return what changed of a row of this kind."""
+        if kind is Group:
+            return cls(None, None, before, after, id_, name)
+        return cls(id_, name, before, after)
 
 
 def record(connection: Session | Connection, by: Actor, action: str, *changed: Changed) -> None:
-    """Write down what somebody does to a team, or to several, in the transaction in which it is done.
+    """Write down what somebody does to a team or group, or to several, in the transaction in which it is done.
 
     No secret may be in it.
     """
@@ -68,15 +91,21 @@ def record(connection: Session | Connection, by: Actor, action: str, *changed: C
 
 
 def page(
-    before_id: int | None = None, after_id: int | None = None, limit: int = 50, team_id: int | None = None
+    before_id: int | None = None,
+    after_id: int | None = None,
+    limit: int = 50,
+    team_id: int | None = None,
+    group_id: int | None = None,
 ) -> ChangesPage:
     """Return the changes next older than `before_id`, or next newer than `after_id`, or the newest, detached.
 
-    They are those of a team, or all.
+    They are those of a team or of a group, or all.
     """
     query = select(Change).limit(limit + 1)
     if team_id is not None:
         query = query.where(Change.team_id == clamp_id(team_id))
+    if group_id is not None:
+        query = query.where(Change.group_id == clamp_id(group_id))
     with Session(db.engine) as session:
         if after_id is not None:
             above = list(session.scalars(query.where(Change.id > clamp_id(after_id)).order_by(Change.id)))

@@ -222,7 +222,7 @@ def update_team(
 def give_extra(name: str, tokens: int) -> None:
     """Add to what the team NAME may use until its quota renews; an unlimited quota stays unlimited."""
     team = teams.find(name)
-    ledger.add_extra(db.engine, team.id, tokens, current_app.config["TIMEZONE"], by=_me())
+    ledger.add_extra(db.engine, team, tokens, current_app.config["TIMEZONE"], by=_me())
     _show_one(reports.team_view(teams.get(team.id)), as_json=False)
 
 

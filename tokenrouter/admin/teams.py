@@ -128,7 +128,7 @@ class TeamView(PanelView, ModelView):
         team = _found(team_id)
         try:
             tokens = team_store.parse_extra(request.form.get("tokens", ""))
-            ledger.add_extra(db.engine, team_id, tokens, settings().timezone, by=actor())
+            ledger.add_extra(db.engine, team, tokens, settings().timezone, by=actor())
         except NotFound as error:
             abort(404, str(error))
         except APIError as error:

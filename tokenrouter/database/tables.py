@@ -23,12 +23,13 @@ from sqlalchemy import (
     and_,
     case,
     event,
+    select,
     text,
     type_coerce,
 )
 from sqlalchemy.engine import Connection, Dialect, Engine, Row
 from sqlalchemy.ext.hybrid import hybrid_property
-from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, declared_attr, mapped_column
 
 from tokenrouter.config import ConfigError
 from tokenrouter.database.columns import Flag, RowId, Tokens, UtcDateTime, epoch_now, is_quota
@@ -61,13 +62,13 @@ AnyRow = Row[*tuple[Any, ...]]
 
 PACES = ("requests_per_minute", "tokens_per_minute", "calls_at_once")
 LIMITS = ("quota_tokens", "extra_tokens", "renews", "renews_on", *PACES)
-"""The columns of a team's limits that people set."""
+"""The columns of the limits that people set of a team, or of a group."""
 
 
 def unreadable_limits(
     quota_tokens: object, extra_tokens: object, renews: object, renews_on: object, *paces: object
 ) -> list[str]:
-    """Return which of a team's limits cannot be read, as a database has them, in the order of LIMITS."""
+    """Return which of these limits cannot be read, as a database has them, in the order of LIMITS."""
     readable = {
         "quota_tokens": is_quota(quota_tokens),
         "extra_tokens": extra_tokens is not None and is_quota(extra_tokens),
@@ -92,20 +93,16 @@ def normalized(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-class Team(Base):
-    """A team, its quota, and its counters.
+class HasLimits:
+    """What a team has, and a group of teams: a name, limits, and the counters of what is used and held.
 
-    `settled_tokens` only grows; a reset moves `reset_mark_tokens` up to it. A deleted team keeps its row, so that its
-    running calls are still booked and its log still adds up; its name is free again.
+    `settled_tokens` only grows; a reset or a renewal moves `reset_mark_tokens` up to it. What is deleted keeps its row,
+    so that its running calls are still booked and its log still adds up; its name is free again.
     """
-
-    __tablename__ = "teams"
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     name: Mapped[str] = mapped_column(String(NAME_LENGTH))
     quota_tokens: Mapped[int | None] = mapped_column(Tokens)
-    active: Mapped[bool] = mapped_column(Flag, default=True, server_default=text("true"))
-    models: Mapped[str | None]  # names and prefixes separated by commas; None means ALLOWED_MODELS alone decides
     renews: Mapped[str] = mapped_column(String(8), default=NEVER, server_default=NEVER)
     renews_on: Mapped[int | None]  # of `monthly`, the day
     renews_at: Mapped[int | None] = mapped_column(BigInteger)  # seconds since 1970, by the database's clock
@@ -123,19 +120,17 @@ class Team(Base):
     held_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    # whether the time has come to renew since a call last touched the row
-    is_due: Mapped[bool] = column_property(and_(renews_at.is_not(None), renews_at <= epoch_now()))
-    read_at: Mapped[float] = column_property(type_coerce(epoch_now(), Float))
 
-    __table_args__ = (
-        Index(
-            "ix_teams_name_living",
-            "name",
-            unique=True,
-            sqlite_where=text("deleted_at IS NULL"),
-            postgresql_where=text("deleted_at IS NULL"),
-        ),
-    )
+    @declared_attr
+    def is_due(cls) -> Mapped[bool]:  # noqa: N805 - it is a class
+        """Tell whether the time has come to renew since a call last touched the row."""
+        renews_at: Any = cls.renews_at
+        return column_property(and_(renews_at.is_not(None), renews_at <= epoch_now()))
+
+    @declared_attr
+    def read_at(cls) -> Mapped[float]:  # noqa: N805
+        """Tell when the row was read, by the database's clock."""
+        return column_property(type_coerce(epoch_now(), Float))
 
     @hybrid_property
     def used_tokens(self) -> int:
@@ -184,6 +179,33 @@ class Team(Base):
         if self.renews_at is not None and not self.is_due and self.renewal_basis == self.renewal.basis(zone):
             return self.renews_at
         return self.renewal.next_after(self.read_at, zone)
+
+
+def _unique_among_living(table: str) -> Index:
+    is_living = text("deleted_at IS NULL")
+    return Index(f"ix_{table}_name_living", "name", unique=True, sqlite_where=is_living, postgresql_where=is_living)
+
+
+class Group(HasLimits, Base):
+    """Teams that share limits: what a team of it calls has to fit both, and counts in both."""
+
+    __tablename__ = "groups"
+    __table_args__ = (_unique_among_living(__tablename__),)
+
+
+class Team(HasLimits, Base):
+    """A team, its quota, and its counters."""
+
+    __tablename__ = "teams"
+
+    group_id: Mapped[int | None] = mapped_column(ForeignKey("groups.id"), index=True)
+    active: Mapped[bool] = mapped_column(Flag, default=True, server_default=text("true"))
+    models: Mapped[str | None]  # names and prefixes separated by commas; None means ALLOWED_MODELS alone decides
+    group_name: Mapped[str | None] = column_property(
+        select(Group.name).where(Group.id == group_id).correlate_except(Group).scalar_subquery()
+    )
+
+    __table_args__ = (_unique_among_living(__tablename__),)
 
     @property
     def model_patterns(self) -> tuple[str, ...] | None:
@@ -255,6 +277,7 @@ class RequestLog(Base):
     request_id: Mapped[str] = mapped_column(String(36), unique=True)
     team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"))
     team_name: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    group_id: Mapped[int | None] = mapped_column(BigInteger)  # in which it was held
     token_id: Mapped[int] = mapped_column(BigInteger)
     token_prefix: Mapped[str] = mapped_column(String(8))
     worker_id: Mapped[int | None] = mapped_column(BigInteger)
@@ -275,9 +298,20 @@ class RequestLog(Base):
     first_byte_ms: Mapped[int | None]
     provider_request_id: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    day: Mapped[date | None]  # to which it counts; of calls from before that was kept, the one in UTC
+    group_name: Mapped[str | None] = column_property(
+        select(Group.name).where(Group.id == group_id).correlate_except(Group).scalar_subquery()
+    )
 
     __table_args__ = (
         Index("ix_request_logs_team_id_id", "team_id", "id"),
+        Index(
+            "ix_request_logs_group_id_id",
+            "group_id",
+            "id",
+            sqlite_where=text("group_id IS NOT NULL"),
+            postgresql_where=text("group_id IS NOT NULL"),
+        ),
         Index(
             "ix_request_logs_pending",
             "worker_id",
@@ -289,36 +323,69 @@ class RequestLog(Base):
     )
 
 
-class UsageDaily(Base):
-    """What a team used of a model on a day in UTC, the day on which its calls began."""
+class DailySums:
+    """What was used on a day, in the service's time zone as it was when the calls began."""
 
-    __tablename__ = "usage_daily"
-
-    team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), primary_key=True)
-    day: Mapped[date] = mapped_column(primary_key=True)
-    model: Mapped[str] = mapped_column(primary_key=True)  # empty for calls that were refused for their model
     requests: Mapped[int] = mapped_column(BigInteger)
     errors: Mapped[int] = mapped_column(BigInteger)
     prompt_tokens: Mapped[int] = mapped_column(BigInteger)
     completion_tokens: Mapped[int] = mapped_column(BigInteger)
     total_tokens: Mapped[int] = mapped_column(BigInteger)  # what was charged
 
+
+class UsageDaily(DailySums, Base):
+    """What a team used of a model on a day."""
+
+    __tablename__ = "usage_daily"
+
+    team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)  # empty for calls that were refused for their model
+
     __table_args__ = (Index("ix_usage_daily_day", "day"),)
 
 
-class QuotaRenewal(Base):
-    """A renewal of a team's quota, as the first call after its time found it: so the mark can be proven."""
+class GroupUsageDaily(DailySums, Base):
+    """The part of it that was booked in a group: the one that the team was in when its call began."""
 
-    __tablename__ = "renewals"
+    __tablename__ = "group_usage_daily"
+
+    group_id: Mapped[int] = mapped_column(ForeignKey("groups.id"), primary_key=True)
+    team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+
+    __table_args__ = (Index("ix_group_usage_daily_day", "day"),)
+
+
+class RenewalColumns:
+    """A renewal of a quota, as the first call after its time found it: so the mark can be proven."""
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
-    team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), index=True)
     due_at: Mapped[int] = mapped_column(BigInteger)  # seconds since 1970
     renewed_at: Mapped[float]  # likewise, by the database's clock
     used_tokens: Mapped[int] = mapped_column(BigInteger)  # by which the mark moved
     extra_tokens: Mapped[int] = mapped_column(BigInteger)  # that ended with the period
 
+
+class QuotaRenewal(RenewalColumns, Base):
+    """A renewal of a team's quota."""
+
+    __tablename__ = "renewals"
+
+    team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), index=True)
+
     __table_args__ = ({"sqlite_autoincrement": True},)  # repairs name the last of them
+
+
+class GroupRenewal(RenewalColumns, Base):
+    """A renewal of a group's quota."""
+
+    __tablename__ = "group_renewals"
+
+    group_id: Mapped[int] = mapped_column(ForeignKey("groups.id"), index=True)
+
+    __table_args__ = ({"sqlite_autoincrement": True},)
 
 
 class GivenResponse(Base):
@@ -343,7 +410,7 @@ class GivenItem(Base):
 
 
 class Change(Base):
-    """A change that somebody made to a team or a token: who, what, and the changed fields before and after."""
+    """A change that somebody made to a team, a group or a token: who, what, and the changed fields before and after."""
 
     __tablename__ = "changes"
 
@@ -354,6 +421,8 @@ class Change(Base):
     action: Mapped[str] = mapped_column(String(32))
     team_id: Mapped[int | None] = mapped_column(ForeignKey("teams.id"))
     team_name: Mapped[str | None] = mapped_column(String(NAME_LENGTH))  # as it was before the change
+    group_id: Mapped[int | None] = mapped_column(BigInteger)
+    group_name: Mapped[str | None] = mapped_column(String(NAME_LENGTH))  # likewise
     before: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     after: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 

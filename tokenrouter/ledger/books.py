@@ -16,7 +16,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from tokenrouter import changes, troubles
 from tokenrouter.changes import Actor, Changed
@@ -26,6 +26,7 @@ from tokenrouter.database.tables import (
     ESTIMATED,
     MOST_QUOTA_TOKENS,
     AnyRow,
+    Group,
     RequestLog,
     Team,
     Worker,
@@ -33,15 +34,15 @@ from tokenrouter.database.tables import (
     writing,
 )
 from tokenrouter.errors import InvalidRequest, NotFound
+from tokenrouter.ledger.counters import IS_PENDING
 from tokenrouter.ledger.operations import (
     IS_ORPHAN,
-    IS_PENDING,
     PENDING_CALLS,
     Settle,
-    Transaction,
     reservation_of,
 )
 from tokenrouter.ledger.rules import Outcome
+from tokenrouter.ledger.transaction import Transaction
 from tokenrouter.periods import UTC_ZONE
 from tokenrouter.troubles import one_line
 
@@ -86,7 +87,6 @@ def _recover_team(engine: Engine, team_id: int, dead: Mapping[int, float], zone:
         connection.execute(select(Worker.id).where(_is_one_of(dead)).order_by(Worker.id).with_for_update())
         calls = connection.execute(PENDING_CALLS.where(RequestLog.team_id == team_id, _is_abandoned(dead))).all()
         tx = Transaction(driver_connection(connection), worker_id=0, output_reserve_tokens=0, zone=zone)
-        tx.lock_team(team_id)
         settled = sum(_interrupt(call, tx) for call in calls)
         tx.close()
     return settled
@@ -115,40 +115,49 @@ def _interrupt(call: AnyRow, tx: Transaction) -> bool:
     return Settle(reservation_of(call), outcome).apply(tx)
 
 
-def add_extra(engine: Engine, team_id: int, tokens: int, zone: ZoneInfo, *, by: Actor) -> None:
-    """Add tokens to what a team may use until its quota renews; a number below zero takes some of them back.
+def add_extra(engine: Engine, to: Team | Group, tokens: int, zone: ZoneInfo, *, by: Actor) -> None:
+    """Add tokens to what a team or group may use until its quota renews; a number below zero takes some of them back.
 
     Raises NotFound, and InvalidRequest where that makes less than nothing, or more than a quota may be.
     """
+    kind = type(to)
     with writing(engine) as connection:
         tx = Transaction(driver_connection(connection), worker_id=0, output_reserve_tokens=0, zone=zone)
-        chosen = select(Team.name).where(Team.id == clamp_id(team_id), Team.deleted_at.is_(None))
-        name = connection.execute(chosen.with_for_update(key_share=True)).scalar()
+        is_meant = kind.id == clamp_id(to.id), kind.deleted_at.is_(None)
+        name = connection.execute(select(kind.name).where(*is_meant).with_for_update(key_share=True)).scalar()
         if name is None:
-            raise NotFound("There is no such team.")
-        tx.lock_team(team_id)  # and renews the quota first, where its time has come
-        before = tx.balances[team_id].extra_tokens
-        after = before + tokens
+            raise NotFound(f"There is no such {kind.__name__.lower()}.")
+        counters = tx.groups if kind is Group else tx.teams
+        counters.lock(to.id)  # and renews the quota first, where its time has come
+        if (balance := counters.balances.get(to.id)) is None:
+            raise InvalidRequest("Its limits cannot be read: somebody edited them in the database. Set them again.")
+        before, after = balance.extra_tokens, balance.extra_tokens + tokens
         if not 0 <= after <= MOST_QUOTA_TOKENS:
             most = f"The extra of a period is from 0 to {MOST_QUOTA_TOKENS:,} tokens; it would be {after:,}."
             raise InvalidRequest(most, param="tokens")
-        connection.execute(update(Team).where(Team.id == team_id).values(extra_tokens=after))
+        connection.execute(update(kind).where(kind.id == to.id).values(extra_tokens=after))
+        action = changes.GROUP_EXTRA if kind is Group else changes.TEAM_EXTRA
         fields = {"extra_tokens": before}, {"extra_tokens": after}
-        changes.record(connection, by, changes.TEAM_EXTRA, Changed(team_id, name, *fields))
+        changes.record(connection, by, action, Changed.of(kind, to.id, name, *fields))
 
 
-def reset(engine: Engine, team_ids: Iterable[int], *, by: Actor) -> int:
-    """Count the teams' use from now on; calls in flight will be charged to the new count.
+def reset(engine: Engine, team_ids: Iterable[int], group_ids: Iterable[int] = (), *, by: Actor) -> int:
+    """Count the use of teams and groups from now on; calls in flight will be charged to the new count.
 
-    Return how many teams had used anything. Those that had not, and deleted ones, stay as they are.
+    Return how many of them had used anything. Those that had not, and deleted ones, stay as they are.
     """
-    chosen = select(Team.id, Team.name, Team.used_tokens.label("used_tokens")).where(
-        Team.id.in_(list(team_ids)), Team.deleted_at.is_(None), Team.used_tokens != 0
-    )
+    chosen: list[tuple[type[Team | Group], list[int]]] = [(Group, list(group_ids)), (Team, list(team_ids))]
     with writing(engine) as connection:
-        teams = connection.execute(chosen.order_by(Team.id).with_for_update(key_share=True)).all()
-        ids = [team.id for team in teams]
-        connection.execute(update(Team).where(Team.id.in_(ids)).values(reset_mark_tokens=Team.settled_tokens))
-        changed = [Changed(each.id, each.name, {"used_tokens": each.used_tokens}, {"used_tokens": 0}) for each in teams]
-        changes.record(connection, by, changes.USAGE_RESET, *changed)
-    return len(teams)
+        return sum(_reset(connection, kind, ids, by) for kind, ids in chosen if ids)
+
+
+def _reset(connection: Connection, kind: type[Team | Group], ids: list[int], by: Actor) -> int:
+    used = kind.used_tokens.label("used_tokens")
+    chosen = select(kind.id, kind.name, used).where(kind.id.in_(ids), kind.deleted_at.is_(None), kind.used_tokens != 0)
+    rows = connection.execute(chosen.order_by(kind.id).with_for_update(key_share=True)).all()
+    is_one = kind.id.in_([row.id for row in rows])
+    connection.execute(update(kind).where(is_one).values(reset_mark_tokens=kind.settled_tokens))
+    nothing = {"used_tokens": 0}
+    changed = [Changed.of(kind, row.id, row.name, {"used_tokens": row.used_tokens}, nothing) for row in rows]
+    changes.record(connection, by, changes.USAGE_RESET, *changed)
+    return len(rows)

@@ -1,50 +1,20 @@
 """The write operations of the ledger, of which the writer carries out many in one transaction."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any, ClassVar, NamedTuple
-from zoneinfo import ZoneInfo
+from typing import Any, ClassVar
 
-from sqlalchemy import (
-    BigInteger,
-    Double,
-    and_,
-    bindparam,
-    case,
-    cast,
-    exists,
-    func,
-    insert,
-    literal_column,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import bindparam, exists, insert, literal_column, select, update
 
-from tokenrouter.auth import CALLER_COLUMNS, IS_VALID, LIMIT_COLUMNS
-from tokenrouter.database.columns import epoch_now
-from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED
-from tokenrouter.database.statements import DriverConnection, Inserter, Statement
-from tokenrouter.database.tables import (
-    NOT_COUNTED,
-    AnyRow,
-    ApiToken,
-    QuotaRenewal,
-    RequestLog,
-    Team,
-    UsageDaily,
-    Worker,
-    unreadable_limits,
-)
+from tokenrouter.database.log_status import PENDING, PROVIDER_ERROR, REJECTED
+from tokenrouter.database.statements import Statement
+from tokenrouter.database.tables import NOT_COUNTED, AnyRow, ApiToken, RequestLog, Worker
 from tokenrouter.errors import ModelNotFound, PaceExceeded, QuotaExceeded, QuotaReserved
+from tokenrouter.ledger.counters import IS_PENDING, NOW
 from tokenrouter.ledger.leases import Lease
-from tokenrouter.ledger.pace import MINUTE_NS, Bucket
-from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, NewRefusals, Refusals, Repetition, key_of
+from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, Repetition, key_of
 from tokenrouter.ledger.responses import Given, remember
 from tokenrouter.ledger.rules import (
-    Balance,
     CallerChanged,
     CallRequest,
     Outcome,
@@ -53,150 +23,10 @@ from tokenrouter.ledger.rules import (
     decide,
     pace_headers,
 )
-from tokenrouter.periods import read_renewal
+from tokenrouter.ledger.transaction import Transaction
 
 NO_MODEL = ""
 """The model in the sums of a day where the caller named none that is known; what callers invent must not be a row."""
-NO_MOVE = {"held_change": 0, "settled_change": 0, "calls_change": 0}
-SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens")
-NO_USE = dict.fromkeys(SUMS, 0)
-
-
-class LockedTeam(NamedTuple):
-    """What is read of a locked team: its limits, as LIMITS has them, and its counters."""
-
-    quota_tokens: int | None
-    extra_tokens: int
-    renews: str
-    renews_on: int | None
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    calls_at_once: int | None
-    renews_at: int | None
-    renewal_basis: str | None
-    used_tokens: int
-    """As the row has them, whether the time has come to renew or not."""
-    held_tokens: int
-    requests_full_at: int
-    tokens_full_at: int
-    calls_in_flight: int
-    now: float
-
-
-@dataclass
-class Transaction:
-    """What an operation may use while its group is being carried out."""
-
-    connection: DriverConnection
-    worker_id: int
-    output_reserve_tokens: int
-    zone: ZoneInfo
-    """In which the days of renewals begin."""
-    refusals: NewRefusals = field(default_factory=lambda: NewRefusals(Refusals()))
-    balances: dict[int, Balance] = field(default_factory=dict)
-    """Of the teams that are locked."""
-    callers: dict[int, tuple[Any, ...]] = field(default_factory=dict)
-    """What the database says of tokens, by id, where it has to be known; none of one that is valid no more."""
-    moves: defaultdict[int, dict[str, int]] = field(default_factory=lambda: defaultdict(NO_MOVE.copy))
-    days: defaultdict[tuple[int, date, str], dict[str, int]] = field(default_factory=lambda: defaultdict(NO_USE.copy))
-
-    def lock(self, operations: "Sequence[LedgerOperation]") -> None:
-        """Lock the teams of operations in the order of their ids, and read what those have to know."""
-        to_check: defaultdict[int, dict[int, datetime]] = defaultdict(dict)
-        for each in operations:
-            if isinstance(each, Reserve) and each.request.known_caller is not None:
-                to_check[each.team_id][each.request.token_id] = each.request.created_at
-        for team_id in sorted({each.team_id for each in operations if each.team_id is not None}):
-            for token_id, now in to_check[team_id].items():
-                row = LOCK_CALLER.execute(self.connection, {"token": token_id, "now": now}).fetchone()
-                known = row and LockedTeam(*row[len(CALLER_COLUMNS) :])
-                if known and not unreadable_limits(*known[: len(LIMIT_COLUMNS)]):
-                    self.callers[token_id] = row[: len(CALLER_COLUMNS)]
-                    if team_id not in self.balances:
-                        self._take_balance(team_id, known)
-            if team_id not in self.balances:
-                self.lock_team(team_id)
-
-    def lock_team(self, team_id: int) -> None:
-        """Lock a team, and read its limits and counters."""
-        self._take_balance(team_id, self._locked(team_id))
-
-    def _locked(self, team_id: int) -> "LockedTeam":
-        return LockedTeam(*LOCK_TEAM.execute(self.connection, {"team": team_id}).fetchone())
-
-    def _take_balance(self, team_id: int, read: "LockedTeam") -> None:
-        """Take what was read, renewed where its time has come, and add what is still to be written."""
-        read = self._renewed(team_id, read)
-        balance = self.balances[team_id] = Balance(
-            read.quota_tokens,
-            read.extra_tokens,
-            read.used_tokens,
-            read.held_tokens,
-            read.renews_at,
-            None if read.requests_per_minute is None else Bucket(read.requests_per_minute, read.requests_full_at),
-            None if read.tokens_per_minute is None else Bucket(read.tokens_per_minute, read.tokens_full_at),
-            read.calls_at_once,
-            read.calls_in_flight,
-            int(read.now * 10**9),
-        )
-        move = self.moves.get(team_id, NO_MOVE)
-        balance.move(held=move["held_change"], settled=move["settled_change"], calls=move["calls_change"])
-
-    def _renewed(self, team_id: int, read: "LockedTeam") -> "LockedTeam":
-        """Begin the quota of a locked team anew where its time has come, and return what is then to be read.
-
-        Where somebody changed by hand when that is, or the time zone was changed, the next time is computed anew.
-        """
-        renewal = read_renewal(read.renews, read.renews_on)
-        basis, is_due = renewal.basis(self.zone), read.renews_at is not None and read.renews_at <= read.now
-        if not is_due and read.renewal_basis == basis:
-            return read
-        renews_at = renewal.next_after(read.now, self.zone)
-        following = {"team": team_id, "renews_at": renews_at, "renewal_basis": basis}
-        if not is_due:
-            SET_RENEWAL.execute(self.connection, following)
-            return read._replace(renews_at=renews_at)
-        ended = {"due_at": read.renews_at, "now": read.now, "used_tokens": read.used_tokens}
-        RECORD_RENEWAL.execute(self.connection, {"team_id": team_id, "extra_tokens": read.extra_tokens, **ended})
-        RENEW.execute(self.connection, following)
-        return read._replace(renews_at=renews_at, used_tokens=0, extra_tokens=0)
-
-    def move(self, team_id: int, *, held: int, settled: int = 0, calls: int) -> None:
-        """Move a team's counters by so much."""
-        move = self.moves[team_id]
-        move["held_change"] += held
-        move["settled_change"] += settled
-        move["calls_change"] += calls
-        if (balance := self.balances.get(team_id)) is not None:
-            balance.move(held=held, settled=settled, calls=calls)
-
-    def count(self, team_id: int, day: date, model: str, outcome: Outcome, times: int = 1) -> None:
-        """Add a call to the sums of its day, or several that cost nothing."""
-        sums = self.days[team_id, day, model]
-        sums["requests"] += times
-        sums["errors"] += times * (outcome.status in FAILURES)
-        sums["prompt_tokens"] += outcome.prompt_tokens
-        sums["completion_tokens"] += outcome.completion_tokens
-        sums["total_tokens"] += outcome.charged_tokens
-
-    def close(self) -> None:
-        """Write the changes of counters and sums that the operations left, in an order that all workers keep to."""
-        for team_id, changes in sorted(self.moves.items()):
-            while self._move(team_id, changes).rowcount == 0:
-                read = self._locked(team_id)  # the time to renew has come, also where the clock was set back just now
-                self._renewed(team_id, read._replace(now=max(read.now, read.renews_at or 0)))
-        for (team_id, day, model), sums in sorted(self.days.items()):
-            ADD_TO_DAY.execute(self.connection, {"team_id": team_id, "day": day, "model": model, **sums})
-
-    def _move(self, team_id: int, changes: Mapping[str, int]) -> Any:
-        """Write a team's counters; of one that is locked it is known when its buckets will be full."""
-        values = {"team": team_id, **changes}
-        balance = self.balances.get(team_id)
-        if balance is None or not balance.has_pace:
-            return MOVE_COUNTERS.execute(self.connection, values)
-        values["requests_full_at"] = balance.requests.full_at if balance.requests else 0
-        values["tokens_full_at"] = balance.tokens.full_at if balance.tokens else 0
-        return MOVE_WITH_PACE.execute(self.connection, values)
 
 
 @dataclass(frozen=True)
@@ -212,37 +42,39 @@ class Reserve:
         """The team to lock."""
         return self.request.team_id
 
+    @property
+    def group_id(self) -> int | None:
+        """The group to lock."""
+        return self.request.group_id
+
     def apply(self, tx: Transaction) -> Reservation | QuotaExceeded | QuotaReserved | PaceExceeded | CallerChanged:
         """Return the reservation, or the refusal for the waiting thread to raise."""
-        if self.request.known_caller not in (None, tx.callers.get(self.request.token_id)):
+        request, team_id, group_id = self.request, self.request.team_id, self.request.group_id
+        balances = tx.balances(team_id, group_id)
+        if balances is None or request.caller_row not in (None, tx.callers.get(request.token_id)):
             return CallerChanged()
-        balance = tx.balances[self.team_id]
         try:
-            grant = decide(balance.limits(), self.request, tx.output_reserve_tokens, tx.zone)
-            if balance.calls_at_once is not None and balance.calls_in_flight >= balance.calls_at_once:
-                self._recount_calls(tx)
-            check_pace(balance, grant.held_tokens)
+            limits = [limit for balance in balances for limit in balance.limits()]
+            grant = decide(limits, request, tx.output_reserve_tokens, tx.zone)
+            tx.recount_calls(team_id, group_id)
+            check_pace(balances, grant.held_tokens)
         except (QuotaExceeded, QuotaReserved, PaceExceeded) as refusal:
-            refusal.request_id = Reject(self.request, refusal.status, refusal.code, self.request.model).apply(tx)
+            refusal.request_id = Reject(request, refusal.status, refusal.code, request.model).apply(tx)
             return refusal
-        tx.move(self.team_id, held=grant.held_tokens, calls=1)
-        if balance.requests is not None:
-            balance.requests.take(1, balance.now)
-        row = _log_row(self.request, status=PENDING, held_tokens=grant.held_tokens, worker_id=tx.worker_id)
-        row["prompt_tokens"] = self.request.prompt_tokens
+        tx.move(team_id, group_id, held=grant.held_tokens, calls=1)
+        for balance in balances:
+            if balance.requests is not None:
+                balance.requests.take(1, balance.now)
+        day, held = tx.day_of(request), grant.held_tokens
+        row = _log_row(request, status=PENDING, held_tokens=held, worker_id=tx.worker_id, day=day)
+        row["prompt_tokens"] = request.prompt_tokens
         (call_id,) = INSERT_CALL.execute(tx.connection, row).fetchone()
-        day = self.request.created_at.date()
-        held, limit = grant.held_tokens, grant.output_limit
-        return Reservation(call_id, self.team_id, self.request.model, day, held, limit, pace_headers(balance))
-
-    def _recount_calls(self, tx: Transaction) -> None:
-        """Let no call be refused for others that ended without having been counted down."""
-        (pending,) = COUNT_PENDING.execute(tx.connection, {"team": self.team_id}).fetchone()
-        tx.move(self.team_id, held=0, calls=pending - tx.balances[self.team_id].calls_in_flight)
+        headers = pace_headers(balances)
+        return Reservation(call_id, team_id, request.model, day, held, group_id, grant.output_limit, headers)
 
     def undo(self) -> "Abandon":
         """Give back what may have been committed without our knowing."""
-        return Abandon(self.request.request_id, self.team_id, self.request.created_at.date())
+        return Abandon(self.request.request_id, self.team_id, self.group_id)
 
 
 @dataclass(frozen=True)
@@ -258,6 +90,7 @@ class Reject:
     counted_model: str = NO_MODEL
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
+    group_id: ClassVar[None] = None
 
     @property
     def team_id(self) -> int:
@@ -266,33 +99,38 @@ class Reject:
 
     def apply(self, tx: Transaction) -> str:
         """Insert the row, unless this worker or another one wrote it within the last minute."""
-        request, key = self.request, key_of(self.request, self.status_code, self.error_code)
+        request, day = self.request, tx.day_of(self.request)
+        key = key_of(request, self.status_code, self.error_code, day)
         if (known_id := tx.refusals.repeat(key, request.created_at)) is not None:
             return known_id
-        if (logged := self._logged(tx)) is not None:
+        if (logged := self._logged(tx, day)) is not None:
             tx.refusals.learn(key, logged)
             if (known_id := tx.refusals.repeat(key, request.created_at)) is not None:
                 return known_id
-        row = _log_row(request, status=REJECTED, status_code=self.status_code, error_code=self.error_code)
-        INSERT_CALL.execute(tx.connection, row).fetchone()
-        tx.count(self.team_id, request.created_at.date(), self.counted_model, Outcome(status=REJECTED))
-        new = LoggedRefusal(request.request_id, self.team_id, request.created_at, self.counted_model)
-        tx.refusals.learn(key, new)
+        why = {"status_code": self.status_code, "error_code": self.error_code}
+        INSERT_CALL.execute(tx.connection, _log_row(request, status=REJECTED, day=day, **why)).fetchone()
+        tx.count(self.team_id, request.group_id, day, self.counted_model, Outcome(status=REJECTED))
+        tx.refusals.learn(key, self._refusal(request.request_id, request.created_at, day))
         return request.request_id
 
-    def _logged(self, tx: Transaction) -> LoggedRefusal | None:
+    def _logged(self, tx: Transaction, day: date) -> LoggedRefusal | None:
         """Look for the row among the team's newest, whoever wrote it."""
         values = {
             "team": self.team_id,
             "token_id": self.request.token_id,
             "model": self.request.model,
             "endpoint": self.request.endpoint,
+            "group_id": self.request.group_id,
             "status_code": self.status_code,
             "error_code": self.error_code,
+            "day": day,
             "since": self.request.created_at - REPEATS_WITHIN,
         }
         row = FIND_REFUSAL.execute(tx.connection, values).fetchone()
-        return None if row is None else LoggedRefusal(row[0], self.team_id, _moment(row[1]), self.counted_model)
+        return None if row is None else self._refusal(row[0], _moment(row[1]), day)
+
+    def _refusal(self, request_id: str, created_at: datetime, day: date) -> LoggedRefusal:
+        return LoggedRefusal(request_id, self.team_id, self.request.group_id, created_at, day, self.counted_model)
 
     def undo(self) -> None:
         """Return None: the row may stay where it was written, since it moved no counter."""
@@ -315,14 +153,19 @@ class Settle:
         """The team to lock."""
         return self.reservation.team_id
 
+    @property
+    def group_id(self) -> int | None:
+        """The group to lock."""
+        return self.reservation.group_id
+
     def apply(self, tx: Transaction) -> bool:
         """Do nothing when the row is settled already."""
         self.tries += 1
         call = self.reservation
         taken = SETTLE_CALL.execute(tx.connection, {"call_id": call.call_id, **vars(self.outcome)})
         if taken.rowcount == 1:
-            tx.move(call.team_id, held=-call.held_tokens, settled=self.outcome.charged_tokens, calls=-1)
-            tx.count(call.team_id, call.day, self._counted_model(), self.outcome)
+            tx.move(call.team_id, call.group_id, held=-call.held_tokens, settled=self.outcome.charged_tokens, calls=-1)
+            tx.count(call.team_id, call.group_id, call.day, self._counted_model(), self.outcome)
             if self.given is not None:
                 remember(tx.connection, call.team_id, self.given, self.outcome.charged_tokens)
             return True
@@ -348,7 +191,7 @@ class Abandon:
 
     request_id: str
     team_id: int
-    day: date
+    group_id: int | None
     must_happen: ClassVar[bool] = True
     durable: ClassVar[bool] = True
 
@@ -356,9 +199,10 @@ class Abandon:
         """Settle the row, if it is there, at nothing: the provider was not called."""
         row = PENDING_CALL.execute(tx.connection, {"request_id": self.request_id}).fetchone()
         if row is not None:
-            call_id, model, held_tokens = row
+            call_id, model, held_tokens, day = row
+            call = Reservation(call_id, self.team_id, model, _day(day), held_tokens, self.group_id)
             outcome = Outcome(status=PROVIDER_ERROR, status_code=503, error_code="storage_unavailable")
-            Settle(Reservation(call_id, self.team_id, model, self.day, held_tokens), outcome).apply(tx)
+            Settle(call, outcome).apply(tx)
 
     def undo(self) -> None:
         """Return None: it is retried until it is written, so there is never anything to take back."""
@@ -372,14 +216,15 @@ class CountRepeats:
     repetitions: list[Repetition]
     must_happen: ClassVar[bool] = True
     durable: ClassVar[bool] = False
+    group_id: ClassVar[None] = None
 
     def apply(self, tx: Transaction) -> None:
         """Count each with the day of its row; of a row that is gone nothing can be told."""
         for each in self.repetitions:
             added = ADD_REPEATS.execute(tx.connection, {"refusal": each.request_id, "times": each.times})
             if added.rowcount == 1:
-                day = each.created_at.date()
-                tx.count(self.team_id, day, each.counted_model, Outcome(status=REJECTED), each.times)
+                outcome = Outcome(status=REJECTED)
+                tx.count(self.team_id, each.group_id, each.day, each.counted_model, outcome, each.times)
 
     def undo(self) -> None:
         """Return None: it is retried until it is written, so there is never anything to take back."""
@@ -400,6 +245,7 @@ class Heartbeat:
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
     team_id: ClassVar[None] = None
+    group_id: ClassVar[None] = None
 
     def apply(self, tx: Transaction) -> "Sight":
         """Write what is still pending."""
@@ -431,6 +277,7 @@ class Probe:
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
     team_id: ClassVar[None] = None
+    group_id: ClassVar[None] = None
 
     def apply(self, tx: Transaction) -> None:
         """Do nothing more."""
@@ -441,19 +288,18 @@ class Probe:
 
 def reservation_of(row: AnyRow) -> Reservation:
     """Return the reservation that a row of PENDING_CALLS describes."""
-    return Reservation(row.id, row.team_id, row.model, row.created_at.date(), row.held_tokens)
+    day = row.day or row.created_at.date()  # of a call from before that was kept, the one in UTC
+    return Reservation(row.id, row.team_id, row.model, day, row.held_tokens, row.group_id)
 
 
 LedgerOperation = Reserve | Reject | Settle | Abandon | CountRepeats | Heartbeat | Probe
 
-# spelled out, not bound: only so can the index of pending rows serve it
-IS_PENDING = RequestLog.status == literal_column(f"'{PENDING}'")
 LOGGED_COLUMNS = [column.key for column in RequestLog.__table__.columns if column.key != "id"]
 INSERT_CALL = Statement(
     insert(RequestLog).values({name: bindparam(name) for name in LOGGED_COLUMNS}).returning(RequestLog.id)
 )
 PENDING_CALL = Statement(
-    select(RequestLog.id, RequestLog.model, RequestLog.held_tokens).where(
+    select(RequestLog.id, RequestLog.model, RequestLog.held_tokens, RequestLog.day).where(
         RequestLog.request_id == bindparam("request_id"), IS_PENDING
     )
 )
@@ -463,13 +309,14 @@ PENDING_CALLS = select(
     RequestLog.request_id,
     RequestLog.team_id,
     RequestLog.team_name,
+    RequestLog.group_id,
     RequestLog.model,
     RequestLog.held_tokens,
     RequestLog.prompt_tokens,
     RequestLog.completion_tokens,
     RequestLog.created_at,
+    RequestLog.day,
 ).where(IS_PENDING)
-NOW = epoch_now()
 IS_ORPHAN = ~exists().where(Worker.id == RequestLog.worker_id)
 FIND_LEASES = Statement(select(Worker.id, Worker.lease_expires_at, NOW))
 FIND_ORPHAN = Statement(select(RequestLog.id).where(IS_PENDING, IS_ORPHAN).limit(1))
@@ -491,67 +338,6 @@ SETTLE_CALL = Statement(
     .where(RequestLog.id == bindparam("call_id"), IS_PENDING)
     .values({column: bindparam(column) for column in SETTLED_COLUMNS})
 )
-COUNTER_COLUMNS = (
-    *LIMIT_COLUMNS,
-    Team.renews_at,
-    Team.renewal_basis,
-    Team.settled_tokens - Team.reset_mark_tokens,
-    Team.held_tokens,
-    Team.requests_full_at,
-    Team.tokens_full_at,
-    Team.calls_in_flight,
-    NOW,
-)
-LOCK_TEAM = Statement(select(*COUNTER_COLUMNS).where(Team.id == bindparam("team")).with_for_update(key_share=True))
-LOCK_CALLER = Statement(
-    select(*CALLER_COLUMNS, *COUNTER_COLUMNS)
-    .where(ApiToken.id == bindparam("token"), IS_VALID)
-    .with_for_update(key_share=True, of=Team)
-)
-NOW_NS = cast(NOW * 1e9, BigInteger)
-_taken = bindparam("held_change", type_=BigInteger) + bindparam("settled_change", type_=BigInteger)
-_taken_ns = cast(_taken, Double) * MINUTE_NS / func.nullif(Team.tokens_per_minute, 0)
-_most_ns = 10**18  # what a limit that was lowered makes of a large hold must not burst the column
-_flow_ns = cast(case((_taken_ns > _most_ns, _most_ns), (_taken_ns < -_most_ns, -_most_ns), else_=_taken_ns), BigInteger)
-_begin = case((and_(_taken > 0, Team.tokens_full_at < NOW_NS), NOW_NS), else_=Team.tokens_full_at)
-TOKENS_FULL_AT = case(
-    (func.coalesce(Team.tokens_per_minute, 0) == 0, Team.tokens_full_at),
-    (_begin + _flow_ns < 0, 0),
-    else_=_begin + _flow_ns,
-)
-"""When the bucket is full once a group that was not locked has put back, or taken more; as `Bucket.correct` does."""
-MOVES: dict[str, Any] = {
-    "held_tokens": Team.held_tokens + bindparam("held_change"),
-    "settled_tokens": Team.settled_tokens + bindparam("settled_change"),
-    "calls_in_flight": Team.calls_in_flight + bindparam("calls_change"),
-}
-IS_RUNNING = Team.id == bindparam("team"), or_(Team.renews_at.is_(None), Team.renews_at > NOW)
-MOVE_COUNTERS = Statement(update(Team).where(*IS_RUNNING).values(MOVES | {"tokens_full_at": TOKENS_FULL_AT}))
-MOVE_WITH_PACE = Statement(
-    update(Team)
-    .where(*IS_RUNNING)
-    .values(MOVES | {"requests_full_at": bindparam("requests_full_at"), "tokens_full_at": bindparam("tokens_full_at")})
-)
-COUNT_PENDING = Statement(
-    select(func.count()).select_from(RequestLog).where(RequestLog.team_id == bindparam("team"), IS_PENDING)
-)
-RECORD_RENEWAL = Statement(
-    insert(QuotaRenewal).values(
-        team_id=bindparam("team_id"),
-        due_at=bindparam("due_at"),
-        renewed_at=bindparam("now"),
-        used_tokens=bindparam("used_tokens"),
-        extra_tokens=bindparam("extra_tokens"),
-    )
-)
-NEXT_RENEWAL: dict[str, Any] = {"renews_at": bindparam("renews_at"), "renewal_basis": bindparam("renewal_basis")}
-SET_RENEWAL = Statement(update(Team).where(Team.id == bindparam("team")).values(NEXT_RENEWAL))
-RENEW = Statement(
-    update(Team)
-    .where(Team.id == bindparam("team"))
-    .values(NEXT_RENEWAL | {"reset_mark_tokens": Team.settled_tokens, "extra_tokens": 0})
-)
-
 SAVE_PROGRESS = Statement(
     update(RequestLog)
     .where(RequestLog.id == bindparam("call_id"), IS_PENDING)
@@ -582,6 +368,8 @@ FIND_REFUSAL = Statement(
             _newest.c[name] == bindparam(name)
             for name in ("token_id", "model", "endpoint", "status_code", "error_code")
         ),
+        _newest.c.group_id.is_not_distinct_from(bindparam("group_id")),
+        _newest.c.day == bindparam("day"),
         _newest.c.created_at > bindparam("since"),
     )
     .order_by(_newest.c.id.desc())
@@ -594,21 +382,12 @@ ADD_REPEATS = Statement(
 )
 
 
-def _add_to_day(insert_or_update: Inserter) -> Any:
-    adding = insert_or_update(UsageDaily)
-    sums = {name: getattr(UsageDaily, name) + adding.excluded[name] for name in SUMS}
-    values: dict[str, Any] = {name: bindparam(name) for name in ("team_id", "day", "model", *SUMS)}
-    return adding.values(values).on_conflict_do_update(index_elements=["team_id", "day", "model"], set_=sums)
-
-
-ADD_TO_DAY = Statement(_add_to_day)
-
-
 def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
     return {
         "request_id": request.request_id,
         "team_id": request.team_id,
         "team_name": request.team_name,
+        "group_id": request.group_id,
         "token_id": request.token_id,
         "token_prefix": request.token_prefix,
         "model": request.model,
@@ -635,3 +414,8 @@ def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
 def _moment(stored: datetime | str) -> datetime:
     """Return a moment as the driver read it: SQLite has no type for it."""
     return stored if isinstance(stored, datetime) else datetime.fromisoformat(stored).replace(tzinfo=UTC)
+
+
+def _day(stored: date | str) -> date:
+    """Return a day, likewise."""
+    return stored if isinstance(stored, date) else date.fromisoformat(stored)

@@ -8,7 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 from tokenrouter.ledger.rules import CallRequest
 
@@ -16,7 +16,7 @@ REPEATS_WITHIN = timedelta(minutes=1)
 FORGOTTEN_AFTER = 2 * REPEATS_WITHIN  # not at once: a transaction that found it may be under way
 MOST_KNOWN = 10_000
 
-Key = tuple[int, int, str, str, int, str | None]
+Key = tuple[int, int | None, int, str, str, int, str | None, date]
 
 
 @dataclass
@@ -25,13 +25,16 @@ class LoggedRefusal:
 
     request_id: str
     team_id: int
+    group_id: int | None
     created_at: datetime
+    day: date
+    """To which it counts."""
     counted_model: str
     unwritten: int = 0
 
     def covers(self, at: datetime) -> bool:
-        """Tell whether a refusal of this moment is a repetition: rows are of one day, so that days can be summed."""
-        return at - self.created_at < REPEATS_WITHIN and at.date() == self.created_at.date()
+        """Tell whether a refusal of this moment is a repetition."""
+        return at - self.created_at < REPEATS_WITHIN
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,16 @@ class Repetition:
     """How many calls more the row of a refusal stands for."""
 
     request_id: str
-    created_at: datetime
+    group_id: int | None
+    day: date
     counted_model: str
     times: int
 
 
-def key_of(request: CallRequest, status_code: int, error_code: str | None) -> Key:
-    """Return what makes a refusal the same as another."""
-    return request.team_id, request.token_id, request.model, request.endpoint, status_code, error_code
+def key_of(request: CallRequest, status_code: int, error_code: str | None, day: date) -> Key:
+    """Return what makes a refusal the same as another: rows are of one day and group, so that these can be summed."""
+    whose = request.team_id, request.group_id, request.token_id
+    return *whose, request.model, request.endpoint, status_code, error_code, day
 
 
 class Refusals:
@@ -91,9 +96,8 @@ class Refusals:
         with self._lock:
             for logged in (*self._ended, *self._known.values()):
                 if logged.unwritten:
-                    taken[logged.team_id].append(
-                        Repetition(logged.request_id, logged.created_at, logged.counted_model, logged.unwritten)
-                    )
+                    counted = logged.group_id, logged.day, logged.counted_model
+                    taken[logged.team_id].append(Repetition(logged.request_id, *counted, logged.unwritten))
                     logged.unwritten = 0
             self._ended.clear()
             oldest = datetime.now(UTC) - FORGOTTEN_AFTER

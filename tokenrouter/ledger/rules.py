@@ -1,6 +1,6 @@
 """What a call may reserve, what it holds, and how it ends: plain values and the one decision about them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Literal
@@ -14,6 +14,8 @@ from tokenrouter.periods import in_words
 LEAST_OUTPUT_TOKENS = 16
 MS_NS = 10**6
 NO_RETRY = {"x-should-retry": "false"}
+Kind = Literal["requests", "tokens"]
+KINDS: tuple[Kind, ...] = ("requests", "tokens")
 
 
 @dataclass(kw_only=True)  # frozen, each of its fields would cost as much as the statement that stores it
@@ -29,15 +31,17 @@ class CallRequest:
     endpoint: str
     stream: bool
     created_at: datetime
-    known_caller: tuple[Any, ...] | None = None
-    """What the database has to say of team and token still, where it was not asked for this call."""
+    group_id: int | None = None
+    """The team's group, in which the call is held too."""
+    caller_row: tuple[Any, ...] | None = None
+    """What the database has to say of team and token still, when the tokens are held."""
     prompt_tokens: int = 0
     output_tokens: int = 0
     choices: int = 0
 
 
 class CallerChanged(Exception):
-    """The team or the token is not what it was when it last called: all that was checked of the call is to be anew."""
+    """The team, its group or the token is not what the call was checked by: it is to be checked anew."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,10 @@ class Reservation:
     model: str
     day: date
     held_tokens: int
+    group_id: int | None = None
     output_limit: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    """What the caller is told of the team's pace."""
+    """What the caller is told of the pace of team and group."""
     progress: Callable[[], int] = int
     """Tells the tokens that have arrived; saved from time to time, and charged if this worker dies."""
 
@@ -87,6 +92,8 @@ class Limit:
 
     name: str
     """What it is called in a refusal: `quota`."""
+    whose: str
+    """Likewise: `this team`."""
     tokens: int
     used_tokens: int
     held_tokens: int
@@ -100,8 +107,9 @@ class Limit:
 
 @dataclass
 class Balance:
-    """A locked team's limit and counters, with all that its group of operations has moved so far."""
+    """A locked team's limits and counters, or a group's, with all that its group of operations has moved so far."""
 
+    whose: str
     quota_tokens: int | None
     extra_tokens: int
     used_tokens: int
@@ -119,6 +127,11 @@ class Balance:
         """Whether it has a bucket to write back."""
         return self.requests is not None or self.tokens is not None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no further call may be under way."""
+        return self.calls_at_once is not None and self.calls_in_flight >= self.calls_at_once
+
     def move(self, *, held: int, settled: int, calls: int) -> None:
         """Count what a call holds, or gives back and costs; of the bucket of tokens it takes the same."""
         self.held_tokens += held
@@ -132,65 +145,84 @@ class Balance:
         if self.quota_tokens is None:
             return []
         tokens = self.quota_tokens + self.extra_tokens
-        return [Limit("quota", tokens, self.used_tokens, self.held_tokens, self.renews_at)]
+        return [Limit("quota", self.whose, tokens, self.used_tokens, self.held_tokens, self.renews_at)]
 
 
-def check_pace(balance: Balance, tokens: int) -> None:
-    """Raise PaceExceeded where a call that takes so many tokens is too much for the team's pace."""
-    now, requests = balance.now, balance.requests
-    if balance.calls_at_once is not None and balance.calls_in_flight >= balance.calls_at_once:
-        most = (
-            f"Too many calls at once: this team may have {balance.calls_at_once:,}, and has {balance.calls_in_flight:,}"
-        )
-        raise _too_fast(most, "requests", 1000 * MS_NS if balance.calls_at_once else None, balance)
-    if requests is not None and (wait_ns := requests.wait_ns(1, now)) != 0:
-        most = f"Too many requests: this team may make {requests.limit:,} a minute"
-        raise _too_fast(most, "requests", wait_ns, balance)
-    if balance.tokens is not None and (wait_ns := balance.tokens.wait_ns(tokens, now)) != 0:
-        most = f"Too many tokens: this team may use {balance.tokens.limit:,} a minute, and this call needs {tokens:,} "
-        raise _too_fast(f"{most}for its prompt and its longest answer", "tokens", wait_ns, balance)
+def check_pace(balances: Sequence[Balance], tokens: int) -> None:
+    """Raise PaceExceeded where a call that takes so many tokens is too much for the pace of team or group.
 
-
-def _too_fast(words: str, kind: Literal["requests", "tokens"], wait_ns: int | None, balance: Balance) -> PaceExceeded:
+    Of several limits it is told the one that takes longest.
+    """
+    waits = [wait for balance in balances for wait in _waits(balance, tokens)]
+    if not waits:
+        return
+    wait_ns, kind, words = max(waits, key=lambda wait: (wait[0] is None, wait[0] or 0))
+    headers = pace_headers(balances)
     if wait_ns is None:
-        return PaceExceeded(f"{words}. It can never fit.", kind, 60_000, {**pace_headers(balance), **NO_RETRY})
+        raise PaceExceeded(f"{words}. It can never fit.", kind, 60_000, {**headers, **NO_RETRY})
     wait_ms = -(-wait_ns // MS_NS)
-    return PaceExceeded(f"{words}. Try again in {wait_ms / 1000:g} s.", kind, wait_ms, pace_headers(balance))
+    raise PaceExceeded(f"{words}. Try again in {wait_ms / 1000:g} s.", kind, wait_ms, headers)
 
 
-def pace_headers(balance: Balance) -> dict[str, str]:
-    """Return what a caller is told of the team's pace. Source: OpenAI's API reference, "Rate limits in headers"."""
+def _waits(balance: Balance, tokens: int) -> Iterator[tuple[int | None, Kind, str]]:
+    """Yield how long a call has to wait for each limit that it does not fit: for ever is None; and which, in words."""
+    now, requests, whose = balance.now, balance.requests, balance.whose
+    if balance.is_full:
+        most, has = f"{balance.calls_at_once:,}", f"{balance.calls_in_flight:,}"
+        wait_ns = 1000 * MS_NS if balance.calls_at_once else None
+        yield wait_ns, "requests", f"Too many calls at once: {whose} may have {most}, and has {has}"
+    if requests is not None and (wait_ns := requests.wait_ns(1, now)) != 0:
+        yield wait_ns, "requests", f"Too many requests: {whose} may make {requests.limit:,} a minute"
+    if balance.tokens is not None and (wait_ns := balance.tokens.wait_ns(tokens, now)) != 0:
+        most = f"Too many tokens: {whose} may use {balance.tokens.limit:,} a minute, and this call needs {tokens:,}"
+        yield wait_ns, "tokens", f"{most} for its prompt and its longest answer"
+
+
+def pace_headers(balances: Sequence[Balance]) -> dict[str, str]:
+    """Return what a caller is told of the pace, the tighter of team and group.
+
+    Source: OpenAI's API reference, "Rate limits in headers".
+    """
     told: dict[str, str] = {}
-    for kind, bucket in (("requests", balance.requests), ("tokens", balance.tokens)):
-        if bucket is not None:
+    for kind in KINDS:
+        buckets = [(getattr(each, kind), each.now) for each in balances if getattr(each, kind) is not None]
+        if buckets:
+            bucket, now = min(buckets, key=lambda each: (each[0].remaining(each[1]), -each[0].reset_ns(each[1])))
             told[f"x-ratelimit-limit-{kind}"] = str(bucket.limit)
-            told[f"x-ratelimit-remaining-{kind}"] = str(bucket.remaining(balance.now))
-            told[f"x-ratelimit-reset-{kind}"] = duration(bucket.reset_ns(balance.now))
+            told[f"x-ratelimit-remaining-{kind}"] = str(bucket.remaining(now))
+            told[f"x-ratelimit-reset-{kind}"] = duration(bucket.reset_ns(now))
     return told
 
 
-def decide(limits: list[Limit], request: CallRequest, output_reserve_tokens: int, zone: ZoneInfo) -> Grant:
+def decide(limits: Sequence[Limit], request: CallRequest, output_reserve_tokens: int, zone: ZoneInfo) -> Grant:
     """Say what to hold for a call in all limits, or raise QuotaExceeded or QuotaReserved.
 
     A call whose output does not fit is let through with a lower limit while that limit is still of use.
     """
     if not limits:
         return Grant(request.prompt_tokens + request.output_tokens)
-    tightest = min(limits, key=lambda limit: limit.left(request.prompt_tokens))
-    left = tightest.left(request.prompt_tokens)
+    prompt_tokens = request.prompt_tokens
+    tightest = min(limits, key=lambda limit: (limit.left(prompt_tokens), limit.held_tokens))
+    left = tightest.left(prompt_tokens)
     if request.output_tokens <= left:
-        return Grant(request.prompt_tokens + request.output_tokens)
+        return Grant(prompt_tokens + request.output_tokens)
     least = LEAST_OUTPUT_TOKENS * request.choices
     may_limit = request.choices > 0 and left >= request.choices
     if may_limit and (left >= output_reserve_tokens or (tightest.held_tokens == 0 and left >= least)):
-        return Grant(request.prompt_tokens + left, left // request.choices)
-    figures = (
-        f"{tightest.used_tokens:,} used and {tightest.held_tokens:,} held for calls in flight of a {tightest.name} of "
-        f"{tightest.tokens:,} tokens; this call needs about {request.prompt_tokens:,} for its prompt"
-    )
-    if tightest.held_tokens > 0 and left + tightest.held_tokens >= least:
+        return Grant(prompt_tokens + left, left // request.choices)
+    smallest = min(limits, key=lambda limit: limit.left(prompt_tokens) + limit.held_tokens)
+    if tightest.held_tokens > 0 and smallest.left(prompt_tokens) + smallest.held_tokens >= least:
+        figures = _figures(tightest, prompt_tokens)
         raise QuotaReserved(f"Quota reserved by calls in flight: {figures}. Try again once they have ended.")
-    renews = "" if tightest.renews_at is None else f" It renews on {in_words(tightest.renews_at, zone)}."
+    renews = "" if smallest.renews_at is None else f" It renews on {in_words(smallest.renews_at, zone)}."
     raise QuotaExceeded(
-        f"Quota exceeded: {figures}.{renews} Who administers this service can raise the quota or reset its use."
+        f"Quota exceeded: {_figures(smallest, prompt_tokens)}.{renews} Who administers this service can raise the "
+        f"quota or reset its use."
+    )
+
+
+def _figures(limit: Limit, prompt_tokens: int) -> str:
+    return (
+        f"{limit.used_tokens:,} used and {limit.held_tokens:,} held for calls in flight of the {limit.name} of "
+        f"{limit.tokens:,} tokens that {limit.whose} has; this call needs about {prompt_tokens:,} for its prompt"
     )

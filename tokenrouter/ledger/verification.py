@@ -1,31 +1,21 @@
-"""Prove that counters, daily totals and log agree, and set the first two to what the log says.
-
-The log and the daily totals are read side by side in one order, each once and never as a whole.
-"""
+"""Prove that counters, daily totals and log agree, and set the first two to what the log says."""
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import reduce
-from heapq import merge
-from itertools import groupby
-from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Interval,
-    String,
     and_,
     case,
-    cast,
-    delete,
     exists,
     func,
-    insert,
     inspect,
     literal_column,
     or_,
@@ -43,7 +33,7 @@ from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.columns import is_yes
 from tokenrouter.database.connections import driver_connection
-from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED, STATUSES
+from tokenrouter.database.log_status import PENDING, REJECTED, STATUSES
 from tokenrouter.database.tables import (
     BY_PROVIDER,
     ESTIMATED,
@@ -52,7 +42,7 @@ from tokenrouter.database.tables import (
     AnyRow,
     ApiToken,
     Change,
-    QuotaRenewal,
+    Group,
     RequestLog,
     Team,
     UsageDaily,
@@ -60,38 +50,30 @@ from tokenrouter.database.tables import (
     unreadable_limits,
     writing,
 )
-from tokenrouter.errors import ModelNotFound, TeamDisabled
 from tokenrouter.ledger.books import RECOVERY_PROMISE_S
+from tokenrouter.ledger.comparison import (
+    OF_GROUPS,
+    OF_TEAMS,
+    Books,
+    Comparison,
+    Key,
+    Sums,
+    compare,
+    rewrite_days,
+    streamed,
+)
+from tokenrouter.ledger.counters import IS_PENDING, NOW
 from tokenrouter.ledger.leases import LEASE_S
-from tokenrouter.ledger.operations import IS_PENDING, NO_MODEL, NOW, PENDING_CALLS
+from tokenrouter.ledger.operations import PENDING_CALLS
 
 CLOCKS_DIFFER = timedelta(hours=25)  # a row's time is that of the machine which made it
 MOST_LINES = 100  # of one kind
 
 REPAIR = "`flask usage repair` sets it to what the log says"
 RESTORE = "somebody changed the log by hand: restore it from a backup, or let the administrator decide what is true"
-UPDATE = "its calls are refused until `flask teams update` or the panel sets it again"
+UPDATE = "its calls are refused until `flask {} update` or the panel sets it again"
 START = "start the service: it settles the call within a minute"
 RESTART = "restart the service: it settles the call within a minute"
-
-
-class Sums(NamedTuple):
-    """What a team used of a model on a day."""
-
-    requests: int = 0
-    errors: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-
-    def plus(self, other: "Sums", sign: int = 1) -> "Sums":
-        """Add, or with a sign of -1 subtract, sum by sum."""
-        return Sums(*(mine + sign * theirs for mine, theirs in zip(self, other, strict=True)))
-
-
-NOTHING = Sums()
-Key = tuple[int, str, str]
-"""Team, day and model."""
 
 
 @dataclass
@@ -118,20 +100,6 @@ class Verification:
                 self.problems.append(f"and {count - MOST_LINES:,} more for which: {to_do}.")
 
 
-@dataclass
-class Comparison:
-    """The log and the daily totals side by side."""
-
-    rows: int = 0
-    charged: Counter[int] = field(default_factory=Counter)
-    """By team, what the log says."""
-    before_log: Counter[int] = field(default_factory=Counter)
-    """By team, what only the daily totals say, since those calls are no longer in the log."""
-    unproven_days: set[str] = field(default_factory=set)
-    differences: list[tuple[Key, Sums, Sums]] = field(default_factory=list)
-    """Where both speak and do not agree: log, and daily totals."""
-
-
 def verify(engine: Engine) -> Verification:
     """Prove the books on one snapshot, while calls go on."""
     started = time.perf_counter()
@@ -140,15 +108,15 @@ def verify(engine: Engine) -> Verification:
         _check_file(connection, found)
         if found.problems:
             return found  # what is read of a damaged file proves nothing
-        compared = _compare(connection)
-        names = _check_counters(connection, compared, found)
-        for key, log, day in compared.differences:
-            _describe_difference(names, key, log, day, found)
+        compared = _check_books(connection, OF_TEAMS, found)
+        if connection.execute(select(Group.id).limit(1)).first() is not None:
+            _check_books(connection, OF_GROUPS, found)
         for row in connection.execute(_faulty_rows(connection)):
             found.add(row.team_name, f"call {row.request_id} {row.fault}", RESTORE)
         _check_pending(connection, found)
         _check_orphans(connection, found)
-        found.renewals = connection.execute(select(func.count()).select_from(QuotaRenewal)).scalar_one()
+        for books in (OF_TEAMS, OF_GROUPS):
+            found.renewals += connection.execute(select(func.count()).select_from(books.renewals)).scalar_one()
     if compared.unproven_days:
         days = sorted(compared.unproven_days)
         found.notes.append(
@@ -166,30 +134,35 @@ def repair(engine: Engine, *, by: Actor) -> list[str]:
     """
     with writing(engine) as connection:
         _without_time_limit(connection)
-        locked = select(Team.__table__).order_by(Team.id).with_for_update(key_share=True)
-        teams = {team.id: team for team in connection.execute(locked)}
-        compared = _compare(connection)
-        held, in_flight = _held(connection), _in_flight(connection)
-        resets = _resets(connection)
-        last_renewal = connection.execute(select(func.max(QuotaRenewal.id))).scalar() or 0
-        rewritten = _rewrite_days(connection, compared)
-        changed = []
-        for team_id, team in teams.items():
-            settled = compared.charged[team_id] + compared.before_log[team_id]
-            mark = resets[team_id].tokens if resets[team_id].is_proven else team.reset_mark_tokens
-            right = {
-                "settled_tokens": settled,
-                "held_tokens": held.get(team_id, 0),
-                "reset_mark_tokens": min(max(mark, 0), settled),
-                "calls_in_flight": in_flight[team_id],
-            }
-            before = {name: getattr(team, name) for name in right}
-            if before != right or rewritten[team_id]:
-                connection.execute(update(Team).where(Team.id == team_id).values(right))
-                after = right | {"daily_totals_rewritten": rewritten[team_id], "last_renewal": last_renewal}
-                changed.append(Changed(team.id, team.name, before, after))
+        changed = [each for books in (OF_GROUPS, OF_TEAMS) for each in _repair_books(connection, books)]
         changes.record(connection, by, changes.USAGE_REPAIR, *changed)
     return [_describe_change(each) for each in changed]
+
+
+def _repair_books(connection: Connection, books: Books) -> list[Changed]:
+    table: Any = books.kind.__table__
+    locked = select(table).order_by(table.c.id).with_for_update(key_share=True)
+    rows = {row.id: row for row in connection.execute(locked)}
+    compared = compare(connection, books)
+    held, in_flight, resets = _held(connection, books), _in_flight(connection, books), _resets(connection, books)
+    last_renewal = connection.execute(select(func.max(books.renewals.id))).scalar() or 0
+    rewritten = rewrite_days(connection, books, compared)
+    changed = []
+    for id_, row in rows.items():
+        settled = compared.charged[id_] + compared.before_log[id_]
+        mark = resets[id_].tokens if resets[id_].is_proven else row.reset_mark_tokens
+        right = {
+            "settled_tokens": settled,
+            "held_tokens": held.get(id_, 0),
+            "reset_mark_tokens": min(max(mark, 0), settled),
+            "calls_in_flight": in_flight[id_],
+        }
+        before = {name: getattr(row, name) for name in right}
+        if before != right or rewritten[id_]:
+            connection.execute(update(table).where(table.c.id == id_).values(right))
+            after = right | {"daily_totals_rewritten": rewritten[id_], "last_renewal": last_renewal}
+            changed.append(Changed.of(books.kind, id_, row.name, before, after))
+    return changed
 
 
 def _describe_change(changed: Changed) -> str:
@@ -197,7 +170,8 @@ def _describe_change(changed: Changed) -> str:
     words = [f"{name} {before[name]:,} → {after[name]:,}" for name in before if before[name] != after[name]]
     if after["daily_totals_rewritten"]:
         words.append(f"{after['daily_totals_rewritten']:,} daily totals")
-    return f"{changed.team_name}: {', '.join(words)}"
+    whose = changed.team_name or f"group {changed.group_name}"
+    return f"{whose}: {', '.join(words)}"
 
 
 @contextmanager
@@ -217,125 +191,6 @@ def _without_time_limit(connection: Connection) -> None:
         connection.detach()  # not back to the pool with this
 
 
-# the log and the daily totals
-
-DAY = func.substr(cast(RequestLog.created_at, String), 1, 10).label("day")
-# grouped by a sum, so that SQLite reads the log from end to end; led by the teams' index it would jump through it
-TEAM = (RequestLog.team_id + literal_column("0")).label("team")
-COUNTED_MODEL = case(
-    (
-        or_(
-            and_(RequestLog.status == REJECTED, RequestLog.error_code.in_((ModelNotFound.code, TeamDisabled.code))),
-            and_(
-                RequestLog.status == PROVIDER_ERROR,
-                RequestLog.error_code == ModelNotFound.code,
-                RequestLog.charged_tokens == 0,
-            ),
-        ),
-        literal_column(f"'{NO_MODEL}'"),
-    ),
-    else_=RequestLog.model,
-).label("counted_model")
-"""As the ledger counts: what callers invent is no model of the sums."""
-
-
-def _compare(connection: Connection) -> Comparison:
-    """Read log and daily totals side by side."""
-    compared = Comparison()
-    first_day = _first_day(connection)
-    has_older = (
-        first_day != ""
-        and connection.execute(
-            select(UsageDaily.team_id).where(cast(UsageDaily.day, String) < first_day).limit(1)
-        ).first()
-    )
-    for key, log, day in _side_by_side(_logged(connection, compared), _daily(connection)):
-        team_id, at, _ = key
-        compared.charged[team_id] += log.total_tokens
-        left = day.plus(log, -1)
-        if at < first_day or (at == first_day and has_older and min(left) >= 0 and left != NOTHING):
-            compared.unproven_days.add(at)  # of the log's first day some may be gone too
-            compared.before_log[team_id] += left.total_tokens
-        elif log != day:
-            compared.differences.append((key, log, day))
-    return compared
-
-
-def _first_day(connection: Connection) -> str:
-    """Return the day of the oldest call in the log; empty where there is none, which proves every day wrong."""
-    return connection.execute(select(func.min(DAY))).scalar() or ""
-
-
-def _logged(connection: Connection, compared: Comparison) -> Iterator[tuple[Key, Sums]]:
-    model = _in_byte_order(connection, COUNTED_MODEL)
-    settled = RequestLog.status != PENDING
-    sums = (
-        func.sum(case((settled, RequestLog.repeats), else_=0)),
-        func.sum(case((RequestLog.status.in_(FAILURES), RequestLog.repeats), else_=0)),
-        func.sum(case((settled, RequestLog.prompt_tokens), else_=0)),
-        func.sum(case((settled, RequestLog.completion_tokens), else_=0)),
-        func.sum(RequestLog.charged_tokens),
-    )
-    query = select(TEAM, DAY, model, func.count(), *sums).group_by(TEAM, DAY, model).order_by(TEAM, DAY, model)
-    for team_id, day, counted_model, rows, *values in _streamed(connection, query):
-        compared.rows += rows
-        if any(values):
-            yield (team_id, day, counted_model), Sums(*map(int, values))
-
-
-def _daily(connection: Connection) -> Iterator[tuple[Key, Sums]]:
-    columns = [getattr(UsageDaily, name) for name in Sums._fields]
-    order = UsageDaily.team_id, cast(UsageDaily.day, String), _in_byte_order(connection, UsageDaily.model)
-    for team_id, day, model, *values in _streamed(connection, select(*order, *columns).order_by(*order)):
-        yield (team_id, day, model), Sums(*map(int, values))
-
-
-def _in_byte_order(connection: Connection, column: Any) -> Any:
-    """Sort as SQLite does and Python, whatever language the server sorts by."""
-    return column.collate("C") if connection.dialect.name == "postgresql" else column
-
-
-def _streamed(connection: Connection, query: Any) -> Iterable[AnyRow]:
-    return connection.execute(query, execution_options={"stream_results": True, "yield_per": 1000})
-
-
-def _side_by_side(
-    logged: Iterator[tuple[Key, Sums]], daily: Iterator[tuple[Key, Sums]]
-) -> Iterator[tuple[Key, Sums, Sums]]:
-    """Yield each key that either has, in order, with what the log says of it and what the daily totals say."""
-    tagged = merge(((key, 0, sums) for key, sums in logged), ((key, 1, sums) for key, sums in daily))
-    for key, entries in groupby(tagged, key=itemgetter(0)):
-        both = [NOTHING, NOTHING]
-        for _, which, sums in entries:
-            both[which] = sums
-        yield key, both[0], both[1]
-
-
-def _describe_difference(names: Mapping[int, str], key: Key, log: Sums, day: Sums, found: Verification) -> None:
-    team_id, at, model = key
-    differing = [name for name in reversed(Sums._fields) if getattr(log, name) != getattr(day, name)]
-    name = differing[0]
-    what = {"total_tokens": "charged", "requests": "calls"}.get(name, name.replace("_", " "))
-    found.add(
-        names.get(team_id, f"team {team_id}, which is not there"),
-        f"{getattr(day, name)} in the daily totals of {at} for {model!r}, and {getattr(log, name)} {what} in the log",
-        REPAIR,
-    )
-
-
-def _rewrite_days(connection: Connection, compared: Comparison) -> Counter[int]:
-    """Write the sums of the log where the daily totals differ; return how many by team."""
-    rewritten: Counter[int] = Counter()
-    for (team_id, day, model), log, _ in compared.differences:
-        row = UsageDaily.team_id == team_id, cast(UsageDaily.day, String) == day, UsageDaily.model == model
-        connection.execute(delete(UsageDaily).where(*row))
-        if log != NOTHING:
-            values = {"team_id": team_id, "day": datetime.fromisoformat(day).date(), "model": model}
-            connection.execute(insert(UsageDaily).values(values | log._asdict()))
-        rewritten[team_id] += 1
-    return rewritten
-
-
 # counters
 
 
@@ -347,71 +202,95 @@ class Resets:
     is_proven: bool = False
 
 
-RENEWALS = select(QuotaRenewal.id, QuotaRenewal.team_id, QuotaRenewal.used_tokens).order_by(QuotaRenewal.id)
-
-
-def _resets(connection: Connection) -> defaultdict[int | None, Resets]:
-    actions = changes.TEAM_CREATE, changes.USAGE_RESET, changes.USAGE_REPAIR
-    query = select(Change.team_id, Change.action, Change.before, Change.after).where(Change.action.in_(actions))
+def _resets(connection: Connection, books: Books) -> defaultdict[int | None, Resets]:
+    actions, owner = (books.creation, changes.USAGE_RESET, changes.USAGE_REPAIR), books.of_changes
+    query = select(owner, Change.action, Change.before, Change.after).where(Change.action.in_(actions))
     resets: defaultdict[int | None, Resets] = defaultdict(Resets)
     renewals_upto: defaultdict[int | None, int] = defaultdict(int)  # those up to here are in the mark of a repair
-    for team_id, action, before, after in _streamed(connection, query.order_by(Change.id)):
-        own = resets[team_id]
+    for owner_id, action, before, after in streamed(connection, query.where(owner.is_not(None)).order_by(Change.id)):
+        own = resets[owner_id]
         if action == changes.USAGE_RESET:
             own.tokens += int((before or {}).get("used_tokens", 0))
         elif action == changes.USAGE_REPAIR:
             after = after or {}
-            resets[team_id] = Resets(int(after.get("reset_mark_tokens", 0)), is_proven=True)
-            renewals_upto[team_id] = int(after.get("last_renewal", 0))
+            resets[owner_id] = Resets(int(after.get("reset_mark_tokens", 0)), is_proven=True)
+            renewals_upto[owner_id] = int(after.get("last_renewal", 0))
         else:
             own.is_proven = True
-    for renewal_id, team_id, used_tokens in _streamed(connection, RENEWALS):
-        if renewal_id > renewals_upto[team_id]:
-            resets[team_id].tokens += used_tokens
+    renewals = select(books.renewals.id, books.of_renewals, books.renewals.used_tokens).order_by(books.renewals.id)
+    for renewal_id, owner_id, used_tokens in streamed(connection, renewals):
+        if renewal_id > renewals_upto[owner_id]:
+            resets[owner_id].tokens += used_tokens
     return resets
 
 
-def _held(connection: Connection) -> dict[int, int]:
-    held = select(TEAM, func.sum(RequestLog.held_tokens)).where(IS_PENDING).group_by(TEAM)
-    return {team_id: int(tokens) for team_id, tokens in connection.execute(held)}
+def _held(connection: Connection, books: Books) -> dict[int, int]:
+    owner = books.of_calls[0]
+    held = select(owner, func.sum(RequestLog.held_tokens)).where(IS_PENDING).group_by(owner)
+    return {owner_id: int(tokens) for owner_id, tokens in connection.execute(held)}
 
 
-def _in_flight(connection: Connection) -> Counter[int]:
-    pending = select(TEAM, func.count()).where(IS_PENDING).group_by(TEAM)
+def _in_flight(connection: Connection, books: Books) -> Counter[int]:
+    owner = books.of_calls[0]
     in_flight: Counter[int] = Counter()
-    for team_id, calls in connection.execute(pending):
-        in_flight[team_id] = calls
+    for owner_id, calls in connection.execute(select(owner, func.count()).where(IS_PENDING).group_by(owner)):
+        in_flight[owner_id] = calls
     return in_flight
 
 
-def _check_counters(connection: Connection, compared: Comparison, found: Verification) -> dict[int, str]:
-    """Compare every team's counters with the log; return the teams' names."""
-    held, in_flight, resets = _held(connection), _in_flight(connection), _resets(connection)
-    teams = connection.execute(select(Team.__table__).order_by(Team.id)).all()
-    unproven = 0
-    names = {team.id: team.name for team in teams}
-    set_by_hand = Team.active, *(getattr(Team, name) for name in LIMITS)
-    raw = select(Team.id, *(type_coerce(column, NullType()) for column in set_by_hand))
-    for team_id, active, *limits in connection.execute(raw):
-        name, values = names[team_id], dict(zip(LIMITS, limits, strict=True))
-        if is_yes(active) is None:
-            found.add(name, f"active is {active!r}, neither yes nor no", UPDATE)
+def _check_books(connection: Connection, books: Books, found: Verification) -> Comparison:
+    """Compare all counters and daily totals of teams, or of groups, with the log."""
+    compared = compare(connection, books)
+    table: Any = books.kind.__table__
+    rows = connection.execute(select(table).order_by(table.c.id)).all()
+    names = {row.id: f"{books.word}{row.name}" for row in rows}
+    _check_limits(connection, books, names, found)
+    _check_counters(connection, books, rows, compared, found)
+    for key, log, day in compared.differences:
+        _describe_difference(
+            names.get(key[0], f"{books.word or 'team '}{key[0]}, which is not there"), key, log, day, found
+        )
+    return compared
+
+
+def _check_limits(connection: Connection, books: Books, names: Mapping[int, str], found: Verification) -> None:
+    """Name what hands left in the database and cannot be read."""
+    update_command = "groups" if books.kind is Group else "teams"
+    to_do = UPDATE.format(update_command)
+    raw = [type_coerce(getattr(books.kind, name), NullType()) for name in LIMITS]
+    for id_, *limits in connection.execute(select(books.kind.id, *raw)):
+        values = dict(zip(LIMITS, limits, strict=True))
         for unreadable in unreadable_limits(*limits):
             kind = "not a period" if unreadable == "renews" else "not a number"
-            found.add(name, f"{unreadable} is {values[unreadable]!r}, {kind}", UPDATE)
-    for team in teams:
-        settled, mark = team.settled_tokens, team.reset_mark_tokens
-        logged, holds = compared.charged[team.id] + compared.before_log[team.id], held.get(team.id, 0)
-        recorded = resets[team.id]
+            found.add(names[id_], f"{unreadable} is {values[unreadable]!r}, {kind}", to_do)
+    if books.kind is Team:
+        for id_, active in connection.execute(select(Team.id, type_coerce(Team.active, NullType()))):
+            if is_yes(active) is None:
+                found.add(names[id_], f"active is {active!r}, neither yes nor no", to_do)
+        is_lost = Team.group_id.is_not(None), Team.group_id.not_in(select(Group.id))
+        lost = select(Team.id, Team.group_id).where(*is_lost)
+        for id_, group_id in connection.execute(lost):
+            found.add(names[id_], f"its group is {group_id!r}, which is not there", to_do)
+
+
+def _check_counters(
+    connection: Connection, books: Books, rows: Sequence[AnyRow], compared: Comparison, found: Verification
+) -> None:
+    held, in_flight, resets = _held(connection, books), _in_flight(connection, books), _resets(connection, books)
+    unproven = 0
+    for row in rows:
+        settled, mark = row.settled_tokens, row.reset_mark_tokens
+        logged, holds = compared.charged[row.id] + compared.before_log[row.id], held.get(row.id, 0)
+        recorded = resets[row.id]
         unproven += not recorded.is_proven and mark != recorded.tokens
         checks = (
             (settled == logged, f"{settled} settled, and {logged} charged in the log"),
-            (team.held_tokens == holds, f"{team.held_tokens} held, and {holds} held by pending calls"),
+            (row.held_tokens == holds, f"{row.held_tokens} held, and {holds} held by pending calls"),
             (
-                team.calls_in_flight == in_flight[team.id],
-                f"{team.calls_in_flight} calls in flight, and {in_flight[team.id]} pending in the log",
+                row.calls_in_flight == in_flight[row.id],
+                f"{row.calls_in_flight} calls in flight, and {in_flight[row.id]} pending in the log",
             ),
-            (team.held_tokens >= 0, f"{team.held_tokens} held, below zero"),
+            (row.held_tokens >= 0, f"{row.held_tokens} held, below zero"),
             (0 <= mark <= settled, f"reset at {mark}, and {settled} settled"),
             (
                 mark == recorded.tokens or (not recorded.is_proven and mark > recorded.tokens),
@@ -420,12 +299,23 @@ def _check_counters(connection: Connection, compared: Comparison, found: Verific
         )
         differences = [problem for holds, problem in checks if not holds]
         if differences:
-            found.add(team.name, ", ".join(differences), REPAIR)
+            found.add(f"{books.word}{row.name}", ", ".join(differences), REPAIR)
     if unproven:
         found.notes.append(
             f"Resets of {unproven} teams from before changes were recorded cannot be proven; what was since then is."
         )
-    return names
+
+
+def _describe_difference(whose: str, key: Key, log: Sums, day: Sums, found: Verification) -> None:
+    at, model = key[-2:]
+    differing = [name for name in reversed(Sums._fields) if getattr(log, name) != getattr(day, name)]
+    name = differing[0]
+    what = {"total_tokens": "charged", "requests": "calls"}.get(name, name.replace("_", " "))
+    found.add(
+        whose,
+        f"{getattr(day, name)} in the daily totals of {at} for {model!r}, and {getattr(log, name)} {what} in the log",
+        REPAIR,
+    )
 
 
 # single calls
@@ -458,10 +348,12 @@ def _faulty_rows(connection: Connection) -> Any:
         (RequestLog.created_at < _with_tolerance(connection), "began before its team was created"),
         (Team.id.is_(None), "is of a team that is not there"),
         (~exists().where(ApiToken.id == RequestLog.token_id), "is of a token that is not there"),
+        (and_(RequestLog.group_id.is_not(None), Group.id.is_(None)), "is of a group that is not there"),
     ]
     fault = case(*((condition, literal_column(f"'{words}'")) for condition, words in faults)).label("fault")
     query = select(RequestLog.request_id, RequestLog.team_name, fault)
-    return query.outerjoin(Team, Team.id == RequestLog.team_id).where(or_(*(condition for condition, _ in faults)))
+    query = query.outerjoin(Team, Team.id == RequestLog.team_id).outerjoin(Group, Group.id == RequestLog.group_id)
+    return query.where(or_(*(condition for condition, _ in faults)))
 
 
 def _with_tolerance(connection: Connection) -> Any:

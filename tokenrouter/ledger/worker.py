@@ -34,11 +34,11 @@ from tokenrouter.ledger.operations import (
     Reserve,
     Settle,
     Sight,
-    Transaction,
 )
 from tokenrouter.ledger.refusals import NewRefusals, Refusals, key_of
 from tokenrouter.ledger.responses import Given
 from tokenrouter.ledger.rules import CallRequest, Outcome, Reservation
+from tokenrouter.ledger.transaction import Transaction
 from tokenrouter.ledger.writer import Ticket, Writer
 from tokenrouter.periods import UTC_ZONE
 
@@ -153,7 +153,8 @@ class Ledger:
         Raises StorageUnavailable.
         """
         self.start()
-        known_id = self._refusals.repeat(key_of(request, status_code, error_code), request.created_at)
+        key = key_of(request, status_code, error_code, request.created_at.astimezone(self._zone).date())
+        known_id = self._refusals.repeat(key, request.created_at)
         if known_id is not None:
             return known_id
         request_id: str = self._writer.run(Reject(request, status_code, error_code))
@@ -248,12 +249,12 @@ class Ledger:
 def _carry_out(operations: Sequence[LedgerOperation], tx: Transaction) -> list[Any]:
     """Return the results of operations, in their order.
 
-    Settlements come first: they need not know a balance, so that the teams are locked only once those are written. Then
-    all of them are, in one order, since the counters of all will move.
+    Settlements come first: they need not know a balance, so that groups and teams are locked only once those are
+    written. Then all of them are, in one order, since the counters of all will move.
     """
     settled = [operation.apply(tx) if isinstance(operation, Settle) else None for operation in operations]
     if not all(isinstance(operation, Settle) for operation in operations):
-        tx.lock(operations)
+        tx.lock(operations, [operation.request for operation in operations if isinstance(operation, Reserve)])
     results = [
         result if isinstance(operation, Settle) else operation.apply(tx)
         for operation, result in zip(operations, settled, strict=True)

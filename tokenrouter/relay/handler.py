@@ -80,14 +80,25 @@ def handle(endpoint: Endpoint) -> Response:
             call, reservation = _admit(own, endpoint, caller, received, finish)
         except (QuotaExceeded, QuotaReserved, PaceExceeded, StorageUnavailable):
             raise
-        except (APIError, CallerChanged):
-            if known is None:
+        except (APIError, CallerChanged) as error:
+            if known is None and isinstance(error, APIError):
                 raise
             caller = authenticate(endpoint.path)
             if received is None:
                 raise
-            call, reservation = _admit(own, endpoint, caller, received, finish)
+            call, reservation = _admit_anew(own, endpoint, caller, received, finish)
         return _answer(own, caller, call, reservation, received.upload, finish)
+
+
+def _admit_anew(
+    own: Runtime, endpoint: Endpoint, caller: Caller, received: "Received", finish: ExitStack
+) -> tuple[Call, Reservation]:
+    """Do as `_admit`, by what the database says now; once more each time that this is changed in between."""
+    while True:
+        try:
+            return _admit(own, endpoint, caller, received, finish)
+        except CallerChanged:
+            caller = authenticate(endpoint.path)
 
 
 @dataclass
@@ -135,7 +146,7 @@ def _admit(
 ) -> tuple[Call, Reservation]:
     """Check what the caller may do, take a slot, and reserve.
 
-    Raises an APIError, and CallerChanged where a remembered caller is not what the database says of him now.
+    Raises an APIError, and CallerChanged where the caller is not what the database says of him now.
     """
     body, upload = dict(received.body), received.upload
     allowed = own.settings.allowed_models
@@ -206,7 +217,8 @@ def new_call_request(caller: Caller, endpoint_path: str, model: str, *, stream: 
         endpoint=f"/v1{endpoint_path}",
         stream=stream,
         created_at=datetime.now(UTC),
-        known_caller=caller.row if caller.is_remembered else None,
+        group_id=caller.group_id,
+        caller_row=caller.row,
     )
 
 

@@ -1,4 +1,4 @@
-"""Teams, their tokens, and the tokens of the management API: created, changed and deleted, each change recorded."""
+"""Teams and their groups and tokens, and the management API's tokens: made, changed and deleted, which is recorded."""
 
 from tokenrouter.teams.api_tokens import (
     NotUsable,
@@ -8,14 +8,29 @@ from tokenrouter.teams.api_tokens import (
     rotate_token,
     tokens,
 )
-from tokenrouter.teams.lookup import find, get, ids_ever_named, living
+from tokenrouter.teams.groups import NO_GROUP
+from tokenrouter.teams.groups import create as create_group
+from tokenrouter.teams.groups import delete as delete_group
+from tokenrouter.teams.groups import update as update_group
+from tokenrouter.teams.limits import KEEP
+from tokenrouter.teams.lookup import (
+    find,
+    find_group,
+    get,
+    ids_ever_named,
+    ids_of_groups_ever_named,
+    living,
+    living_groups,
+    names_of_members,
+)
 from tokenrouter.teams.names import check_label, check_name
 from tokenrouter.teams.quotas import UNLIMITED, NotANumber, format_quota, parse_extra, parse_pace, parse_quota
 from tokenrouter.teams.renewals import check_renewal, format_renewal, parse_renewal
-from tokenrouter.teams.teams import KEEP, create, delete, delete_several, set_active, update
+from tokenrouter.teams.teams import create, delete, delete_several, set_active, update
 
 __all__ = [
     "KEEP",
+    "NO_GROUP",
     "UNLIMITED",
     "NotANumber",
     "NotUsable",
@@ -23,16 +38,22 @@ __all__ = [
     "check_name",
     "check_renewal",
     "create",
+    "create_group",
     "create_token",
     "delete",
+    "delete_group",
     "delete_several",
     "end_of_day",
     "find",
+    "find_group",
     "format_quota",
     "format_renewal",
     "get",
     "ids_ever_named",
+    "ids_of_groups_ever_named",
     "living",
+    "living_groups",
+    "names_of_members",
     "parse_extra",
     "parse_pace",
     "parse_quota",
@@ -42,4 +63,5 @@ __all__ = [
     "set_active",
     "tokens",
     "update",
+    "update_group",
 ]

@@ -1,4 +1,4 @@
-"""Find teams by name or id; and the transaction in which they are changed."""
+"""Find teams and groups by name or id; and the transaction in which they are changed."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
-from tokenrouter.database.tables import Team, clamp_id, clamp_text, db, normalized, writing
-from tokenrouter.errors import NotFound
+from tokenrouter.database.tables import Group, Team, clamp_id, clamp_text, db, normalized, writing
+from tokenrouter.errors import InvalidRequest, NotFound
 
 
 @contextmanager
@@ -17,8 +17,10 @@ def changing() -> Iterator[Session]:
         yield session
         session.flush()
         for each in session.identity_map.values():
-            if isinstance(each, Team) and "is_due" not in vars(each):  # of what was written, SQL's expressions are gone
-                session.refresh(each, ["is_due", "read_at"])
+            if isinstance(each, Team | Group) and "is_due" not in vars(each):
+                session.refresh(each, ["is_due", "read_at"])  # of what was written, SQL's expressions are gone
+            if isinstance(each, Team) and "group_name" not in vars(each):
+                session.refresh(each, ["group_name"])
 
 
 def find(name: str) -> Team:
@@ -50,8 +52,71 @@ def find_in(session: Session, which: str | int, *, locked: bool = False) -> Team
     return team
 
 
-def _is_named(name: str) -> ColumnElement[bool]:
-    return Team.name == clamp_text(normalized(name))
+def _is_named(name: str, kind: type[Team | Group] = Team) -> ColumnElement[bool]:
+    return kind.name == clamp_text(normalized(name))
+
+
+def find_group_in(session: Session, which: str | int, *, locked: bool = False) -> Group:
+    """Return the living group of this name or id within a session; raises NotFound.
+
+    Who locks a team too locks the group first.
+    """
+    is_meant = Group.id == clamp_id(which) if isinstance(which, int) else _is_named(which, Group)
+    query = select(Group).where(is_meant, Group.deleted_at.is_(None))
+    if locked:
+        query = query.with_for_update(key_share=True)
+    if (group := session.scalars(query).one_or_none()) is None:
+        raise NotFound("There is no such group." if isinstance(which, int) else f"There is no group {which!r}.")
+    return group
+
+
+def group_id_in(session: Session, which: str | int | None) -> int | None:
+    """Lock the group that a team is put into, so that it is not deleted meanwhile, and return its id.
+
+    Raises InvalidRequest where there is none.
+    """
+    try:
+        return None if which is None else find_group_in(session, which, locked=True).id
+    except NotFound as error:
+        raise InvalidRequest(str(error), param="group") from error
+
+
+def find_group(which: str | int) -> Group:
+    """Return the living group of this name or id, detached.
+
+    Raises NotFound.
+    """
+    with Session(db.engine) as session:
+        return find_group_in(session, which)
+
+
+def living_groups() -> list[Group]:
+    """Return all living groups by name, detached."""
+    with Session(db.engine) as session:
+        return list(session.scalars(select(Group).where(Group.deleted_at.is_(None)).order_by(Group.name)))
+
+
+def ids_of_groups_ever_named(name: str) -> list[int]:
+    """Return the groups that have or, deleted, had this name.
+
+    Raises NotFound.
+    """
+    with Session(db.engine) as session:
+        ids = list(session.scalars(select(Group.id).where(_is_named(name, Group))))
+    if not ids:
+        raise NotFound(f"There is no group {name!r}.")
+    return ids
+
+
+def names_of_members(group_ids: Iterable[int]) -> dict[int, list[str]]:
+    """Return the names of the living teams of each of these groups, in order."""
+    is_member = Group.id.in_(list(group_ids)), Team.deleted_at.is_(None)
+    query = select(Group.id, Team.name).join(Team, Team.group_id == Group.id).where(*is_member).order_by(Team.name)
+    members: dict[int, list[str]] = {}
+    with Session(db.engine) as session:
+        for group_id, name in session.execute(query):
+            members.setdefault(group_id, []).append(name)
+    return members
 
 
 def find_several_in(session: Session, team_ids: Iterable[int]) -> list[Team]:

@@ -1,9 +1,13 @@
-"""What teams and tokens may be called: names that look different are different, and none hides or turns other text."""
+"""What teams, groups and tokens may be called: what looks different is different, and none hides or turns text."""
 
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import IntegrityError
 
 from tokenrouter.database.tables import NAME_LENGTH, normalized
-from tokenrouter.errors import InvalidRequest
+from tokenrouter.errors import InvalidRequest, NameTaken
 
 BREAKING = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of characters, separators of lines and paragraphs
 TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # how all that follows is written
@@ -11,8 +15,8 @@ UNSEEN = ("Cf", "Zs")
 ALLOWED = "no control, line-separating or text-turning characters"
 
 
-def check_name(name: str) -> str:
-    """Return a team's name as it is kept: in Unicode's composed form, NFC, without spaces around it.
+def check_name(name: str, kind: str = "team") -> str:
+    """Return the name of a team or group as it is kept: in Unicode's composed form, NFC, without spaces around it.
 
     Marks of direction and joiners, which some scripts need, are let through.
     Raises InvalidRequest unless it has 1 to 200 characters, one of them to be seen, and none that hides or turns text.
@@ -20,9 +24,18 @@ def check_name(name: str) -> str:
     name = normalized(name).strip()
     if not 1 <= len(name) <= NAME_LENGTH or not _is_plain(name):
         raise InvalidRequest(
-            f"A team's name has 1 to {NAME_LENGTH} characters that can be seen, and {ALLOWED}.", param="name"
+            f"A {kind}'s name has 1 to {NAME_LENGTH} characters that can be seen, and {ALLOWED}.", param="name"
         )
     return name
+
+
+@contextmanager
+def unique_name(kind: str, name: str) -> Iterator[None]:
+    """Raise NameTaken where a team or group of this name is there already."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise NameTaken(f"There is a {kind} {name!r} already.", param="name") from error
 
 
 def check_label(label: str | None) -> str | None:

@@ -4,40 +4,26 @@ Every function is one transaction, which records who made the change, and commit
 or by its id, which is an int.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from enum import Enum
 from typing import Any
 
 from flask import current_app
-from sqlalchemy import select
 from sqlalchemy import update as update_rows
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.config import parse_models
-from tokenrouter.database.columns import epoch_now, is_yes
-from tokenrouter.database.tables import PACES, ApiToken, Team
-from tokenrouter.errors import InvalidRequest, NameTaken
+from tokenrouter.database.columns import is_yes
+from tokenrouter.database.tables import ApiToken, Team
+from tokenrouter.errors import InvalidRequest
 from tokenrouter.payload import narrowed
 from tokenrouter.periods import NEVER_RENEWS, Renewal
 from tokenrouter.teams.api_tokens import add_token
-from tokenrouter.teams.lookup import changing, find_in, find_several_in
-from tokenrouter.teams.names import check_name
-from tokenrouter.teams.quotas import check_pace, check_quota
-from tokenrouter.teams.renewals import format_renewal
-
-
-class Keep(Enum):
-    """Stands for a field that stays as it is, where None is a value."""
-
-    KEEP = "keep"
-
-
-KEEP = Keep.KEEP
+from tokenrouter.teams.limits import KEEP, Keep, change_limits, described
+from tokenrouter.teams.lookup import changing, find_in, find_several_in, group_id_in
+from tokenrouter.teams.names import check_name, unique_name
 
 
 def check_models(text: str | None) -> str | None:
@@ -65,57 +51,29 @@ def create(
     *,
     active: bool = True,
     renewal: Renewal = NEVER_RENEWS,
+    group: str | int | None = None,
     by: Actor,
     **pace: int | None,
 ) -> tuple[Team, str]:
-    """Create a team with its first token; return both, the token for the only time. `pace` has those of PACES.
+    """Create a team with its first token; return both, the token for the only time.
 
-    Raises InvalidRequest and NameTaken.
+    `group` is the name or id of one; `pace` has the limits of PACES. Raises InvalidRequest, NotFound and NameTaken.
     """
-    team = Team(
-        name=check_name(name),
-        quota_tokens=check_quota(quota_tokens),
-        models=check_models(models),
-        active=active,
-        created_at=datetime.now(UTC),
-        **{name: check_pace(name, value) for name, value in pace.items()},
-    )
-    with _unique_name(team.name), changing() as session:
+    team = Team(name=check_name(name), models=check_models(models), active=active, created_at=datetime.now(UTC))
+    with unique_name("team", team.name), changing() as session:
+        team.group_id = group_id_in(session, group)
         session.add(team)
         session.flush()
-        _renew_from_now(session, team, renewal)
+        change_limits(session, team, quota_tokens, renewal, **pace)
         token, bearer_token = add_token(session, team, None, None)
         after = _fields(team) | {"token": token.prefix}
         changes.record(session, by, changes.TEAM_CREATE, Changed(team.id, team.name, after=after))
     return team, bearer_token
 
 
-@contextmanager
-def _unique_name(name: str) -> Iterator[None]:
-    try:
-        yield
-    except IntegrityError as error:
-        raise NameTaken(f"There is a team {name!r} already.", param="name") from error
-
-
 def _fields(team: Team) -> dict[str, Any]:
     """Return what people set of a team; None for a state that cannot be read."""
-    return {
-        "name": team.name,
-        "quota_tokens": team.quota_tokens,
-        "active": is_yes(team.active),
-        "models": team.models,
-        "renews": format_renewal(team.renewal),
-        **{name: getattr(team, name) for name in PACES},
-    }
-
-
-def _renew_from_now(session: Session, team: Team, renewal: Renewal) -> None:
-    """Have the quota begin anew at other times; a renewal whose time has come still counts, by the next call."""
-    team.renews, team.renews_on = renewal.every, renewal.day
-    if not team.is_due:
-        zone, now = current_app.config["TIMEZONE"], session.scalars(select(epoch_now())).one()
-        team.renews_at, team.renewal_basis = renewal.next_after(float(now), zone), renewal.basis(zone)
+    return described(team) | {"group": team.group_name, "active": is_yes(team.active), "models": team.models}
 
 
 def update(
@@ -127,27 +85,29 @@ def update(
     quota_tokens: int | Keep | None = KEEP,
     models: str | Keep | None = KEEP,
     renewal: Renewal | Keep = KEEP,
+    group: str | int | Keep | None = KEEP,
     **pace: int | None,
 ) -> Team:
-    """Change what is given and nothing else, the counters least of all; `pace` has those of PACES.
+    """Change what is given and nothing else, the counters least of all.
 
-    Raises InvalidRequest, NotFound and NameTaken.
+    Calls in flight are booked in the group in which they are held. `group` is the name or id of one; `pace` has the
+    limits of PACES. Raises InvalidRequest, NotFound and NameTaken.
     """
-    with _unique_name(rename or str(which)), changing() as session:
+    with unique_name("team", rename or str(which)), changing() as session:
+        group_id = KEEP if group is Keep.KEEP else group_id_in(session, group)  # before the team: in the order of locks
         team = find_in(session, which, locked=True)
         before = _fields(team)
         if rename is not None:
             team.name = check_name(rename)
         if active is not None:
             team.active = active
-        if quota_tokens is not Keep.KEEP:
-            team.quota_tokens = check_quota(quota_tokens)
+        if group_id is not Keep.KEEP:
+            team.group_id = group_id
         if models is not Keep.KEEP and models != team.models:  # what ALLOWED_MODELS lost since may stay
             team.models = check_models(models)
-        if renewal is not Keep.KEEP and renewal != Renewal(team.renews, team.renews_on):
-            _renew_from_now(session, team, renewal)
-        for name, value in pace.items():
-            setattr(team, name, check_pace(name, value))
+        change_limits(session, team, quota_tokens, renewal, **pace)
+        session.flush()
+        session.refresh(team, ["group_name"])
         changed = {name: value for name, value in _fields(team).items() if value != before[name]}
         if changed:
             old = {name: before[name] for name in changed}

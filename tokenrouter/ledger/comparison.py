@@ -1,0 +1,212 @@
+"""The log and the daily totals, read side by side in one order, each once and never as a whole."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from sqlalchemy import String, and_, case, cast, delete, func, insert, literal_column, or_, select
+from sqlalchemy.engine import Connection
+
+from tokenrouter import changes
+from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED
+from tokenrouter.database.tables import (
+    AnyRow,
+    Change,
+    Group,
+    GroupRenewal,
+    GroupUsageDaily,
+    QuotaRenewal,
+    RequestLog,
+    Team,
+    UsageDaily,
+)
+from tokenrouter.errors import ModelNotFound, TeamDisabled
+from tokenrouter.ledger.operations import NO_MODEL
+
+
+class Sums(NamedTuple):
+    """What was used of a model on a day."""
+
+    requests: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+    def plus(self, other: "Sums", sign: int = 1) -> "Sums":
+        """Add, or with a sign of -1 subtract, sum by sum."""
+        return Sums(*(mine + sign * theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+NOTHING = Sums()
+Key = tuple[Any, ...]
+"""Whose it is, by id, a group's with the team's after it; then day and model."""
+
+
+@dataclass
+class Comparison:
+    """The log and the daily totals of teams, or of groups, side by side."""
+
+    rows: int = 0
+    charged: Counter[int] = field(default_factory=Counter)
+    """By id, what the log says."""
+    before_log: Counter[int] = field(default_factory=Counter)
+    """By id, what only the daily totals say, since those calls are no longer in the log."""
+    unproven_days: set[str] = field(default_factory=set)
+    differences: list[tuple[Key, Sums, Sums]] = field(default_factory=list)
+    """Where both speak and do not agree: log, and daily totals."""
+
+
+# of a call from before that was kept, the day in UTC
+DAY = func.coalesce(cast(RequestLog.day, String), func.substr(cast(RequestLog.created_at, String), 1, 10)).label("day")
+
+
+@dataclass(frozen=True)
+class Books:
+    """Where one kind has its counters, its calls, its daily totals and its renewals."""
+
+    kind: type[Team | Group]
+    daily: type[UsageDaily | GroupUsageDaily]
+    renewals: type[QuotaRenewal | GroupRenewal]
+    of_renewals: Any
+    of_changes: Any
+    of_calls: tuple[Any, ...]
+    """The columns of the log that make a key, the first of them telling whose a call is."""
+    of_days: tuple[Any, ...]
+    """Those of the daily totals, likewise."""
+    creation: str
+    """The change by which one was made."""
+    word: str = ""
+    """What stands before a name in what was found."""
+
+
+# grouped by a sum, so that SQLite reads the log from end to end; led by an index it would jump through it
+TEAM = (RequestLog.team_id + literal_column("0")).label("team")
+GROUP = (RequestLog.group_id + literal_column("0")).label("group")
+OF_TEAMS = Books(
+    Team,
+    UsageDaily,
+    QuotaRenewal,
+    QuotaRenewal.team_id,
+    Change.team_id,
+    (TEAM,),
+    (UsageDaily.team_id,),
+    changes.TEAM_CREATE,
+)
+OF_GROUPS = Books(
+    Group,
+    GroupUsageDaily,
+    GroupRenewal,
+    GroupRenewal.group_id,
+    Change.group_id,
+    (GROUP, TEAM),
+    (GroupUsageDaily.group_id, GroupUsageDaily.team_id),
+    changes.GROUP_CREATE,
+    "group ",
+)
+COUNTED_MODEL = case(
+    (
+        or_(
+            and_(RequestLog.status == REJECTED, RequestLog.error_code.in_((ModelNotFound.code, TeamDisabled.code))),
+            and_(
+                RequestLog.status == PROVIDER_ERROR,
+                RequestLog.error_code == ModelNotFound.code,
+                RequestLog.charged_tokens == 0,
+            ),
+        ),
+        literal_column(f"'{NO_MODEL}'"),
+    ),
+    else_=RequestLog.model,
+).label("counted_model")
+"""As the ledger counts: what callers invent is no model of the sums."""
+
+
+def compare(connection: Connection, books: Books) -> Comparison:
+    """Read log and daily totals side by side."""
+    compared = Comparison()
+    first_day = _first_day(connection)
+    is_older = cast(UsageDaily.day, String) < first_day
+    has_older = first_day != "" and connection.execute(select(UsageDaily.team_id).where(is_older).limit(1)).first()
+    for key, log, day in _side_by_side(_logged(connection, books, compared), _daily(connection, books)):
+        owner_id, at = key[0], key[-2]
+        compared.charged[owner_id] += log.total_tokens
+        left = day.plus(log, -1)
+        if at < first_day or (at == first_day and has_older and min(left) >= 0 and left != NOTHING):
+            compared.unproven_days.add(at)  # of the log's first day some may be gone too
+            compared.before_log[owner_id] += left.total_tokens
+        elif log != day:
+            compared.differences.append((key, log, day))
+    return compared
+
+
+def _first_day(connection: Connection) -> str:
+    """Return the day of the oldest call in the log; empty where there is none, which proves every day wrong."""
+    return connection.execute(select(func.min(DAY))).scalar() or ""
+
+
+def _logged(connection: Connection, books: Books, compared: Comparison) -> Iterator[tuple[Key, Sums]]:
+    model = _in_byte_order(connection, COUNTED_MODEL)
+    settled = RequestLog.status != PENDING
+    sums = (
+        func.sum(case((settled, RequestLog.repeats), else_=0)),
+        func.sum(case((RequestLog.status.in_(FAILURES), RequestLog.repeats), else_=0)),
+        func.sum(case((settled, RequestLog.prompt_tokens), else_=0)),
+        func.sum(case((settled, RequestLog.completion_tokens), else_=0)),
+        func.sum(RequestLog.charged_tokens),
+    )
+    key = (*books.of_calls, DAY, model)
+    query = select(*key, func.count(), *sums).where(books.of_calls[0].is_not(None)).group_by(*key).order_by(*key)
+    for row in streamed(connection, query):
+        rows, *values = row[len(key) :]
+        compared.rows += rows
+        if any(values):
+            yield tuple(row[: len(key)]), Sums(*map(int, values))
+
+
+def _daily(connection: Connection, books: Books) -> Iterator[tuple[Key, Sums]]:
+    daily = books.daily
+    columns = [getattr(daily, name) for name in Sums._fields]
+    key = (*books.of_days, cast(daily.day, String), _in_byte_order(connection, daily.model))
+    for row in streamed(connection, select(*key, *columns).order_by(*key)):
+        yield tuple(row[: len(key)]), Sums(*map(int, row[len(key) :]))
+
+
+def _in_byte_order(connection: Connection, column: Any) -> Any:
+    """Sort as SQLite does and Python, whatever language the server sorts by."""
+    return column.collate("C") if connection.dialect.name == "postgresql" else column
+
+
+def streamed(connection: Connection, query: Any) -> Iterable[AnyRow]:
+    """Return the rows of a query as they are read, a thousand at a time."""
+    return connection.execute(query, execution_options={"stream_results": True, "yield_per": 1000})
+
+
+def _side_by_side(
+    logged: Iterator[tuple[Key, Sums]], daily: Iterator[tuple[Key, Sums]]
+) -> Iterator[tuple[Key, Sums, Sums]]:
+    """Yield each key that either has, in order, with what the log says of it and what the daily totals say."""
+    tagged = merge(((key, 0, sums) for key, sums in logged), ((key, 1, sums) for key, sums in daily))
+    for key, entries in groupby(tagged, key=itemgetter(0)):
+        both = [NOTHING, NOTHING]
+        for _, which, sums in entries:
+            both[which] = sums
+        yield key, both[0], both[1]
+
+
+def rewrite_days(connection: Connection, books: Books, compared: Comparison) -> Counter[int]:
+    """Write the sums of the log where the daily totals differ; return how many by id."""
+    rewritten: Counter[int] = Counter()
+    for (*ids, day, model), log, _ in compared.differences:
+        whose = {column.key: id_ for column, id_ in zip(books.of_days, ids, strict=True)}
+        is_meant = *(column == id_ for column, id_ in zip(books.of_days, ids, strict=True)), books.daily.model == model
+        connection.execute(delete(books.daily).where(*is_meant, cast(books.daily.day, String) == day))
+        if log != NOTHING:
+            values = {**whose, "day": date.fromisoformat(day), "model": model, **log._asdict()}
+            connection.execute(insert(books.daily).values(values))
+        rewritten[ids[0]] += 1
+    return rewritten

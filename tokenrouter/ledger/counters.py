@@ -1,0 +1,228 @@
+"""The counters of teams and of groups, as one transaction locks, renews and moves them."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import (
+    BigInteger,
+    Double,
+    and_,
+    bindparam,
+    case,
+    cast,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.orm import InstrumentedAttribute
+
+from tokenrouter.database.columns import epoch_now
+from tokenrouter.database.log_status import PENDING
+from tokenrouter.database.statements import DriverConnection, Statement
+from tokenrouter.database.tables import (
+    LIMITS,
+    Group,
+    GroupRenewal,
+    QuotaRenewal,
+    RequestLog,
+    Team,
+    unreadable_limits,
+)
+from tokenrouter.ledger.pace import MINUTE_NS, Bucket
+from tokenrouter.ledger.rules import Balance
+from tokenrouter.periods import read_renewal
+
+NO_MOVE = {"held_change": 0, "settled_change": 0, "calls_change": 0}
+NOW = epoch_now()
+NOW_NS = cast(NOW * 1e9, BigInteger)
+# spelled out, not bound: only so can the index of pending rows serve it
+IS_PENDING = RequestLog.status == literal_column(f"'{PENDING}'")
+MOST_NS = 10**18  # what a limit that was lowered makes of a large hold must not burst the column
+
+
+class Locked(NamedTuple):
+    """What is read of a locked row: its limits, as LIMITS has them, and its counters."""
+
+    quota_tokens: int | None
+    extra_tokens: int
+    renews: str
+    renews_on: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    calls_at_once: int | None
+    name: str
+    renews_at: int | None
+    renewal_basis: str | None
+    used_tokens: int
+    """As the row has them, whether the time has come to renew or not."""
+    held_tokens: int
+    requests_full_at: int
+    tokens_full_at: int
+    calls_in_flight: int
+    now: float
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether its limits can be decided by: hands may have left anything there."""
+        return not unreadable_limits(*self[: len(LIMITS)])
+
+
+class CounterStatements:
+    """What is run on one of the two tables that have counters."""
+
+    def __init__(
+        self, table: type[Team | Group], renewals: type[QuotaRenewal | GroupRenewal], owner: InstrumentedAttribute[Any]
+    ) -> None:
+        """`owner` is the column of the log that tells whose a call is."""
+        self.columns = (
+            *(getattr(table, name) for name in LIMITS),
+            table.name,
+            table.renews_at,
+            table.renewal_basis,
+            table.settled_tokens - table.reset_mark_tokens,
+            table.held_tokens,
+            table.requests_full_at,
+            table.tokens_full_at,
+            table.calls_in_flight,
+            NOW,
+        )
+        is_meant = table.id == bindparam("owner")
+        self.lock = Statement(select(*self.columns).where(is_meant).with_for_update(key_share=True))
+        moves: dict[str, Any] = {
+            "held_tokens": table.held_tokens + bindparam("held_change"),
+            "settled_tokens": table.settled_tokens + bindparam("settled_change"),
+            "calls_in_flight": table.calls_in_flight + bindparam("calls_change"),
+        }
+        is_running = is_meant, or_(table.renews_at.is_(None), table.renews_at > NOW)
+        filled = {"tokens_full_at": _tokens_full_at(table)}
+        self.move = Statement(update(table).where(*is_running).values(moves | filled))
+        known: dict[str, Any] = {name: bindparam(name) for name in ("requests_full_at", "tokens_full_at")}
+        self.move_with_pace = Statement(update(table).where(*is_running).values(moves | known))
+        count = select(func.count()).select_from(RequestLog)
+        self.count_pending = Statement(count.where(owner == bindparam("owner"), IS_PENDING))
+        recorded: dict[str, Any] = {name: bindparam(name) for name in ("due_at", "used_tokens", "extra_tokens")}
+        whose: dict[str, Any] = {owner.key: bindparam("owner")}
+        self.record_renewal = Statement(insert(renewals).values(**whose, **recorded, renewed_at=bindparam("now")))
+        following: dict[str, Any] = {name: bindparam(name) for name in ("renews_at", "renewal_basis")}
+        self.set_renewal = Statement(update(table).where(is_meant).values(following))
+        anew: dict[str, Any] = {"reset_mark_tokens": table.settled_tokens, "extra_tokens": 0}
+        self.renew = Statement(update(table).where(is_meant).values(following | anew))
+
+
+def _tokens_full_at(table: type[Team | Group]) -> Any:
+    """Return when the bucket is full once a row that was not locked has put back, or taken more.
+
+    It does as `Bucket.correct`.
+    """
+    taken = bindparam("held_change", type_=BigInteger) + bindparam("settled_change", type_=BigInteger)
+    taken_ns = cast(taken, Double) * MINUTE_NS / func.nullif(table.tokens_per_minute, 0)
+    flow_ns = cast(case((taken_ns > MOST_NS, MOST_NS), (taken_ns < -MOST_NS, -MOST_NS), else_=taken_ns), BigInteger)
+    begin = case((and_(taken > 0, table.tokens_full_at < NOW_NS), NOW_NS), else_=table.tokens_full_at)
+    return case(
+        (func.coalesce(table.tokens_per_minute, 0) == 0, table.tokens_full_at),
+        (begin + flow_ns < 0, 0),
+        else_=begin + flow_ns,
+    )
+
+
+OF_TEAMS = CounterStatements(Team, QuotaRenewal, RequestLog.team_id)
+OF_GROUPS = CounterStatements(Group, GroupRenewal, RequestLog.group_id)
+
+
+class Counters:
+    """The rows of one table that a transaction locks and moves."""
+
+    def __init__(self, connection: DriverConnection, zone: ZoneInfo, statements: CounterStatements, whose: str) -> None:
+        """`zone` is where the days of renewals begin; `whose` names a row in refusals, `{}` standing for its name."""
+        self.balances: dict[int, Balance] = {}
+        """Of those that are locked, and whose limits can be read."""
+        self._connection = connection
+        self._zone = zone
+        self._run = statements
+        self._whose = whose
+        self._moves: defaultdict[int, dict[str, int]] = defaultdict(NO_MOVE.copy)
+
+    def lock(self, id_: int) -> None:
+        """Lock a row, and read its limits and counters."""
+        if (read := self._locked(id_)) is not None and read.is_readable:
+            self.take(id_, read)
+
+    def _locked(self, id_: int) -> Locked | None:
+        row = self._run.lock.execute(self._connection, {"owner": id_}).fetchone()
+        return row and Locked(*row)
+
+    def take(self, id_: int, read: Locked) -> None:
+        """Take what was read of a locked row, renewed where its time has come, with what is still to be written."""
+        read = self._renewed(id_, read)
+        balance = self.balances[id_] = Balance(
+            self._whose.format(read.name),
+            read.quota_tokens,
+            read.extra_tokens,
+            read.used_tokens,
+            read.held_tokens,
+            read.renews_at,
+            None if read.requests_per_minute is None else Bucket(read.requests_per_minute, read.requests_full_at),
+            None if read.tokens_per_minute is None else Bucket(read.tokens_per_minute, read.tokens_full_at),
+            read.calls_at_once,
+            read.calls_in_flight,
+            int(read.now * 10**9),
+        )
+        move = self._moves.get(id_, NO_MOVE)
+        balance.move(held=move["held_change"], settled=move["settled_change"], calls=move["calls_change"])
+
+    def _renewed(self, id_: int, read: Locked) -> Locked:
+        """Begin the quota of a locked row anew where its time has come, and return what is then to be read.
+
+        Where somebody changed by hand when that is, or the time zone was changed, the next time is computed anew.
+        """
+        renewal = read_renewal(read.renews, read.renews_on)
+        basis, is_due = renewal.basis(self._zone), read.renews_at is not None and read.renews_at <= read.now
+        if not is_due and read.renewal_basis == basis:
+            return read
+        renews_at = renewal.next_after(read.now, self._zone)
+        following = {"owner": id_, "renews_at": renews_at, "renewal_basis": basis}
+        if not is_due:
+            self._run.set_renewal.execute(self._connection, following)
+            return read._replace(renews_at=renews_at)
+        ended = {"due_at": read.renews_at, "used_tokens": read.used_tokens, "extra_tokens": read.extra_tokens}
+        self._run.record_renewal.execute(self._connection, {"owner": id_, "now": read.now, **ended})
+        self._run.renew.execute(self._connection, following)
+        return read._replace(renews_at=renews_at, used_tokens=0, extra_tokens=0)
+
+    def move(self, id_: int, *, held: int, settled: int = 0, calls: int) -> None:
+        """Move a row's counters by so much."""
+        move = self._moves[id_]
+        move["held_change"] += held
+        move["settled_change"] += settled
+        move["calls_change"] += calls
+        if (balance := self.balances.get(id_)) is not None:
+            balance.move(held=held, settled=settled, calls=calls)
+
+    def recount_calls(self, id_: int) -> None:
+        """Let no call be refused for others that ended without having been counted down."""
+        balance = self.balances[id_]
+        if balance.is_full:
+            (pending,) = self._run.count_pending.execute(self._connection, {"owner": id_}).fetchone()
+            self.move(id_, held=0, calls=pending - balance.calls_in_flight)
+
+    def write(self) -> None:
+        """Write all moves, in an order that all workers keep to."""
+        for id_, changes in sorted(self._moves.items()):
+            while self._move(id_, changes).rowcount == 0 and (read := self._locked(id_)) is not None:
+                # the time to renew has come, also where the clock was set back just now
+                self._renewed(id_, read._replace(now=max(read.now, read.renews_at or 0)))
+
+    def _move(self, id_: int, changes: Mapping[str, int]) -> Any:
+        """Write a row's counters; of one that is locked it is known when its buckets will be full."""
+        values = {"owner": id_, **changes}
+        balance = self.balances.get(id_)
+        if balance is None or not balance.has_pace:
+            return self._run.move.execute(self._connection, values)
+        values["requests_full_at"] = balance.requests.full_at if balance.requests else 0
+        values["tokens_full_at"] = balance.tokens.full_at if balance.tokens else 0
+        return self._run.move_with_pace.execute(self._connection, values)

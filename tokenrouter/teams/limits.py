@@ -1,0 +1,55 @@
+"""The limits of teams and groups, as people set them."""
+
+from enum import Enum
+from typing import Any
+
+from flask import current_app
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from tokenrouter.database.columns import epoch_now
+from tokenrouter.database.tables import PACES, Group, Team
+from tokenrouter.periods import Renewal
+from tokenrouter.teams.quotas import check_pace, check_quota
+from tokenrouter.teams.renewals import format_renewal
+
+
+class Keep(Enum):
+    """Stands for a field that stays as it is, where None is a value."""
+
+    KEEP = "keep"
+
+
+KEEP = Keep.KEEP
+
+
+def described(row: Team | Group) -> dict[str, Any]:
+    """Return name and limits as the record of changes has them."""
+    return {
+        "name": row.name,
+        "quota_tokens": row.quota_tokens,
+        "renews": format_renewal(row.renewal),
+        **{name: getattr(row, name) for name in PACES},
+    }
+
+
+def change_limits(
+    session: Session,
+    row: Team | Group,
+    quota_tokens: int | Keep | None = KEEP,
+    renewal: Renewal | Keep = KEEP,
+    **pace: int | None,
+) -> None:
+    """Set what is given; `pace` has those of PACES.
+
+    A renewal whose time has come still counts, by the next call. Raises InvalidRequest.
+    """
+    if quota_tokens is not Keep.KEEP:
+        row.quota_tokens = check_quota(quota_tokens)
+    for name, value in pace.items():
+        setattr(row, name, check_pace(name, value))
+    if renewal is not Keep.KEEP and renewal != Renewal(row.renews, row.renews_on):
+        row.renews, row.renews_on = renewal.every, renewal.day
+        if not row.is_due:
+            zone, now = current_app.config["TIMEZONE"], session.scalars(select(epoch_now())).one()
+            row.renews_at, row.renewal_basis = renewal.next_after(float(now), zone), renewal.basis(zone)
