@@ -47,6 +47,7 @@ def test_creation_tells_who_when_and_what(app: Flask):
     made = {
         "name": "blue",
         "quota_tokens": 2_500_000,
+        "group": None,
         "active": True,
         "models": "GPT-5-nano",
         "renews": "never",
