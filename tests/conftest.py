@@ -103,6 +103,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 TEAM_FIELDS = [
     "id",
     "name",
+    "group",
     "quota_tokens",
     "used_tokens",
     "held_tokens",

@@ -20,6 +20,7 @@ TOKEN_FIELDS = ["id", "label", "prefix", "created_at", "last_used_at", "expires_
 LOG_FIELDS = [
     "request_id",
     "team",
+    "group",
     "token",
     "model",
     "endpoint",
@@ -173,9 +174,9 @@ def test_taken_name_is_refused(runner: FlaskCliRunner, team: Member):
 def test_list_shows_a_table(runner: FlaskCliRunner, team: Member):
     run(runner, "teams", "create", "free")
     head, _, free, limited = run(runner, "teams", "list").splitlines()
-    assert head.split() == ["id", "name", "quota", "used", "held", "remaining", "active"]
-    assert limited.split() == [str(team.team.id), "team", "100,000", "0", "0", "100,000", "yes"]
-    assert free.split()[1:] == ["free", "unlimited", "0", "0", "unlimited", "yes"]
+    assert head.split() == ["id", "name", "group", "quota", "used", "held", "remaining", "active"]
+    assert limited.split() == [str(team.team.id), "team", "-", "100,000", "0", "0", "100,000", "yes"]
+    assert free.split()[1:] == ["free", "-", "unlimited", "0", "0", "unlimited", "yes"]
     for command in (["teams", "show"], ["usage", "show"]):
         told = dict(line.split(None, 1) for line in run(runner, *command, "free").splitlines())
         assert told["quota_tokens"] == told["remaining_tokens"] == "unlimited"

@@ -30,6 +30,7 @@ def test_usage_is_told_to_the_team(client: FlaskClient, team: Member):
     days = told.pop("by_day")
     assert told == {
         "team": "team",
+        "group": None,
         "quota_tokens": 100_000,
         "used_tokens": used,
         "held_tokens": 0,

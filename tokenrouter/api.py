@@ -4,15 +4,16 @@ import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from flask import Blueprint, Response, current_app, g, request
 
 from tokenrouter import changes, ledger, payload, reports, request_body, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database.log_status import STATUSES
-from tokenrouter.database.tables import PACES, clamp_id, db
+from tokenrouter.database.tables import PACES, Group, Team, clamp_id, db
 from tokenrouter.errors import InvalidRequest, NotFound
-from tokenrouter.periods import NEVER_RENEWS, Renewal
+from tokenrouter.periods import NEVER_RENEWS, UTC_ZONE, Renewal, midnight
 from tokenrouter.teams import management_tokens
 
 MOST_ROWS, ROWS = 1000, 100
@@ -69,7 +70,7 @@ def update_team(team_id: str) -> Document:
     team, fields = teams.get(_id(team_id)), _body(TEAM_FIELDS)
     _take_renewal(fields, team.renewal)
     if "name" in fields:
-        fields["rename"] = teams.check_name(fields.pop("name"))
+        fields["rename"] = fields.pop("name")
     return reports.team_view(teams.update(team.id, **fields, by=g.actor))
 
 
@@ -92,11 +93,79 @@ def reset_team(team_id: str) -> Document:
 @blueprint.post("/teams/<team_id>/extra")
 def give_extra(team_id: str) -> Document:
     """Add to what a team may use until its quota renews."""
-    team, fields = teams.get(_id(team_id)), _body({"tokens": _extra})
+    team = teams.get(_id(team_id))
+    _give_extra(team)
+    return reports.team_view(teams.get(team.id))
+
+
+@blueprint.get("/groups")
+def list_groups() -> Document:
+    """List the groups by id."""
+    query = _query("limit", "after", "name")
+    rows, more = reports.groups_after(_after(query) or 0, _limit(query), query.get("name"))
+    return _page(reports.group_views(rows), rows[-1].id if more else None)
+
+
+@blueprint.post("/groups")
+def create_group() -> tuple[Document, int]:
+    """Create a group, without teams."""
+    fields = _body(GROUP_FIELDS)
+    if "name" not in fields:
+        raise InvalidRequest("A group needs a name.", param="name")
+    _take_renewal(fields, NEVER_RENEWS)
+    return _group(teams.create_group(**fields, by=g.actor).id), 201
+
+
+@blueprint.get("/groups/<group_id>")
+def show_group(group_id: str) -> Document:
+    """Tell of a group."""
+    return _group(_id(group_id))
+
+
+@blueprint.patch("/groups/<group_id>")
+def update_group(group_id: str) -> Document:
+    """Change of a group what the body names."""
+    group, fields = teams.find_group(_id(group_id)), _body(GROUP_FIELDS)
+    _take_renewal(fields, group.renewal)
+    if "name" in fields:
+        fields["rename"] = fields.pop("name")
+    return _group(teams.update_group(group.id, **fields, by=g.actor).id)
+
+
+@blueprint.delete("/groups/<group_id>")
+def delete_group(group_id: str) -> Response:
+    """Delete a group, and leave its teams."""
+    teams.delete_group(_id(group_id), by=g.actor)
+    return Response(status=204)
+
+
+@blueprint.post("/groups/<group_id>/reset")
+def reset_group(group_id: str) -> Document:
+    """Count a group's use from zero again."""
+    _body({})
+    group = teams.find_group(_id(group_id))
+    ledger.reset(db.engine, (), [group.id], by=g.actor)
+    return _group(group.id)
+
+
+@blueprint.post("/groups/<group_id>/extra")
+def give_group_extra(group_id: str) -> Document:
+    """Add to what a group may use until its quota renews."""
+    group = teams.find_group(_id(group_id))
+    _give_extra(group)
+    return _group(group.id)
+
+
+def _group(group_id: int) -> Document:
+    (view,) = reports.group_views([teams.find_group(group_id)])
+    return view
+
+
+def _give_extra(to: Team | Group) -> None:
+    fields = _body({"tokens": _extra})
     if "tokens" not in fields:
         raise InvalidRequest("tokens is missing.", param="tokens")
-    ledger.add_extra(db.engine, team, fields["tokens"], current_app.config["TIMEZONE"], by=g.actor)
-    return reports.team_view(teams.get(team.id))
+    ledger.add_extra(db.engine, to, fields["tokens"], current_app.config["TIMEZONE"], by=g.actor)
 
 
 @blueprint.get("/teams/<team_id>/tokens")
@@ -137,10 +206,11 @@ def list_logs() -> Document:
 
 @blueprint.get("/usage")
 def list_usage() -> Document:
-    """List what was used, by day, team or model."""
-    query = _query("team", "since", "until", "group_by")
-    group_by: reports.Grouping = _choice(query, "group_by", ("day", "team", "model")) or "day"
-    return _page(reports.usage(group_by, _team(query), _day(query, "since"), _day(query, "until")), None)
+    """List what was used, by day, team, group or model."""
+    query = _query("team", "group", "since", "until", "group_by")
+    group_by: reports.Grouping = _choice(query, "group_by", reports.GROUPINGS) or "day"
+    days = _day(query, "since"), _day(query, "until")
+    return _page(reports.usage(group_by, _team(query), _group_id(query), *days), None)
 
 
 def _page(data: list[Document], next_id: int | None) -> Document:
@@ -193,6 +263,14 @@ def _team(query: dict[str, str]) -> int | None:
     return teams.find(query["team"]).id if number is None else number
 
 
+def _group_id(query: dict[str, str]) -> int | None:
+    """Return the id of the group that is given likewise."""
+    if "group" not in query:
+        return None
+    number = _number(query["group"])
+    return teams.find_group(query["group"]).id if number is None else number
+
+
 def _choice(query: dict[str, str], name: str, choices: tuple[str, ...]) -> Any:
     value = query.get(name)
     if value is not None and value not in choices:
@@ -201,26 +279,30 @@ def _choice(query: dict[str, str], name: str, choices: tuple[str, ...]) -> Any:
 
 
 def _moment(query: dict[str, str], name: str) -> datetime | None:
-    return _parse_moment(query[name], name) if name in query else None
+    return _parse_moment(query[name], name, current_app.config["TIMEZONE"]) if name in query else None
 
 
 def _day(query: dict[str, str], name: str) -> date | None:
     moment = _moment(query, name)
     if moment is None:
         return None
-    if moment != datetime(moment.year, moment.month, moment.day, tzinfo=UTC):
-        raise InvalidRequest(f"{name} is a day in UTC, such as 2026-11-24: use is kept by day.", param=name)
-    return moment.date()
+    zone = current_app.config["TIMEZONE"]
+    day = moment.astimezone(zone).date()
+    if moment.timestamp() != midnight(day, zone):
+        raise InvalidRequest(f"{name} is a day, such as 2026-11-24: use is kept by day in {zone.key}.", param=name)
+    return day
 
 
-def _parse_moment(text: str, name: str) -> datetime:
-    """Read a day, which is its beginning in UTC, or a moment with its zone. Source: RFC 3339, 5.6."""
+def _parse_moment(text: str, name: str, zone: ZoneInfo) -> datetime:
+    """Read a day, which is its beginning in a time zone, or a moment with its own. Source: RFC 3339, 5.6."""
     wrong = InvalidRequest(f"{name} is a day or a time with its zone: 2026-11-24, 2026-11-24T08:00:00Z.", param=name)
     if not MOMENT.fullmatch(text):
         raise wrong
     try:
         moment = datetime.fromisoformat(text.upper())
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        if moment.tzinfo is None:
+            return datetime.fromtimestamp(midnight(moment.date(), zone), UTC)
+        return moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise wrong from None
 
@@ -236,10 +318,10 @@ def _optional_text(value: Any, name: str) -> str | None:
 
 
 def _expiry(value: Any, name: str) -> datetime | None:
-    """Read when a token ends; one that is given a day is valid through it."""
+    """Read when a token ends; one that is given a day is valid through it, in UTC."""
     if value is None:
         return None
-    moment = _parse_moment(_text(value, name), name)
+    moment = _parse_moment(_text(value, name), name, UTC_ZONE)
     return teams.end_of_day(moment.date()) if len(value) == len("2026-12-31") else moment
 
 
@@ -291,15 +373,14 @@ def _models(value: Any, name: str) -> str | None:
 
 
 Fields = dict[str, Callable[[Any, str], Any]]
-TEAM_FIELDS: Fields = {
+GROUP_FIELDS: Fields = {
     "name": _text,
     "quota_tokens": _quota,
     "renews": _text,
     "renews_on": _day_of_month,
     **dict.fromkeys(PACES, _pace),
-    "models": _models,
-    "active": _boolean,
 }
+TEAM_FIELDS: Fields = {**GROUP_FIELDS, "group": _optional_text, "models": _models, "active": _boolean}
 TOKEN_FIELDS: Fields = {"label": _optional_text, "expires_at": _expiry}
 
 

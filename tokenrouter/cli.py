@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import Any
 
 import click
@@ -18,10 +19,10 @@ from tabulate import tabulate
 
 from tokenrouter import changes, config, first_start, ledger, reports, teams
 from tokenrouter.changes import Actor
-from tokenrouter.database import schema
-from tokenrouter.database.tables import PACES, Team, db
+from tokenrouter.database import schema, tables
+from tokenrouter.database.tables import Team, db
 from tokenrouter.errors import APIError, InvalidRequest
-from tokenrouter.periods import NEVER_RENEWS, Renewal
+from tokenrouter.periods import NEVER_RENEWS
 from tokenrouter.teams import KEEP, UNLIMITED, management_tokens
 
 PACE_WORDS = {
@@ -29,9 +30,8 @@ PACE_WORDS = {
     "tokens_per_minute": "Tokens that may be used in a minute, or none.",
     "calls_at_once": "Calls in flight at the same time, or none.",
 }
-PERIODS = "never, daily, weekly (Monday), monthly, or monthly:15 for another day than the first"
 DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
-LIMITS = ("quota_tokens", "remaining_tokens")
+UNLIMITED_WHERE_NONE = ("quota_tokens", "remaining_tokens")
 
 
 class Group(AppGroup):
@@ -65,56 +65,20 @@ class Group(AppGroup):
             raise click.ClickException("An argument is not UTF-8.") from error
 
 
-class Quota(click.ParamType[int | None]):
-    """A number of tokens as people write it."""
+class Parsed(click.ParamType[Any]):
+    """What people write, as the domain reads it."""
 
-    name = "tokens"
+    def __init__(self, name: str, parse: Callable[[str], Any], refused: type[APIError] = InvalidRequest) -> None:
+        """`refused` is what `parse` raises where the usage is wrong."""
+        self.name = name
+        self._parse = parse
+        self._refused = refused
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """Return the number; None is unlimited."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return what the domain made of it."""
         try:
-            return teams.parse_quota(value) if isinstance(value, str) else value
-        except teams.NotANumber as error:
-            self.fail(str(error), param, ctx)
-
-
-class Extra(click.ParamType[int]):
-    """Tokens to add, or with a minus to take back."""
-
-    name = "tokens"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number."""
-        try:
-            return teams.parse_extra(value) if isinstance(value, str) else value
-        except InvalidRequest as error:
-            self.fail(str(error), param, ctx)
-
-
-class Period(click.ParamType[Renewal]):
-    """When a quota begins anew, as people write it."""
-
-    name = "period"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Renewal:
-        """Return the renewal."""
-        try:
-            return teams.parse_renewal(value) if isinstance(value, str) else value
-        except InvalidRequest as error:
-            self.fail(str(error), param, ctx)
-
-
-class Pace(click.ParamType[int | None]):
-    """A limit a minute, or of calls at once."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """Return the number; None is none."""
-        name = param.name if param is not None and param.name else ""
-        try:
-            return teams.parse_pace(name, value) if isinstance(value, str) else value
-        except InvalidRequest as error:
+            return self._parse(value) if isinstance(value, str) else value
+        except self._refused as error:
             self.fail(str(error), param, ctx)
 
 
@@ -134,6 +98,7 @@ class Expiry(click.ParamType[datetime]):
 
 
 team_commands = Group("teams", help="Create, change and delete teams.")
+group_commands = Group("groups", help="Create, change and delete groups, whose teams share limits.")
 token_commands = Group("tokens", help="Give teams tokens, and revoke them.")
 usage_commands = Group("usage", help="Show, reset and verify what was used.")
 log_commands = Group("logs", help="Read the log of calls.")
@@ -145,36 +110,61 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 without_confirmation = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
-def with_pace(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the limits of a pace; those that are not given are not passed on."""
+EXTRA = Parsed("tokens", teams.parse_extra)
+LIMITS: dict[str, tuple[Parsed, str]] = {
+    "quota": (
+        Parsed("tokens", teams.parse_quota, teams.NotANumber),
+        "Tokens in all, such as 250000, 250k or 2.5M, or unlimited.",
+    ),
+    "renews": (
+        Parsed("period", teams.parse_renewal),
+        "When the quota begins anew: never, daily, weekly (Monday), monthly, or monthly:15 for another day than the "
+        "first.",
+    ),
+    **{name: (Parsed("number", partial(teams.parse_pace, name)), words) for name, words in PACE_WORDS.items()},
+}
+ARGUMENTS = {"quota": "quota_tokens", "renews": "renewal"}
+LIMIT_OPTIONS = ", ".join(f"--{name.replace('_', '-')}" for name in LIMITS)
+
+
+def with_limits(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of the limits; those that are given are its argument `limits`, as the domain's."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **values: Any) -> None:
-        command(*arguments, **{name: each for name, each in values.items() if name not in PACES or each is not KEEP})
+        given = {name: value for name in LIMITS if (value := values.pop(name)) is not KEEP}
+        limits = {ARGUMENTS.get(name, name): value for name, value in given.items()}
+        command(*arguments, limits=limits, **values)
 
-    for name, words in reversed(PACE_WORDS.items()):
-        run = click.option(f"--{name.replace('_', '-')}", type=Pace(), default=KEEP, help=words)(run)
+    for name, (kind, words) in reversed(LIMITS.items()):
+        run = click.option(f"--{name.replace('_', '-')}", type=kind, default=KEEP, help=words)(run)
     return run
 
 
 def init_app(app: Flask) -> None:
     """Register the commands."""
-    for command in (team_commands, token_commands, usage_commands, log_commands, management_token_commands, setup):
+    for command in (
+        team_commands,
+        group_commands,
+        token_commands,
+        usage_commands,
+        log_commands,
+        management_token_commands,
+        setup,
+    ):
         app.cli.add_command(command)
 
 
 @team_commands.command("create", makes_database=True)
 @click.argument("name")
-@click.option("--quota", type=Quota(), help="Tokens in all, such as 250000, 250k or 2.5M. Unlimited if not given.")
-@click.option("--renews", type=Period(), default=NEVER_RENEWS, help=f"When the quota begins anew: {PERIODS}.")
-@with_pace
+@with_limits
+@click.option("--group", metavar="G", help="The group whose limits it shares.")
 @click.option("--models", help="Names separated by commas, which narrow ALLOWED_MODELS.")
-def create_team(name: str, quota: int | None, renews: Renewal, models: str | None, **pace: Any) -> None:
+def create_team(name: str, limits: dict[str, Any], group: str | None, models: str | None) -> None:
     """Create the team NAME and print its API token, for the only time."""
-    team, bearer_token = teams.create(name, quota, models, renewal=renews, by=_me(), **pace)
-    again = "" if renews == NEVER_RENEWS else f", renewed {teams.format_renewal(renews)}"
-    described = f"quota {_quota(team.quota_tokens)}{again}"
-    click.echo(f"Created the team {team.name!r}, {described}. Its API token, shown only now:")
+    group = None if group == teams.NO_GROUP else group
+    team, bearer_token = teams.create(name, models=models, group=group, **limits, by=_me())
+    click.echo(f"Created the team {team.name!r}{_limited(team)}. Its API token, shown only now:")
     click.echo(bearer_token)
 
 
@@ -196,29 +186,29 @@ def show_team(name: str, as_json: bool) -> None:
 
 @team_commands.command("update")
 @click.argument("name")
-@click.option("--quota", type=Quota(), default=KEEP, help="Tokens in all, or `unlimited`.")
-@click.option("--renews", type=Period(), default=KEEP, help=f"When the quota begins anew: {PERIODS}.")
-@with_pace
+@with_limits
 @click.option("--rename", metavar="NEW", help="Its new name.")
 @click.option("--enable/--disable", "active", default=None, help="Let its calls through, or refuse them.")
+@click.option("--group", metavar="G", help="The group whose limits it shares, or none.")
 @click.option("--models", help="Names separated by commas, which narrow ALLOWED_MODELS; `default` ends that.")
 def update_team(
-    name: str, quota: Any, renews: Any, rename: str | None, active: bool | None, models: str | None, **pace: Any
+    name: str, limits: dict[str, Any], rename: str | None, active: bool | None, group: str | None, models: str | None
 ) -> None:
     """Change the team NAME; what is not given stays as it is."""
-    if quota is KEEP and renews is KEEP and rename is None and active is None and models is None and not pace:
-        raise click.UsageError(
-            "Give at least one of --quota, --renews, --requests-per-minute, --tokens-per-minute, --calls-at-once, "
-            "--rename, --enable, --disable and --models."
-        )
-    own_models = KEEP if models is None else None if models == "default" else models
-    changed = {"rename": rename, "active": active, "quota_tokens": quota, "models": own_models, "renewal": renews}
-    _show_one(reports.team_view(teams.update(name, **changed, **pace, by=_me())), as_json=False)
+    if not limits and all(value is None for value in (rename, active, group, models)):
+        others = "--rename, --enable, --disable, --group and --models"
+        raise click.UsageError(f"Give at least one of {LIMIT_OPTIONS}, {others}.")
+    changed: dict[str, Any] = {**limits, "rename": rename, "active": active}
+    if group is not None:
+        changed["group"] = None if group == teams.NO_GROUP else group
+    if models is not None:
+        changed["models"] = None if models == "default" else models
+    _show_one(reports.team_view(teams.update(name, **changed, by=_me())), as_json=False)
 
 
 @team_commands.command("extra")
 @click.argument("name")
-@click.option("--tokens", type=Extra(), required=True, help="How many, such as 100k; -100k takes some back.")
+@click.option("--tokens", type=EXTRA, required=True, help="How many, such as 100k; -100k takes some back.")
 def give_extra(name: str, tokens: int) -> None:
     """Add to what the team NAME may use until its quota renews; an unlimited quota stays unlimited."""
     team = teams.find(name)
@@ -235,6 +225,76 @@ def delete_team(name: str, yes: bool) -> None:
     _confirm(f"Delete the team {name!r} and revoke its tokens?", yes)
     teams.delete(name, by=_me())
     click.echo(f"Deleted the team {name!r}.")
+
+
+@group_commands.command("create", makes_database=True)
+@click.argument("name")
+@with_limits
+def create_group(name: str, limits: dict[str, Any]) -> None:
+    """Create the group NAME, without teams; `flask teams update TEAM --group NAME` puts one into it."""
+    group = teams.create_group(name, **limits, by=_me())
+    click.echo(f"Created the group {group.name!r}{_limited(group)}.")
+
+
+@group_commands.command("list")
+@as_json
+def list_groups(as_json: bool) -> None:
+    """List all groups with their quota and use."""
+    views = reports.group_views(teams.living_groups())
+    _show_list(views, _group_row, as_json, empty="There are no groups yet. Create one: flask groups create NAME")
+
+
+@group_commands.command("show")
+@click.argument("name")
+@as_json
+def show_group(name: str, as_json: bool) -> None:
+    """Show the group NAME and its teams."""
+    _show_one(_group_view(name), as_json)
+
+
+@group_commands.command("update")
+@click.argument("name")
+@with_limits
+@click.option("--rename", metavar="NEW", help="Its new name.")
+def update_group(name: str, limits: dict[str, Any], rename: str | None) -> None:
+    """Change the group NAME; what is not given stays as it is."""
+    if rename is None and not limits:
+        raise click.UsageError(f"Give at least one of {LIMIT_OPTIONS} and --rename.")
+    group = teams.update_group(name, rename=rename, **limits, by=_me())
+    _show_one(_group_view(group.id), as_json=False)
+
+
+@group_commands.command("extra")
+@click.argument("name")
+@click.option("--tokens", type=EXTRA, required=True, help="How many, such as 100k; -100k takes some back.")
+def give_group_extra(name: str, tokens: int) -> None:
+    """Add to what the teams of the group NAME may use together until its quota renews."""
+    group = teams.find_group(name)
+    ledger.add_extra(db.engine, group, tokens, current_app.config["TIMEZONE"], by=_me())
+    _show_one(_group_view(group.id), as_json=False)
+
+
+@group_commands.command("reset")
+@click.argument("name")
+@without_confirmation
+def reset_group(name: str, yes: bool) -> None:
+    """Count the use of the group NAME from zero again; what its teams used of their own quotas stays."""
+    group = teams.find_group(name)
+    whom = f"the group {name!r}, {group.used_tokens:,} tokens"
+    _confirm(f"Reset the use of {whom}?", yes)
+    ledger.reset(db.engine, (), [group.id], by=_me())
+    click.echo(f"Reset the use of {whom}.")
+
+
+@group_commands.command("delete")
+@click.argument("name")
+@without_confirmation
+def delete_group(name: str, yes: bool) -> None:
+    """Delete the group NAME; its teams stay, without a group."""
+    members = len(_group_view(name)["teams"])
+    _confirm(f"Delete the group {name!r} and leave its {members} teams without a group?", yes)
+    teams.delete_group(name, by=_me())
+    click.echo(f"Deleted the group {name!r}.")
 
 
 @token_commands.command("create")
@@ -284,16 +344,18 @@ def show_usage(team: str | None, as_json: bool) -> None:
 
 @usage_commands.command("reset")
 @click.argument("team", required=False)
-@click.option("--all", "all_teams", is_flag=True, help="Reset every team.")
+@click.option("--all", "all_teams", is_flag=True, help="Reset every team and every group.")
 @without_confirmation
 def reset_usage(team: str | None, all_teams: bool, yes: bool) -> None:
-    """Count the use of TEAM, or of --all, from zero again; the log keeps everything."""
+    """Count the use of TEAM, or of --all teams and groups, from zero again; the log keeps everything."""
     if (team is None) != all_teams:
         raise click.UsageError("Give either a TEAM or --all.")
     chosen: list[Team] = teams.living() if team is None else [teams.find(team)]
+    groups = teams.living_groups() if team is None else []
     whom = f"all {len(chosen)} teams" if team is None else f"the team {team!r}, {chosen[0].used_tokens:,} tokens"
+    whom += f" and {len(groups)} groups" if groups else ""
     _confirm(f"Reset the use of {whom}?", yes)
-    ledger.reset(db.engine, [each.id for each in chosen], by=_me())
+    ledger.reset(db.engine, [each.id for each in chosen], [each.id for each in groups], by=_me())
     click.echo(f"Reset the use of {whom}.")
 
 
@@ -321,7 +383,7 @@ def repair_usage(yes: bool) -> None:
     changed = ledger.repair(db.engine, by=_me())
     for line in changed:
         click.echo(line)
-    click.echo(f"Repaired {len(changed)} teams." if changed else "There was nothing to repair.")
+    click.echo(f"Repaired {len(changed)} teams and groups." if changed else "There was nothing to repair.")
 
 
 @log_commands.command("list")
@@ -387,7 +449,10 @@ def _show_one(view: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(view, ensure_ascii=False))
         return
-    rows = [(name, UNLIMITED if value is None and name in LIMITS else _cell(value)) for name, value in view.items()]
+    rows = [
+        (name, UNLIMITED if value is None and name in UNLIMITED_WHERE_NONE else _cell(value))
+        for name, value in view.items()
+    ]
     click.echo(tabulate(rows, tablefmt="plain", disable_numparse=True))
 
 
@@ -411,19 +476,39 @@ def _cell(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
-def _quota(quota_tokens: int | None) -> str:
-    return UNLIMITED if quota_tokens is None else f"{quota_tokens:,} tokens"
+def _limited(row: Team | tables.Group) -> str:
+    """Say what a new team or group may use."""
+    quota = UNLIMITED if row.quota_tokens is None else f"{row.quota_tokens:,} tokens"
+    again = "" if row.renewal == NEVER_RENEWS else f", renewed {teams.format_renewal(row.renewal)}"
+    return f", quota {quota}{again}"
+
+
+def _group_view(which: str | int) -> dict[str, Any]:
+    (view,) = reports.group_views([teams.find_group(which)])
+    return view
 
 
 def _team_row(view: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": str(view["id"]),
         "name": view["name"],
+        "group": view["group"],
+        **_quota_cells(view),
+        "active": view["active"],
+    }
+
+
+def _group_row(view: dict[str, Any]) -> dict[str, Any]:
+    cells = {"id": str(view["id"]), "name": view["name"], "teams": len(view["teams"])}
+    return cells | _quota_cells(view)
+
+
+def _quota_cells(view: dict[str, Any]) -> dict[str, Any]:
+    return {
         "quota": UNLIMITED if view["quota_tokens"] is None else view["quota_tokens"],
         "used": view["used_tokens"],
         "held": view["held_tokens"],
         "remaining": UNLIMITED if view["remaining_tokens"] is None else view["remaining_tokens"],
-        "active": view["active"],
     }
 
 

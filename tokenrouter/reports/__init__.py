@@ -10,7 +10,7 @@ from tokenrouter.reports.calls import (
     iterate_calls,
     model_names,
 )
-from tokenrouter.reports.management import Grouping, teams_after, usage
+from tokenrouter.reports.management import GROUPINGS, Grouping, groups_after, teams_after, usage
 from tokenrouter.reports.overview import DailyTokens, Overview, Period, Series, last_failures, overview, tokens_per_day
 from tokenrouter.reports.own import own_details
 from tokenrouter.reports.teams import (
@@ -26,6 +26,7 @@ from tokenrouter.reports.teams import (
     teams_page,
 )
 from tokenrouter.reports.views import (
+    group_views,
     log_view,
     management_token_view,
     newest_calls,
@@ -36,6 +37,7 @@ from tokenrouter.reports.views import (
 )
 
 __all__ = [
+    "GROUPINGS",
     "SORTS",
     "CallDetail",
     "CallFilter",
@@ -53,6 +55,8 @@ __all__ = [
     "call",
     "calls_page",
     "endpoint_names",
+    "group_views",
+    "groups_after",
     "iterate_calls",
     "last_failures",
     "log_view",

@@ -27,9 +27,10 @@ RECENT_ROWS = 20_000
 RECENT_DAYS = 30
 MOST_OPTIONS = 200
 
-COMPARED = ("request_id", "team_id", "token_id", "token_prefix", "status", "model", "endpoint")
+COLUMNS = RequestLog.__table__, RequestLog.group_name.label("group_name")
+COMPARED = ("request_id", "team_id", "group_id", "token_id", "token_prefix", "status", "model", "endpoint")
 
-CallRow = AnyRow  # with the columns of the log as attributes
+CallRow = AnyRow  # with the columns of the log, and the group's name, as attributes
 Step = Callable[[Connection, int, int], tuple[list[CallRow], int | None]]
 
 
@@ -38,6 +39,7 @@ class CallFilter:
     """Which calls to show; None leaves it open. `until` itself is not within."""
 
     team_id: int | None = None
+    group_id: int | None = None
     token_id: int | None = None
     token_prefix: str | None = None
     model: str | None = None
@@ -112,7 +114,12 @@ def call(call_id: int) -> CallDetail | None:
     Of one that is pending, `prompt_tokens` is the estimate and `completion_tokens` what has come so far.
     """
     query = (
-        select(RequestLog.__table__, ApiToken.label.label("token_label"), Team.deleted_at)
+        select(
+            RequestLog.__table__,
+            RequestLog.group_name.label("group_name"),
+            ApiToken.label.label("token_label"),
+            Team.deleted_at,
+        )
         .join(Team, Team.id == RequestLog.team_id)
         .outerjoin(ApiToken, ApiToken.id == RequestLog.token_id)
         .where(RequestLog.id == clamp_id(call_id))
@@ -164,7 +171,7 @@ class _Search:
             until = min(max(filter.until, EARLIEST), LATEST)
             others.append(RequestLog.created_at < until)
             self.end = _first_id_since(connection, until + DISORDER, self.end)
-        self.rows = select(RequestLog.__table__).where(*self.indexed, *others)
+        self.rows = select(*COLUMNS).where(*self.indexed, *others)
 
     def page_down(self, connection: Connection, before_id: int | None, limit: int, search_s: float) -> CallsPage:
         """Return the page below an id, or the newest."""
@@ -235,7 +242,7 @@ def _conditions(
         name: getattr(RequestLog, name) == (clamp_id(value) if isinstance(value, int) else clamp_text(value))
         for name, value in given.items()
     }
-    by_index = ["request_id", "team_id"]
+    by_index = ["request_id", "team_id", "group_id"]
     if filter.status == PENDING:
         by_index.insert(1, "status")
         conditions["status"] = RequestLog.id.in_(PENDING_IDS)  # else SQLite would go through the log from its end

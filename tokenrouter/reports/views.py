@@ -1,6 +1,6 @@
 """What a team, a token or a call looks like from outside: the documents of the commands and the API."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,7 +9,17 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from tokenrouter.database.columns import UnreadableNumber
-from tokenrouter.database.tables import PACES, AnyRow, ApiToken, ManagementToken, RequestLog, Team, UsageDaily, db
+from tokenrouter.database.tables import (
+    PACES,
+    AnyRow,
+    ApiToken,
+    Group,
+    ManagementToken,
+    RequestLog,
+    Team,
+    UsageDaily,
+    db,
+)
 from tokenrouter.periods import moment
 
 DAYS_SHOWN = 30
@@ -27,25 +37,46 @@ def team_view(team: Team) -> dict[str, Any]:
     return {
         "id": team.id,
         "name": team.name,
-        "quota_tokens": shown_number(team.quota_tokens),
-        "used_tokens": team.used_tokens,
-        "held_tokens": team.held_tokens,
-        "remaining_tokens": team.remaining_tokens,
-        **period_view(team),
-        **{name: shown_number(getattr(team, name)) for name in PACES},
+        "group": team.group_name,
+        **limits_view(team),
         "active": bool(team.active),
         "models": None if team.model_patterns is None else list(team.model_patterns),
     }
 
 
-def period_view(team: Team) -> dict[str, Any]:
-    """Describe when a team's quota begins anew, and what was added until then."""
-    renewal = team.renewal
+def group_views(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Describe groups likewise, with the names of their teams."""
+    members = _names_of_members(group.id for group in groups)
+    return [
+        {"id": group.id, "name": group.name, **limits_view(group), "teams": members.get(group.id, [])}
+        for group in groups
+    ]
+
+
+def _names_of_members(group_ids: Iterable[int]) -> dict[int, list[str]]:
+    """Return the names of the living teams of each of these groups, in order."""
+    is_member = Group.id.in_(list(group_ids)), Team.deleted_at.is_(None)
+    query = select(Group.id, Team.name).join(Team, Team.group_id == Group.id).where(*is_member).order_by(Team.name)
+    members: dict[int, list[str]] = {}
+    with Session(db.engine) as session:
+        for group_id, name in session.execute(query):
+            members.setdefault(group_id, []).append(name)
+    return members
+
+
+def limits_view(row: Team | Group) -> dict[str, Any]:
+    """Describe the limits of a team or group, and what is used of them."""
+    renewal = row.renewal
     return {
+        "quota_tokens": shown_number(row.quota_tokens),
+        "used_tokens": row.used_tokens,
+        "held_tokens": row.held_tokens,
+        "remaining_tokens": row.remaining_tokens,
         "renews": renewal.every,
         "renews_on": renewal.day,
-        "renews_at": timestamp(moment(team.next_renewal(current_app.config["TIMEZONE"]))),
-        "extra_tokens": shown_number(team.current_extra_tokens),
+        "renews_at": timestamp(moment(row.next_renewal(current_app.config["TIMEZONE"]))),
+        "extra_tokens": shown_number(row.current_extra_tokens),
+        **{name: shown_number(getattr(row, name)) for name in PACES},
     }
 
 
@@ -82,6 +113,7 @@ def log_view(row: RequestLog | AnyRow) -> dict[str, Any]:
     return {
         "request_id": row.request_id,
         "team": row.team_name,
+        "group": row.group_name,
         "token": row.token_prefix,
         "model": row.model,
         "endpoint": row.endpoint,
@@ -105,11 +137,12 @@ def own_usage(team_id: int, models: Sequence[str]) -> dict[str, Any]:
     with Session(db.engine) as session:
         team = session.get_one(Team, team_id)
         days = _last_days(session, team_id)
-    counters = ("quota_tokens", "used_tokens", "held_tokens", "remaining_tokens")
+        limits = limits_view(team)
+    told = ("quota_tokens", "used_tokens", "held_tokens", "remaining_tokens", "renews_at")
     return {
         "team": team.name,
-        **{name: getattr(team, name) for name in counters},
-        "renews_at": period_view(team)["renews_at"],
+        "group": team.group_name,
+        **{name: limits[name] for name in told},
         "models": list(models),
         "by_day": days,
     }

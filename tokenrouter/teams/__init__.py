@@ -21,7 +21,6 @@ from tokenrouter.teams.lookup import (
     ids_of_groups_ever_named,
     living,
     living_groups,
-    names_of_members,
 )
 from tokenrouter.teams.names import check_label, check_name
 from tokenrouter.teams.quotas import UNLIMITED, NotANumber, format_quota, parse_extra, parse_pace, parse_quota
@@ -53,7 +52,6 @@ __all__ = [
     "ids_of_groups_ever_named",
     "living",
     "living_groups",
-    "names_of_members",
     "parse_extra",
     "parse_pace",
     "parse_quota",

@@ -108,17 +108,6 @@ def ids_of_groups_ever_named(name: str) -> list[int]:
     return ids
 
 
-def names_of_members(group_ids: Iterable[int]) -> dict[int, list[str]]:
-    """Return the names of the living teams of each of these groups, in order."""
-    is_member = Group.id.in_(list(group_ids)), Team.deleted_at.is_(None)
-    query = select(Group.id, Team.name).join(Team, Team.group_id == Group.id).where(*is_member).order_by(Team.name)
-    members: dict[int, list[str]] = {}
-    with Session(db.engine) as session:
-        for group_id, name in session.execute(query):
-            members.setdefault(group_id, []).append(name)
-    return members
-
-
 def find_several_in(session: Session, team_ids: Iterable[int]) -> list[Team]:
     """Lock and return the living teams among these, in the order in which all lock them."""
     query = select(Team).where(Team.id.in_(list(team_ids)), Team.deleted_at.is_(None)).order_by(Team.id)

@@ -27,6 +27,23 @@ LIMITS = {
     "tokens_per_minute": sa.BigInteger,
     "calls_at_once": sa.Integer,
 }
+WHOLE = "{{0}}{0} IS NULL OR ({{0}}{0} >= 0 AND {{1}})"  # what a name is read of, and whether it is a number
+ACCEPTED = {
+    **{
+        name: (WHOLE.format(name), f"{name} is a whole number, 0 to block, or NULL for no limit")
+        for name in ("quota_tokens", "requests_per_minute", "tokens_per_minute", "calls_at_once")
+    },
+    "extra_tokens": (WHOLE.format("extra_tokens"), "extra_tokens is a whole number of tokens, 0 for none"),
+    "renews": (
+        "{0}renews IN ('never', 'daily', 'weekly', 'monthly')",
+        "renews is never, daily, weekly or monthly",
+    ),
+    "renews_on": (
+        "{0}renews_on IS NULL OR ({0}renews = 'monthly' AND {1} AND {0}renews_on BETWEEN 1 AND 31)",
+        "renews_on is the day of the month, from 1 to 31, of what renews monthly, or NULL",
+    ),
+    "name": ("length({0}name) BETWEEN 1 AND 200", "name is a text of 1 to 200 characters"),
+}
 SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens")
 INDEX_OF_GROUPS = "ix_request_logs_group_id_id"
 
@@ -46,17 +63,11 @@ def upgrade():
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id"),
-        *(sa.CheckConstraint(f"{_is_whole(name)}", name=f"{name}_is_whole") for name in (*LIMITS, "extra_tokens")),
-        sa.CheckConstraint("renews IN ('never', 'daily', 'weekly', 'monthly')", name="group_renews_is_known"),
-        sa.CheckConstraint(
-            f"renews_on IS NULL OR (renews = 'monthly' AND {_is_whole('renews_on')} AND renews_on BETWEEN 1 AND 31)",
-            name="group_renews_on_is_a_day",
-        ),
-        sa.CheckConstraint("length(name) BETWEEN 1 AND 200", name="group_name_is_a_text"),
     )
     op.create_index(
         "ix_groups_name_living", "groups", ["name"], unique=True, sqlite_where=is_living, postgresql_where=is_living
     )
+    _refuse_what_cannot_be_read()
     id_type = "BIGINT" if op.get_bind().dialect.name == "postgresql" else "INTEGER"
     op.execute(f"ALTER TABLE teams ADD COLUMN group_id {id_type} REFERENCES groups (id)")
     op.create_index("ix_teams_group_id", "teams", ["group_id"])
@@ -92,10 +103,18 @@ def upgrade():
     op.create_index("ix_group_renewals_group_id", "group_renewals", ["group_id"])
 
 
-def _is_whole(column):
-    """SQLite takes any value in any column, and for it a text is more than every number."""
-    is_number = "" if op.get_bind().dialect.name == "postgresql" else f" AND typeof({column}) = 'integer'"
-    return f"{column} IS NULL OR ({column} >= 0{is_number})"
+def _refuse_what_cannot_be_read():
+    """Say what is accepted, by triggers on SQLite as for teams: a file whose CHECK fails is called damaged there."""
+    for name, (is_right, accepted) in ACCEPTED.items():
+        if op.get_bind().dialect.name == "postgresql":
+            op.execute(f"ALTER TABLE groups ADD CONSTRAINT {name}_is_accepted CHECK ({is_right.format('', 'true')})")
+            continue
+        is_number = f"typeof(NEW.{name}) = 'integer'"
+        for event in ("INSERT", f"UPDATE OF {', '.join(ACCEPTED)}"):
+            op.execute(
+                f"CREATE TRIGGER groups_{name}_{event[:6].lower()} BEFORE {event} ON groups "
+                f"WHEN NOT ({is_right.format('NEW.', is_number)}) BEGIN SELECT RAISE(ABORT, '{accepted}'); END"
+            )
 
 
 def downgrade():
