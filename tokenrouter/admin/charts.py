@@ -14,7 +14,7 @@ from tokenrouter.reports import DailyTokens, Series
 # pygal hooks into the import of maps that nobody has here; its hook is of a kind that Python warns of or passes over
 sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, pygal.PluginImportFixer)]
 
-TITLE = "Tokens a day, in days of UTC"
+TITLE = "Tokens a day"
 WIDTH, HEIGHT = 960, 260
 SCALED = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
 GREYS = (8, 9)

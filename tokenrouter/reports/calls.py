@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from tokenrouter.database.log_status import PENDING, RARE_STATUSES
 from tokenrouter.database.tables import AnyRow, ApiToken, RequestLog, Team, UsageDaily, clamp_id, clamp_text
+from tokenrouter.reports.days import day_of
 from tokenrouter.reports.reading import reading
 
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
@@ -131,7 +132,7 @@ def call(call_id: int) -> CallDetail | None:
 
 def model_names() -> list[str]:
     """Return the models of the last 30 days, the most used first; not more of them than anyone could choose from."""
-    since = datetime.now(UTC).date() - timedelta(days=RECENT_DAYS)
+    since = day_of(datetime.now(UTC)) - timedelta(days=RECENT_DAYS)
     query = (
         select(UsageDaily.model)
         .where(UsageDaily.day >= since, UsageDaily.model != "")

@@ -1,17 +1,18 @@
 """What the dashboard shows: how much is used, by whom, what is in flight, and what failed.
 
-Sums are of the daily totals, in days of UTC, and hold what deleted teams used.
+Sums are of the daily totals and hold what deleted teams used.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from sqlalchemy import ColumnElement, func, literal_column, select, union_all
 from sqlalchemy.engine import Connection
 
 from tokenrouter.database.log_status import FAILURES, PENDING
 from tokenrouter.database.tables import AnyRow, RequestLog, Team, UsageDaily
+from tokenrouter.reports.days import day_of
 from tokenrouter.reports.reading import reading
 
 SHOWN_TEAMS = 8
@@ -84,7 +85,7 @@ def overview(now: datetime) -> Overview:
     Each is compared with as many days from the start of the period before. These are whole days, though today is not
     over: the daily totals know no hours.
     """
-    today = now.astimezone(UTC).date()
+    today = day_of(now)
     monday, first = today - timedelta(days=today.weekday()), today.replace(day=1)
     last_monday, last_first = monday - timedelta(days=7), (first - timedelta(days=1)).replace(day=1)
     with reading() as connection:
@@ -133,7 +134,7 @@ def tokens_per_day(days: int, now: datetime, team_id: int | None = None) -> Dail
     Of all teams the eight that used most come first, then the rest together, then the deleted ones; whoever used
     nothing is left out.
     """
-    today = now.astimezone(UTC).date()
+    today = day_of(now)
     shown = [today - timedelta(days=back) for back in reversed(range(days))]
     with reading() as connection:
         if team_id is None:

@@ -1,6 +1,6 @@
 """What a team's page shows of the team beside its quota and its days: models, pace and last calls, without content."""
 
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import func, select
@@ -8,6 +8,7 @@ from sqlalchemy.engine import Connection
 
 from tokenrouter.database.log_status import describe
 from tokenrouter.database.tables import RequestLog, Team, UsageDaily
+from tokenrouter.reports.days import beginning, day_of
 from tokenrouter.reports.reading import reading
 from tokenrouter.reports.teams import TAKEN, model_uses
 from tokenrouter.reports.views import timestamp
@@ -70,13 +71,13 @@ def _pace(connection: Connection, team_id: int, now: datetime) -> dict[str, Any]
 
 
 def _lately(connection: Connection, team_id: int, now: datetime) -> tuple[int, datetime]:
-    """Return what was used in the last seven days of UTC, today included, and when they, or the use, began."""
-    first_day = now.astimezone(UTC).date() - timedelta(days=PACE_DAYS - 1)
+    """Return what was used in the last seven days, today included, and when they, or the use, began."""
+    first_day = day_of(now) - timedelta(days=PACE_DAYS - 1)
     of_team = UsageDaily.team_id == team_id, UsageDaily.total_tokens > 0
     first_use = connection.execute(select(func.min(UsageDaily.day)).where(*of_team)).scalar()
     lately = select(func.sum(UsageDaily.total_tokens)).where(*of_team, UsageDaily.day >= first_day)
     tokens = int(connection.execute(lately).scalar() or 0)
-    return tokens, datetime.combine(max(first_day, first_use or first_day), time(), UTC)
+    return tokens, beginning(max(first_day, first_use or first_day))
 
 
 def _calls(connection: Connection, team_id: int) -> list[dict[str, Any]]:

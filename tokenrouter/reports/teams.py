@@ -20,6 +20,7 @@ from tokenrouter.database.tables import (
     normalized,
 )
 from tokenrouter.periods import Renewal, moment
+from tokenrouter.reports.days import day_of
 from tokenrouter.reports.reading import reading
 
 LATELY_DAYS = 7
@@ -207,7 +208,7 @@ def _fitting(search: str, state: State | None, near_quota: Nearness | None) -> l
 
 
 def _first_day(now: datetime, days: int) -> date:
-    return now.astimezone(UTC).date() - timedelta(days=days - 1)
+    return day_of(now) - timedelta(days=days - 1)
 
 
 def _use(team: Team) -> dict[str, Any]:

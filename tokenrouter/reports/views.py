@@ -21,6 +21,7 @@ from tokenrouter.database.tables import (
     db,
 )
 from tokenrouter.periods import moment
+from tokenrouter.reports.days import day_of
 
 DAYS_SHOWN = 30
 
@@ -149,8 +150,8 @@ def own_usage(team_id: int, models: Sequence[str]) -> dict[str, Any]:
 
 
 def _last_days(session: Session, team_id: int) -> list[dict[str, Any]]:
-    """Return a row for each of the last 30 days in UTC, today the last, also where nothing was called."""
-    today = datetime.now(UTC).date()
+    """Return a row for each of the last 30 days, today the last, also where nothing was called."""
+    today = day_of(datetime.now(UTC))
     days = [today - timedelta(days=before) for before in reversed(range(DAYS_SHOWN))]
     query = (
         select(UsageDaily.day, func.sum(UsageDaily.requests), func.sum(UsageDaily.total_tokens))
