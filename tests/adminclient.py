@@ -11,7 +11,16 @@ from werkzeug.test import TestResponse
 
 PASSWORD = "admin-password-for-tests"
 LOGIN = "/admin/login"
-PAGES = ("/admin/", "/admin/teams/", "/admin/logs/", "/admin/changes/", "/admin/settings/", "/admin/teams/new/")
+PAGES = (
+    "/admin/",
+    "/admin/teams/",
+    "/admin/teams/new/",
+    "/admin/groups/",
+    "/admin/groups/new/",
+    "/admin/logs/",
+    "/admin/changes/",
+    "/admin/settings/",
+)
 NASTY_NAMES = (
     "<img src=x onerror=alert(1)>",
     "\"double\" 'single' & more",

@@ -54,8 +54,8 @@ def edit_form(panel: Panel, member: Member) -> dict[str, str]:
     fields = dict(
         re.findall(r'name="(was_\w+|name|quota|renews_on|\w+_per_minute|calls_at_once|models)" value="([^"]*)"', page)
     )
-    (renews,) = re.findall(r'<option value="(\w+)" selected>', page)
-    return fields | {"active": fields["was_active"], "renews": renews}
+    (renews,) = re.findall(r'<option value="([a-z]+)" selected>', page)
+    return fields | {"active": fields["was_active"], "group": fields["was_group"], "renews": renews}
 
 
 def test_team_is_edited(panel: Panel, team: Member):
@@ -164,7 +164,7 @@ def test_no_form_saves_a_counter(panel: Panel, team: Member, client: FlaskClient
     ("fields", "told"),
     [
         ({"name": "taken"}, "There is a team &#39;taken&#39; already."),
-        ({"name": ""}, "Give the team a name."),
+        ({"name": ""}, "Give it a name."),
         ({"name": "x" * 201}, "200 characters"),
         ({"name": "bell\a"}, "no control, line-separating or text-turning characters"),
         ({"name": "new", "quota": "lots"}, "is not a number of tokens"),

@@ -80,6 +80,7 @@ def test_team_is_told_nothing_of_another(client: FlaskClient, team: Member, new_
     chat(client, team)
     assert data(client, new_team("other")) == {
         "extra_tokens": 0,
+        "group": None,
         "by_model": [],
         "pace": None,
         "calls": [],

@@ -7,11 +7,12 @@ from flask_login import current_user
 
 from tokenrouter.admin import access, formats, password
 from tokenrouter.admin.changes import ChangesView
+from tokenrouter.admin.groups import GroupView
 from tokenrouter.admin.home import HomeView
 from tokenrouter.admin.logs import RequestLogView
 from tokenrouter.admin.settings import SettingsView
 from tokenrouter.admin.teams import TeamView
-from tokenrouter.database.tables import RequestLog, Team, db
+from tokenrouter.database.tables import Group, RequestLog, Team, db
 
 
 def init_app(app: Flask) -> None:
@@ -25,6 +26,7 @@ def init_app(app: Flask) -> None:
         theme=Bootstrap4Theme(base_template="admin/layout.html"),
     )
     panel.add_view(TeamView(Team, db, name="Teams", endpoint="teams"))
+    panel.add_view(GroupView(Group, db, name="Groups", endpoint="groups"))
     panel.add_view(RequestLogView(RequestLog, db, name="Logs", endpoint="logs"))
     panel.add_view(ChangesView(name="Changes", endpoint="changes"))
     panel.add_view(SettingsView(name="Settings", endpoint="settings"))

@@ -17,6 +17,6 @@ class ChangesView(PanelView):
     def index_view(self) -> ResponseReturnValue:
         """Show a page of them, the newest first."""
         before_id, after_id = (request.args.get(name, type=int) for name in ("before", "after"))
-        team_id = request.args.get("team", type=int)
-        found = changes.page(before_id, after_id, PER_PAGE, team_id=team_id)
-        return self.render("admin/changes.html", found=found, team_id=team_id)
+        whose = {name: request.args.get(name, type=int) for name in ("team", "group")}
+        found = changes.page(before_id, after_id, PER_PAGE, team_id=whose["team"], group_id=whose["group"])
+        return self.render("admin/changes.html", found=found, whose=whose)

@@ -37,6 +37,8 @@ class HomeView(PanelView, AdminIndexView):
         return self.render(
             "admin/dashboard.html",
             exhausted=exhausted,
+            exhausted_groups=reports.groups_near("exhausted"),
+            near_groups=reports.groups_near("over80"),
             near=near,
             overview=reports.overview(now),
             chart=tokens_chart(reports.tokens_per_day(CHART_DAYS, now)),

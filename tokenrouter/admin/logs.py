@@ -23,7 +23,7 @@ from tokenrouter.reports import CallFilter
 
 PER_PAGE = 50
 TEXT_FILTERS = ("token", "model", "status", "endpoint", "request_id")
-FILTERS = ("team", "team_id", *TEXT_FILTERS, "since", "until", "zone")
+FILTERS = ("team", "team_id", "group", *TEXT_FILTERS, "since", "until", "zone")
 LAST_DAY = date.max - timedelta(days=1)
 
 
@@ -63,6 +63,7 @@ class RequestLogView(PanelView, ModelView):
             "admin/logs.html",
             query=query,
             found=found,
+            groups=reports.group_names().values(),
             models=reports.model_names(),
             endpoints=reports.endpoint_names(),
             statuses=STATUSES,
@@ -97,6 +98,8 @@ def read_filter(args: MultiDict[str, str]) -> LogQuery:
     values: dict[str, Any] = {name: shown[name] or None for name in TEXT_FILTERS}
     values["token_prefix"] = values.pop("token")
     team_id, problem = _team(shown)
+    group_id, group_problem = _group_id(shown["group"])
+    problem = problem or group_problem
     zone = _zone(shown["zone"])
     since, until = _day(shown["since"]), _day(shown["until"])
     if (shown["since"] and since is None) or (shown["until"] and until is None):
@@ -104,6 +107,7 @@ def read_filter(args: MultiDict[str, str]) -> LogQuery:
     return LogQuery(
         CallFilter(
             team_id=team_id,
+            group_id=group_id,
             since=None if since is None else datetime.combine(since, time.min, zone),
             until=None if until is None else datetime.combine(until + timedelta(days=1), time.min, zone),
             **values,
@@ -139,6 +143,20 @@ def _team_id(name: str) -> tuple[int | None, str | None]:
         pass  # it may be one that was deleted
     try:
         return max(teams.ids_ever_named(name)), None
+    except NotFound as error:
+        return None, str(error)
+
+
+def _group_id(name: str) -> tuple[int | None, str | None]:
+    """Return the group of this name likewise."""
+    if not name:
+        return None, None
+    try:
+        return teams.find_group(name).id, None
+    except NotFound:
+        pass  # it may be one that was deleted
+    try:
+        return max(teams.ids_of_groups_ever_named(name)), None
     except NotFound as error:
         return None, str(error)
 

@@ -13,6 +13,7 @@ COLUMNS = (
     "request_id",
     "team_id",
     "team_name",
+    "group_name",
     "token_prefix",
     "model",
     "endpoint",

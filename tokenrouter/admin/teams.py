@@ -17,7 +17,8 @@ from tokenrouter.admin import access, bulk
 from tokenrouter.admin.access import PanelView, actor, settings
 from tokenrouter.admin.charts import tokens_chart
 from tokenrouter.admin.formats import quoted
-from tokenrouter.admin.team_forms import GRACES, PERIODS, TeamEditForm, TeamForm, TokenForm, explain, parse_typed_quota
+from tokenrouter.admin.limit_forms import PERIODS, explain
+from tokenrouter.admin.team_forms import GRACES, TeamEditForm, TeamForm, TokenForm, parse_typed_quota
 from tokenrouter.database.tables import Team, db
 from tokenrouter.errors import APIError, NotFound
 from tokenrouter.periods import DAILY, WEEKLY, Renewal, day_in_words
@@ -30,6 +31,7 @@ LAST_CHANGES = 10
 LAST_PAGE = 10**9
 STATES = ("active", "disabled")
 NEARNESS = ("exhausted", "over80")
+FILTERS = ("search", "state", "near_quota", "group_id")
 
 
 class TeamView(PanelView, ModelView):
@@ -48,18 +50,20 @@ class TeamView(PanelView, ModelView):
 
         def link(**changes: Any) -> str:
             wanted = query | changes
-            values: dict[str, Any] = {name: int(v) if v is True else v or None for name, v in wanted.items()}
-            return url_for(".index_view", **values)
+            wanted["group"] = wanted.pop("group_id")
+            wanted["descending"] = 1 if wanted["descending"] else None
+            return url_for(".index_view", **{name: None if v == "" else v for name, v in wanted.items()})
 
         return self.render(
             "admin/teams.html",
             found=found,
             query=query,
-            is_filtered=bool(query["search"] or query["state"] or query["near_quota"]),
+            is_filtered=any(query[name] not in (None, "") for name in FILTERS),
+            groups=reports.group_names(),
             first=(query["page"] - 1) * PER_PAGE + 1,
             link=link,
             actions=bulk.ACTIONS,
-            here=_here(),
+            here=here(),
         )
 
     def get_one(self, id: str) -> Team:
@@ -94,10 +98,8 @@ class TeamView(PanelView, ModelView):
         return self._form_page(form, team)
 
     def _form_page(self, form: TeamForm, team: Team | None) -> ResponseReturnValue:
-        zone, now = settings().timezone, datetime.now(UTC).timestamp()
-        upcoming = {every: day_in_words(Renewal(every).next_after(now, zone) or now, zone) for every in (DAILY, WEEKLY)}
-        words = {"upcoming": upcoming, "zone": zone.key, "periods": PERIODS}
-        return self.render("admin/team_form.html", form=form, team=team, allowed=settings().allowed_models, **words)
+        words = {"allowed": settings().allowed_models, "groups": reports.group_names()}
+        return self.render("admin/team_form.html", form=form, team=team, **words, **about_periods())
 
     def update_model(self, form: TeamEditForm, model: Team) -> Team | None:
         """Have the domain change the team; explain in the form what it refuses."""
@@ -155,7 +157,7 @@ class TeamView(PanelView, ModelView):
             calls=reports.calls_page(reports.CallFilter(team_id=team_id), limit=LAST_CALLS).rows,
             changes=changes.page(limit=LAST_CHANGES, team_id=team_id).rows,
             actions=bulk.ACTIONS,
-            here=_here(),
+            here=here(),
             token_form=token_form,
             graces=GRACES,
             periods=PERIODS,
@@ -237,6 +239,13 @@ class TeamView(PanelView, ModelView):
         return redirect(url_for(".index_view") if request.form["action"] == "delete" else back)
 
 
+def about_periods() -> dict[str, Any]:
+    """Return what the forms of limits say of periods."""
+    zone, now = settings().timezone, datetime.now(UTC).timestamp()
+    upcoming = {every: day_in_words(Renewal(every).next_after(now, zone) or now, zone) for every in (DAILY, WEEKLY)}
+    return {"upcoming": upcoming, "zone": zone.key, "periods": PERIODS}
+
+
 def _found(team_id: int) -> Team:
     try:
         return team_store.get(team_id)
@@ -264,13 +273,15 @@ def _list_query(args: MultiDict[str, str]) -> dict[str, Any]:
         "search": args.get("search", "").strip(),
         "state": one_of("state", STATES),
         "near_quota": one_of("near_quota", NEARNESS),
+        "group_id": args.get("group", type=int),
         "sort": one_of("sort", reports.SORTS) or "name",
         "descending": args.get("descending") == "1",
         "page": min(max(1, args.get("page", 1, type=int)), LAST_PAGE),
     }
 
 
-def _here() -> str:
+def here() -> str:
+    """Return the address of this page, to come back to."""
     return request.full_path.rstrip("?") if request.method == "GET" else request.path
 
 

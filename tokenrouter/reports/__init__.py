@@ -10,6 +10,15 @@ from tokenrouter.reports.calls import (
     iterate_calls,
     model_names,
 )
+from tokenrouter.reports.groups import (
+    GroupDetail,
+    GroupUse,
+    group_detail,
+    group_names,
+    groups,
+    groups_near,
+    nearest_to_quota,
+)
 from tokenrouter.reports.management import GROUPINGS, Grouping, groups_after, teams_after, usage
 from tokenrouter.reports.overview import DailyTokens, Overview, Period, Series, last_failures, overview, tokens_per_day
 from tokenrouter.reports.own import own_details
@@ -20,7 +29,6 @@ from tokenrouter.reports.teams import (
     TeamsPage,
     TeamUse,
     TokenRow,
-    nearest_to_quota,
     team_detail,
     team_name,
     teams_page,
@@ -43,6 +51,8 @@ __all__ = [
     "CallFilter",
     "CallsPage",
     "DailyTokens",
+    "GroupDetail",
+    "GroupUse",
     "Grouping",
     "Overview",
     "Period",
@@ -55,8 +65,12 @@ __all__ = [
     "call",
     "calls_page",
     "endpoint_names",
+    "group_detail",
+    "group_names",
     "group_views",
+    "groups",
     "groups_after",
+    "groups_near",
     "iterate_calls",
     "last_failures",
     "log_view",

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, func, literal_column, select, union_all
 from sqlalchemy.engine import Connection
 
 from tokenrouter.database.log_status import FAILURES, PENDING
-from tokenrouter.database.tables import AnyRow, RequestLog, Team, UsageDaily
+from tokenrouter.database.tables import AnyRow, GroupUsageDaily, RequestLog, Team, UsageDaily
 from tokenrouter.reports.days import day_of
 from tokenrouter.reports.reading import reading
 
@@ -128,8 +128,8 @@ def _sums_by_day(connection: Connection, first: date, last: date) -> dict[date, 
     return {day: Sums(*map(int, sums)) for day, *sums in rows}
 
 
-def tokens_per_day(days: int, now: datetime, team_id: int | None = None) -> DailyTokens:
-    """Return the tokens of each of the last `days` days, today the last, by team, or of the one team.
+def tokens_per_day(days: int, now: datetime, team_id: int | None = None, group_id: int | None = None) -> DailyTokens:
+    """Return the tokens of each of the last `days` days, today the last, by team, or of the one team or group.
 
     Of all teams the eight that used most come first, then the rest together, then the deleted ones; whoever used
     nothing is left out.
@@ -137,6 +137,9 @@ def tokens_per_day(days: int, now: datetime, team_id: int | None = None) -> Dail
     today = day_of(now)
     shown = [today - timedelta(days=back) for back in reversed(range(days))]
     with reading() as connection:
+        if group_id is not None:
+            tokens = _tokens_of(connection, shown, GroupUsageDaily.group_id == group_id, table=GroupUsageDaily)
+            return DailyTokens(shown, [Series(None, "This group", tokens)])
         if team_id is None:
             return DailyTokens(shown, _series(connection, shown))
         name = connection.execute(select(Team.name).where(Team.id == team_id)).scalar_one()
@@ -166,11 +169,14 @@ def _biggest_first(connection: Connection, days: list[date]) -> Iterable[int]:
     return connection.execute(query.order_by(func.sum(UsageDaily.total_tokens).desc())).scalars()
 
 
-def _tokens_of(connection: Connection, days: list[date], *conditions: ColumnElement[bool]) -> list[int]:
-    query = select(UsageDaily.day, func.sum(UsageDaily.total_tokens)).where(
-        UsageDaily.day.between(days[0], days[-1]), *conditions
-    )
-    found = dict(connection.execute(query.group_by(UsageDaily.day)).all())
+def _tokens_of(
+    connection: Connection,
+    days: list[date],
+    *conditions: ColumnElement[bool],
+    table: type[UsageDaily | GroupUsageDaily] = UsageDaily,
+) -> list[int]:
+    query = select(table.day, func.sum(table.total_tokens)).where(table.day.between(days[0], days[-1]), *conditions)
+    found = dict(connection.execute(query.group_by(table.day)).all())
     return [int(found.get(day, 0)) for day in days]
 
 

@@ -5,13 +5,14 @@ from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session
 
 from tokenrouter.database.log_status import describe
-from tokenrouter.database.tables import RequestLog, Team, UsageDaily
+from tokenrouter.database.tables import Group, RequestLog, Team, UsageDaily
 from tokenrouter.reports.days import beginning, day_of
 from tokenrouter.reports.reading import reading
 from tokenrouter.reports.teams import TAKEN, model_uses
-from tokenrouter.reports.views import timestamp
+from tokenrouter.reports.views import limits_view, timestamp
 
 CALLS_SHOWN = 20
 PACE_DAYS = 7
@@ -34,7 +35,7 @@ DESCRIBED_COLUMNS = (
 
 
 def own_details(team_id: int, now: datetime | None = None) -> dict[str, Any]:
-    """Return a team's extra, its use by model in the last 30 days, its pace, and its last calls, newest first.
+    """Return a team's extra, group, use by model in the last 30 days, pace, and last calls, newest first.
 
     `pace` is None where there is no quota, or no use in the last seven days.
     """
@@ -43,6 +44,7 @@ def own_details(team_id: int, now: datetime | None = None) -> dict[str, Any]:
         extra = select(Team.allowance_tokens - Team.quota_tokens).where(Team.id == team_id)
         return {
             "extra_tokens": connection.execute(extra).scalar() or 0,
+            "group": _group(connection, team_id),
             "by_model": [
                 {"model": use.model, "requests": use.requests, "errors": use.errors, "total_tokens": use.tokens}
                 for use in model_uses(connection, team_id, now)
@@ -50,6 +52,17 @@ def own_details(team_id: int, now: datetime | None = None) -> dict[str, Any]:
             "pace": _pace(connection, team_id, now),
             "calls": _calls(connection, team_id),
         }
+
+
+def _group(connection: Connection, team_id: int) -> dict[str, Any] | None:
+    """Return what the team's group has left for all its teams; None where it is in none."""
+    with Session(connection) as session:
+        group = session.scalars(select(Group).join(Team, Team.group_id == Group.id).where(Team.id == team_id)).first()
+        if group is None:
+            return None
+        limits = limits_view(group)
+    told = ("quota_tokens", "extra_tokens", "used_tokens", "held_tokens", "remaining_tokens", "renews_at")
+    return {"name": group.name, **{name: limits[name] for name in told}}
 
 
 def _pace(connection: Connection, team_id: int, now: datetime) -> dict[str, Any] | None:

@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from flask import current_app
-from sqlalchemy import ColumnElement, SQLColumnExpression, bindparam, case, false, func, or_, select, true
+from sqlalchemy import ColumnElement, SQLColumnExpression, bindparam, false, func, or_, select, true
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, aliased
 
 from tokenrouter.database.tables import (
-    PACES,
     AnyRow,
     ApiToken,
     Team,
@@ -19,55 +17,26 @@ from tokenrouter.database.tables import (
     clamp_text,
     normalized,
 )
-from tokenrouter.periods import Renewal, moment
 from tokenrouter.reports.days import day_of
+from tokenrouter.reports.limits import Nearness, Use, nearness_of, share_of, taken_of, use_of
 from tokenrouter.reports.reading import reading
 
 LATELY_DAYS = 7
 MODELS_DAYS = 30
 ENDED_TOKENS_DAYS = 30
-NEAR_SHARE = 0.8
 
 State = Literal["active", "disabled"]
-Nearness = Literal["exhausted", "over80"]
 TokenState = Literal["active", "replaced", "expired", "revoked"]
 
 
 @dataclass(frozen=True)
-class TeamUse:
-    """A living team and its counters."""
+class TeamUse(Use):
+    """A living team, its counters, and its group."""
 
-    id: int
-    name: str
     active: bool
-    quota_tokens: int | None
-    allowance_tokens: int | None
-    """The quota with what was added to the running period."""
-    used_tokens: int
-    held_tokens: int
-    renewal: Renewal
-    renews_at: datetime | None
-    pace: dict[str, int | None]
-    """By the names of PACES."""
-
-    @property
-    def extra_tokens(self) -> int:
-        """What was added to the running period."""
-        return (self.allowance_tokens or 0) - (self.quota_tokens or 0)
-
-    @property
-    def remaining_tokens(self) -> int | None:
-        """What quota and extra still let through; None where it is unlimited."""
-        if self.allowance_tokens is None:
-            return None
-        return max(0, self.allowance_tokens - self.used_tokens - self.held_tokens)
-
-    @property
-    def share(self) -> float | None:
-        """How much of quota and extra is used or held, 1.0 being all of it; None where it is unlimited."""
-        if self.allowance_tokens is None:
-            return None
-        return (self.used_tokens + self.held_tokens) / self.allowance_tokens if self.allowance_tokens else 1.0
+    group_id: int | None
+    group_name: str | None
+    kind: ClassVar[str] = "team"
 
 
 @dataclass(frozen=True)
@@ -129,8 +98,7 @@ def _lately(total: SQLColumnExpression[int]) -> ColumnElement[int]:
     return select(func.coalesce(func.sum(total), 0)).where(*days).correlate(Team).scalar_subquery()
 
 
-TAKEN = Team.used_tokens + Team.held_tokens
-SHARE = case((Team.allowance_tokens == 0, 1.0), else_=TAKEN * 1.0 / Team.allowance_tokens)  # NULL where it is unlimited
+TAKEN, SHARE = taken_of(Team), share_of(Team)
 REQUESTS_7D = _lately(UsageDaily.requests)
 TOKENS_7D = _lately(UsageDaily.total_tokens)
 LAST_USED_AT = (
@@ -153,19 +121,7 @@ SORTS: dict[str, SQLColumnExpression[Any]] = {
     "last_used": LAST_USED_AT,
     "created": Team.created_at,
 }
-NEARNESS = {"exhausted": Team.allowance_tokens <= TAKEN, "over80": SHARE >= NEAR_SHARE}
-
-
-def nearest_to_quota(limit: int) -> list[TeamUse]:
-    """Return the active teams nearest to their quotas first, then the unlimited ones by use."""
-    query = (
-        select(Team)
-        .where(Team.deleted_at.is_(None), Team.active)
-        .order_by(SHARE.desc().nulls_last(), Team.used_tokens.desc(), Team.id)
-        .limit(limit)
-    )
-    with reading() as connection, Session(connection) as session:
-        return [TeamUse(**_use(team)) for team in session.scalars(query)]
+NEARNESS = nearness_of(Team)
 
 
 def teams_page(
@@ -173,6 +129,7 @@ def teams_page(
     search: str | None = None,
     state: State | None = None,
     near_quota: Nearness | None = None,
+    group_id: int | None = None,
     sort: str = "name",
     descending: bool = False,
     page: int = 1,
@@ -181,10 +138,10 @@ def teams_page(
 ) -> TeamsPage:
     """Return a page of the living teams, the first being 1, and how many fit in all.
 
-    `search` is a part of the name, whatever its capitals; `sort` a key of SORTS. What has no value there, an unlimited
-    quota or the last use of a team that made no call, comes last either way.
+    `search` is a part of the name, whatever its capitals; the group 0 is none; `sort` is a key of SORTS. What has no
+    value there, an unlimited quota or the last use of a team that made no call, comes last either way.
     """
-    fitting = _fitting((search or "").strip(), state, near_quota)
+    fitting = _fitting((search or "").strip(), state, near_quota, group_id)
     key = SORTS[sort]
     order = (key.desc() if descending else key.asc()).nulls_last(), Team.id
     shown = select(Team.id).where(*fitting).order_by(*order).limit(per_page).offset(clamp_id((page - 1) * per_page))
@@ -196,7 +153,9 @@ def teams_page(
     return TeamsPage([rows[team_id] for team_id in ids], total)
 
 
-def _fitting(search: str, state: State | None, near_quota: Nearness | None) -> list[ColumnElement[bool]]:
+def _fitting(
+    search: str, state: State | None, near_quota: Nearness | None, group_id: int | None
+) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = [Team.deleted_at.is_(None)]
     if search:
         conditions.append(Team.name.icontains(clamp_text(normalized(search)), autoescape=True))
@@ -204,6 +163,8 @@ def _fitting(search: str, state: State | None, near_quota: Nearness | None) -> l
         conditions.append(Team.active.is_(true() if state == "active" else false()))
     if near_quota is not None:
         conditions.append(NEARNESS[near_quota])
+    if group_id is not None:
+        conditions.append(Team.group_id == clamp_id(group_id) if group_id else Team.group_id.is_(None))
     return conditions
 
 
@@ -211,26 +172,15 @@ def _first_day(now: datetime, days: int) -> date:
     return day_of(now) - timedelta(days=days - 1)
 
 
-def _use(team: Team) -> dict[str, Any]:
+def team_use(team: Team) -> dict[str, Any]:
     """Return the fields of a TeamUse."""
-    return {
-        "id": team.id,
-        "name": team.name,
-        "active": team.active,
-        "quota_tokens": team.quota_tokens,
-        "allowance_tokens": team.allowance_tokens,
-        "used_tokens": team.used_tokens,
-        "held_tokens": team.held_tokens,
-        "renewal": team.renewal,
-        "renews_at": moment(team.next_renewal(current_app.config["TIMEZONE"])),
-        "pace": {name: getattr(team, name) for name in PACES},
-    }
+    return use_of(team) | {"active": team.active, "group_id": team.group_id, "group_name": team.group_name}
 
 
 def _team_row(row: AnyRow) -> TeamRow:
     team = row.Team
     return TeamRow(
-        **_use(team),
+        **team_use(team),
         models=team.model_patterns,
         created_at=team.created_at,
         requests_7d=int(row.requests_7d),  # PostgreSQL sums up to decimals

@@ -118,7 +118,7 @@ function forget() {
   sessionStorage.removeItem(KEPT_AS);
   byId("with-token").checked = false;
   fillSnippets();
-  for (const id of ["figures", "bar", "pace", "chart", "by-model", "last-calls", "allowed"]) byId(id).replaceChildren();
+  for (const id of ["figures", "bar", "pace", "group", "chart", "by-model", "last-calls", "allowed"]) byId(id).replaceChildren();
   byId("team").textContent = "Usage of your team";
   askForToken();
 }
@@ -144,7 +144,7 @@ function show(usage, details) {
   showExamples(usage.models, details.example_model);
 }
 
-function showQuota(usage, { pace, extra_tokens: extra }) {
+function showQuota(usage, { pace, extra_tokens: extra, group }) {
   const limited = usage.quota_tokens !== null;
   const figures = [["Used", usage.used_tokens], ["Held", usage.held_tokens, "by calls in flight"]];
   const more = extra ? ["and ", short(extra), " extra"] : undefined;
@@ -153,6 +153,17 @@ function showQuota(usage, { pace, extra_tokens: extra }) {
   if (!limited) byId("figures").append(figure("Quota", "unlimited"));
   byId("bar").replaceChildren(...(limited ? [quotaBar(usage, extra)] : []));
   byId("pace").replaceChildren(...paceWords(usage, pace));
+  byId("group").replaceChildren(...(group ? groupWords(group) : []));
+}
+
+// What all teams of the group share: calls have to fit that too.
+function groupWords(group) {
+  const words = ["Your team is in the group ", element("bdi", {}, group.name), ". "];
+  if (group.quota_tokens === null) return [element("p", {}, ...words)];
+  const figures = ["Its teams share ", short(group.quota_tokens + group.extra_tokens), " tokens, of which ", short(group.remaining_tokens), " are left. "];
+  const renews = group.renews_at === null ? [] : ["They renew on ", moment(group.renews_at, atTime), "."];
+  const bar = element("div", { className: "wide-bar" }, quotaBar(group, group.extra_tokens));
+  return [element("p", {}, ...words, ...figures, ...renews), bar];
 }
 
 function figure(name, value, note) {

@@ -1,0 +1,81 @@
+"""How near teams and groups are to their quotas, alike for both."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from flask import current_app
+from sqlalchemy import ColumnElement, SQLColumnExpression, case
+
+from tokenrouter.database.tables import PACES, Group, Team
+from tokenrouter.periods import Renewal, moment
+
+NEAR_SHARE = 0.8
+
+Nearness = Literal["exhausted", "over80"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """A living team or group, its limits and its counters."""
+
+    id: int
+    name: str
+    quota_tokens: int | None
+    allowance_tokens: int | None
+    """The quota with what was added to the running period."""
+    used_tokens: int
+    held_tokens: int
+    renewal: Renewal
+    renews_at: datetime | None
+    pace: dict[str, int | None]
+    """By the names of PACES."""
+
+    @property
+    def extra_tokens(self) -> int:
+        """What was added to the running period."""
+        return (self.allowance_tokens or 0) - (self.quota_tokens or 0)
+
+    @property
+    def remaining_tokens(self) -> int | None:
+        """What quota and extra still let through; None where it is unlimited."""
+        if self.allowance_tokens is None:
+            return None
+        return max(0, self.allowance_tokens - self.used_tokens - self.held_tokens)
+
+    @property
+    def share(self) -> float | None:
+        """How much of quota and extra is used or held, 1.0 being all of it; None where it is unlimited."""
+        if self.allowance_tokens is None:
+            return None
+        return (self.used_tokens + self.held_tokens) / self.allowance_tokens if self.allowance_tokens else 1.0
+
+
+def use_of(row: Team | Group) -> dict[str, Any]:
+    """Return the fields of a Use."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "quota_tokens": row.quota_tokens,
+        "allowance_tokens": row.allowance_tokens,
+        "used_tokens": row.used_tokens,
+        "held_tokens": row.held_tokens,
+        "renewal": row.renewal,
+        "renews_at": moment(row.next_renewal(current_app.config["TIMEZONE"])),
+        "pace": {name: getattr(row, name) for name in PACES},
+    }
+
+
+def taken_of(kind: type[Team | Group]) -> SQLColumnExpression[int]:
+    """Return what is used and held, in SQL."""
+    return kind.used_tokens + kind.held_tokens
+
+
+def share_of(kind: type[Team | Group]) -> ColumnElement[Any]:
+    """Return what share of the quota that is, in SQL; NULL where it is unlimited."""
+    return case((kind.allowance_tokens == 0, 1.0), else_=taken_of(kind) * 1.0 / kind.allowance_tokens)
+
+
+def nearness_of(kind: type[Team | Group]) -> dict[Nearness, ColumnElement[bool]]:
+    """Return who has used up the quota, and who is near that, in SQL."""
+    return {"exhausted": kind.allowance_tokens <= taken_of(kind), "over80": share_of(kind) >= NEAR_SHARE}
