@@ -68,11 +68,11 @@ class Server:
         command = [sys.executable, "-m", "flask", *arguments]
         return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60)
 
-    def create_team(self, name: str = "team", quota_tokens: int | None = None) -> str:
+    def create_team(self, name: str = "team", quota_tokens: int | None = None, group: str | None = None) -> str:
         """Create a team in the server's database, as the command does, and return its token."""
         app = create_app({name: text for name, text in self.environment.items() if name in SETTINGS})
         with app.app_context():
-            _, bearer_token = teams.create(name, quota_tokens, by=Actor("cli", "tests"))
+            _, bearer_token = teams.create(name, quota_tokens, group=group, by=Actor("cli", "tests"))
         runtime.close(app)
         return bearer_token
 

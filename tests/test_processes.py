@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import openai
@@ -84,10 +85,12 @@ def test_quota_for_ten_calls_lets_exactly_ten_of_fifty_through(server: Server, d
     assert "locked" not in server.log.read_text()
 
 
-@pytest.mark.both_databases
-def test_quota_for_fifty_calls_lets_exactly_fifty_of_a_thousand_through(settings, tmp_path):
-    prompt, output = 23, 100
-    body = hello(f"prompt_tokens={prompt} words={output} delay=0.3", max_tokens=output)
+FIFTY_OF_A_THOUSAND = {200: 50, 429: 950}
+CROWD = {"WEB_CONCURRENCY": "4", "THREADS": "1000", "TEAM_CALLS": "1000"}
+
+
+async def call_a_thousand_times(server: Server, tokens: list[str], body: dict[str, object]) -> Counter[int]:
+    """Make all calls at once, the teams in turn; return how many got which status."""
 
     async def call(client: AsyncOpenAI) -> int:
         try:
@@ -96,17 +99,36 @@ def test_quota_for_fifty_calls_lets_exactly_fifty_of_a_thousand_through(settings
             return error.status_code
         return 200
 
-    async def call_all(server: Server, token: str) -> list[int]:
-        async with AsyncOpenAI(api_key=token, base_url=f"{server.url}/v1", max_retries=0, timeout=60) as client:
-            return await asyncio.gather(*(call(client) for _ in range(1000)))
+    async with AsyncExitStack() as stack:
+        made = [AsyncOpenAI(api_key=key, base_url=f"{server.url}/v1", max_retries=0, timeout=60) for key in tokens]
+        clients = [await stack.enter_async_context(client) for client in made]
+        return Counter(await asyncio.gather(*(call(clients[number % len(clients)]) for number in range(1000))))
 
-    with running_server(
-        settings | {"WEB_CONCURRENCY": "4", "THREADS": "1000", "TEAM_CALLS": "1000"}, tmp_path
-    ) as server:
+
+@pytest.mark.both_databases
+def test_quota_for_fifty_calls_lets_exactly_fifty_of_a_thousand_through(settings, tmp_path):
+    prompt, output = 23, 100
+    body = hello(f"prompt_tokens={prompt} words={output} delay=0.3", max_tokens=output)
+    with running_server(settings | CROWD, tmp_path) as server:
         token = server.create_team("team", 50 * (prompt + output))
-        assert Counter(asyncio.run(call_all(server, token))) == {200: 50, 429: 950}
+        assert asyncio.run(call_a_thousand_times(server, [token], body)) == FIFTY_OF_A_THOUSAND
         assert shown(server)["used_tokens"] == 50 * (prompt + output)
         assert shown(server)["held_tokens"] == 0
+        assert eventually(lambda: logged_calls(settings["DATABASE_URL"]) == {"ok": 50, "rejected": 950})
+        assert server.flask("usage", "verify").returncode == 0
+
+
+@pytest.mark.both_databases
+def test_groups_quota_for_fifty_calls_lets_exactly_fifty_of_a_thousand_through(settings, tmp_path):
+    prompt, output = 23, 100
+    body = hello(f"prompt_tokens={prompt} words={output} delay=0.3", max_tokens=output)
+    with running_server(settings | CROWD, tmp_path) as server:
+        server.flask("groups", "create", "year 9", "--quota", str(50 * (prompt + output)))
+        tokens = [server.create_team(f"9{letter}", group="year 9") for letter in "abcde"]
+        assert asyncio.run(call_a_thousand_times(server, tokens, body)) == FIFTY_OF_A_THOUSAND
+        group = json.loads(server.flask("groups", "show", "year 9", "--json").stdout)
+        assert (group["used_tokens"], group["held_tokens"]) == (50 * (prompt + output), 0)
+        assert sum(shown(server, name)["used_tokens"] for name in group["teams"]) == group["used_tokens"]
         assert eventually(lambda: logged_calls(settings["DATABASE_URL"]) == {"ok": 50, "rejected": 950})
         assert server.flask("usage", "verify").returncode == 0
 

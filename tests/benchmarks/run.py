@@ -242,6 +242,12 @@ def wait_for(server: Server) -> None:
     raise SystemExit(f"{server.url} does not answer")
 
 
+def new_group(environment: dict[str, str], *limits: str) -> None:
+    """Create the group of the benchmark."""
+    command = [sys.executable, "-m", "flask", "groups", "create", GROUP, *limits]
+    subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+
+
 def new_team(environment: dict[str, str], *limits: str) -> str:
     """Create a team, without quota unless limits are given, and return its token."""
     command = [sys.executable, "-m", "flask", "teams", "create", f"benchmark {time.monotonic_ns()}", *limits]
@@ -276,21 +282,29 @@ LIMITS = {
     "a pace of tokens": ("--tokens-per-minute", "1000000000000"),
     "calls at once": ("--calls-at-once", "100000"),
 }
+GROUP = "benchmark"
 
 
 def measure_limits(bench: Bench) -> list[Figure]:
-    """Compare a call of a team with every limit with that of a team with a quota alone, in turn on one worker."""
+    """Compare a call of a team with every limit, and of one in a group, with that of a team with a quota alone."""
     all_limits = [argument for limit in LIMITS.values() for argument in limit]
-    times_us: tuple[list[float], list[float]] = [], []
+    kinds = (LIMITS["a quota"], all_limits, [*LIMITS["a quota"], "--group", GROUP])
+    times_us: tuple[list[float], ...] = [], [], []
     with bench.ours(f"sqlite:///{bench.folder}/limits.db") as ours:
-        tokens = [new_team(ours.environment, *limits) for limits in (all_limits, LIMITS["a quota"])]
+        new_group(ours.environment, *LIMITS["a quota"])
+        tokens = [new_team(ours.environment, *limits) for limits in kinds]
         for round_ in range(bench.rounds + 1):
             for at, token in enumerate(tokens):
                 ours.token, before = token, ours.cpu_s()
                 load = bench.load(ours, JSON_CALL, connections=16, stream=False)
                 if round_:
                     times_us[at].append((ours.cpu_s() - before) * 1e6 / load.calls)
-    return [compared(f"CPU a JSON call with {', '.join(LIMITS)}; against a quota alone", *times_us, "µs", None, None)]
+    alone, limited, grouped = times_us
+    names = f"CPU a JSON call with {', '.join(LIMITS)}", "CPU a JSON call with a quota, and in a group with another"
+    return [
+        compared(f"{name}; against a quota alone", times, alone, "µs", None, None)
+        for name, times in zip(names, (limited, grouped), strict=True)
+    ]
 
 
 def measure_postgresql(bench: Bench) -> list[Figure]:

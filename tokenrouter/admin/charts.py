@@ -43,8 +43,11 @@ def tokens_chart(daily: DailyTokens) -> Chart | None:
     """Draw the tokens of each day, a colour a series; None where there are none."""
     if not any(any(each.tokens) for each in daily.series):
         return None
-    greys = iter(GREYS)  # for what is not one team
-    colours = [index if each.team_id is not None else next(greys) for index, each in enumerate(daily.series)]
+    greys = iter(GREYS)  # beside those of teams, for what is several together
+    is_alone = len(daily.series) == 1
+    colours = [
+        index if is_alone or each.team_id is not None else next(greys) for index, each in enumerate(daily.series)
+    ]
     totals = [sum(tokens) for tokens in zip(*(each.tokens for each in daily.series), strict=True)]
     return Chart(_stacked_bars(daily, colours), daily.days, daily.series, colours, totals)
 
