@@ -1,5 +1,6 @@
 """Quotas that begin anew: every reader and every call sees the same, whenever they look and however many there are."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -304,3 +305,33 @@ def test_date_of_renewal_is_in_the_services_zone(app: Flask, new_team: Callable[
     at = datetime.fromtimestamp(stored(member).renews_at, BERLIN)
     assert (at.hour, at.minute) == (0, 0)
     assert timedelta(0) < at - datetime.now(UTC) <= timedelta(hours=25)
+
+
+class Skewed(datetime):
+    """The clock of a machine that is a minute off."""
+
+    skew = timedelta()
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:
+        return datetime.now(tz) + cls.skew
+
+
+@pytest.mark.parametrize("seconds", [-60, 60])
+def test_clock_of_the_database_decides_and_not_the_machines(
+    client: FlaskClient, daily: Member, monkeypatch: pytest.MonkeyPatch, seconds: int
+):
+    monkeypatch.setattr(Skewed, "skew", timedelta(seconds=seconds))
+    monkeypatch.setattr("tokenrouter.relay.handler.datetime", Skewed)
+    monkeypatch.setattr(time, "time", lambda: datetime.now(UTC).timestamp() + seconds)
+    assert call(client, daily) == 200
+    make_due(daily, seconds_ago=-30)  # which is past for a machine that is ahead
+    assert call(client, daily) == 200
+    assert renewals() == []
+    assert seen(daily)["used_tokens"] == stored(daily).settled_tokens
+    make_due(daily, seconds_ago=30)  # and is to come for one that is behind
+    assert seen(daily)["used_tokens"] == 0
+    assert call(client, daily) == 200
+    (renewal,) = renewals()
+    assert abs(renewal.renewed_at - seconds_now()) < 20
+    assert is_proven()

@@ -46,7 +46,7 @@ class GroupView(PanelView, ModelView):
         if self.validate_form(form) and (group := self.create_model(form)):
             flash(Markup("Created the group {}. Put teams into it here.").format(quoted(group.name)), "success")
             return redirect(url_for(".details_view", group_id=group.id))
-        return self.render("admin/group_form.html", form=form, group=None, **about_periods())
+        return self.render("admin/group_form.html", form=form, group=None, **about_periods(None))
 
     def create_model(self, form: LimitsForm) -> Group | None:
         """Have the domain create the group; explain in the form what it refuses."""
@@ -64,7 +64,7 @@ class GroupView(PanelView, ModelView):
         if self.validate_form(form) and (saved := self.update_model(form, group)):
             flash(Markup("Saved the group {}.").format(quoted(saved.name)), "success")
             return redirect(url_for(".details_view", group_id=group_id))
-        return self.render("admin/group_form.html", form=form, group=group, **about_periods())
+        return self.render("admin/group_form.html", form=form, group=group, **about_periods(group))
 
     def update_model(self, form: GroupEditForm, model: Group) -> Group | None:
         """Have the domain change the group; explain in the form what it refuses."""

@@ -19,9 +19,9 @@ from tokenrouter.admin.charts import tokens_chart
 from tokenrouter.admin.formats import quoted
 from tokenrouter.admin.limit_forms import PERIODS, explain
 from tokenrouter.admin.team_forms import GRACES, TeamEditForm, TeamForm, TokenForm, parse_typed_quota
-from tokenrouter.database.tables import Team, db
+from tokenrouter.database.tables import Group, Team, db
 from tokenrouter.errors import APIError, NotFound
-from tokenrouter.periods import DAILY, WEEKLY, Renewal, day_in_words
+from tokenrouter.periods import DAILY, MONTHLY, WEEKLY, Renewal, day_in_words
 
 NO_TEAM = "There is no such team, or it was deleted. The log still has its calls."
 PER_PAGE = 50
@@ -99,7 +99,7 @@ class TeamView(PanelView, ModelView):
 
     def _form_page(self, form: TeamForm, team: Team | None) -> ResponseReturnValue:
         words = {"allowed": settings().allowed_models, "groups": reports.group_names()}
-        return self.render("admin/team_form.html", form=form, team=team, **words, **about_periods())
+        return self.render("admin/team_form.html", form=form, team=team, **words, **about_periods(team))
 
     def update_model(self, form: TeamEditForm, model: Team) -> Team | None:
         """Have the domain change the team; explain in the form what it refuses."""
@@ -239,11 +239,13 @@ class TeamView(PanelView, ModelView):
         return redirect(url_for(".index_view") if request.form["action"] == "delete" else back)
 
 
-def about_periods() -> dict[str, Any]:
-    """Return what the forms of limits say of periods."""
+def about_periods(row: Team | Group | None) -> dict[str, Any]:
+    """Return what the forms of limits say of periods: what each would mean today."""
     zone, now = settings().timezone, datetime.now(UTC).timestamp()
-    upcoming = {every: day_in_words(Renewal(every).next_after(now, zone) or now, zone) for every in (DAILY, WEEKLY)}
-    return {"upcoming": upcoming, "zone": zone.key, "periods": PERIODS}
+    day = (row.renewal.day if row is not None else None) or 1
+    renewals = Renewal(DAILY), Renewal(WEEKLY), Renewal(MONTHLY, day)
+    upcoming = {each.every: day_in_words(each.next_after(now, zone) or now, zone) for each in renewals}
+    return {"upcoming": upcoming, "day": day, "zone": zone.key, "periods": PERIODS}
 
 
 def _found(team_id: int) -> Team:

@@ -221,7 +221,7 @@ class Counters:
         """Write a row's counters; of one that is locked it is known when its buckets will be full."""
         values = {"owner": id_, **changes}
         balance = self.balances.get(id_)
-        if balance is None or not balance.has_pace:
+        if balance is None or not balance.has_buckets:
             return self._run.move.execute(self._connection, values)
         values["requests_full_at"] = balance.requests.full_at if balance.requests else 0
         values["tokens_full_at"] = balance.tokens.full_at if balance.tokens else 0

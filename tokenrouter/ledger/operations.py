@@ -15,6 +15,7 @@ from tokenrouter.ledger.leases import Lease
 from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, Repetition, key_of
 from tokenrouter.ledger.responses import Given, remember
 from tokenrouter.ledger.rules import (
+    NO_HEADERS,
     CallerChanged,
     CallRequest,
     Outcome,
@@ -56,20 +57,22 @@ class Reserve:
         try:
             limits = [limit for balance in balances for limit in balance.limits()]
             grant = decide(limits, request, tx.output_reserve_tokens, tx.zone)
-            tx.recount_calls(team_id, group_id)
-            check_pace(balances, grant.held_tokens)
+            paced = [balance for balance in balances if balance.is_paced]
+            if paced:
+                tx.recount_calls(team_id, group_id)
+                check_pace(paced, grant.held_tokens)
         except (QuotaExceeded, QuotaReserved, PaceExceeded) as refusal:
             refusal.request_id = Reject(request, refusal.status, refusal.code, request.model).apply(tx)
             return refusal
         tx.move(team_id, group_id, held=grant.held_tokens, calls=1)
-        for balance in balances:
+        for balance in paced:
             if balance.requests is not None:
                 balance.requests.take(1, balance.now)
         day, held = tx.day_of(request), grant.held_tokens
         row = _log_row(request, status=PENDING, held_tokens=held, worker_id=tx.worker_id, day=day)
         row["prompt_tokens"] = request.prompt_tokens
         (call_id,) = INSERT_CALL.execute(tx.connection, row).fetchone()
-        headers = pace_headers(balances)
+        headers = pace_headers(paced) if paced else NO_HEADERS
         return Reservation(call_id, team_id, request.model, day, held, group_id, grant.output_limit, headers)
 
     def undo(self) -> "Abandon":

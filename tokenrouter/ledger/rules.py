@@ -14,6 +14,7 @@ from tokenrouter.periods import in_words
 LEAST_OUTPUT_TOKENS = 16
 MS_NS = 10**6
 NO_RETRY = {"x-should-retry": "false"}
+NO_HEADERS: Mapping[str, str] = {}
 Kind = Literal["requests", "tokens"]
 KINDS: tuple[Kind, ...] = ("requests", "tokens")
 
@@ -63,7 +64,7 @@ class Reservation:
     held_tokens: int
     group_id: int | None = None
     output_limit: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
     """What the caller is told of the pace of team and group."""
     progress: Callable[[], int] = int
     """Tells the tokens that have arrived; saved from time to time, and charged if this worker dies."""
@@ -123,9 +124,14 @@ class Balance:
     """The database's clock when it was read, in nanoseconds since 1970."""
 
     @property
-    def has_pace(self) -> bool:
+    def has_buckets(self) -> bool:
         """Whether it has a bucket to write back."""
         return self.requests is not None or self.tokens is not None
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether it has a pace at all."""
+        return self.requests is not None or self.tokens is not None or self.calls_at_once is not None
 
     @property
     def is_full(self) -> bool:
@@ -202,7 +208,9 @@ def decide(limits: Sequence[Limit], request: CallRequest, output_reserve_tokens:
     if not limits:
         return Grant(request.prompt_tokens + request.output_tokens)
     prompt_tokens = request.prompt_tokens
-    tightest = min(limits, key=lambda limit: (limit.left(prompt_tokens), limit.held_tokens))
+    tightest = limits[0]
+    if len(limits) > 1:
+        tightest = min(limits, key=lambda limit: (limit.left(prompt_tokens), limit.held_tokens))
     left = tightest.left(prompt_tokens)
     if request.output_tokens <= left:
         return Grant(prompt_tokens + request.output_tokens)
