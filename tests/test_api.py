@@ -92,6 +92,91 @@ def test_reset_counts_from_zero(api: ApiCall, client: FlaskClient, team: Member)
     assert (reply.status_code, reply.json["used_tokens"]) == (200, 0)
 
 
+GROUP_FIELDS = [name for name in TEAM_FIELDS if name not in ("active", "models", "group")] + ["teams"]
+
+
+@pytest.mark.both_databases
+def test_group_is_created_shown_changed_and_deleted(api: ApiCall, new_team: NewTeam):
+    made = api("POST", "/groups", json={"name": "year 9", "quota_tokens": 5000, "renews": "monthly", "renews_on": 31})
+    assert (made.status_code, sorted(made.json)) == (201, sorted(GROUP_FIELDS))
+    path = f"/groups/{made.json['id']}"
+    new_team("9a", group="year 9")
+    changed = api("PATCH", path, json={"name": "class 9", "calls_at_once": 3, "renews_on": 1})
+    shown = api("GET", path).json
+    assert changed.json == shown
+    assert (shown["name"], shown["quota_tokens"], shown["calls_at_once"], shown["renews"]) == (
+        "class 9",
+        5000,
+        3,
+        "monthly",
+    )
+    assert (shown["renews_on"], shown["teams"]) == (1, ["9a"])
+    assert api("DELETE", path).status_code == 204
+    assert refusal(api("GET", path)) == (404, "not_found", None)
+    assert teams.find("9a").group_name is None
+
+
+@pytest.mark.both_databases
+def test_use_of_a_group_is_reset_and_extended(api: ApiCall, client: FlaskClient, new_team: NewTeam):
+    path = f"/groups/{teams.create_group('year 9', 1000, by=TESTER).id}"
+    chat(client, new_team("9a", group="year 9"))
+    used = api("GET", path).json["used_tokens"]
+    extended = api("POST", f"{path}/extra", json={"tokens": 500})
+    assert (extended.status_code, extended.json["remaining_tokens"]) == (200, 1500 - used)
+    reset = api("POST", f"{path}/reset")
+    assert (reset.status_code, reset.json["used_tokens"], reset.json["remaining_tokens"]) == (200, 0, 1500)
+    assert refusal(api("POST", f"{path}/extra", json={})) == (400, None, "tokens")
+
+
+def test_teams_group_is_set_by_its_name_and_taken_away(api: ApiCall):
+    teams.create_group("year 9", by=TESTER)
+    made = api("POST", "/teams", json={"name": "9a", "group": "year 9"}).json
+    assert made["group"] == "year 9"
+    assert api("PATCH", f"/teams/{made['id']}", json={"quota_tokens": 5}).json["group"] == "year 9"
+    assert api("PATCH", f"/teams/{made['id']}", json={"group": None}).json["group"] is None
+    assert refusal(api("PATCH", f"/teams/{made['id']}", json={"group": "nowhere"})) == (400, None, "group")
+    assert refusal(api("PATCH", f"/teams/{made['id']}", json={"group": 1})) == (400, None, "group")
+
+
+def test_groups_are_listed_in_pages_and_found_by_name(api: ApiCall):
+    for number in range(3):
+        teams.create_group(f"group {number}", by=TESTER)
+    first = api("GET", "/groups?limit=2").json
+    rest = api("GET", f"/groups?limit=2&after={first['next']}").json
+    assert [group["name"] for group in first["data"] + rest["data"]] == ["group 0", "group 1", "group 2"]
+    assert (first["has_more"], rest["has_more"], rest["next"]) == (True, False, None)
+    assert [group["name"] for group in api("GET", "/groups?name=group 1").json["data"]] == ["group 1"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"name": "none"}, "name"),
+        ({}, "name"),
+        ({"name": "x", "quota_tokens": -1}, "quota_tokens"),
+        ({"name": "x", "quota_tokens": "5"}, "quota_tokens"),
+        ({"name": "x", "calls_at_once": -1}, "calls_at_once"),
+        ({"name": "x", "renews": "hourly"}, "renews"),
+        ({"name": "x", "renews": "weekly", "renews_on": 1}, "renews_on"),
+        ({"name": "x", "models": None}, "models"),
+    ],
+)
+def test_group_that_is_none_is_refused(api: ApiCall, fields: dict, param: str):
+    assert refusal(api("POST", "/groups", json=fields)) == (400, None, param)
+
+
+@pytest.mark.both_databases
+def test_use_is_told_by_group(api: ApiCall, client: FlaskClient, new_team: NewTeam):
+    teams.create_group("year 9", by=TESTER)
+    for member in (new_team("9a", group="year 9"), new_team("alone")):
+        chat(client, member)
+    rows = api("GET", "/usage?group_by=group").json["data"]
+    assert [(row["group"], row["requests"]) for row in rows] == [("year 9", 1), (None, 1)]
+    assert [row["team"] for row in api("GET", "/usage?group=year 9&group_by=team").json["data"]] == ["9a"]
+    assert refusal(api("GET", "/usage?group=nowhere")) == (404, "not_found", None)
+    assert refusal(api("GET", "/usage?group_by=colour")) == (400, None, "group_by")
+
+
 @pytest.mark.both_databases
 def test_tokens_are_created_listed_and_revoked(api: ApiCall, client: FlaskClient, team: Member):
     path = f"/teams/{team.team.id}/tokens"
