@@ -7,6 +7,7 @@ more than the drivers take.
 import importlib
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from sqlalchemy.dialects import registry
@@ -32,8 +33,9 @@ class _Compiled(NamedTuple):
     sql: str
     constants: dict[str, Any]
     conversions: list[tuple[str, Callable[[Any], Any]]]
-    order: list[str] | None
-    """The names of its values, where the driver takes these by their places: SQLite looks for each name in all."""
+    take: Callable[[Mapping[str, Any]], Sequence[Any]] | None
+    """Takes the values out of those by name, where the driver wants them by their places: SQLite looks for each name in
+    all of them."""
 
 
 class Statement:
@@ -50,12 +52,12 @@ class Statement:
     def execute(self, connection: DriverConnection, values: Mapping[str, Any]) -> Any:
         """Run it with values by name; return the driver's cursor, whose rows are tuples."""
         compiled = self._compiled.get(type(connection)) or self.compile(type(connection))
-        given = {**compiled.constants, **values}
-        for name, convert in compiled.conversions:
-            given[name] = convert(given[name])
-        if compiled.order is None:
-            return connection.execute(compiled.sql, given)
-        return connection.execute(compiled.sql, [given[name] for name in compiled.order])
+        given = values
+        if compiled.constants or compiled.conversions:
+            given = {**compiled.constants, **values}
+            for name, convert in compiled.conversions:
+                given[name] = convert(given[name])
+        return connection.execute(compiled.sql, given if compiled.take is None else compiled.take(given))
 
     def compile(self, kind: type) -> _Compiled:
         """Compile it for this kind of the driver's connections.
@@ -76,9 +78,15 @@ class Statement:
             str(compiled),
             {name: bind.effective_value for name, bind in names.items() if not bind.required},
             [(name, convert) for name, convert in converters.items() if convert is not None],
-            compiled.positiontup,
+            None if compiled.positiontup is None else _taking(compiled.positiontup),
         )
         return self._compiled[kind]
+
+
+def _taking(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    if len(names) < 2:
+        return lambda values: [values[name] for name in names]  # itemgetter returns one alone, not a tuple of it
+    return itemgetter(*names)
 
 
 def compile_all(engine: Engine) -> None:

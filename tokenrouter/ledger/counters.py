@@ -39,10 +39,13 @@ from tokenrouter.periods import read_renewal
 
 NO_MOVE = {"held_change": 0, "settled_change": 0, "calls_change": 0}
 NOW = epoch_now()
-NOW_NS = cast(NOW * 1e9, BigInteger)
+# numbers are spelled out, not bound: every call would bring them again
+NOW_NS = cast(NOW * literal_column("1e9"), BigInteger)
+NOTHING = literal_column("0", BigInteger)
+MINUTE = literal_column(str(MINUTE_NS), BigInteger)
 # spelled out, not bound: only so can the index of pending rows serve it
 IS_PENDING = RequestLog.status == literal_column(f"'{PENDING}'")
-MOST_NS = 10**18  # what a limit that was lowered makes of a large hold must not burst the column
+MOST = literal_column(str(10**18), BigInteger)  # what a limit that was lowered makes of a large hold must not burst it
 
 
 class Locked(NamedTuple):
@@ -110,7 +113,7 @@ class CounterStatements:
         self.record_renewal = Statement(insert(renewals).values(**whose, **recorded, renewed_at=bindparam("now")))
         following: dict[str, Any] = {name: bindparam(name) for name in ("renews_at", "renewal_basis")}
         self.set_renewal = Statement(update(table).where(is_meant).values(following))
-        anew: dict[str, Any] = {"reset_mark_tokens": table.settled_tokens, "extra_tokens": 0}
+        anew: dict[str, Any] = {"reset_mark_tokens": table.settled_tokens, "extra_tokens": NOTHING}
         self.renew = Statement(update(table).where(is_meant).values(following | anew))
 
 
@@ -120,12 +123,12 @@ def _tokens_full_at(table: type[Team | Group]) -> Any:
     It does as `Bucket.correct`.
     """
     taken = bindparam("held_change", type_=BigInteger) + bindparam("settled_change", type_=BigInteger)
-    taken_ns = cast(taken, Double) * MINUTE_NS / func.nullif(table.tokens_per_minute, 0)
-    flow_ns = cast(case((taken_ns > MOST_NS, MOST_NS), (taken_ns < -MOST_NS, -MOST_NS), else_=taken_ns), BigInteger)
-    begin = case((and_(taken > 0, table.tokens_full_at < NOW_NS), NOW_NS), else_=table.tokens_full_at)
+    taken_ns = cast(taken, Double) * MINUTE / func.nullif(table.tokens_per_minute, NOTHING)
+    flow_ns = cast(case((taken_ns > MOST, MOST), (taken_ns < -MOST, -MOST), else_=taken_ns), BigInteger)
+    begin = case((and_(taken > NOTHING, table.tokens_full_at < NOW_NS), NOW_NS), else_=table.tokens_full_at)
     return case(
-        (func.coalesce(table.tokens_per_minute, 0) == 0, table.tokens_full_at),
-        (begin + flow_ns < 0, 0),
+        (func.coalesce(table.tokens_per_minute, NOTHING) == NOTHING, table.tokens_full_at),
+        (begin + flow_ns < NOTHING, NOTHING),
         else_=begin + flow_ns,
     )
 
