@@ -108,6 +108,7 @@ TEAM_FIELDS = [
     "used_tokens",
     "held_tokens",
     "remaining_tokens",
+    "cost",
     "renews",
     "renews_on",
     "renews_at",

@@ -259,7 +259,7 @@ def test_usage_adds_up_by_group(api: ApiCall, client: FlaskClient, team: Member,
     today = datetime.now(UTC).date().isoformat()
     assert row[group_by] == {"day": today, "team": "team", "model": "GPT-5-nano"}[group_by]
     assert (row["requests"], row["total_tokens"]) == (2, stored(team).settled_tokens)
-    assert set(row) == {group_by, "requests", "prompt_tokens", "completion_tokens", "total_tokens"}
+    assert set(row) == {group_by, "requests", "prompt_tokens", "completion_tokens", "total_tokens", "cost"}
 
 
 def test_usage_is_filtered_by_team_and_days(api: ApiCall, client: FlaskClient, team: Member, new_team: NewTeam):

@@ -108,6 +108,7 @@ def test_nothing_set_gives_the_contracts_defaults():
         "CORS_ORIGINS": None,
         "HOSTED_TOOLS": None,
         "TIMEZONE": ZoneInfo("UTC"),
+        "CURRENCY": "USD",
     }
 
 
@@ -127,6 +128,7 @@ BAD_VALUES = {
         "   ",
     ),
     "DEFAULT_MODEL": ("GPT-*", "GPT-5-nano,GPT-5-mini", "   ", "gpt-5-nan", "Claude"),
+    "CURRENCY": ("$", "DOLLAR", "E1R"),
     "TIMEZONE": ("Berlin", "Europe", "Europe/", "../etc/passwd", "/etc/localtime", "UTC+25", "   "),
     "ALLOWED_MODELS": (",", " , ", "a*b", "*a", "GPT-5-nano,*-nano", "GPT-**"),
     "DATABASE_URL": (

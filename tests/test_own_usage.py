@@ -35,11 +35,12 @@ def test_usage_is_told_to_the_team(client: FlaskClient, team: Member):
         "used_tokens": used,
         "held_tokens": 0,
         "remaining_tokens": 100_000 - used,
+        "cost": None,
         "renews_at": None,
         "models": ["GPT-5-nano", "GPT-5-mini", "Gemini-2.5-flash", "Gemini-2.5-pro"],
     }
     today = datetime.now(UTC).date().isoformat()
-    assert days[-1] == {"date": today, "requests": 2, "total_tokens": used}
+    assert days[-1] == {"date": today, "requests": 2, "total_tokens": used, "cost": None}
     assert len(days) == 30 and days == sorted(days, key=lambda row: row["date"])
 
 
@@ -54,7 +55,7 @@ def test_usage_is_of_the_last_30_days_and_of_this_team_alone(client: FlaskClient
             connection.execute(db.insert(UsageDaily).values(row | sums))
     days = client.get("/v1/usage", headers=team.headers).json["by_day"]
     told = [row for row in days if row["requests"]]
-    assert told == [{"date": (today - timedelta(29)).isoformat(), "requests": 2, "total_tokens": 6}]
+    assert told == [{"date": (today - timedelta(29)).isoformat(), "requests": 2, "total_tokens": 6, "cost": None}]
 
 
 def test_exhausted_team_is_still_told(client: FlaskClient, new_team):

@@ -351,7 +351,7 @@ def recoveries(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many calls each recovery settled."""
     settled: list[int] = []
 
-    def recover(engine: Any, dead: Any, zone: Any) -> int:
+    def recover(engine: Any, dead: Any, *others: Any) -> int:
         settled.append(ledger.recover(engine, dead))
         return settled[-1]
 

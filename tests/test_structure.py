@@ -16,10 +16,11 @@ from tokenrouter.config import SETTINGS
 PACKAGE = ROOT / "tokenrouter"
 LADDER = (
     "troubles",
-    "config errors untrusted_json periods docs standin",
+    "config errors untrusted_json periods money docs standin",
     "database provider metering request_body first_start unknown_paths cors",
     "auth changes payload reports worker",
     "ledger teams alerts",
+    "prices",
     "runtime api cli",
     "relay admin health demo",
     "v1 site",

@@ -141,8 +141,8 @@ def test_days_older_than_the_log_are_counted_and_named(used: Member):
     sums = ", ".join(ledger.verification.Sums._fields)
     execute(
         f"INSERT INTO usage_daily (team_id, day, model, {sums})"
-        " VALUES (1, '2020-02-01', 'm', 1, 0, 5, 5, 10), (1, '2020-02-02', 'm', 1, 0, 5, 5, 10)",
-        "UPDATE teams SET settled_tokens = settled_tokens + 20",
+        " VALUES (1, '2020-02-01', 'm', 1, 0, 5, 5, 10, 7, 10), (1, '2020-02-02', 'm', 1, 0, 5, 5, 10, 0, 0)",
+        "UPDATE teams SET settled_tokens = settled_tokens + 20, settled_cost = 7, settled_priced_tokens = 10",
     )
     found = ledger.verify(db.engine)
     assert found.problems == []

@@ -117,6 +117,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
         MAX_CONTENT_LENGTH=settings.max_request_bytes,
         ALLOWED_MODELS=settings.allowed_models,
         TIMEZONE=settings.timezone,
+        CURRENCY=settings.currency,
         SECRET_KEY=settings.secret_key or None,
     )
     app.config.update(flask_config)

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 from tabulate import tabulate
 
-from tokenrouter import changes, config, first_start, ledger, reports, teams
+from tokenrouter import changes, config, first_start, ledger, prices, reports, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database import schema, tables
 from tokenrouter.database.tables import Team, db
@@ -101,6 +101,7 @@ team_commands = Group("teams", help="Create, change and delete teams.")
 group_commands = Group("groups", help="Create, change and delete groups, whose teams share limits.")
 token_commands = Group("tokens", help="Give teams tokens, and revoke them.")
 usage_commands = Group("usage", help="Show, reset and verify what was used.")
+price_commands = Group("prices", help="Keep what models cost.")
 log_commands = Group("logs", help="Read the log of calls.")
 
 
@@ -147,6 +148,7 @@ def init_app(app: Flask) -> None:
         team_commands,
         group_commands,
         token_commands,
+        price_commands,
         usage_commands,
         log_commands,
         management_token_commands,
@@ -386,6 +388,51 @@ def repair_usage(yes: bool) -> None:
     click.echo(f"Repaired {len(changed)} teams and groups." if changed else "There was nothing to repair.")
 
 
+@price_commands.command("list")
+@as_json
+def list_prices(as_json: bool) -> None:
+    """List the prices that are valid now, yours before the provider's, for a million tokens each, or a request."""
+    views = [{**view, "since": reports.timestamp(view["since"])} for view in prices.views()]
+    currency = current_app.config["CURRENCY"]
+    _show_list(views, _price_row, as_json, empty="There are no prices yet. Set one: flask prices set MODEL …")
+    if not as_json:
+        click.echo(f"In {currency}, a million tokens each, but for those a request.")
+        for model, tokens in prices.unpriced_models(datetime.now(UTC) - timedelta(days=30)).items():
+            click.echo(f"No price: {model}, of which {tokens:,} tokens were used in the last 30 days.")
+
+
+AMOUNT = Parsed("amount", prices.parse_price)
+
+
+@price_commands.command("set")
+@click.argument("model")
+@click.option("--input", "input_", type=AMOUNT, required=True, metavar="P", help="A million tokens of a prompt.")
+@click.option("--output", type=AMOUNT, required=True, metavar="P", help="A million tokens of an answer.")
+@click.option("--cached-input", type=AMOUNT, metavar="P", help="A million tokens that the provider had read before.")
+@click.option("--request", type=AMOUNT, default="0", metavar="P", help="A call.")
+def set_price(model: str, input_: int, output: int, cached_input: int | None, request: int) -> None:
+    """Set what MODEL costs from now on, or all models that begin so: `GPT-5*`."""
+    prices.set_price(model, input_, output, cached_input, request, by=_me())
+    click.echo(f"Set the price of {model!r}: it holds for what settles from now on.")
+
+
+@price_commands.command("unset")
+@click.argument("model")
+def unset_price(model: str) -> None:
+    """End your price of MODEL; the provider's then holds, where it has one."""
+    prices.unset_price(model, by=_me())
+    click.echo(f"Ended your price of {model!r}.")
+
+
+@price_commands.command("fetch")
+def fetch_prices() -> None:
+    """Ask the provider for its prices; they hold where you have set none."""
+    fetched = prices.take_over(current_app.extensions["tokenrouter"].catalogue.fetch(), by=_me())
+    for model in fetched.changed:
+        click.echo(model)
+    click.echo(f"The provider has prices of {fetched.priced:,} models, of which {len(fetched.changed):,} are new.")
+
+
 @log_commands.command("list")
 @click.option("--team", help="Only the calls of this team; it may be deleted.")
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, help="How many.")
@@ -510,6 +557,10 @@ def _quota_cells(view: dict[str, Any]) -> dict[str, Any]:
         "held": view["held_tokens"],
         "remaining": UNLIMITED if view["remaining_tokens"] is None else view["remaining_tokens"],
     }
+
+
+def _price_row(view: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", " "): value for name, value in view.items()}
 
 
 def _log_row(view: dict[str, Any]) -> dict[str, Any]:

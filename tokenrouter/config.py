@@ -107,6 +107,13 @@ def _zone(text: str) -> ZoneInfo:
         raise ValueError from error
 
 
+def _currency(text: str) -> str:
+    text = text.strip().upper()
+    if not re.fullmatch("[A-Z]{3}", text):
+        raise ValueError
+    return text
+
+
 def _model(text: str) -> str:
     text = text.strip()
     if not text or "*" in text or "," in text:
@@ -171,6 +178,7 @@ class Settings:
     timezone: ZoneInfo = _setting(  # noqa: RUF009 - as of all others, what is called is a field
         "UTC", Reader("an IANA name such as Europe/Berlin", _zone)
     )
+    currency: str = _setting("USD", Reader("the three letters of a currency, such as EUR", _currency))
     hosted_tools: tuple[str, ...] | None = _setting(
         "", Reader("names separated by commas, each with at most a trailing *", parse_models)
     )

@@ -35,7 +35,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     """Give the app its runtime, of which nothing runs yet: gunicorn forks its workers from this process."""
     with app.app_context():
         readers = Readers(db.engine)
-        ledger = Ledger(db.engine, settings.output_reserve_tokens, settings.timezone)
+        ledger = Ledger(db.engine, settings.output_reserve_tokens, settings.timezone, settings.currency)
     provider = Provider(settings)
     slots = Slots(settings.threads, settings.team_calls)
     app.extensions["tokenrouter"] = Runtime(

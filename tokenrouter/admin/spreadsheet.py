@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from tokenrouter.money import decimal_string
 from tokenrouter.reports import timestamp
 
 COLUMNS = (
@@ -24,8 +25,11 @@ COLUMNS = (
     "repeats",
     "prompt_tokens",
     "completion_tokens",
+    "cached_tokens",
     "total_tokens",
     "charged_tokens",
+    "cost",
+    "cost_source",
     "usage_source",
     "first_byte_ms",
     "latency_ms",
@@ -46,10 +50,17 @@ def lines(calls: Iterable[Any]) -> Iterator[str]:
     writer = csv.writer(buffer)
     writer.writerow(COLUMNS)
     for number, call in enumerate(calls, 1):
-        writer.writerow([timestamp(call.created_at), *(cell(getattr(call, name)) for name in COLUMNS[1:])])
+        writer.writerow([_written(call, name) for name in COLUMNS])
         if number % ROWS_AT_ONCE == 0:
             yield _taken(buffer)
     yield _taken(buffer)
+
+
+def _written(call: Any, name: str) -> Any:
+    value = getattr(call, name)
+    if name == "created_at":
+        return timestamp(value)
+    return decimal_string(value) if name == "cost" else cell(value)
 
 
 def _taken(buffer: io.StringIO) -> str:

@@ -49,6 +49,9 @@ BY_PROVIDER = "provider"
 ESTIMATED = "estimated"
 NOT_COUNTED = "none"
 
+BY_PRICE = "price"
+NO_COST = "none"
+
 
 class Base(DeclarativeBase):
     """The base of all tables."""
@@ -118,6 +121,11 @@ class HasLimits:
     settled_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reset_mark_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     held_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    # money, in billionths of CURRENCY, and the tokens whose cost is known; their marks move with that of tokens
+    settled_cost: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    reset_mark_cost: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    settled_priced_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    reset_mark_priced_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
@@ -144,6 +152,18 @@ class HasLimits:
     @classmethod
     def _used_tokens(cls) -> ColumnElement[int]:
         return case((cls.is_due, 0), else_=cls.settled_tokens - cls.reset_mark_tokens)
+
+    @property
+    def cost(self) -> int | None:
+        """What the used tokens cost, as far as that is known; None where it is of none of them."""
+        known = 0 if self.is_due else self.settled_cost - self.reset_mark_cost
+        return known if known or not self.unpriced_tokens else None
+
+    @property
+    def unpriced_tokens(self) -> int:
+        """How many of the used tokens have no price."""
+        priced = 0 if self.is_due else self.settled_priced_tokens - self.reset_mark_priced_tokens
+        return self.used_tokens - priced
 
     @hybrid_property
     def allowance_tokens(self) -> int | None:
@@ -292,7 +312,10 @@ class RequestLog(Base):
     prompt_tokens: Mapped[int] = mapped_column(BigInteger)
     completion_tokens: Mapped[int] = mapped_column(BigInteger)
     total_tokens: Mapped[int] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # of the prompt
     charged_tokens: Mapped[int] = mapped_column(BigInteger)
+    cost: Mapped[int | None] = mapped_column(BigInteger)  # billionths of CURRENCY; none where it is not known
+    cost_source: Mapped[str] = mapped_column(String(16), default=NO_COST, server_default=NO_COST)
     usage_source: Mapped[str] = mapped_column(String(16))
     latency_ms: Mapped[int | None]
     first_byte_ms: Mapped[int | None]
@@ -331,6 +354,8 @@ class DailySums:
     prompt_tokens: Mapped[int] = mapped_column(BigInteger)
     completion_tokens: Mapped[int] = mapped_column(BigInteger)
     total_tokens: Mapped[int] = mapped_column(BigInteger)  # what was charged
+    cost: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # as far as it is known
+    priced_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # of what it is known
 
 
 class UsageDaily(DailySums, Base):
@@ -365,6 +390,8 @@ class RenewalColumns:
     due_at: Mapped[int] = mapped_column(BigInteger)  # seconds since 1970
     renewed_at: Mapped[float]  # likewise, by the database's clock
     used_tokens: Mapped[int] = mapped_column(BigInteger)  # by which the mark moved
+    used_cost: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # likewise
+    priced_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # likewise
     extra_tokens: Mapped[int] = mapped_column(BigInteger)  # that ended with the period
 
 
@@ -386,6 +413,31 @@ class GroupRenewal(RenewalColumns, Base):
     group_id: Mapped[int] = mapped_column(ForeignKey("groups.id"), index=True)
 
     __table_args__ = ({"sqlite_autoincrement": True},)
+
+
+class ModelPrice(Base):
+    """A price of a model, or of all whose names begin so, from when it was set until the next of the same name.
+
+    Billionths of CURRENCY, for a million tokens each but for `request_price`; without an input price it ends the one
+    before.
+    """
+
+    __tablename__ = "prices"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    model: Mapped[str] = mapped_column(String(NAME_LENGTH))  # in small letters
+    shown_model: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    is_of_provider: Mapped[bool]
+    input_price: Mapped[int | None] = mapped_column(BigInteger)
+    output_price: Mapped[int | None] = mapped_column(BigInteger)
+    cached_input_price: Mapped[int | None] = mapped_column(BigInteger)
+    request_price: Mapped[int] = mapped_column(BigInteger, default=0)
+    since: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (
+        Index("ix_prices_model", "is_of_provider", "model", "id"),
+        {"sqlite_autoincrement": True},  # the last of them tells whether any is new
+    )
 
 
 class GivenResponse(Base):

@@ -4,6 +4,7 @@ import logging
 import random
 import time
 from collections.abc import Iterable, Mapping
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import (
@@ -34,7 +35,8 @@ from tokenrouter.database.tables import (
     writing,
 )
 from tokenrouter.errors import InvalidRequest, NotFound
-from tokenrouter.ledger.counters import IS_PENDING
+from tokenrouter.ledger.costs import DOLLARS, KnownPrices
+from tokenrouter.ledger.counters import IS_PENDING, marks_of
 from tokenrouter.ledger.operations import (
     IS_ORPHAN,
     PENDING_CALLS,
@@ -52,7 +54,7 @@ RECOVERY_PROMISE_S = 60.0
 RECOVERY_S = 5.0  # at a time: whoever recovers has a lease of its own to renew
 
 
-def recover(engine: Engine, dead: Mapping[int, float], zone: ZoneInfo = UTC_ZONE) -> int:
+def recover(engine: Engine, dead: Mapping[int, float], zone: ZoneInfo = UTC_ZONE, currency: str = DOLLARS) -> int:
     """Settle, at the estimate of the prompt and what was saved of the answer, the calls whose workers died.
 
     `dead` has their leases by worker: one that was renewed meanwhile lives. Calls whose workers were struck off are
@@ -68,7 +70,7 @@ def recover(engine: Engine, dead: Mapping[int, float], zone: ZoneInfo = UTC_ZONE
         if time.monotonic() > deadline:
             break
         try:
-            settled += _recover_team(engine, team_id, dead, zone)
+            settled += _recover_team(engine, team_id, dead, zone, KnownPrices(currency))
         except Exception as error:  # whatever it is, the others have to be settled
             message = "Calls of team %d that a dead worker left cannot be settled (%s); this is tried again"
             troubles.warn("recovery", message, team_id, one_line(error), traceback_of=error)
@@ -81,12 +83,12 @@ def recover(engine: Engine, dead: Mapping[int, float], zone: ZoneInfo = UTC_ZONE
     return settled
 
 
-def _recover_team(engine: Engine, team_id: int, dead: Mapping[int, float], zone: ZoneInfo) -> int:
+def _recover_team(engine: Engine, team_id: int, dead: Mapping[int, float], zone: ZoneInfo, prices: KnownPrices) -> int:
     with writing(engine) as connection:
         # who renews its lease just now waits, and finds its calls settled
         connection.execute(select(Worker.id).where(_is_one_of(dead)).order_by(Worker.id).with_for_update())
         calls = connection.execute(PENDING_CALLS.where(RequestLog.team_id == team_id, _is_abandoned(dead))).all()
-        tx = Transaction(driver_connection(connection), worker_id=0, output_reserve_tokens=0, zone=zone)
+        tx = Transaction(driver_connection(connection), 0, output_reserve_tokens=0, zone=zone, prices=prices)
         settled = sum(_interrupt(call, tx) for call in calls)
         tx.close()
     return settled
@@ -152,12 +154,20 @@ def reset(engine: Engine, team_ids: Iterable[int], group_ids: Iterable[int] = ()
 
 
 def _reset(connection: Connection, kind: type[Team | Group], ids: list[int], by: Actor) -> int:
-    used = kind.used_tokens.label("used_tokens")
-    chosen = select(kind.id, kind.name, used).where(kind.id.in_(ids), kind.deleted_at.is_(None), kind.used_tokens != 0)
+    used = {
+        "used_tokens": kind.used_tokens,
+        "used_cost": kind.settled_cost - kind.reset_mark_cost,
+        "priced_tokens": kind.settled_priced_tokens - kind.reset_mark_priced_tokens,
+    }
+    columns: list[Any] = [column.label(name) for name, column in used.items()]
+    is_meant = kind.id.in_(ids), kind.deleted_at.is_(None), kind.used_tokens != 0
+    chosen = select(kind.id, kind.name, *columns).where(*is_meant)
     rows = connection.execute(chosen.order_by(kind.id).with_for_update(key_share=True)).all()
     is_one = kind.id.in_([row.id for row in rows])
-    connection.execute(update(kind).where(is_one).values(reset_mark_tokens=kind.settled_tokens))
-    nothing = {"used_tokens": 0}
-    changed = [Changed.of(kind, row.id, row.name, {"used_tokens": row.used_tokens}, nothing) for row in rows]
+    connection.execute(update(kind).where(is_one).values(marks_of(kind)))
+    changed = []
+    for row in rows:
+        before = {name: value for name in used if (value := getattr(row, name))}
+        changed.append(Changed.of(kind, row.id, row.name, before, dict.fromkeys(before, 0)))
     changes.record(connection, by, changes.USAGE_RESET, *changed)
     return len(rows)

@@ -1,6 +1,6 @@
 """The log and the daily totals, read side by side in one order, each once and never as a whole."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
@@ -37,6 +37,8 @@ class Sums(NamedTuple):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    cost: int = 0
+    priced_tokens: int = 0
 
     def plus(self, other: "Sums", sign: int = 1) -> "Sums":
         """Add, or with a sign of -1 subtract, sum by sum."""
@@ -53,10 +55,8 @@ class Comparison:
     """The log and the daily totals of teams, or of groups, side by side."""
 
     rows: int = 0
-    charged: Counter[int] = field(default_factory=Counter)
-    """By id, what the log says."""
-    before_log: Counter[int] = field(default_factory=Counter)
-    """By id, what only the daily totals say, since those calls are no longer in the log."""
+    settled: defaultdict[int, Sums] = field(default_factory=lambda: defaultdict(Sums))
+    """By id, what the log says, and the daily totals of calls that are no longer in it."""
     unproven_days: set[str] = field(default_factory=set)
     differences: list[tuple[Key, Sums, Sums]] = field(default_factory=list)
     """Where both speak and do not agree: log, and daily totals."""
@@ -134,11 +134,11 @@ def compare(connection: Connection, books: Books) -> Comparison:
     has_older = first_day != "" and connection.execute(select(UsageDaily.team_id).where(is_older).limit(1)).first()
     for key, log, day in _side_by_side(_logged(connection, books, compared), _daily(connection, books)):
         owner_id, at = key[0], key[-2]
-        compared.charged[owner_id] += log.total_tokens
+        compared.settled[owner_id] = compared.settled[owner_id].plus(log)
         left = day.plus(log, -1)
         if at < first_day or (at == first_day and has_older and min(left) >= 0 and left != NOTHING):
             compared.unproven_days.add(at)  # of the log's first day some may be gone too
-            compared.before_log[owner_id] += left.total_tokens
+            compared.settled[owner_id] = compared.settled[owner_id].plus(left)
         elif log != day:
             compared.differences.append((key, log, day))
     return compared
@@ -158,6 +158,8 @@ def _logged(connection: Connection, books: Books, compared: Comparison) -> Itera
         func.sum(case((settled, RequestLog.prompt_tokens), else_=0)),
         func.sum(case((settled, RequestLog.completion_tokens), else_=0)),
         func.sum(RequestLog.charged_tokens),
+        func.sum(func.coalesce(RequestLog.cost, 0)),
+        func.sum(case((RequestLog.cost.is_not(None), RequestLog.charged_tokens), else_=0)),
     )
     key = (*books.of_calls, DAY, model)
     query = select(*key, func.count(), *sums).where(books.of_calls[0].is_not(None)).group_by(*key).order_by(*key)

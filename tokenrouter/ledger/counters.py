@@ -37,7 +37,7 @@ from tokenrouter.ledger.pace import MINUTE_NS, Bucket
 from tokenrouter.ledger.rules import Balance
 from tokenrouter.periods import read_renewal
 
-NO_MOVE = {"held_change": 0, "settled_change": 0, "calls_change": 0}
+NO_MOVE = {"held_change": 0, "settled_change": 0, "calls_change": 0, "cost_change": 0, "priced_change": 0}
 NOW = epoch_now()
 # numbers are spelled out, not bound: every call would bring them again
 NOW_NS = cast(NOW * literal_column("1e9"), BigInteger)
@@ -63,6 +63,8 @@ class Locked(NamedTuple):
     renewal_basis: str | None
     used_tokens: int
     """As the row has them, whether the time has come to renew or not."""
+    used_cost: int
+    priced_tokens: int
     held_tokens: int
     requests_full_at: int
     tokens_full_at: int
@@ -73,6 +75,15 @@ class Locked(NamedTuple):
     def is_readable(self) -> bool:
         """Whether its limits can be decided by: hands may have left anything there."""
         return not unreadable_limits(*self[: len(LIMITS)])
+
+
+def marks_of(table: type[Team | Group]) -> dict[str, Any]:
+    """Return what the marks become once use counts from now on."""
+    return {
+        "reset_mark_tokens": table.settled_tokens,
+        "reset_mark_cost": table.settled_cost,
+        "reset_mark_priced_tokens": table.settled_priced_tokens,
+    }
 
 
 class CounterStatements:
@@ -88,6 +99,8 @@ class CounterStatements:
             table.renews_at,
             table.renewal_basis,
             table.settled_tokens - table.reset_mark_tokens,
+            table.settled_cost - table.reset_mark_cost,
+            table.settled_priced_tokens - table.reset_mark_priced_tokens,
             table.held_tokens,
             table.requests_full_at,
             table.tokens_full_at,
@@ -100,6 +113,8 @@ class CounterStatements:
             "held_tokens": table.held_tokens + bindparam("held_change"),
             "settled_tokens": table.settled_tokens + bindparam("settled_change"),
             "calls_in_flight": table.calls_in_flight + bindparam("calls_change"),
+            "settled_cost": table.settled_cost + bindparam("cost_change"),
+            "settled_priced_tokens": table.settled_priced_tokens + bindparam("priced_change"),
         }
         is_running = is_meant, or_(table.renews_at.is_(None), table.renews_at > NOW)
         filled = {"tokens_full_at": _tokens_full_at(table)}
@@ -108,12 +123,13 @@ class CounterStatements:
         self.move_with_pace = Statement(update(table).where(*is_running).values(moves | known))
         count = select(func.count()).select_from(RequestLog)
         self.count_pending = Statement(count.where(owner == bindparam("owner"), IS_PENDING))
-        recorded: dict[str, Any] = {name: bindparam(name) for name in ("due_at", "used_tokens", "extra_tokens")}
+        ended = "due_at", "used_tokens", "used_cost", "priced_tokens", "extra_tokens"
+        recorded: dict[str, Any] = {name: bindparam(name) for name in ended}
         whose: dict[str, Any] = {owner.key: bindparam("owner")}
         self.record_renewal = Statement(insert(renewals).values(**whose, **recorded, renewed_at=bindparam("now")))
         following: dict[str, Any] = {name: bindparam(name) for name in ("renews_at", "renewal_basis")}
         self.set_renewal = Statement(update(table).where(is_meant).values(following))
-        anew: dict[str, Any] = {"reset_mark_tokens": table.settled_tokens, "extra_tokens": NOTHING}
+        anew: dict[str, Any] = {**marks_of(table), "extra_tokens": NOTHING}
         self.renew = Statement(update(table).where(is_meant).values(following | anew))
 
 
@@ -192,14 +208,17 @@ class Counters:
         if not is_due:
             self._run.set_renewal.execute(self._connection, following)
             return read._replace(renews_at=renews_at)
-        ended = {"due_at": read.renews_at, "used_tokens": read.used_tokens, "extra_tokens": read.extra_tokens}
-        self._run.record_renewal.execute(self._connection, {"owner": id_, "now": read.now, **ended})
+        ended = {name: getattr(read, name) for name in ("used_tokens", "used_cost", "priced_tokens", "extra_tokens")}
+        ended |= {"owner": id_, "due_at": read.renews_at, "now": read.now}
+        self._run.record_renewal.execute(self._connection, ended)
         self._run.renew.execute(self._connection, following)
         return read._replace(renews_at=renews_at, used_tokens=0, extra_tokens=0)
 
-    def move(self, id_: int, *, held: int, settled: int = 0, calls: int) -> None:
-        """Move a row's counters by so much."""
+    def move(self, id_: int, *, held: int, settled: int = 0, calls: int, cost: int = 0, priced: int = 0) -> None:
+        """Move a row's counters by so much; `priced` are the settled tokens whose cost is known."""
         move = self._moves[id_]
+        move["cost_change"] += cost
+        move["priced_change"] += priced
         move["held_change"] += held
         move["settled_change"] += settled
         move["calls_change"] += calls

@@ -8,8 +8,9 @@ from sqlalchemy import bindparam, exists, insert, literal_column, select, update
 
 from tokenrouter.database.log_status import PENDING, PROVIDER_ERROR, REJECTED
 from tokenrouter.database.statements import Statement
-from tokenrouter.database.tables import NOT_COUNTED, AnyRow, ApiToken, RequestLog, Worker
+from tokenrouter.database.tables import NO_COST, NOT_COUNTED, AnyRow, ApiToken, RequestLog, Worker
 from tokenrouter.errors import ModelNotFound, PaceExceeded, QuotaExceeded, QuotaReserved
+from tokenrouter.ledger.costs import PRICES_VERSION
 from tokenrouter.ledger.counters import IS_PENDING, NOW
 from tokenrouter.ledger.leases import Lease
 from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, Repetition, key_of
@@ -165,15 +166,28 @@ class Settle:
         """Do nothing when the row is settled already."""
         self.tries += 1
         call = self.reservation
-        taken = SETTLE_CALL.execute(tx.connection, {"call_id": call.call_id, **vars(self.outcome)})
-        if taken.rowcount == 1:
-            tx.move(call.team_id, call.group_id, held=-call.held_tokens, settled=self.outcome.charged_tokens, calls=-1)
-            tx.count(call.team_id, call.group_id, call.day, self._counted_model(), self.outcome)
+        cost, source = tx.prices.cost(call.model, self.outcome)
+        values = {"call_id": call.call_id, "cost": cost, "cost_source": source, **vars(self.outcome)}
+        taken = SETTLE_CALL.execute(tx.connection, values).fetchone()
+        if taken is not None:
+            if taken[0] != tx.prices.version:
+                cost = self._cost_anew(tx)
+            charged = self.outcome.charged_tokens
+            money = {"cost": cost or 0, "priced": 0 if cost is None else charged}
+            tx.move(call.team_id, call.group_id, held=-call.held_tokens, settled=charged, calls=-1, **money)
+            tx.count(call.team_id, call.group_id, call.day, self._counted_model(), self.outcome, cost=cost)
             if self.given is not None:
                 remember(tx.connection, call.team_id, self.given, self.outcome.charged_tokens)
             return True
         # after a try whose commit was lost on the way back, the row may bear this very outcome
         return self.tries > 1 and self._stands_in_log(tx)
+
+    def _cost_anew(self, tx: Transaction) -> int | None:
+        """Fix the cost by the prices that are valid now, since those were changed that this process knew."""
+        tx.prices.read(tx.connection)
+        cost, source = tx.prices.cost(self.reservation.model, self.outcome)
+        SET_COST.execute(tx.connection, {"call_id": self.reservation.call_id, "cost": cost, "cost_source": source})
+        return cost
 
     def _counted_model(self) -> str:
         """Return the call's model, or none where the provider knows none of that name."""
@@ -227,7 +241,7 @@ class CountRepeats:
             added = ADD_REPEATS.execute(tx.connection, {"refusal": each.request_id, "times": each.times})
             if added.rowcount == 1:
                 outcome = Outcome(status=REJECTED)
-                tx.count(self.team_id, each.group_id, each.day, each.counted_model, outcome, each.times)
+                tx.count(self.team_id, each.group_id, each.day, each.counted_model, outcome, times=each.times)
 
     def undo(self) -> None:
         """Return None: it is retried until it is written, so there is never anything to take back."""
@@ -332,6 +346,9 @@ SETTLED_COLUMNS = (
     "prompt_tokens",
     "completion_tokens",
     "total_tokens",
+    "cached_tokens",
+    "cost",
+    "cost_source",
     "latency_ms",
     "first_byte_ms",
     "provider_request_id",
@@ -340,6 +357,12 @@ SETTLE_CALL = Statement(
     update(RequestLog)
     .where(RequestLog.id == bindparam("call_id"), IS_PENDING)
     .values({column: bindparam(column) for column in SETTLED_COLUMNS})
+    .returning(PRICES_VERSION)
+)
+SET_COST = Statement(
+    update(RequestLog)
+    .where(RequestLog.id == bindparam("call_id"))
+    .values(cost=bindparam("cost"), cost_source=bindparam("cost_source"))
 )
 SAVE_PROGRESS = Statement(
     update(RequestLog)
@@ -405,6 +428,9 @@ def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
         "prompt_tokens": 0,
         "completion_tokens": 0,
         "total_tokens": 0,
+        "cached_tokens": 0,
+        "cost": None if values["status"] == PENDING else 0,
+        "cost_source": NO_COST,
         "charged_tokens": 0,
         "usage_source": NOT_COUNTED,
         "latency_ms": None,

@@ -81,6 +81,9 @@ class Outcome:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    cached_tokens: int = 0
+    reported_cost: int | None = None
+    """What the provider says that it cost, in billionths of a dollar."""
     latency_ms: int | None = None
     first_byte_ms: int | None = None
     error_code: str | None = None

@@ -12,11 +12,12 @@ from tokenrouter.auth import CALLER_COLUMNS, IS_VALID
 from tokenrouter.database.log_status import FAILURES
 from tokenrouter.database.statements import DriverConnection, Inserter, Statement
 from tokenrouter.database.tables import ApiToken, GroupUsageDaily, Team, UsageDaily
+from tokenrouter.ledger.costs import KnownPrices
 from tokenrouter.ledger.counters import OF_GROUPS, OF_TEAMS, Counters, Locked
 from tokenrouter.ledger.refusals import NewRefusals, Refusals
 from tokenrouter.ledger.rules import Balance, CallRequest, Outcome
 
-SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens")
+SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens", "cost", "priced_tokens")
 NO_USE = dict.fromkeys(SUMS, 0)
 
 
@@ -42,6 +43,7 @@ class Transaction:
         output_reserve_tokens: int,
         zone: ZoneInfo,
         refusals: NewRefusals | None = None,
+        prices: KnownPrices | None = None,
     ) -> None:
         """`zone` is where days begin, those to which calls count and those of renewals."""
         self.connection = connection
@@ -49,6 +51,7 @@ class Transaction:
         self.output_reserve_tokens = output_reserve_tokens
         self.zone = zone
         self.refusals = refusals or NewRefusals(Refusals())
+        self.prices = prices or KnownPrices()
         self.groups = Counters(connection, zone, OF_GROUPS, "the group “{}”")
         self.teams = Counters(connection, zone, OF_TEAMS, "this team")
         self.callers: dict[int, tuple[Any, ...]] = {}
@@ -89,11 +92,11 @@ class Transaction:
         group = self.groups.balances.get(group_id)
         return None if team is None or group is None else [team, group]
 
-    def move(self, team_id: int, group_id: int | None, *, held: int, settled: int = 0, calls: int) -> None:
-        """Move the counters of a team, and of its group, by so much."""
-        self.teams.move(team_id, held=held, settled=settled, calls=calls)
+    def move(self, team_id: int, group_id: int | None, **changes: int) -> None:
+        """Move the counters of a team, and of its group, by so much, as `Counters.move`."""
+        self.teams.move(team_id, **changes)
         if group_id is not None:
-            self.groups.move(group_id, held=held, settled=settled, calls=calls)
+            self.groups.move(group_id, **changes)
 
     def recount_calls(self, team_id: int, group_id: int | None) -> None:
         """Let no call be refused for others that ended without having been counted down."""
@@ -106,12 +109,20 @@ class Transaction:
         return request.created_at.astimezone(self.zone).date()
 
     def count(
-        self, team_id: int, group_id: int | None, day: date, model: str, outcome: Outcome, times: int = 1
+        self,
+        team_id: int,
+        group_id: int | None,
+        day: date,
+        model: str,
+        outcome: Outcome,
+        *,
+        cost: int | None = 0,
+        times: int = 1,
     ) -> None:
         """Add a call to the sums of its day, or several that cost nothing."""
-        _add(self._days[team_id, day, model], outcome, times)
+        _add(self._days[team_id, day, model], outcome, cost, times)
         if group_id is not None:
-            _add(self._group_days[group_id, team_id, day, model], outcome, times)
+            _add(self._group_days[group_id, team_id, day, model], outcome, cost, times)
 
     def close(self) -> None:
         """Write the changes of counters and sums that the operations left, in an order that all workers keep to."""
@@ -124,12 +135,15 @@ class Transaction:
             ADD_TO_GROUP_DAY.execute(self.connection, whose | sums)
 
 
-def _add(sums: dict[str, int], outcome: Outcome, times: int) -> None:
+def _add(sums: dict[str, int], outcome: Outcome, cost: int | None, times: int) -> None:
     sums["requests"] += times
     sums["errors"] += times * (outcome.status in FAILURES)
     sums["prompt_tokens"] += outcome.prompt_tokens
     sums["completion_tokens"] += outcome.completion_tokens
     sums["total_tokens"] += outcome.charged_tokens
+    if cost is not None:
+        sums["cost"] += cost
+        sums["priced_tokens"] += outcome.charged_tokens
 
 
 LOCK_CALLER = Statement(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -149,14 +149,11 @@ def _repair_books(connection: Connection, books: Books) -> list[Changed]:
     rewritten = rewrite_days(connection, books, compared)
     changed = []
     for id_, row in rows.items():
-        settled = compared.charged[id_] + compared.before_log[id_]
-        mark = resets[id_].tokens if resets[id_].is_proven else row.reset_mark_tokens
-        right = {
-            "settled_tokens": settled,
-            "held_tokens": held.get(id_, 0),
-            "reset_mark_tokens": min(max(mark, 0), settled),
-            "calls_in_flight": in_flight[id_],
-        }
+        right = {"held_tokens": held.get(id_, 0), "calls_in_flight": in_flight[id_]}
+        for mark in MARKS:
+            settled, recorded = getattr(compared.settled[id_], mark.summed), resets[id_].moved[mark.recorded]
+            reset = recorded if resets[id_].is_proven else getattr(row, mark.reset)
+            right |= {mark.settled: settled, mark.reset: min(max(reset, 0), settled)}
         before = {name: getattr(row, name) for name in right}
         if before != right or rewritten[id_]:
             connection.execute(update(table).where(table.c.id == id_).values(right))
@@ -194,11 +191,36 @@ def _without_time_limit(connection: Connection) -> None:
 # counters
 
 
+class Mark(NamedTuple):
+    """A counter that only grows, and the mark from which use counts: the names of their columns."""
+
+    settled: str
+    reset: str
+    recorded: str
+    """What it moved by, in the record of a reset and in a renewal."""
+    summed: str
+    """What it grew by, in the sums of days."""
+    words: str
+
+
+MARKS = (
+    Mark("settled_tokens", "reset_mark_tokens", "used_tokens", "total_tokens", "settled, and {} charged"),
+    Mark("settled_cost", "reset_mark_cost", "used_cost", "cost", "billionths of cost, and {}"),
+    Mark(
+        "settled_priced_tokens",
+        "reset_mark_priced_tokens",
+        "priced_tokens",
+        "priced_tokens",
+        "tokens with a price, and {}",
+    ),
+)
+
+
 @dataclass
 class Resets:
-    """What a team's recorded resets and renewals sum up to; proven where they go back to its creation, or a repair."""
+    """What recorded resets and renewals sum up to; proven where they go back to the creation, or a repair."""
 
-    tokens: int = 0
+    moved: Counter[str] = field(default_factory=Counter)
     is_proven: bool = False
 
 
@@ -210,17 +232,19 @@ def _resets(connection: Connection, books: Books) -> defaultdict[int | None, Res
     for owner_id, action, before, after in streamed(connection, query.where(owner.is_not(None)).order_by(Change.id)):
         own = resets[owner_id]
         if action == changes.USAGE_RESET:
-            own.tokens += int((before or {}).get("used_tokens", 0))
+            own.moved.update({mark.recorded: int((before or {}).get(mark.recorded, 0)) for mark in MARKS})
         elif action == changes.USAGE_REPAIR:
             after = after or {}
-            resets[owner_id] = Resets(int(after.get("reset_mark_tokens", 0)), is_proven=True)
+            moved = Counter({mark.recorded: int(after.get(mark.reset, 0)) for mark in MARKS})
+            resets[owner_id] = Resets(moved, is_proven=True)
             renewals_upto[owner_id] = int(after.get("last_renewal", 0))
         else:
             own.is_proven = True
-    renewals = select(books.renewals.id, books.of_renewals, books.renewals.used_tokens).order_by(books.renewals.id)
-    for renewal_id, owner_id, used_tokens in streamed(connection, renewals):
+    moved_by = [getattr(books.renewals, mark.recorded) for mark in MARKS]
+    renewals = select(books.renewals.id, books.of_renewals, *moved_by).order_by(books.renewals.id)
+    for renewal_id, owner_id, *values in streamed(connection, renewals):
         if renewal_id > renewals_upto[owner_id]:
-            resets[owner_id].tokens += used_tokens
+            resets[owner_id].moved.update({mark.recorded: v for mark, v in zip(MARKS, values, strict=True)})
     return resets
 
 
@@ -279,24 +303,27 @@ def _check_counters(
     held, in_flight, resets = _held(connection, books), _in_flight(connection, books), _resets(connection, books)
     unproven = 0
     for row in rows:
-        settled, mark = row.settled_tokens, row.reset_mark_tokens
-        logged, holds = compared.charged[row.id] + compared.before_log[row.id], held.get(row.id, 0)
-        recorded = resets[row.id]
-        unproven += not recorded.is_proven and mark != recorded.tokens
-        checks = (
-            (settled == logged, f"{settled} settled, and {logged} charged in the log"),
+        holds, recorded = held.get(row.id, 0), resets[row.id]
+        checks = [
             (row.held_tokens == holds, f"{row.held_tokens} held, and {holds} held by pending calls"),
             (
                 row.calls_in_flight == in_flight[row.id],
                 f"{row.calls_in_flight} calls in flight, and {in_flight[row.id]} pending in the log",
             ),
             (row.held_tokens >= 0, f"{row.held_tokens} held, below zero"),
-            (0 <= mark <= settled, f"reset at {mark}, and {settled} settled"),
-            (
-                mark == recorded.tokens or (not recorded.is_proven and mark > recorded.tokens),
-                f"reset at {mark}, and {recorded.tokens} in the resets and renewals that were recorded",
-            ),
-        )
+        ]
+        for mark in MARKS:
+            settled, reset = getattr(row, mark.settled), getattr(row, mark.reset)
+            logged, moved = getattr(compared.settled[row.id], mark.summed), recorded.moved[mark.recorded]
+            checks += [
+                (settled == logged, f"{settled} {mark.words.format(logged)} in the log"),
+                (0 <= reset <= settled, f"reset at {reset}, and {settled} settled"),
+                (
+                    reset == moved or (not recorded.is_proven and reset > moved),
+                    f"reset at {reset}, and {moved} in the resets and renewals that were recorded",
+                ),
+            ]
+        unproven += not recorded.is_proven and row.reset_mark_tokens != recorded.moved["used_tokens"]
         differences = [problem for holds, problem in checks if not holds]
         if differences:
             found.add(f"{books.word}{row.name}", ", ".join(differences), REPAIR)

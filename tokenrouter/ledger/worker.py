@@ -24,6 +24,7 @@ from tokenrouter.database.statements import DriverConnection, Statement
 from tokenrouter.database.tables import Worker, writing
 from tokenrouter.errors import StorageUnavailable
 from tokenrouter.ledger.books import recover
+from tokenrouter.ledger.costs import DOLLARS, KnownPrices
 from tokenrouter.ledger.leases import HEARTBEAT_S, LEASE_S, Watch
 from tokenrouter.ledger.operations import (
     CountRepeats,
@@ -70,8 +71,12 @@ class OwnLease:
 class Ledger:
     """Reserve and settle for one process, keep its lease alive, and settle the calls of processes that died."""
 
-    def __init__(self, engine: Engine, output_reserve_tokens: int, zone: ZoneInfo = UTC_ZONE) -> None:
+    def __init__(
+        self, engine: Engine, output_reserve_tokens: int, zone: ZoneInfo = UTC_ZONE, currency: str = DOLLARS
+    ) -> None:
         self._engine = engine
+        self._currency = currency
+        self._prices = KnownPrices(currency)
         self._zone = zone
         self._output_reserve_tokens = output_reserve_tokens
         self._connection = WriteConnection(engine)
@@ -186,7 +191,9 @@ class Ledger:
             if lease is None or not lease.is_fresh() or _renews(operations):
                 lease = self._renewed(connection)
             refusals = NewRefusals(self._refusals)
-            tx = Transaction(connection, lease.worker_id, self._output_reserve_tokens, self._zone, refusals)
+            tx = Transaction(
+                connection, lease.worker_id, self._output_reserve_tokens, self._zone, refusals, self._prices
+            )
             results = _carry_out(operations, tx)
         self._lease = lease
         refusals.commit()
@@ -215,7 +222,7 @@ class Ledger:
                 sight: Sight = self._writer.run(self._heartbeat())
                 dead = self._watch.look(sight.leases)
                 if (dead or sight.has_orphans) and self._may_recover():
-                    recover(self._engine, dead, self._zone)
+                    recover(self._engine, dead, self._zone, self._currency)
             except (StorageUnavailable, SQLAlchemyError) as error:
                 logger.warning("A heartbeat of the ledger failed: %s", type(error).__name__)
             except Exception:

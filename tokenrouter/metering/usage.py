@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
 
 from tokenrouter.metering.gather import dicts_in
 
@@ -10,6 +12,9 @@ ABSURD_TOKENS = 10_000_000
 PROMPT_NAMES = ("prompt_tokens", "input_tokens")
 COMPLETION_NAMES = ("completion_tokens", "output_tokens")
 TOTAL_NAMES = ("total_tokens",)
+DETAILS = ("prompt_tokens_details", "input_tokens_details")
+CACHED_NAMES = ("cache_read_input_tokens", "prompt_cache_hit_tokens", "cached_tokens")  # Anthropic's, DeepSeek's
+ABSURD_COST = 100_000
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,10 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt, which the provider had read before."""
+    cost: Decimal | None = None
+    """In dollars, where the provider tells it."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,8 @@ class Report:
     prompt_tokens: int | None
     completion_tokens: int | None
     total_tokens: int | None
+    cached_tokens: int | None = None
+    cost: Decimal | None = None
 
     def merged(self, other: "Report") -> "Report":
         """Return what two reports on the same answer say together: of each figure the larger, in whatever order."""
@@ -35,6 +46,8 @@ class Report:
             _larger(self.prompt_tokens, other.prompt_tokens),
             _larger(self.completion_tokens, other.completion_tokens),
             _larger(self.total_tokens, other.total_tokens),
+            _larger(self.cached_tokens, other.cached_tokens),
+            other.cost if self.cost is None else self.cost if other.cost is None else max(self.cost, other.cost),
         )
 
     def __add__(self, other: "Report") -> "Report":
@@ -43,6 +56,8 @@ class Report:
             _sum(self.prompt_tokens, other.prompt_tokens),
             _sum(self.completion_tokens, other.completion_tokens),
             _sum(self.total_tokens, other.total_tokens),
+            _sum(self.cached_tokens, other.cached_tokens),
+            other.cost if self.cost is None else self.cost if other.cost is None else self.cost + other.cost,
         )
 
     def __bool__(self) -> bool:
@@ -61,7 +76,8 @@ class Report:
             completion = total - prompt if completion is None else completion
         elif completion is None:
             completion = total - prompt if total > prompt else count_completion()
-        return Usage(prompt, completion, max(total, prompt + completion))
+        cached = min(self.cached_tokens or 0, prompt)
+        return Usage(prompt, completion, max(total, prompt + completion), cached, self.cost)
 
 
 def _larger(one: int | None, other: int | None) -> int | None:
@@ -105,7 +121,27 @@ def _read(usage: object) -> Report | None:
     given = [count for counts in fields for count in counts]
     if not given or not all(_is_count(count) for count in given):
         return None
-    return Report(*(max(map(int, counts), default=None) for counts in fields))
+    prompt, completion, total = (max(map(int, counts), default=None) for counts in fields)
+    return Report(prompt, completion, total, _cached(usage), _cost(usage))
+
+
+def _cached(usage: dict[str, Any]) -> int | None:
+    """Return how much of the prompt was read before, by whatever name; None where that is not told, or absurd."""
+    details = [usage.get(name) for name in DETAILS]
+    told = [place.get("cached_tokens") for place in details if isinstance(place, dict)]
+    told += [usage.get(name) for name in CACHED_NAMES]
+    return max((int(count) for count in told if count is not None and _is_count(count)), default=None)
+
+
+def _cost(usage: dict[str, Any]) -> Decimal | None:
+    cost = usage.get("cost")
+    if isinstance(cost, bool) or not isinstance(cost, int | float | str):
+        return None
+    try:
+        amount = Decimal(str(cost))
+    except InvalidOperation:
+        return None
+    return amount if amount.is_finite() and 0 <= amount <= ABSURD_COST else None
 
 
 def _is_count(value: object) -> bool:

@@ -92,6 +92,13 @@ class Catalogue:
             return None
         return _model_object(found["id"], found)
 
+    def fetch(self) -> dict[str, dict[str, Any]]:
+        """Ask the provider for its models now, and return what it says of each, by name.
+
+        Raises what the provider's refusal is.
+        """
+        return _listed_in(self._fetch("/models"))
+
     def check(self, within_s: float = 0.0) -> Check:
         """Ask the provider for its models, unless that was done within the last seconds, and say what came of it."""
         with self._fetching:

@@ -12,6 +12,7 @@ from tokenrouter.errors import APIError, ProviderTimeout
 from tokenrouter.ledger import Given, Ledger, Outcome, Reservation
 from tokenrouter.metering.meter import Meter
 from tokenrouter.metering.usage import Report, Usage
+from tokenrouter.money import billionths
 from tokenrouter.payload import Call
 from tokenrouter.provider.replies import Reply
 from tokenrouter.worker.disconnects import CallEnded, ClientLeft
@@ -72,7 +73,9 @@ class Booking:
             status, code = CLIENT_CLOSED, None
         usage = self._counted(count_completion)
         if report is not None:
-            usage = max(self._reported(report, count_completion), usage, key=lambda usage: usage.total_tokens)
+            reported = self._reported(report, count_completion)
+            known = replace(usage, cached_tokens=reported.cached_tokens, cost=reported.cost)
+            usage = max(reported, known, key=lambda usage: usage.total_tokens)
         self._settle(status, usage, ESTIMATED if report is None else BY_PROVIDER, error_code=code)
 
     def failed(self, error: Exception) -> None:
@@ -137,6 +140,8 @@ class Booking:
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.total_tokens,
+            cached_tokens=usage.cached_tokens,
+            reported_cost=None if usage.cost is None else billionths(usage.cost),
             latency_ms=self._elapsed_ms(),
             first_byte_ms=self._first_byte_ms,
             error_code=error_code,

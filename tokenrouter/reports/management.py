@@ -8,11 +8,14 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from tokenrouter.database.tables import Group, GroupUsageDaily, Team, UsageDaily, clamp_id, clamp_text, db, normalized
+from tokenrouter.money import decimal_string
 from tokenrouter.reports.reading import reading
+from tokenrouter.reports.views import known_cost
 
 Grouping = Literal["day", "team", "group", "model"]
 GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
-SUMS = ("requests", "prompt_tokens", "completion_tokens", "total_tokens")
+TOLD = ("requests", "prompt_tokens", "completion_tokens", "total_tokens")
+SUMS = (*TOLD, "cost", "priced_tokens")
 
 
 def teams_after(after_id: int, limit: int, name: str | None = None) -> tuple[list[Team], bool]:
@@ -54,19 +57,26 @@ def usage(
         if group_by != "group":
             table = UsageDaily if group_id is None else GroupUsageDaily
             keys = {"day": table.day, "team": Team.name, "model": table.model}
-            return [{group_by: str(key), **sums} for key, sums in _sums(connection, table, keys[group_by], *asked)]
-        rows = [{"group": key, **sums} for key, sums in _sums(connection, GroupUsageDaily, Group.name, *asked)]
-        if group_id is None:
-            left = _of_no_group(connection, rows, *asked)
-            rows += [left] if left["requests"] else []
-        return rows
+            rows: list[tuple[Any, dict[str, int]]] = [
+                (str(key), sums) for key, sums in _sums(connection, table, keys[group_by], *asked)
+            ]
+        else:
+            rows = _sums(connection, GroupUsageDaily, Group.name, *asked)
+            if group_id is None:
+                left = _of_no_group(connection, [sums for _, sums in rows], *asked)
+                rows += [(None, left)] if left["requests"] else []
+    return [{group_by: key, **_told(sums)} for key, sums in rows]
 
 
-def _of_no_group(connection: Connection, rows: list[dict[str, Any]], *asked: Any) -> dict[str, Any]:
+def _told(sums: dict[str, int]) -> dict[str, Any]:
+    cost = known_cost(sums["cost"], sums["total_tokens"], sums["priced_tokens"])
+    return {**{name: sums[name] for name in TOLD}, "cost": decimal_string(cost)}
+
+
+def _of_no_group(connection: Connection, grouped: list[dict[str, int]], *asked: Any) -> dict[str, int]:
     """Return what is left of all use once that of groups is taken from it."""
     everything = [sums for _, sums in _sums(connection, UsageDaily, UsageDaily.day, *asked)]
-    left = {name: sum(sums[name] for sums in everything) - sum(row[name] for row in rows) for name in SUMS}
-    return {"group": None, **left}
+    return {name: sum(sums[name] for sums in everything) - sum(sums[name] for sums in grouped) for name in SUMS}
 
 
 def _sums(

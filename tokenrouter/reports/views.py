@@ -20,6 +20,7 @@ from tokenrouter.database.tables import (
     UsageDaily,
     db,
 )
+from tokenrouter.money import decimal_string
 from tokenrouter.periods import moment
 from tokenrouter.reports.days import day_of
 
@@ -73,12 +74,18 @@ def limits_view(row: Team | Group) -> dict[str, Any]:
         "used_tokens": row.used_tokens,
         "held_tokens": row.held_tokens,
         "remaining_tokens": row.remaining_tokens,
+        "cost": decimal_string(row.cost),
         "renews": renewal.every,
         "renews_on": renewal.day,
         "renews_at": timestamp(moment(row.next_renewal(current_app.config["TIMEZONE"]))),
         "extra_tokens": shown_number(row.current_extra_tokens),
         **{name: shown_number(getattr(row, name)) for name in PACES},
     }
+
+
+def known_cost(cost: int, tokens: int, priced_tokens: int) -> int | None:
+    """Return a sum of costs; None where it is of none of the tokens, since what is unknown is not nothing."""
+    return None if tokens and not priced_tokens and not cost else cost
 
 
 def shown_number(number: int | None) -> int | str | None:
@@ -123,9 +130,13 @@ def log_view(row: RequestLog | AnyRow) -> dict[str, Any]:
         "repeats": row.repeats,
         "stream": row.stream,
         "prompt_tokens": row.prompt_tokens,
+        "cached_tokens": row.cached_tokens,
         "completion_tokens": row.completion_tokens,
         "total_tokens": row.total_tokens,
+        "held_tokens": row.held_tokens,
         "charged_tokens": row.charged_tokens,
+        "cost": decimal_string(row.cost),
+        "cost_source": row.cost_source,
         "usage_source": row.usage_source,
         "latency_ms": row.latency_ms,
         "first_byte_ms": row.first_byte_ms,
@@ -139,7 +150,7 @@ def own_usage(team_id: int, models: Sequence[str]) -> dict[str, Any]:
         team = session.get_one(Team, team_id)
         days = _last_days(session, team_id)
         limits = limits_view(team)
-    told = ("quota_tokens", "used_tokens", "held_tokens", "remaining_tokens", "renews_at")
+    told = ("quota_tokens", "used_tokens", "held_tokens", "remaining_tokens", "cost", "renews_at")
     return {
         "team": team.name,
         "group": team.group_name,
@@ -153,14 +164,19 @@ def _last_days(session: Session, team_id: int) -> list[dict[str, Any]]:
     """Return a row for each of the last 30 days, today the last, also where nothing was called."""
     today = day_of(datetime.now(UTC))
     days = [today - timedelta(days=before) for before in reversed(range(DAYS_SHOWN))]
+    sums = (UsageDaily.requests, UsageDaily.total_tokens, UsageDaily.cost, UsageDaily.priced_tokens)
     query = (
-        select(UsageDaily.day, func.sum(UsageDaily.requests), func.sum(UsageDaily.total_tokens))
+        select(UsageDaily.day, *map(func.sum, sums))
         .where(UsageDaily.team_id == team_id, UsageDaily.day >= days[0])
         .group_by(UsageDaily.day)
     )
-    sums = {day: (int(requests), int(tokens)) for day, requests, tokens in session.execute(query)}
-    rows = [(day, *sums.get(day, (0, 0))) for day in days]
-    return [{"date": day.isoformat(), "requests": requests, "total_tokens": tokens} for day, requests, tokens in rows]
+    found = {day: list(map(int, values)) for day, *values in session.execute(query)}
+    rows = []
+    for day in days:
+        requests, tokens, cost, priced = found.get(day, (0, 0, 0, 0))
+        told = {"date": day.isoformat(), "requests": requests, "total_tokens": tokens}
+        rows.append({**told, "cost": decimal_string(known_cost(cost, tokens, priced))})
+    return rows
 
 
 def newest_calls(team_ids: list[int] | None, limit: int) -> list[RequestLog]:

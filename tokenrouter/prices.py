@@ -1,0 +1,208 @@
+"""What models cost: the administrator's prices, and those that the provider's own list has.
+
+A price is never edited: a new one of the same name takes its place, from then on. Every function that changes something
+is one transaction, which records who made the change, and commits.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from flask import current_app
+from sqlalchemy import func, insert, select
+from sqlalchemy.engine import Connection
+
+from tokenrouter import changes
+from tokenrouter.changes import Actor, Changed
+from tokenrouter.config import parse_models
+from tokenrouter.database.connections import driver_connection
+from tokenrouter.database.tables import NAME_LENGTH, ModelPrice, UsageDaily, db, writing
+from tokenrouter.errors import InvalidRequest, NotFound
+from tokenrouter.ledger.costs import DOLLARS, KnownPrices
+from tokenrouter.metering.prices import MILLION, Price, PriceList
+from tokenrouter.money import MOST_AMOUNT, billionths, decimal_string, parse_amount
+
+FIELDS = {name: f"{name}_price" for name in ("input", "output", "cached_input", "request")}
+PROVIDERS_NAMES = {"input": "prompt", "output": "completion", "cached_input": "input_cache_read", "request": "request"}
+"""What a provider's list of models calls them: dollars a token, or a request, as texts."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What came of asking the provider: how many models have a price, and the names of those that are new or differ."""
+
+    priced: int
+    changed: list[str]
+
+
+def parse_price(text: str) -> int:
+    """Read an amount a million tokens, or a request, as people write it; return billionths.
+
+    Raises InvalidRequest.
+    """
+    try:
+        return parse_amount(text)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def valid() -> PriceList:
+    """Return the prices that are valid now."""
+    known = KnownPrices()
+    with db.engine.connect() as connection:
+        known.read(driver_connection(connection))
+    return known.prices
+
+
+def views() -> list[dict[str, Any]]:
+    """Describe the prices that are valid now, and since when, the administrator's first."""
+    newest = select(func.max(ModelPrice.id)).group_by(ModelPrice.is_of_provider, ModelPrice.model)
+    query = (
+        select(ModelPrice.__table__)
+        .where(ModelPrice.id.in_(newest), ModelPrice.input_price.is_not(None))
+        .order_by(ModelPrice.is_of_provider, ModelPrice.model)
+    )
+    with db.engine.connect() as connection:
+        return [
+            {
+                "model": row.shown_model,
+                **{name: decimal_string(getattr(row, column)) for name, column in FIELDS.items()},
+                "source": "provider" if row.is_of_provider else "administrator",
+                "since": row.since,
+            }
+            for row in connection.execute(query)
+        ]
+
+
+def unpriced_models(since: datetime) -> dict[str, int]:
+    """Return the models that were used since a day and have no price now, with their tokens, the most first."""
+    prices = valid()
+    tokens = func.sum(UsageDaily.total_tokens)
+    query = select(UsageDaily.model, tokens).where(UsageDaily.day >= since.date(), UsageDaily.model != "")
+    with db.engine.connect() as connection:
+        used = connection.execute(query.group_by(UsageDaily.model).order_by(tokens.desc(), UsageDaily.model)).all()
+    return {model: int(total) for model, total in used if total and prices.find(model) is None}
+
+
+def set_price(
+    model: str, input: int, output: int, cached_input: int | None = None, request: int = 0, *, by: Actor
+) -> None:
+    """Set what a model costs, or all whose names begin so, in billionths, a million tokens each or a request.
+
+    Raises InvalidRequest.
+    """
+    name = _check_model(model)
+    price = Price(name, input, output, cached_input, request)
+    with writing(db.engine) as connection:
+        before = _administrators(connection, name)
+        _add(connection, [price])
+        _record(connection, by, changes.PRICE_SET, name, before, price)
+
+
+def unset_price(model: str, *, by: Actor) -> None:
+    """End the administrator's price of a model, or of a prefix; the provider's then holds, where it has one.
+
+    Raises InvalidRequest and NotFound.
+    """
+    name = _check_model(model)
+    with writing(db.engine) as connection:
+        if (before := _administrators(connection, name)) is None:
+            raise NotFound(f"You have set no price of {name!r}.")
+        _add(connection, [], ended=[before])
+        _record(connection, by, changes.PRICE_UNSET, name, before, None)
+
+
+def take_over(listed: Mapping[str, Mapping[str, Any]], *, by: Actor) -> Fetched:
+    """Keep the prices that the provider's list of models has; they hold where the administrator has set none.
+
+    What the list does not have any more ends. Raises InvalidRequest where CURRENCY is not that of the list.
+    """
+    if current_app.config["CURRENCY"] != DOLLARS:
+        currency = current_app.config["CURRENCY"]
+        raise InvalidRequest(f"The provider's prices are in US dollars, and CURRENCY is {currency}: set your own.")
+    told = {name.casefold(): price for name, model in listed.items() if (price := provider_price(name, model))}
+    with writing(db.engine) as connection:
+        before = {price.model.casefold(): price for price in _read(connection).prices if price.is_of_provider}
+        new = [price for name, price in told.items() if before.get(name) != price]
+        ended = [price for name, price in before.items() if name not in told]
+        _add(connection, new, ended=ended)
+        changed = sorted(price.model for price in (*new, *ended))
+        if changed:
+            changes.record(connection, by, changes.PRICES_FETCH, Changed(None, None, None, {"models": changed[:100]}))
+    return Fetched(len(told), changed)
+
+
+def provider_price(name: str, model: Mapping[str, Any]) -> Price | None:
+    """Return what a provider's list says of a model: dollars a token as texts; None where it has no price of it."""
+    pricing = model.get("pricing")
+    if not isinstance(pricing, dict) or len(name) > NAME_LENGTH:
+        return None
+    amounts = {ours: _dollars(pricing.get(theirs), ours) for ours, theirs in PROVIDERS_NAMES.items()}
+    if amounts["input"] is None or amounts["output"] is None:
+        return None
+    return Price(
+        name, amounts["input"], amounts["output"], amounts["cached_input"], amounts["request"] or 0, is_of_provider=True
+    )
+
+
+def _dollars(text: object, kind: str) -> int | None:
+    """Return an amount in billionths, of tokens for a million; None where it is none."""
+    if isinstance(text, bool) or not isinstance(text, str | int | float):
+        return None
+    try:
+        amount = billionths(Decimal(str(text)) * (1 if kind == "request" else MILLION))
+    except (InvalidOperation, OverflowError, ValueError):
+        return None
+    return amount if 0 <= amount <= MOST_AMOUNT else None
+
+
+def _check_model(model: str) -> str:
+    try:
+        (name,) = parse_models(model)
+    except ValueError:
+        raise InvalidRequest("A model is one name, with at most a trailing *.", param="model") from None
+    if len(name) > NAME_LENGTH:
+        raise InvalidRequest(f"A model's name has at most {NAME_LENGTH} characters.", param="model")
+    return name
+
+
+def _read(connection: Connection) -> PriceList:
+    known = KnownPrices()
+    known.read(driver_connection(connection))
+    return known.prices
+
+
+def _administrators(connection: Connection, name: str) -> Price | None:
+    own = (price for price in _read(connection).prices if not price.is_of_provider)
+    return next((price for price in own if price.model.casefold() == name.casefold()), None)
+
+
+def _add(connection: Connection, prices: Iterable[Price], ended: Iterable[Price] = ()) -> None:
+    now = datetime.now(UTC)
+
+    def row(price: Price) -> dict[str, Any]:
+        return {
+            "model": price.model.casefold(),
+            "shown_model": price.model,
+            "is_of_provider": price.is_of_provider,
+            **{column: getattr(price, name) for name, column in FIELDS.items()},
+            "since": now,
+        }
+
+    rows = [row(price) for price in prices]
+    rows += [row(price) | dict.fromkeys(("input_price", "output_price", "cached_input_price")) for price in ended]
+    if rows:
+        connection.execute(insert(ModelPrice), rows)
+
+
+def _record(
+    connection: Connection, by: Actor, action: str, model: str, before: Price | None, after: Price | None
+) -> None:
+    old, new = ({"model": model, **_told(price)} if price else None for price in (before, after))
+    changes.record(connection, by, action, Changed(None, None, old, new))
+
+
+def _told(price: Price) -> dict[str, str | None]:
+    return {name: decimal_string(getattr(price, name)) for name in FIELDS}
