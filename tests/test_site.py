@@ -81,6 +81,7 @@ def test_team_is_told_nothing_of_another(client: FlaskClient, team: Member, new_
     assert data(client, new_team("other")) == {
         "extra_tokens": 0,
         "group": None,
+        "currency": "USD",
         "by_model": [],
         "pace": None,
         "calls": [],

@@ -119,9 +119,7 @@ def take_over(listed: Mapping[str, Mapping[str, Any]], *, by: Actor) -> Fetched:
 
     What the list does not have any more ends. Raises InvalidRequest where CURRENCY is not that of the list.
     """
-    if current_app.config["CURRENCY"] != DOLLARS:
-        currency = current_app.config["CURRENCY"]
-        raise InvalidRequest(f"The provider's prices are in US dollars, and CURRENCY is {currency}: set your own.")
+    _expect_dollars()
     told = {name.casefold(): price for name, model in listed.items() if (price := provider_price(name, model))}
     with writing(db.engine) as connection:
         before = {price.model.casefold(): price for price in _read(connection).prices if price.is_of_provider}
@@ -132,6 +130,21 @@ def take_over(listed: Mapping[str, Mapping[str, Any]], *, by: Actor) -> Fetched:
         if changed:
             changes.record(connection, by, changes.PRICES_FETCH, Changed(None, None, None, {"models": changed[:100]}))
     return Fetched(len(told), changed)
+
+
+def compared(listed: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the provider's prices, each with the administrator's own of the same model, where that goes before it.
+
+    Raises InvalidRequest where CURRENCY is not that of the list.
+    """
+    _expect_dollars()
+    own = PriceList(price for price in valid().prices if not price.is_of_provider)
+    told = [price for name, model in listed.items() if (price := provider_price(name, model))]
+    rows = []
+    for price in sorted(told, key=lambda price: price.model.casefold()):
+        mine = own.find(price.model)
+        rows.append({"model": price.model, "provider": _told(price), "own": None if mine is None else _told(mine)})
+    return rows
 
 
 def provider_price(name: str, model: Mapping[str, Any]) -> Price | None:
@@ -145,6 +158,11 @@ def provider_price(name: str, model: Mapping[str, Any]) -> Price | None:
     return Price(
         name, amounts["input"], amounts["output"], amounts["cached_input"], amounts["request"] or 0, is_of_provider=True
     )
+
+
+def _expect_dollars() -> None:
+    if (currency := current_app.config["CURRENCY"]) != DOLLARS:
+        raise InvalidRequest(f"The provider's prices are in US dollars, and CURRENCY is {currency}: set your own.")
 
 
 def _dollars(text: object, kind: str) -> int | None:

@@ -28,7 +28,8 @@ def usage_data() -> dict[str, Any]:
     caller, own = handler.authenticate("/usage"), runtime.current()
     patterns = payload.narrowed(own.settings.allowed_models, caller.models)
     example = payload.example_model(patterns, own.settings.default_model, own.catalogue.known_names(patterns))
-    return {**reports.own_details(caller.team_id), "example_model": example}
+    currency = {"currency": own.settings.currency}
+    return {**reports.own_details(caller.team_id), **currency, "example_model": example}
 
 
 @blueprint.after_request

@@ -10,6 +10,7 @@ from tokenrouter.admin.changes import ChangesView
 from tokenrouter.admin.groups import GroupView
 from tokenrouter.admin.home import HomeView
 from tokenrouter.admin.logs import RequestLogView
+from tokenrouter.admin.prices import PriceView
 from tokenrouter.admin.settings import SettingsView
 from tokenrouter.admin.teams import TeamView
 from tokenrouter.database.tables import Group, RequestLog, Team, db
@@ -28,6 +29,7 @@ def init_app(app: Flask) -> None:
     panel.add_view(TeamView(Team, db, name="Teams", endpoint="teams"))
     panel.add_view(GroupView(Group, db, name="Groups", endpoint="groups"))
     panel.add_view(RequestLogView(RequestLog, db, name="Logs", endpoint="logs"))
+    panel.add_view(PriceView(name="Prices", endpoint="prices"))
     panel.add_view(ChangesView(name="Changes", endpoint="changes"))
     panel.add_view(SettingsView(name="Settings", endpoint="settings"))
     app.jinja_env.globals.update(

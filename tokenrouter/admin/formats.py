@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from tokenrouter.admin.charts import short
 from tokenrouter.database.log_status import describe
+from tokenrouter.money import decimal_string, shown
 from tokenrouter.teams import format_quota
 
 STATIC = Path(__file__).parent.parent / "static"
@@ -50,6 +51,9 @@ FIELD_WORDS = {
     "tokens_per_minute": "tokens a minute",
     "calls_at_once": "calls at once",
     "active": "state",
+    "cached_input": "cached input",
+    "priced_tokens": "tokens with a price",
+    "used_cost": "cost",
     "expires_at": "expires",
     "old_token_until": "the old one works until",
 }
@@ -104,6 +108,13 @@ def pace(limits: Mapping[str, int | None]) -> str:
     return ", ".join(told) or "no limit"
 
 
+def amount(billionths: int) -> Markup:
+    """Write an amount of money for people, with the exact one on hover."""
+    currency = current_app.config["CURRENCY"]
+    exact = f"{decimal_string(billionths)} {currency}"
+    return Markup('<span class="num" title="{}">{}</span>').format(exact, shown(billionths, currency))
+
+
 def milliseconds(duration_ms: int | None) -> str:
     """Write a duration: `340 ms`, `2.4 s`."""
     if duration_ms is None:
@@ -139,7 +150,7 @@ def asset(filename: str) -> str:
 def init_app(app: Flask) -> None:
     """Give the templates these words."""
     words = source_words, action_words, field_words
-    for each in (short, share, iso, utc, day_and_time, pace, milliseconds, *words):
+    for each in (amount, short, share, iso, utc, day_and_time, pace, milliseconds, *words):
         app.jinja_env.filters[each.__name__] = each
     app.jinja_env.filters.update(quota=format_quota, status=describe)
     app.jinja_env.globals.update(asset=asset, csrf_token=generate_csrf)

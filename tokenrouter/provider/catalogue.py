@@ -95,9 +95,12 @@ class Catalogue:
     def fetch(self) -> dict[str, dict[str, Any]]:
         """Ask the provider for its models now, and return what it says of each, by name.
 
-        Raises what the provider's refusal is.
+        Raises an APIError that says why they cannot be had.
         """
-        return _listed_in(self._fetch("/models"))
+        try:
+            return _listed_in(self._fetch("/models"))
+        except RelayedError as error:
+            raise ProviderBadResponse(_words(error)) from error
 
     def check(self, within_s: float = 0.0) -> Check:
         """Ask the provider for its models, unless that was done within the last seconds, and say what came of it."""

@@ -25,6 +25,9 @@ class Use:
     allowance_tokens: int | None
     """The quota with what was added to the running period."""
     used_tokens: int
+    cost: int | None
+    """Of the used tokens, in billionths, as far as it is known; None where it is of none."""
+    unpriced_tokens: int
     held_tokens: int
     renewal: Renewal
     renews_at: datetime | None
@@ -59,6 +62,8 @@ def use_of(row: Team | Group) -> dict[str, Any]:
         "quota_tokens": row.quota_tokens,
         "allowance_tokens": row.allowance_tokens,
         "used_tokens": row.used_tokens,
+        "cost": row.cost,
+        "unpriced_tokens": row.unpriced_tokens,
         "held_tokens": row.held_tokens,
         "renewal": row.renewal,
         "renews_at": moment(row.next_renewal(current_app.config["TIMEZONE"])),

@@ -144,13 +144,14 @@ function show(usage, details) {
   showExamples(usage.models, details.example_model);
 }
 
-function showQuota(usage, { pace, extra_tokens: extra, group }) {
+function showQuota(usage, { pace, extra_tokens: extra, group, currency }) {
   const limited = usage.quota_tokens !== null;
   const figures = [["Used", usage.used_tokens], ["Held", usage.held_tokens, "by calls in flight"]];
   const more = extra ? ["and ", short(extra), " extra"] : undefined;
   if (limited) figures.push(["Left", usage.remaining_tokens], ["Quota", usage.quota_tokens, more]);
   byId("figures").replaceChildren(...figures.map(([name, tokens, note]) => figure(name, short(tokens), note)));
   if (!limited) byId("figures").append(figure("Quota", "unlimited"));
+  if (usage.cost !== null && usage.cost !== "0") byId("figures").append(figure("Cost", money(usage.cost, currency)));
   byId("bar").replaceChildren(...(limited ? [quotaBar(usage, extra)] : []));
   byId("pace").replaceChildren(...paceWords(usage, pace));
   byId("group").replaceChildren(...(group ? groupWords(group) : []));
@@ -164,6 +165,12 @@ function groupWords(group) {
   const renews = group.renews_at === null ? [] : ["They renew on ", moment(group.renews_at, atTime), "."];
   const bar = element("div", { className: "wide-bar" }, quotaBar(group, group.extra_tokens));
   return [element("p", {}, ...words, ...figures, ...renews), bar];
+}
+
+function money(amount, currency) {
+  const digits = Number(amount) < 0.01 ? { maximumSignificantDigits: 2 } : {};
+  const shown = new Intl.NumberFormat("en-US", { style: "currency", currency, ...digits }).format(Number(amount));
+  return element("span", { className: "num", title: `${amount} ${currency}` }, shown);
 }
 
 function figure(name, value, note) {
