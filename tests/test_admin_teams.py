@@ -52,7 +52,9 @@ def edit_form(panel: Panel, member: Member) -> dict[str, str]:
     """Open the form to edit a team, and return what it would send."""
     page = panel.get(team_path(member.team.id, "edit/")).text
     fields = dict(
-        re.findall(r'name="(was_\w+|name|quota|renews_on|\w+_per_minute|calls_at_once|models)" value="([^"]*)"', page)
+        re.findall(
+            r'name="(was_\w+|name|quota|renews_on|\w+_per_minute|calls_at_once|budget|models)" value="([^"]*)"', page
+        )
     )
     (renews,) = re.findall(r'<option value="([a-z]+)" selected>', page)
     return fields | {"active": fields["was_active"], "group": fields["was_group"], "renews": renews}

@@ -41,7 +41,7 @@ def log(*calls_: dict[str, Any]) -> list[int]:
     for number, fields in enumerate(calls_):
         row = dict.fromkeys(COLUMNS)
         row |= dict.fromkeys(("held_tokens", "prompt_tokens", "completion_tokens", "total_tokens", "charged_tokens"), 0)
-        row |= {"repeats": 1, "cached_tokens": 0, "cost_source": "none"}
+        row |= {"repeats": 1, "cached_tokens": 0, "held_cost": 0, "cost_source": "none"}
         row |= {"request_id": f"req_{number}", "team_id": 1, "team_name": "team", "token_id": 1, "stream": False}
         row |= {"token_prefix": "tr-first", "model": "m", "endpoint": "/v1/e", "status": "ok", "usage_source": "none"}
         rows.append(row | {"created_at": BEGIN + number * MINUTE} | fields)

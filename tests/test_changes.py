@@ -21,7 +21,7 @@ from tokenrouter.errors import APIError
 both_databases = pytest.mark.both_databases
 
 PANEL = Actor("panel", "192.0.2.7")
-NO_PACE = {"requests_per_minute": None, "tokens_per_minute": None, "calls_at_once": None}
+NO_PACE = {"requests_per_minute": None, "tokens_per_minute": None, "calls_at_once": None, "budget": None}
 
 
 def recorded() -> list[tuple[str, str | None, Any, Any]]:

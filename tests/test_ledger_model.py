@@ -13,17 +13,19 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, 
 from sqlalchemy import func, select, update
 from sqlalchemy.engine import Engine
 
-from tokenrouter import ledger, teams
+from tokenrouter import ledger, prices, teams
 from tokenrouter.database.tables import BY_PROVIDER, NOT_COUNTED, Group, RequestLog, Team, db, writing
 from tokenrouter.errors import PaceExceeded, QuotaExceeded, QuotaReserved
 from tokenrouter.ledger import CallRequest, Ledger, Outcome, Reservation
+from tokenrouter.metering.prices import Price
 from tokenrouter.periods import UTC_ZONE, Renewal
 
 pytestmark = [pytest.mark.slow, pytest.mark.both_databases]
 
 OUTPUT_RESERVE = 1024
 QUOTAS = st.one_of(st.none(), st.integers(0, 6000))
-COUNTERS = "settled_tokens", "used_tokens", "held_tokens", "calls_in_flight", "allowance_tokens"
+COUNTERS = "settled_tokens", "used_tokens", "held_tokens", "calls_in_flight", "allowance_tokens", "held_cost"
+BUDGETS = st.one_of(st.none(), st.integers(0, 6000).map(lambda thousandths: thousandths * 10**6))
 Key = tuple[type[Team | Group], int]
 _serial = itertools.count()
 
@@ -40,10 +42,30 @@ class ModelAccount:
     in_flight: int = 0
     extra: int = 0
     rejected: int = 0
+    budget: int | None = None
+    extra_budget: int = 0
+    cost: int = 0
+    """Since the last reset and renewal, in billionths."""
+    held_cost: int = 0
 
     @property
     def used(self) -> int:
         return self.settled - self.mark
+
+    def begin_anew(self) -> None:
+        self.mark, self.cost = self.settled, 0
+
+    def lefts(self, prompt: int, price: Price, *, once_settled: bool = False) -> list[tuple[int, bool]]:
+        """Return what each limit leaves for an answer, in tokens, and whether something is held of it."""
+        held, held_cost = (0, 0) if once_settled else (self.held, self.held_cost)
+        lefts = []
+        if self.quota is not None:
+            lefts.append((self.quota + self.extra - self.used - held - prompt, self.held > 0))
+        if self.budget is not None:
+            amount = self.budget + self.extra_budget
+            left = price.output_tokens_for(amount - self.cost - held_cost, prompt) if amount else -prompt - 1
+            lefts.append((left, self.held_cost > 0))
+        return lefts
 
 
 @dataclass
@@ -95,6 +117,7 @@ class LedgerMachine(RuleBasedStateMachine):
             team, _ = teams.create(name, quota, renewal=Renewal("daily"), calls_at_once=most, by=TESTER)
             self.ids.append(team.id)
             self.accounts[Team, team.id] = ModelAccount(quota, most)
+        self.set_price(1_000_000_000, 2_000_000_000)
         self.processes = [Process(new_ledger(self.engine)) for _ in range(2)]
 
     def teardown(self) -> None:
@@ -116,7 +139,7 @@ class LedgerMachine(RuleBasedStateMachine):
         team_id, group = self.ids[number], self.group_of[number]
         group_id = None if group is None else self.group_ids[group]
         accounts = [self.accounts[Team, team_id], *([] if group_id is None else [self.accounts[Group, group_id]])]
-        expected = expected_grant(accounts, prompt, output * choices, choices)
+        expected = expected_grant(accounts, self.price, prompt, output * choices, choices)
         request = CallRequest(
             request_id=f"req_{next(_serial)}",
             team_id=team_id,
@@ -145,6 +168,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return None
         for account in accounts:
             account.held += reservation.held_tokens
+            account.held_cost += reservation.held_cost
             account.in_flight += 1
         call = ModelCall(accounts, worker, reservation, prompt)
         process.calls.append(call)
@@ -160,7 +184,7 @@ class LedgerMachine(RuleBasedStateMachine):
             status=status, status_code=200, charged_tokens=tokens, total_tokens=tokens, usage_source=source
         )
         self.processes[call.worker].ledger.settle(call.reservation, outcome)
-        self._book(call, tokens)
+        self._book(call, tokens, self.price.cost(0, 0, tokens))
 
     @rule(call=calls)
     def release(self, call: ModelCall | None) -> None:
@@ -185,8 +209,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def reset(self, number: int) -> None:
         kind, id_ = self._key(number)
         ledger.reset(self.engine, *([id_], []) if kind is Team else ([], [id_]), by=TESTER)
-        account = self.accounts[kind, id_]
-        account.mark = account.settled
+        self.accounts[kind, id_].begin_anew()
 
     @rule(number=st.integers(0, 4))
     def renew(self, number: int) -> None:
@@ -195,14 +218,28 @@ class LedgerMachine(RuleBasedStateMachine):
         with writing(self.engine) as connection:
             connection.execute(update(kind).where(kind.id == id_).values(renews_at=1))
         account = self.accounts[kind, id_]
-        account.mark, account.extra = account.settled, 0
+        account.begin_anew()
+        account.extra = account.extra_budget = 0
 
-    @rule(number=st.integers(0, 4), tokens=st.integers(0, 2000))
-    def give_extra(self, number: int, tokens: int) -> None:
+    @rule(number=st.integers(0, 4), tokens=st.integers(0, 2000), budget=st.integers(0, 10**9))
+    def give_extra(self, number: int, tokens: int, budget: int) -> None:
         kind, id_ = self._key(number)
         to = teams.get(id_) if kind is Team else teams.find_group(id_)
-        ledger.add_extra(self.engine, to, tokens, UTC_ZONE, by=TESTER)
+        ledger.add_extra(self.engine, to, tokens, UTC_ZONE, budget=budget, by=TESTER)
         self.accounts[kind, id_].extra += tokens
+        self.accounts[kind, id_].extra_budget += budget
+
+    @rule(number=st.integers(0, 4), budget=BUDGETS)
+    def change_budget(self, number: int, budget: int | None) -> None:
+        kind, id_ = self._key(number)
+        change = teams.update if kind is Team else teams.update_group
+        change(id_, budget=budget, by=TESTER)
+        self.accounts[kind, id_].budget = budget
+
+    @rule(input=st.integers(0, 3 * 10**9), output=st.integers(0, 3 * 10**9))
+    def set_price(self, input: int, output: int) -> None:
+        prices.set_price("GPT-5-nano", input, output, by=TESTER)
+        self.price = Price("GPT-5-nano", input, output)
 
     @rule(number=st.integers(0, 4), quota=QUOTAS)
     def change_quota(self, number: int, quota: int | None) -> None:
@@ -224,17 +261,19 @@ class LedgerMachine(RuleBasedStateMachine):
         mine = process.ledger._lease.worker_id
         ledger.recover(self.engine, {mine: leases()[mine]})
         for call in process.calls:
-            self._book(call, call.prompt + call.arrived)
+            self._book(call, call.prompt + call.arrived, self.price.cost(call.prompt, 0, call.arrived))
         process.calls.clear()
         process.ledger._writer.run(process.ledger._heartbeat())  # it wakes, and joins under another number
 
-    def _book(self, call: ModelCall, tokens: int) -> None:
+    def _book(self, call: ModelCall, tokens: int, cost: int) -> None:
         if not call.settled:
             call.settled = True
             for account in call.accounts:
                 account.held -= call.reservation.held_tokens
                 account.in_flight -= 1
                 account.settled += tokens
+                account.held_cost -= call.reservation.held_cost
+                account.cost += cost
 
     @rule()
     def verify(self) -> None:
@@ -247,8 +286,17 @@ class LedgerMachine(RuleBasedStateMachine):
             seen = select(*(getattr(kind, name) for name in COUNTERS)).where(kind.id == id_)
             with self.engine.connect() as connection:
                 row = connection.execute(seen).one()
+            read = teams.get(id_) if kind is Team else teams.find_group(id_)
+            assert (read.cost, read.unpriced_tokens) == (account.cost, 0)
             allowance = None if account.quota is None else account.quota + account.extra
-            assert tuple(row) == (account.settled, account.used, account.held, account.in_flight, allowance)
+            assert tuple(row) == (
+                account.settled,
+                account.used,
+                account.held,
+                account.in_flight,
+                allowance,
+                account.held_cost,
+            )
         for process in self.processes:
             process.ledger._write_repeats()
         rejected = {id_: each.rejected for (_, id_), each in self.accounts.items() if each.rejected}
@@ -264,26 +312,28 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 def expected_grant(
-    accounts: list[ModelAccount], prompt: int, output: int, choices: int
+    accounts: list[ModelAccount], price: Price, prompt: int, output: int, choices: int
 ) -> tuple[int, int | None] | str:
     """Return the contract's answer: tokens held and the limit of each choice, or the code of the refusal."""
-    granted = quota_grant([each for each in accounts if each.quota is not None], prompt, output, choices)
+    granted = quota_grant(accounts, price, prompt, output, choices)
     is_full = any(each.calls_at_once is not None and each.in_flight >= each.calls_at_once for each in accounts)
     return "rate_limit_exceeded" if is_full and not isinstance(granted, str) else granted
 
 
-def quota_grant(accounts: list[ModelAccount], prompt: int, output: int, choices: int) -> tuple[int, int | None] | str:
-    if not accounts:
+def quota_grant(
+    accounts: list[ModelAccount], price: Price, prompt: int, output: int, choices: int
+) -> tuple[int, int | None] | str:
+    lefts = [each for account in accounts for each in account.lefts(prompt, price)]
+    if not lefts:
         return prompt + output, None
-    lefts = [each.quota + each.extra - each.used - each.held for each in accounts]
-    left = min(lefts)
-    nothing_is_held = any(each.held == 0 for each, its in zip(accounts, lefts, strict=True) if its == left)
-    if prompt + output <= left:
+    left = min(its for its, _ in lefts)
+    nothing_is_held = any(not is_held for its, is_held in lefts if its == left)
+    if output <= left:
         return prompt + output, None
-    if left - prompt >= OUTPUT_RESERVE or (nothing_is_held and left - prompt >= 16 * choices):
-        return left, (left - prompt) // choices
-    left_once_settled = min(its + each.held for each, its in zip(accounts, lefts, strict=True))
-    may_fit_later = not nothing_is_held and left_once_settled - prompt >= 16 * choices
+    if left >= OUTPUT_RESERVE or (nothing_is_held and left >= 16 * choices):
+        return prompt + left, left // choices
+    once_settled = min(its for account in accounts for its, _ in account.lefts(prompt, price, once_settled=True))
+    may_fit_later = not nothing_is_held and once_settled >= 16 * choices
     return "quota_reserved" if may_fit_later else "insufficient_quota"
 
 

@@ -501,7 +501,9 @@ def decided(quota: int | None, used: int, held: int, prompt: int, output: int, c
         choices=choices,
     )
     try:
-        grant: Grant = decide(Balance("this team", quota, 0, used, held).limits(), call_request, reserve, UTC_ZONE)
+        grant: Grant = decide(
+            list(Balance("this team", quota, 0, used, held).limits(None, "USD")), call_request, reserve, UTC_ZONE
+        )
     except (QuotaExceeded, QuotaReserved) as refusal:
         return refusal.code
     return grant.held_tokens, grant.output_limit

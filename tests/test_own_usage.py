@@ -35,6 +35,7 @@ def test_usage_is_told_to_the_team(client: FlaskClient, team: Member):
         "used_tokens": used,
         "held_tokens": 0,
         "remaining_tokens": 100_000 - used,
+        "budget": None,
         "cost": None,
         "renews_at": None,
         "models": ["GPT-5-nano", "GPT-5-mini", "Gemini-2.5-flash", "Gemini-2.5-pro"],

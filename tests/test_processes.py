@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from decimal import Decimal
 from pathlib import Path
 
 import openai
@@ -129,6 +130,21 @@ def test_groups_quota_for_fifty_calls_lets_exactly_fifty_of_a_thousand_through(s
         group = json.loads(server.flask("groups", "show", "year 9", "--json").stdout)
         assert (group["used_tokens"], group["held_tokens"]) == (50 * (prompt + output), 0)
         assert sum(shown(server, name)["used_tokens"] for name in group["teams"]) == group["used_tokens"]
+        assert eventually(lambda: logged_calls(settings["DATABASE_URL"]) == {"ok": 50, "rejected": 950})
+        assert server.flask("usage", "verify").returncode == 0
+
+
+@pytest.mark.both_databases
+def test_budget_for_fifty_calls_lets_exactly_fifty_of_a_thousand_through(settings, tmp_path):
+    prompt, output = 23, 100
+    body = hello(f"prompt_tokens={prompt} words={output} delay=0.3", max_tokens=output)
+    with running_server(settings | CROWD, tmp_path) as server:
+        server.flask("prices", "set", "*", "--input", "1000", "--output", "10000")
+        cost = Decimal(prompt) / 1000 + Decimal(output) / 100
+        token = server.create_team("team")
+        server.flask("teams", "update", "team", "--budget", str(50 * cost))
+        assert asyncio.run(call_a_thousand_times(server, [token], body)) == FIFTY_OF_A_THOUSAND
+        assert Decimal(shown(server)["cost"]) == Decimal(shown(server)["budget"]) == 50 * cost
         assert eventually(lambda: logged_calls(settings["DATABASE_URL"]) == {"ok": 50, "rejected": 950})
         assert server.flask("usage", "verify").returncode == 0
 

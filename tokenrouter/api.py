@@ -162,10 +162,10 @@ def _group(group_id: int) -> Document:
 
 
 def _give_extra(to: Team | Group) -> None:
-    fields = _body({"tokens": _extra})
-    if "tokens" not in fields:
-        raise InvalidRequest("tokens is missing.", param="tokens")
-    ledger.add_extra(db.engine, to, fields["tokens"], current_app.config["TIMEZONE"], by=g.actor)
+    fields = _body({"tokens": _extra, "budget": _extra_budget})
+    if not fields:
+        raise InvalidRequest("tokens and budget are missing.", param="tokens")
+    ledger.add_extra(db.engine, to, zone=current_app.config["TIMEZONE"], by=g.actor, **fields)
 
 
 @blueprint.get("/teams/<team_id>/tokens")
@@ -355,6 +355,24 @@ def _pace(value: Any, name: str) -> int | None:
     return value
 
 
+def _budget(value: Any, name: str) -> int | None:
+    """Read an amount: a decimal as a text, or a whole number."""
+    if value is None:
+        return None
+    return teams.parse_budget(_amount_text(value, name))
+
+
+def _extra_budget(value: Any, name: str) -> int:
+    return teams.parse_extra_budget(_amount_text(value, name))
+
+
+def _amount_text(value: Any, name: str) -> str:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (is_whole or (isinstance(value, str) and value.strip() and value.strip().lower() != "none")):
+        raise InvalidRequest(f'{name} is an amount as a text, such as "12.50".', param=name)
+    return str(value)
+
+
 def _take_renewal(fields: Document, now: Renewal) -> None:
     """Put one renewal in the place of its two fields, of which the one that is missing stays as it is."""
     if "renews" in fields or "renews_on" in fields:
@@ -379,6 +397,7 @@ GROUP_FIELDS: Fields = {
     "renews": _text,
     "renews_on": _day_of_month,
     **dict.fromkeys(PACES, _pace),
+    "budget": _budget,
 }
 TEAM_FIELDS: Fields = {**GROUP_FIELDS, "group": _optional_text, "models": _models, "active": _boolean}
 TOKEN_FIELDS: Fields = {"label": _optional_text, "expires_at": _expiry}

@@ -111,12 +111,12 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 without_confirmation = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
-EXTRA = Parsed("tokens", teams.parse_extra)
 LIMITS: dict[str, tuple[Parsed, str]] = {
     "quota": (
         Parsed("tokens", teams.parse_quota, teams.NotANumber),
         "Tokens in all, such as 250000, 250k or 2.5M, or unlimited.",
     ),
+    "budget": (Parsed("amount", teams.parse_budget), "Money in all, such as 12.50, or none."),
     "renews": (
         Parsed("period", teams.parse_renewal),
         "When the quota begins anew: never, daily, weekly (Monday), monthly, or monthly:15 for another day than the "
@@ -140,6 +140,20 @@ def with_limits(command: Callable[..., None]) -> Callable[..., None]:
     for name, (kind, words) in reversed(LIMITS.items()):
         run = click.option(f"--{name.replace('_', '-')}", type=kind, default=KEEP, help=words)(run)
     return run
+
+
+def with_extras(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of what is added to a period, one of them at least; they are its `extras`."""
+
+    @functools.wraps(command)
+    def run(name: str, tokens: int | None, budget: int | None) -> None:
+        if tokens is None and budget is None:
+            raise click.UsageError("Give at least one of --tokens and --budget.")
+        command(name, extras={"tokens": tokens or 0, "budget": budget or 0})
+
+    tokens, budget = Parsed("tokens", teams.parse_extra), Parsed("amount", teams.parse_extra_budget)
+    run = click.option("--budget", type=budget, help="How much money, such as 12.50; -12.50 takes some back.")(run)
+    return click.option("--tokens", type=tokens, help="How many, such as 100k; -100k takes some back.")(run)
 
 
 def init_app(app: Flask) -> None:
@@ -210,11 +224,11 @@ def update_team(
 
 @team_commands.command("extra")
 @click.argument("name")
-@click.option("--tokens", type=EXTRA, required=True, help="How many, such as 100k; -100k takes some back.")
-def give_extra(name: str, tokens: int) -> None:
-    """Add to what the team NAME may use until its quota renews; an unlimited quota stays unlimited."""
+@with_extras
+def give_extra(name: str, extras: dict[str, int]) -> None:
+    """Add to what the team NAME may use until its quota renews; what is unlimited stays so."""
     team = teams.find(name)
-    ledger.add_extra(db.engine, team, tokens, current_app.config["TIMEZONE"], by=_me())
+    ledger.add_extra(db.engine, team, zone=current_app.config["TIMEZONE"], by=_me(), **extras)
     _show_one(reports.team_view(teams.get(team.id)), as_json=False)
 
 
@@ -268,11 +282,11 @@ def update_group(name: str, limits: dict[str, Any], rename: str | None) -> None:
 
 @group_commands.command("extra")
 @click.argument("name")
-@click.option("--tokens", type=EXTRA, required=True, help="How many, such as 100k; -100k takes some back.")
-def give_group_extra(name: str, tokens: int) -> None:
+@with_extras
+def give_group_extra(name: str, extras: dict[str, int]) -> None:
     """Add to what the teams of the group NAME may use together until its quota renews."""
     group = teams.find_group(name)
-    ledger.add_extra(db.engine, group, tokens, current_app.config["TIMEZONE"], by=_me())
+    ledger.add_extra(db.engine, group, zone=current_app.config["TIMEZONE"], by=_me(), **extras)
     _show_one(_group_view(group.id), as_json=False)
 
 

@@ -125,6 +125,12 @@ class QuotaExceeded(APIError):
     headers = {"x-should-retry": "false"}  # the openai SDK would otherwise try a 429 again
 
 
+class ModelHasNoPrice(APIError):
+    """The team has a budget, or its group, and nobody knows what the model costs."""
+
+    status, type, code = 403, "invalid_request_error", "model_has_no_price"
+
+
 class QuotaReserved(APIError):
     """The call may fit once the team's calls in flight are settled."""
 

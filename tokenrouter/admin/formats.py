@@ -51,6 +51,7 @@ FIELD_WORDS = {
     "tokens_per_minute": "tokens a minute",
     "calls_at_once": "calls at once",
     "active": "state",
+    "extra_budget": "extra budget",
     "cached_input": "cached input",
     "priced_tokens": "tokens with a price",
     "used_cost": "cost",

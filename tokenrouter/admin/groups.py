@@ -13,7 +13,7 @@ from tokenrouter.admin import access
 from tokenrouter.admin.access import PanelView, actor, settings
 from tokenrouter.admin.charts import tokens_chart
 from tokenrouter.admin.formats import quoted
-from tokenrouter.admin.limit_forms import PERIODS, GroupEditForm, LimitsForm, explain
+from tokenrouter.admin.limit_forms import PERIODS, GroupEditForm, LimitsForm, explain, extras_given, typed_extras
 from tokenrouter.admin.team_forms import parse_typed_quota
 from tokenrouter.admin.teams import CHART_DAYS, LAST_CALLS, LAST_CHANGES, about_periods, here
 from tokenrouter.database.tables import Group, db
@@ -112,13 +112,13 @@ class GroupView(PanelView, ModelView):
         """Add to what a group may use until its quota renews."""
         group = _found(group_id)
         try:
-            tokens = teams.parse_extra(request.form.get("tokens", ""))
-            ledger.add_extra(db.engine, group, tokens, settings().timezone, by=actor())
+            extras = typed_extras(request.form)
+            ledger.add_extra(db.engine, group, zone=settings().timezone, by=actor(), **extras)
         except APIError as error:
             flash(Markup("The extra of {} stays as it is. {}").format(quoted(group.name), error), "error")
         else:
-            extra = teams.format_quota(_found(group_id).current_extra_tokens)
-            flash(Markup("The extra of {} is now {} tokens.").format(quoted(group.name), extra), "success")
+            given = extras_given(_found(group_id))
+            flash(Markup("The extra of {} is now {}.").format(quoted(group.name), given), "success")
         return redirect(access.safe_target(request.form.get("url")))
 
     @expose("/<int:group_id>/teams", methods=("POST",))

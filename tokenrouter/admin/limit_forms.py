@@ -9,6 +9,7 @@ from wtforms.validators import DataRequired, Length
 from tokenrouter import teams
 from tokenrouter.database.tables import NAME_LENGTH, PACES, Group, Team
 from tokenrouter.errors import APIError, InvalidRequest
+from tokenrouter.money import decimal_string
 from tokenrouter.periods import DAILY, MONTHLY, NEVER, WEEKLY, Renewal
 
 MEANWHILE = "Somebody changed this to “{}” meanwhile. Save again to put yours in its place."
@@ -28,6 +29,7 @@ class LimitsForm(Form):
     requests_per_minute = StringField("Requests a minute")
     tokens_per_minute = StringField("Tokens a minute")
     calls_at_once = StringField("Calls at once")
+    budget = StringField("Budget")
 
     def values(self) -> dict[str, Any]:
         """Return the limits as the domain takes them.
@@ -39,6 +41,7 @@ class LimitsForm(Form):
             "quota_tokens": teams.parse_quota(quota) if quota else None,
             "renewal": self._renewal(),
             **{name: teams.parse_pace(name, self[name].data or "") for name in PACES},
+            "budget": teams.parse_budget(self.budget.data or ""),
         }
 
     def _renewal(self) -> Renewal:
@@ -59,6 +62,7 @@ def stored_limits(row: Team | Group) -> dict[str, str]:
         "renews": row.renewal.every,
         "renews_on": str(row.renewal.day or ""),
         **{name: "" if value is None else teams.format_quota(value) for name, value in paces.items()},
+        "budget": decimal_string(row.budget) or "",
     }
 
 
@@ -129,3 +133,24 @@ def explain(form: Form, error: APIError) -> None:
         form.form_errors.append(str(error))
     else:
         field.errors = [*field.errors, str(error)]
+
+
+def typed_extras(form: MultiDict[str, str]) -> dict[str, int]:
+    """Read what is to be added to a period, as `ledger.add_extra` takes it.
+
+    Raises InvalidRequest.
+    """
+    tokens, budget = (form.get(name, "").strip() for name in ("tokens", "budget"))
+    if not tokens and not budget:
+        raise InvalidRequest("Type how much to add.", param="tokens")
+    return {
+        "tokens": teams.parse_extra(tokens) if tokens else 0,
+        "budget": teams.parse_extra_budget(budget) if budget else 0,
+    }
+
+
+def extras_given(row: Team | Group) -> str:
+    """Say what was added to the running period by now."""
+    tokens = f"{teams.format_quota(row.current_extra_tokens)} tokens"
+    money = f"{decimal_string(row.current_extra_budget)} of budget"
+    return f"{tokens} and {money}" if row.current_extra_budget else tokens

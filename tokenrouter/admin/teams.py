@@ -17,7 +17,7 @@ from tokenrouter.admin import access, bulk
 from tokenrouter.admin.access import PanelView, actor, settings
 from tokenrouter.admin.charts import tokens_chart
 from tokenrouter.admin.formats import quoted
-from tokenrouter.admin.limit_forms import PERIODS, explain
+from tokenrouter.admin.limit_forms import PERIODS, explain, extras_given, typed_extras
 from tokenrouter.admin.team_forms import GRACES, TeamEditForm, TeamForm, TokenForm, parse_typed_quota
 from tokenrouter.database.tables import Group, Team, db
 from tokenrouter.errors import APIError, NotFound
@@ -129,15 +129,15 @@ class TeamView(PanelView, ModelView):
         """Add to what a team may use until its quota renews."""
         team = _found(team_id)
         try:
-            tokens = team_store.parse_extra(request.form.get("tokens", ""))
-            ledger.add_extra(db.engine, team, tokens, settings().timezone, by=actor())
+            extras = typed_extras(request.form)
+            ledger.add_extra(db.engine, team, zone=settings().timezone, by=actor(), **extras)
         except NotFound as error:
             abort(404, str(error))
         except APIError as error:
             flash(Markup("The extra of {} stays as it is. {}").format(quoted(team.name), error), "error")
         else:
-            extra = team_store.format_quota(_found(team_id).current_extra_tokens)
-            flash(Markup("The extra of {} is now {} tokens.").format(quoted(team.name), extra), "success")
+            given = extras_given(_found(team_id))
+            flash(Markup("The extra of {} is now {}.").format(quoted(team.name), given), "success")
         return redirect(access.safe_target(request.form.get("url")))
 
     @expose("/<int:team_id>/")

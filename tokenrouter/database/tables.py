@@ -64,20 +64,23 @@ AnyRow = Row[*tuple[Any, ...]]
 
 
 PACES = ("requests_per_minute", "tokens_per_minute", "calls_at_once")
-LIMITS = ("quota_tokens", "extra_tokens", "renews", "renews_on", *PACES)
+BUDGETS = ("budget", "extra_budget")
+LIMITS = ("quota_tokens", "extra_tokens", "renews", "renews_on", *PACES, *BUDGETS)
 """The columns of the limits that people set of a team, or of a group."""
 
 
 def unreadable_limits(
-    quota_tokens: object, extra_tokens: object, renews: object, renews_on: object, *paces: object
+    quota_tokens: object, extra_tokens: object, renews: object, renews_on: object, *others: object
 ) -> list[str]:
     """Return which of these limits cannot be read, as a database has them, in the order of LIMITS."""
     readable = {
         "quota_tokens": is_quota(quota_tokens),
         "extra_tokens": extra_tokens is not None and is_quota(extra_tokens),
         "renews": is_renewal(renews, renews_on),
-        **{name: is_quota(value) for name, value in zip(PACES, paces, strict=True)},
+        **{name: is_quota(value) for name, value in zip((*PACES, *BUDGETS), others, strict=True)},
     }
+    if others[-1] is None:
+        readable["extra_budget"] = False
     return [name for name, is_readable in readable.items() if not is_readable]
 
 
@@ -114,6 +117,8 @@ class HasLimits:
     requests_per_minute: Mapped[int | None]
     tokens_per_minute: Mapped[int | None] = mapped_column(BigInteger)
     calls_at_once: Mapped[int | None]
+    budget: Mapped[int | None] = mapped_column(Tokens)  # billionths of CURRENCY
+    extra_budget: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # until it renews
     # when the buckets of the pace will be full again, in nanoseconds since 1970
     requests_full_at: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     tokens_full_at: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
@@ -122,6 +127,7 @@ class HasLimits:
     reset_mark_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     held_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     # money, in billionths of CURRENCY, and the tokens whose cost is known; their marks move with that of tokens
+    held_cost: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     settled_cost: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reset_mark_cost: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     settled_priced_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
@@ -181,6 +187,18 @@ class HasLimits:
     def current_extra_tokens(self) -> int:
         """What was added to the running period."""
         return 0 if self.is_due else self.extra_tokens
+
+    @property
+    def current_extra_budget(self) -> int:
+        """What was added to the budget of the running period."""
+        return 0 if self.is_due else self.extra_budget
+
+    @property
+    def remaining_budget(self) -> int | None:
+        """What budget and extra still let through; None where there is no budget."""
+        if self.budget is None:
+            return None
+        return max(0, self.budget + self.current_extra_budget - (self.cost or 0) - self.held_cost)
 
     @property
     def remaining_tokens(self) -> int | None:
@@ -309,6 +327,7 @@ class RequestLog(Base):
     repeats: Mapped[int] = mapped_column(default=1, server_default="1")  # how many calls the row stands for
     stream: Mapped[bool]
     held_tokens: Mapped[int] = mapped_column(BigInteger)
+    held_cost: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     prompt_tokens: Mapped[int] = mapped_column(BigInteger)
     completion_tokens: Mapped[int] = mapped_column(BigInteger)
     total_tokens: Mapped[int] = mapped_column(BigInteger)
@@ -393,6 +412,7 @@ class RenewalColumns:
     used_cost: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # likewise
     priced_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # likewise
     extra_tokens: Mapped[int] = mapped_column(BigInteger)  # that ended with the period
+    extra_budget: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # likewise
 
 
 class QuotaRenewal(RenewalColumns, Base):

@@ -45,6 +45,7 @@ from tokenrouter.ledger.operations import (
 )
 from tokenrouter.ledger.rules import Outcome
 from tokenrouter.ledger.transaction import Transaction
+from tokenrouter.money import MOST_AMOUNT, decimal_string
 from tokenrouter.periods import UTC_ZONE
 from tokenrouter.troubles import one_line
 
@@ -117,9 +118,12 @@ def _interrupt(call: AnyRow, tx: Transaction) -> bool:
     return Settle(reservation_of(call), outcome).apply(tx)
 
 
-def add_extra(engine: Engine, to: Team | Group, tokens: int, zone: ZoneInfo, *, by: Actor) -> None:
-    """Add tokens to what a team or group may use until its quota renews; a number below zero takes some of them back.
+def add_extra(
+    engine: Engine, to: Team | Group, tokens: int = 0, zone: ZoneInfo = UTC_ZONE, *, budget: int = 0, by: Actor
+) -> None:
+    """Add tokens, or money, to what a team or group may use until it renews; below zero it takes some of them back.
 
+    `budget` is in billionths of the currency.
     Raises NotFound, and InvalidRequest where that makes less than nothing, or more than a quota may be.
     """
     kind = type(to)
@@ -133,14 +137,23 @@ def add_extra(engine: Engine, to: Team | Group, tokens: int, zone: ZoneInfo, *, 
         counters.lock(to.id)  # and renews the quota first, where its time has come
         if (balance := counters.balances.get(to.id)) is None:
             raise InvalidRequest("Its limits cannot be read: somebody edited them in the database. Set them again.")
-        before, after = balance.extra_tokens, balance.extra_tokens + tokens
-        if not 0 <= after <= MOST_QUOTA_TOKENS:
-            most = f"The extra of a period is from 0 to {MOST_QUOTA_TOKENS:,} tokens; it would be {after:,}."
-            raise InvalidRequest(most, param="tokens")
-        connection.execute(update(kind).where(kind.id == to.id).values(extra_tokens=after))
+        before = {"extra_tokens": balance.extra_tokens, "extra_budget": balance.extra_budget}
+        after = {"extra_tokens": balance.extra_tokens + tokens, "extra_budget": balance.extra_budget + budget}
+        if not 0 <= after["extra_tokens"] <= MOST_QUOTA_TOKENS:
+            most = f"from 0 to {MOST_QUOTA_TOKENS:,} tokens; it would be {after['extra_tokens']:,}."
+            raise InvalidRequest(f"The extra of a period is {most}", param="tokens")
+        if not 0 <= after["extra_budget"] <= MOST_AMOUNT:
+            most = f"from 0 to {decimal_string(MOST_AMOUNT)}; it would be {decimal_string(after['extra_budget'])}."
+            raise InvalidRequest(f"The extra budget of a period is {most}", param="budget")
+        connection.execute(update(kind).where(kind.id == to.id).values(after))
         action = changes.GROUP_EXTRA if kind is Group else changes.TEAM_EXTRA
-        fields = {"extra_tokens": before}, {"extra_tokens": after}
-        changes.record(connection, by, action, Changed.of(kind, to.id, name, *fields))
+        changed = [name for name in before if before[name] != after[name]]
+        told = [{name: _told(name, values[name]) for name in changed} for values in (before, after)]
+        changes.record(connection, by, action, Changed.of(kind, to.id, name, *told))
+
+
+def _told(name: str, value: int) -> int | str | None:
+    return decimal_string(value) if name == "extra_budget" else value
 
 
 def reset(engine: Engine, team_ids: Iterable[int], group_ids: Iterable[int] = (), *, by: Actor) -> int:

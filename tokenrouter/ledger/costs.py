@@ -42,6 +42,7 @@ class KnownPrices:
         """Know none yet."""
         self.prices = PriceList()
         self.version: int | None = None
+        self.currency = currency
         self._takes_reports = currency == DOLLARS
 
     def read(self, connection: DriverConnection) -> None:

@@ -33,11 +33,19 @@ from tokenrouter.database.tables import (
     Team,
     unreadable_limits,
 )
+from tokenrouter.ledger.costs import PRICES_VERSION
 from tokenrouter.ledger.pace import MINUTE_NS, Bucket
 from tokenrouter.ledger.rules import Balance
 from tokenrouter.periods import read_renewal
 
-NO_MOVE = {"held_change": 0, "settled_change": 0, "calls_change": 0, "cost_change": 0, "priced_change": 0}
+NO_MOVE = {
+    "held_change": 0,
+    "settled_change": 0,
+    "calls_change": 0,
+    "cost_change": 0,
+    "priced_change": 0,
+    "held_cost_change": 0,
+}
 NOW = epoch_now()
 # numbers are spelled out, not bound: every call would bring them again
 NOW_NS = cast(NOW * literal_column("1e9"), BigInteger)
@@ -58,6 +66,8 @@ class Locked(NamedTuple):
     requests_per_minute: int | None
     tokens_per_minute: int | None
     calls_at_once: int | None
+    budget: int | None
+    extra_budget: int
     name: str
     renews_at: int | None
     renewal_basis: str | None
@@ -66,10 +76,12 @@ class Locked(NamedTuple):
     used_cost: int
     priced_tokens: int
     held_tokens: int
+    held_cost: int
     requests_full_at: int
     tokens_full_at: int
     calls_in_flight: int
     now: float
+    prices_version: int | None
 
     @property
     def is_readable(self) -> bool:
@@ -102,10 +114,12 @@ class CounterStatements:
             table.settled_cost - table.reset_mark_cost,
             table.settled_priced_tokens - table.reset_mark_priced_tokens,
             table.held_tokens,
+            table.held_cost,
             table.requests_full_at,
             table.tokens_full_at,
             table.calls_in_flight,
             NOW,
+            PRICES_VERSION,
         )
         is_meant = table.id == bindparam("owner")
         self.lock = Statement(select(*self.columns).where(is_meant).with_for_update(key_share=True))
@@ -113,6 +127,7 @@ class CounterStatements:
             "held_tokens": table.held_tokens + bindparam("held_change"),
             "settled_tokens": table.settled_tokens + bindparam("settled_change"),
             "calls_in_flight": table.calls_in_flight + bindparam("calls_change"),
+            "held_cost": table.held_cost + bindparam("held_cost_change"),
             "settled_cost": table.settled_cost + bindparam("cost_change"),
             "settled_priced_tokens": table.settled_priced_tokens + bindparam("priced_change"),
         }
@@ -123,13 +138,13 @@ class CounterStatements:
         self.move_with_pace = Statement(update(table).where(*is_running).values(moves | known))
         count = select(func.count()).select_from(RequestLog)
         self.count_pending = Statement(count.where(owner == bindparam("owner"), IS_PENDING))
-        ended = "due_at", "used_tokens", "used_cost", "priced_tokens", "extra_tokens"
+        ended = "due_at", "used_tokens", "used_cost", "priced_tokens", "extra_tokens", "extra_budget"
         recorded: dict[str, Any] = {name: bindparam(name) for name in ended}
         whose: dict[str, Any] = {owner.key: bindparam("owner")}
         self.record_renewal = Statement(insert(renewals).values(**whose, **recorded, renewed_at=bindparam("now")))
         following: dict[str, Any] = {name: bindparam(name) for name in ("renews_at", "renewal_basis")}
         self.set_renewal = Statement(update(table).where(is_meant).values(following))
-        anew: dict[str, Any] = {**marks_of(table), "extra_tokens": NOTHING}
+        anew: dict[str, Any] = {**marks_of(table), "extra_tokens": NOTHING, "extra_budget": NOTHING}
         self.renew = Statement(update(table).where(is_meant).values(following | anew))
 
 
@@ -190,9 +205,14 @@ class Counters:
             read.calls_at_once,
             read.calls_in_flight,
             int(read.now * 10**9),
+            read.budget,
+            read.extra_budget,
+            read.used_cost,
+            read.held_cost,
+            read.prices_version,
         )
-        move = self._moves.get(id_, NO_MOVE)
-        balance.move(held=move["held_change"], settled=move["settled_change"], calls=move["calls_change"])
+        if (move := self._moves.get(id_)) is not None:
+            balance.move(**{name.removesuffix("_change"): change for name, change in move.items()})
 
     def _renewed(self, id_: int, read: Locked) -> Locked:
         """Begin the quota of a locked row anew where its time has come, and return what is then to be read.
@@ -208,22 +228,27 @@ class Counters:
         if not is_due:
             self._run.set_renewal.execute(self._connection, following)
             return read._replace(renews_at=renews_at)
-        ended = {name: getattr(read, name) for name in ("used_tokens", "used_cost", "priced_tokens", "extra_tokens")}
+        names = "used_tokens", "used_cost", "priced_tokens", "extra_tokens", "extra_budget"
+        ended: dict[str, Any] = {name: getattr(read, name) for name in names}
         ended |= {"owner": id_, "due_at": read.renews_at, "now": read.now}
         self._run.record_renewal.execute(self._connection, ended)
         self._run.renew.execute(self._connection, following)
-        return read._replace(renews_at=renews_at, used_tokens=0, extra_tokens=0)
+        anew: dict[str, Any] = {"used_tokens": 0, "used_cost": 0, "extra_tokens": 0, "extra_budget": 0}
+        return read._replace(renews_at=renews_at, **anew)
 
-    def move(self, id_: int, *, held: int, settled: int = 0, calls: int, cost: int = 0, priced: int = 0) -> None:
+    def move(
+        self, id_: int, *, held: int, settled: int = 0, calls: int, cost: int = 0, priced: int = 0, held_cost: int = 0
+    ) -> None:
         """Move a row's counters by so much; `priced` are the settled tokens whose cost is known."""
         move = self._moves[id_]
+        move["held_cost_change"] += held_cost
         move["cost_change"] += cost
         move["priced_change"] += priced
         move["held_change"] += held
         move["settled_change"] += settled
         move["calls_change"] += calls
         if (balance := self.balances.get(id_)) is not None:
-            balance.move(held=held, settled=settled, calls=calls)
+            balance.move(held=held, settled=settled, calls=calls, cost=cost, held_cost=held_cost)
 
     def recount_calls(self, id_: int) -> None:
         """Let no call be refused for others that ended without having been counted down."""

@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, exists, insert, literal_column, select, update
 from tokenrouter.database.log_status import PENDING, PROVIDER_ERROR, REJECTED
 from tokenrouter.database.statements import Statement
 from tokenrouter.database.tables import NO_COST, NOT_COUNTED, AnyRow, ApiToken, RequestLog, Worker
-from tokenrouter.errors import ModelNotFound, PaceExceeded, QuotaExceeded, QuotaReserved
+from tokenrouter.errors import ModelHasNoPrice, ModelNotFound, PaceExceeded, QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.costs import PRICES_VERSION
 from tokenrouter.ledger.counters import IS_PENDING, NOW
 from tokenrouter.ledger.leases import Lease
@@ -27,6 +27,8 @@ from tokenrouter.ledger.rules import (
 )
 from tokenrouter.ledger.transaction import Transaction
 
+Refused = QuotaExceeded | QuotaReserved | PaceExceeded | ModelHasNoPrice
+REFUSALS = (QuotaExceeded, QuotaReserved, PaceExceeded, ModelHasNoPrice)
 NO_MODEL = ""
 """The model in the sums of a day where the caller named none that is known; what callers invent must not be a row."""
 
@@ -49,32 +51,36 @@ class Reserve:
         """The group to lock."""
         return self.request.group_id
 
-    def apply(self, tx: Transaction) -> Reservation | QuotaExceeded | QuotaReserved | PaceExceeded | CallerChanged:
+    def apply(self, tx: Transaction) -> Reservation | Refused | CallerChanged:
         """Return the reservation, or the refusal for the waiting thread to raise."""
         request, team_id, group_id = self.request, self.request.team_id, self.request.group_id
         balances = tx.balances(team_id, group_id)
         if balances is None or request.caller_row not in (None, tx.callers.get(request.token_id)):
             return CallerChanged()
+        if balances[0].prices_version != tx.prices.version:
+            tx.prices.read(tx.connection)
+        price = tx.prices.prices.find(request.model)
         try:
-            limits = [limit for balance in balances for limit in balance.limits()]
-            grant = decide(limits, request, tx.output_reserve_tokens, tx.zone)
+            limits = [limit for balance in balances for limit in balance.limits(price, tx.prices.currency)]
+            grant = decide(limits, request, tx.output_reserve_tokens, tx.zone, price)
             paced = [balance for balance in balances if balance.is_paced]
             if paced:
                 tx.recount_calls(team_id, group_id)
                 check_pace(paced, grant.held_tokens)
-        except (QuotaExceeded, QuotaReserved, PaceExceeded) as refusal:
+        except REFUSALS as refusal:
             refusal.request_id = Reject(request, refusal.status, refusal.code, request.model).apply(tx)
             return refusal
-        tx.move(team_id, group_id, held=grant.held_tokens, calls=1)
+        tx.move(team_id, group_id, held=grant.held_tokens, calls=1, held_cost=grant.held_cost)
         for balance in paced:
             if balance.requests is not None:
                 balance.requests.take(1, balance.now)
         day, held = tx.day_of(request), grant.held_tokens
         row = _log_row(request, status=PENDING, held_tokens=held, worker_id=tx.worker_id, day=day)
-        row["prompt_tokens"] = request.prompt_tokens
+        row |= {"prompt_tokens": request.prompt_tokens, "held_cost": grant.held_cost}
         (call_id,) = INSERT_CALL.execute(tx.connection, row).fetchone()
         headers = pace_headers(paced) if paced else NO_HEADERS
-        return Reservation(call_id, team_id, request.model, day, held, group_id, grant.output_limit, headers)
+        limited = grant.held_cost, grant.output_limit
+        return Reservation(call_id, team_id, request.model, day, held, group_id, *limited, headers)
 
     def undo(self) -> "Abandon":
         """Give back what may have been committed without our knowing."""
@@ -173,7 +179,7 @@ class Settle:
             if taken[0] != tx.prices.version:
                 cost = self._cost_anew(tx)
             charged = self.outcome.charged_tokens
-            money = {"cost": cost or 0, "priced": 0 if cost is None else charged}
+            money = {"cost": cost or 0, "priced": 0 if cost is None else charged, "held_cost": -call.held_cost}
             tx.move(call.team_id, call.group_id, held=-call.held_tokens, settled=charged, calls=-1, **money)
             tx.count(call.team_id, call.group_id, call.day, self._counted_model(), self.outcome, cost=cost)
             if self.given is not None:
@@ -216,8 +222,8 @@ class Abandon:
         """Settle the row, if it is there, at nothing: the provider was not called."""
         row = PENDING_CALL.execute(tx.connection, {"request_id": self.request_id}).fetchone()
         if row is not None:
-            call_id, model, held_tokens, day = row
-            call = Reservation(call_id, self.team_id, model, _day(day), held_tokens, self.group_id)
+            call_id, model, held_tokens, held_cost, day = row
+            call = Reservation(call_id, self.team_id, model, _day(day), held_tokens, self.group_id, held_cost)
             outcome = Outcome(status=PROVIDER_ERROR, status_code=503, error_code="storage_unavailable")
             Settle(call, outcome).apply(tx)
 
@@ -306,7 +312,7 @@ class Probe:
 def reservation_of(row: AnyRow) -> Reservation:
     """Return the reservation that a row of PENDING_CALLS describes."""
     day = row.day or row.created_at.date()  # of a call from before that was kept, the one in UTC
-    return Reservation(row.id, row.team_id, row.model, day, row.held_tokens, row.group_id)
+    return Reservation(row.id, row.team_id, row.model, day, row.held_tokens, row.group_id, row.held_cost)
 
 
 LedgerOperation = Reserve | Reject | Settle | Abandon | CountRepeats | Heartbeat | Probe
@@ -316,7 +322,7 @@ INSERT_CALL = Statement(
     insert(RequestLog).values({name: bindparam(name) for name in LOGGED_COLUMNS}).returning(RequestLog.id)
 )
 PENDING_CALL = Statement(
-    select(RequestLog.id, RequestLog.model, RequestLog.held_tokens, RequestLog.day).where(
+    select(RequestLog.id, RequestLog.model, RequestLog.held_tokens, RequestLog.held_cost, RequestLog.day).where(
         RequestLog.request_id == bindparam("request_id"), IS_PENDING
     )
 )
@@ -329,6 +335,7 @@ PENDING_CALLS = select(
     RequestLog.group_id,
     RequestLog.model,
     RequestLog.held_tokens,
+    RequestLog.held_cost,
     RequestLog.prompt_tokens,
     RequestLog.completion_tokens,
     RequestLog.created_at,
@@ -425,6 +432,7 @@ def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
         "error_code": None,
         "repeats": 1,
         "held_tokens": 0,
+        "held_cost": 0,
         "prompt_tokens": 0,
         "completion_tokens": 0,
         "total_tokens": 0,

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from zoneinfo import ZoneInfo
 
 from tokenrouter.database.tables import NOT_COUNTED
-from tokenrouter.errors import PaceExceeded, QuotaExceeded, QuotaReserved
+from tokenrouter.errors import ModelHasNoPrice, PaceExceeded, QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.pace import Bucket, duration
+from tokenrouter.metering.prices import Price
+from tokenrouter.money import shown
 from tokenrouter.periods import in_words
 
 LEAST_OUTPUT_TOKENS = 16
@@ -51,6 +53,8 @@ class Grant:
 
     held_tokens: int
     output_limit: int | None = None
+    held_cost: int = 0
+    """What they cost at most, in billionths, where the model has a price."""
 
 
 @dataclass
@@ -63,6 +67,7 @@ class Reservation:
     day: date
     held_tokens: int
     group_id: int | None = None
+    held_cost: int = 0
     output_limit: int | None = None
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
     """What the caller is told of the pace of team and group."""
@@ -90,23 +95,80 @@ class Outcome:
     provider_request_id: str | None = None
 
 
-@dataclass
-class Limit:
+class Limit(Protocol):
     """One limit that a call must fit, with what is used and held of it."""
 
-    name: str
-    """What it is called in a refusal: `quota`."""
+    renews_at: int | None
+    """When it begins anew, in seconds since 1970; None where it never does."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether calls in flight have reserved something of it."""
+
+    def left(self, prompt_tokens: int, *, once_settled: bool = False) -> int:
+        """Return how many tokens an output may have beside the prompt, or could have if nothing were held."""
+
+    def figures(self) -> str:
+        """Say how much of it is used and held, and whose it is."""
+
+
+@dataclass
+class TokenLimit:
+    """A quota of tokens."""
+
     whose: str
-    """Likewise: `this team`."""
+    """Whose it is, in a refusal: `this team`."""
     tokens: int
     used_tokens: int
     held_tokens: int
     renews_at: int | None = None
-    """When it begins anew, in seconds since 1970; None where it never does."""
 
-    def left(self, prompt_tokens: int) -> int:
-        """Return what an output may have once the prompt is counted."""
-        return self.tokens - self.used_tokens - self.held_tokens - prompt_tokens
+    @property
+    def is_held(self) -> bool:
+        """As of all limits."""
+        return self.held_tokens > 0
+
+    def left(self, prompt_tokens: int, *, once_settled: bool = False) -> int:
+        """As of all limits."""
+        held_tokens = 0 if once_settled else self.held_tokens
+        return self.tokens - self.used_tokens - held_tokens - prompt_tokens
+
+    def figures(self) -> str:
+        """As of all limits."""
+        return (
+            f"{self.used_tokens:,} used and {self.held_tokens:,} held for calls in flight of the quota of "
+            f"{self.tokens:,} tokens that {self.whose} has"
+        )
+
+
+@dataclass
+class MoneyLimit:
+    """A budget, in billionths of the currency, at the price of the call's model."""
+
+    whose: str
+    price: Price
+    currency: str
+    amount: int
+    used_cost: int
+    held_cost: int
+    renews_at: int | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """As of all limits."""
+        return self.held_cost > 0
+
+    def left(self, prompt_tokens: int, *, once_settled: bool = False) -> int:
+        """As of all limits. A budget of 0 blocks, whatever the price."""
+        if not self.amount:
+            return -prompt_tokens - 1
+        left = self.amount - self.used_cost - (0 if once_settled else self.held_cost)
+        return self.price.output_tokens_for(left, prompt_tokens)
+
+    def figures(self) -> str:
+        """As of all limits."""
+        used, held, amount = (shown(each, self.currency) for each in (self.used_cost, self.held_cost, self.amount))
+        return f"{used} used and {held} held for calls in flight of the budget of {amount} that {self.whose} has"
 
 
 @dataclass
@@ -125,6 +187,12 @@ class Balance:
     calls_in_flight: int = 0
     now: int = 0
     """The database's clock when it was read, in nanoseconds since 1970."""
+    budget: int | None = None
+    extra_budget: int = 0
+    used_cost: int = 0
+    held_cost: int = 0
+    prices_version: int | None = None
+    """The last price that was set by then."""
 
     @property
     def has_buckets(self) -> bool:
@@ -141,20 +209,33 @@ class Balance:
         """Whether no further call may be under way."""
         return self.calls_at_once is not None and self.calls_in_flight >= self.calls_at_once
 
-    def move(self, *, held: int, settled: int, calls: int) -> None:
+    def move(
+        self, *, held: int, settled: int = 0, calls: int, cost: int = 0, priced: int = 0, held_cost: int = 0
+    ) -> None:
         """Count what a call holds, or gives back and costs; of the bucket of tokens it takes the same."""
         self.held_tokens += held
         self.used_tokens += settled
         self.calls_in_flight += calls
+        self.held_cost += held_cost
+        self.used_cost += cost
         if self.tokens is not None:
             self.tokens.correct(held + settled, self.now)
 
-    def limits(self) -> list[Limit]:
-        """Return all that a call must fit."""
-        if self.quota_tokens is None:
-            return []
-        tokens = self.quota_tokens + self.extra_tokens
-        return [Limit("quota", self.whose, tokens, self.used_tokens, self.held_tokens, self.renews_at)]
+    def limits(self, price: Price | None, currency: str) -> Iterator[Limit]:
+        """Yield all that a call of a model with this price must fit.
+
+        Raises ModelHasNoPrice where there is a budget and the model has none.
+        """
+        if self.quota_tokens is not None:
+            tokens = self.quota_tokens + self.extra_tokens
+            yield TokenLimit(self.whose, tokens, self.used_tokens, self.held_tokens, self.renews_at)
+        if self.budget is not None:
+            if price is None:
+                raise ModelHasNoPrice(
+                    f"This model has no price, and {self.whose} has a budget. Who administers this service can set one."
+                )
+            amount = self.budget + self.extra_budget
+            yield MoneyLimit(self.whose, price, currency, amount, self.used_cost, self.held_cost, self.renews_at)
 
 
 def check_pace(balances: Sequence[Balance], tokens: int) -> None:
@@ -203,37 +284,42 @@ def pace_headers(balances: Sequence[Balance]) -> dict[str, str]:
     return told
 
 
-def decide(limits: Sequence[Limit], request: CallRequest, output_reserve_tokens: int, zone: ZoneInfo) -> Grant:
+def decide(
+    limits: Sequence[Limit],
+    request: CallRequest,
+    output_reserve_tokens: int,
+    zone: ZoneInfo,
+    price: Price | None = None,
+) -> Grant:
     """Say what to hold for a call in all limits, or raise QuotaExceeded or QuotaReserved.
 
     A call whose output does not fit is let through with a lower limit while that limit is still of use.
     """
+    prompt_tokens, output_tokens = request.prompt_tokens, request.output_tokens
     if not limits:
-        return Grant(request.prompt_tokens + request.output_tokens)
-    prompt_tokens = request.prompt_tokens
+        return _grant(prompt_tokens, output_tokens, price)
     tightest = limits[0]
     if len(limits) > 1:
-        tightest = min(limits, key=lambda limit: (limit.left(prompt_tokens), limit.held_tokens))
+        tightest = min(limits, key=lambda limit: (limit.left(prompt_tokens), limit.is_held))
     left = tightest.left(prompt_tokens)
-    if request.output_tokens <= left:
-        return Grant(prompt_tokens + request.output_tokens)
+    if output_tokens <= left:
+        return _grant(prompt_tokens, output_tokens, price)
     least = LEAST_OUTPUT_TOKENS * request.choices
     may_limit = request.choices > 0 and left >= request.choices
-    if may_limit and (left >= output_reserve_tokens or (tightest.held_tokens == 0 and left >= least)):
-        return Grant(prompt_tokens + left, left // request.choices)
-    smallest = min(limits, key=lambda limit: limit.left(prompt_tokens) + limit.held_tokens)
-    if tightest.held_tokens > 0 and smallest.left(prompt_tokens) + smallest.held_tokens >= least:
-        figures = _figures(tightest, prompt_tokens)
+    if may_limit and (left >= output_reserve_tokens or (not tightest.is_held and left >= least)):
+        return _grant(prompt_tokens, left, price, left // request.choices)
+    needs = f"this call needs about {prompt_tokens:,} tokens for its prompt"
+    smallest = min(limits, key=lambda limit: limit.left(prompt_tokens, once_settled=True))
+    if tightest.is_held and smallest.left(prompt_tokens, once_settled=True) >= least:
+        figures = f"{tightest.figures()}; {needs}"
         raise QuotaReserved(f"Quota reserved by calls in flight: {figures}. Try again once they have ended.")
     renews = "" if smallest.renews_at is None else f" It renews on {in_words(smallest.renews_at, zone)}."
     raise QuotaExceeded(
-        f"Quota exceeded: {_figures(smallest, prompt_tokens)}.{renews} Who administers this service can raise the "
-        f"quota or reset its use."
+        f"Quota exceeded: {smallest.figures()}; {needs}.{renews} Who administers this service can raise it or reset "
+        f"its use."
     )
 
 
-def _figures(limit: Limit, prompt_tokens: int) -> str:
-    return (
-        f"{limit.used_tokens:,} used and {limit.held_tokens:,} held for calls in flight of the {limit.name} of "
-        f"{limit.tokens:,} tokens that {limit.whose} has; this call needs about {prompt_tokens:,} for its prompt"
-    )
+def _grant(prompt_tokens: int, output_tokens: int, price: Price | None, output_limit: int | None = None) -> Grant:
+    held_cost = 0 if price is None else price.cost(prompt_tokens, 0, output_tokens)
+    return Grant(prompt_tokens + output_tokens, output_limit, held_cost)

@@ -149,7 +149,8 @@ def _repair_books(connection: Connection, books: Books) -> list[Changed]:
     rewritten = rewrite_days(connection, books, compared)
     changed = []
     for id_, row in rows.items():
-        right = {"held_tokens": held.get(id_, 0), "calls_in_flight": in_flight[id_]}
+        held_tokens, held_cost = held.get(id_, (0, 0))
+        right = {"held_tokens": held_tokens, "held_cost": held_cost, "calls_in_flight": in_flight[id_]}
         for mark in MARKS:
             settled, recorded = getattr(compared.settled[id_], mark.summed), resets[id_].moved[mark.recorded]
             reset = recorded if resets[id_].is_proven else getattr(row, mark.reset)
@@ -248,10 +249,12 @@ def _resets(connection: Connection, books: Books) -> defaultdict[int | None, Res
     return resets
 
 
-def _held(connection: Connection, books: Books) -> dict[int, int]:
+def _held(connection: Connection, books: Books) -> dict[int, tuple[int, int]]:
+    """Return what pending calls hold, by id: tokens, and money."""
     owner = books.of_calls[0]
-    held = select(owner, func.sum(RequestLog.held_tokens)).where(IS_PENDING).group_by(owner)
-    return {owner_id: int(tokens) for owner_id, tokens in connection.execute(held)}
+    sums = func.sum(RequestLog.held_tokens), func.sum(RequestLog.held_cost)
+    held = connection.execute(select(owner, *sums).where(IS_PENDING).group_by(owner))
+    return {owner_id: (int(tokens), int(cost)) for owner_id, tokens, cost in held}
 
 
 def _in_flight(connection: Connection, books: Books) -> Counter[int]:
@@ -303,7 +306,7 @@ def _check_counters(
     held, in_flight, resets = _held(connection, books), _in_flight(connection, books), _resets(connection, books)
     unproven = 0
     for row in rows:
-        holds, recorded = held.get(row.id, 0), resets[row.id]
+        (holds, costs), recorded = held.get(row.id, (0, 0)), resets[row.id]
         checks = [
             (row.held_tokens == holds, f"{row.held_tokens} held, and {holds} held by pending calls"),
             (
@@ -311,6 +314,7 @@ def _check_counters(
                 f"{row.calls_in_flight} calls in flight, and {in_flight[row.id]} pending in the log",
             ),
             (row.held_tokens >= 0, f"{row.held_tokens} held, below zero"),
+            (row.held_cost == costs, f"{row.held_cost} billionths held, and {costs} held by pending calls"),
         ]
         for mark in MARKS:
             settled, reset = getattr(row, mark.settled), getattr(row, mark.reset)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 MILLION = 10**6
+MOST_TOKENS = 10**15
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,13 @@ class Price:
         millionths = (prompt_tokens - cached_tokens) * self.input + cached_tokens * cached_input
         millionths += answer_tokens * self.output
         return -(-millionths // MILLION) + self.request
+
+    def output_tokens_for(self, amount: int, prompt_tokens: int) -> int:
+        """Return how long an answer may be for so many billionths; below zero where the prompt costs more alone."""
+        rest = (amount - self.request) * MILLION - prompt_tokens * self.input
+        if self.output:
+            return rest // self.output
+        return MOST_TOKENS if rest >= 0 else -1
 
     def covers(self, model: str) -> bool:
         """Tell whether it is the price of a model, whose name is given in small letters."""

@@ -19,6 +19,7 @@ from tokenrouter.errors import (
     APIError,
     InvalidRequest,
     ItemNotFound,
+    ModelHasNoPrice,
     ModelNotFound,
     PaceExceeded,
     ProviderBadResponse,
@@ -78,7 +79,7 @@ def handle(endpoint: Endpoint) -> Response:
             finish.callback(own.slots.enter(caller.team_id))
             received = _receive(own, endpoint, caller, finish)
             call, reservation = _admit(own, endpoint, caller, received, finish)
-        except (QuotaExceeded, QuotaReserved, PaceExceeded, StorageUnavailable):
+        except (QuotaExceeded, QuotaReserved, PaceExceeded, ModelHasNoPrice, StorageUnavailable):
             raise
         except (APIError, CallerChanged) as error:
             if known is None and isinstance(error, APIError):

@@ -28,6 +28,10 @@ class Use:
     cost: int | None
     """Of the used tokens, in billionths, as far as it is known; None where it is of none."""
     unpriced_tokens: int
+    budget: int | None
+    """In billionths, without what was added to the running period."""
+    extra_budget: int
+    held_cost: int
     held_tokens: int
     renewal: Renewal
     renews_at: datetime | None
@@ -64,6 +68,9 @@ def use_of(row: Team | Group) -> dict[str, Any]:
         "used_tokens": row.used_tokens,
         "cost": row.cost,
         "unpriced_tokens": row.unpriced_tokens,
+        "budget": row.budget,
+        "extra_budget": row.current_extra_budget,
+        "held_cost": row.held_cost,
         "held_tokens": row.held_tokens,
         "renewal": row.renewal,
         "renews_at": moment(row.next_renewal(current_app.config["TIMEZONE"])),

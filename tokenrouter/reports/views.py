@@ -74,11 +74,13 @@ def limits_view(row: Team | Group) -> dict[str, Any]:
         "used_tokens": row.used_tokens,
         "held_tokens": row.held_tokens,
         "remaining_tokens": row.remaining_tokens,
+        "budget": _shown_amount(row.budget),
         "cost": decimal_string(row.cost),
         "renews": renewal.every,
         "renews_on": renewal.day,
         "renews_at": timestamp(moment(row.next_renewal(current_app.config["TIMEZONE"]))),
         "extra_tokens": shown_number(row.current_extra_tokens),
+        "extra_budget": _shown_amount(row.current_extra_budget),
         **{name: shown_number(getattr(row, name)) for name in PACES},
     }
 
@@ -91,6 +93,10 @@ def known_cost(cost: int, tokens: int, priced_tokens: int) -> int | None:
 def shown_number(number: int | None) -> int | str | None:
     """Return a number, or the text that stands in its place where somebody edited it by hand."""
     return str(number) if isinstance(number, UnreadableNumber) else number
+
+
+def _shown_amount(amount: int | None) -> str | None:
+    return str(amount) if isinstance(amount, UnreadableNumber) else decimal_string(amount)
 
 
 def token_view(token: ApiToken) -> dict[str, Any]:
@@ -150,7 +156,7 @@ def own_usage(team_id: int, models: Sequence[str]) -> dict[str, Any]:
         team = session.get_one(Team, team_id)
         days = _last_days(session, team_id)
         limits = limits_view(team)
-    told = ("quota_tokens", "used_tokens", "held_tokens", "remaining_tokens", "cost", "renews_at")
+    told = ("quota_tokens", "used_tokens", "held_tokens", "remaining_tokens", "budget", "cost", "renews_at")
     return {
         "team": team.name,
         "group": team.group_name,

@@ -23,7 +23,16 @@ from tokenrouter.teams.lookup import (
     living_groups,
 )
 from tokenrouter.teams.names import check_label, check_name
-from tokenrouter.teams.quotas import UNLIMITED, NotANumber, format_quota, parse_extra, parse_pace, parse_quota
+from tokenrouter.teams.quotas import (
+    UNLIMITED,
+    NotANumber,
+    format_quota,
+    parse_budget,
+    parse_extra,
+    parse_extra_budget,
+    parse_pace,
+    parse_quota,
+)
 from tokenrouter.teams.renewals import check_renewal, format_renewal, parse_renewal
 from tokenrouter.teams.teams import create, delete, delete_several, set_active, update
 
@@ -52,7 +61,9 @@ __all__ = [
     "ids_of_groups_ever_named",
     "living",
     "living_groups",
+    "parse_budget",
     "parse_extra",
+    "parse_extra_budget",
     "parse_pace",
     "parse_quota",
     "parse_renewal",

@@ -27,9 +27,9 @@ def create(
     *,
     renewal: Renewal = NEVER_RENEWS,
     by: Actor,
-    **pace: int | None,
+    **limits: int | None,
 ) -> Group:
-    """Create a group without teams; `pace` has the limits of PACES.
+    """Create a group without teams; `limits` has those of PACES, and `budget`.
 
     Raises InvalidRequest and NameTaken.
     """
@@ -37,7 +37,7 @@ def create(
     with unique_name("group", group.name), changing() as session:
         session.add(group)
         session.flush()
-        change_limits(session, group, quota_tokens, renewal, **pace)
+        change_limits(session, group, quota_tokens, renewal, **limits)
         changes.record(
             session, by, changes.GROUP_CREATE, Changed.of(Group, group.id, group.name, after=described(group))
         )
@@ -58,9 +58,9 @@ def update(
     rename: str | None = None,
     quota_tokens: int | Keep | None = KEEP,
     renewal: Renewal | Keep = KEEP,
-    **pace: int | None,
+    **limits: int | None,
 ) -> Group:
-    """Change what is given and nothing else; `pace` has the limits of PACES.
+    """Change what is given and nothing else; `limits` has those of PACES, and `budget`.
 
     Raises InvalidRequest, NotFound and NameTaken.
     """
@@ -69,7 +69,7 @@ def update(
         before = described(group)
         if rename is not None:
             group.name = _check_name(rename)
-        change_limits(session, group, quota_tokens, renewal, **pace)
+        change_limits(session, group, quota_tokens, renewal, **limits)
         changed = {name: value for name, value in described(group).items() if value != before[name]}
         if changed:
             old = {name: before[name] for name in changed}

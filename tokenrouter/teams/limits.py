@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 
 from tokenrouter.database.columns import epoch_now
 from tokenrouter.database.tables import PACES, Group, Team
+from tokenrouter.money import decimal_string
 from tokenrouter.periods import Renewal
-from tokenrouter.teams.quotas import check_pace, check_quota
+from tokenrouter.teams.quotas import check_budget, check_pace, check_quota
 from tokenrouter.teams.renewals import format_renewal
 
 
@@ -30,6 +31,7 @@ def described(row: Team | Group) -> dict[str, Any]:
         "quota_tokens": row.quota_tokens,
         "renews": format_renewal(row.renewal),
         **{name: getattr(row, name) for name in PACES},
+        "budget": decimal_string(row.budget),
     }
 
 
@@ -38,16 +40,16 @@ def change_limits(
     row: Team | Group,
     quota_tokens: int | Keep | None = KEEP,
     renewal: Renewal | Keep = KEEP,
-    **pace: int | None,
+    **others: int | None,
 ) -> None:
-    """Set what is given; `pace` has those of PACES.
+    """Set what is given; `others` has those of PACES, and the budget in billionths of the currency.
 
     A renewal whose time has come still counts, by the next call. Raises InvalidRequest.
     """
     if quota_tokens is not Keep.KEEP:
         row.quota_tokens = check_quota(quota_tokens)
-    for name, value in pace.items():
-        setattr(row, name, check_pace(name, value))
+    for name, value in others.items():
+        setattr(row, name, check_budget(value) if name == "budget" else check_pace(name, value))
     if renewal is not Keep.KEEP and renewal != Renewal(row.renews, row.renews_on):
         row.renews, row.renews_on = renewal.every, renewal.day
         if not row.is_due:

@@ -6,6 +6,7 @@ from decimal import Decimal
 from tokenrouter.database.columns import UnreadableNumber
 from tokenrouter.database.tables import MOST_QUOTA_TOKENS
 from tokenrouter.errors import InvalidRequest
+from tokenrouter.money import BILLION, MOST_AMOUNT, parse_amount
 
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 # A comma parts thousands, the last of them three digits: `2,5M`, which may mean 2.5M, is none, nor is `250.000`.
@@ -13,6 +14,7 @@ WHOLE = r"-?(?:[0-9]{1,3}(?:[,_ ][0-9]{2,3}){0,8}[,_ ][0-9]{3}|[0-9]{1,30})"
 QUOTA = re.compile(rf"(?P<number>{WHOLE}(?:\.[0-9]{{1,9}}(?= ?[kmb]))?) ?(?P<suffix>[kmb]?)")
 SHORT_FORMS = (("B", 10**9), ("M", 10**6), ("k", 10**3))
 UNLIMITED = "unlimited"
+BUDGET_PLACES = 6
 MOST_PACE = {"requests_per_minute": 10**6, "tokens_per_minute": 10**12, "calls_at_once": 10**6}
 
 
@@ -41,6 +43,44 @@ def check_pace(name: str, value: int | None) -> int | None:
     if value is not None and not 0 <= value <= most:
         raise InvalidRequest(f"{name} is a whole number from 0 to {most:,}.", param=name)
     return value
+
+
+def check_budget(budget: int | None) -> int | None:
+    """Return a budget that can be kept, in billionths of the currency; None is none.
+
+    Raises InvalidRequest.
+    """
+    if budget is not None and not (0 <= budget <= MOST_AMOUNT and budget % 1000 == 0):
+        raise InvalidRequest(
+            f"A budget is an amount from 0 to {MOST_AMOUNT // BILLION:,} with at most {BUDGET_PLACES} decimals.",
+            param="budget",
+        )
+    return budget
+
+
+def parse_budget(text: str) -> int | None:
+    """Read a budget as people write it: `12.50`, `$5`; `none`, or nothing, is None.
+
+    Raises InvalidRequest.
+    """
+    if text.strip().lower() in ("", "none"):
+        return None
+    try:
+        return parse_amount(text, BUDGET_PLACES)
+    except ValueError as error:
+        raise NotANumber(str(error), param="budget") from error
+
+
+def parse_extra_budget(text: str) -> int:
+    """Read an amount to add to a budget, or with a minus to take back: `5`, `-2.50`.
+
+    Raises InvalidRequest.
+    """
+    spelling = text.strip()
+    amount = parse_budget(spelling[1:] if spelling[:1] in ("+", "-") else spelling)
+    if amount is None:
+        raise NotANumber("What is added is an amount, such as 12.50.", param="budget")
+    return -amount if spelling.startswith("-") else amount
 
 
 def parse_pace(name: str, text: str) -> int | None:

@@ -53,18 +53,18 @@ def create(
     renewal: Renewal = NEVER_RENEWS,
     group: str | int | None = None,
     by: Actor,
-    **pace: int | None,
+    **limits: int | None,
 ) -> tuple[Team, str]:
     """Create a team with its first token; return both, the token for the only time.
 
-    `group` is the name or id of one; `pace` has the limits of PACES. Raises InvalidRequest, NotFound and NameTaken.
+    `group` is the name or id of one; `limits` has those of PACES, and `budget`. Raises InvalidRequest and NameTaken.
     """
     team = Team(name=check_name(name), models=check_models(models), active=active, created_at=datetime.now(UTC))
     with unique_name("team", team.name), changing() as session:
         team.group_id = group_id_in(session, group)
         session.add(team)
         session.flush()
-        change_limits(session, team, quota_tokens, renewal, **pace)
+        change_limits(session, team, quota_tokens, renewal, **limits)
         token, bearer_token = add_token(session, team, None, None)
         after = _fields(team) | {"token": token.prefix}
         changes.record(session, by, changes.TEAM_CREATE, Changed(team.id, team.name, after=after))
@@ -86,12 +86,12 @@ def update(
     models: str | Keep | None = KEEP,
     renewal: Renewal | Keep = KEEP,
     group: str | int | Keep | None = KEEP,
-    **pace: int | None,
+    **limits: int | None,
 ) -> Team:
     """Change what is given and nothing else, the counters least of all.
 
-    Calls in flight are booked in the group in which they are held. `group` is the name or id of one; `pace` has the
-    limits of PACES. Raises InvalidRequest, NotFound and NameTaken.
+    Calls in flight are booked in the group in which they are held. `group` is the name or id of one; `limits` has those
+    of PACES, and `budget`. Raises InvalidRequest, NotFound and NameTaken.
     """
     with unique_name("team", rename or str(which)), changing() as session:
         group_id = KEEP if group is Keep.KEEP else group_id_in(session, group)  # before the team: in the order of locks
@@ -105,7 +105,7 @@ def update(
             team.group_id = group_id
         if models is not Keep.KEEP and models != team.models:  # what ALLOWED_MODELS lost since may stay
             team.models = check_models(models)
-        change_limits(session, team, quota_tokens, renewal, **pace)
+        change_limits(session, team, quota_tokens, renewal, **limits)
         session.flush()
         session.refresh(team, ["group_name"])
         changed = {name: value for name, value in _fields(team).items() if value != before[name]}
