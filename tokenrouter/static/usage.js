@@ -151,7 +151,9 @@ function showQuota(usage, { pace, extra_tokens: extra, group, currency }) {
   if (limited) figures.push(["Left", usage.remaining_tokens], ["Quota", usage.quota_tokens, more]);
   byId("figures").replaceChildren(...figures.map(([name, tokens, note]) => figure(name, short(tokens), note)));
   if (!limited) byId("figures").append(figure("Quota", "unlimited"));
-  if (usage.cost !== null && usage.cost !== "0") byId("figures").append(figure("Cost", money(usage.cost, currency)));
+  const budget = usage.budget === null ? undefined : ["of ", money(usage.budget, currency)];
+  const isTold = usage.cost !== null && (usage.cost !== "0" || budget);
+  if (isTold) byId("figures").append(figure(budget ? "Spent" : "Cost", money(usage.cost, currency), budget));
   byId("bar").replaceChildren(...(limited ? [quotaBar(usage, extra)] : []));
   byId("pace").replaceChildren(...paceWords(usage, pace));
   byId("group").replaceChildren(...(group ? groupWords(group) : []));
@@ -168,7 +170,7 @@ function groupWords(group) {
 }
 
 function money(amount, currency) {
-  const digits = Number(amount) < 0.01 ? { maximumSignificantDigits: 2 } : {};
+  const digits = Number(amount) > 0 && Number(amount) < 0.01 ? { maximumSignificantDigits: 2 } : {};
   const shown = new Intl.NumberFormat("en-US", { style: "currency", currency, ...digits }).format(Number(amount));
   return element("span", { className: "num", title: `${amount} ${currency}` }, shown);
 }
