@@ -1,6 +1,6 @@
 """The log of calls: filtered, paged by id, opened in full, and exported; read-only."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
@@ -17,7 +17,7 @@ from tokenrouter import reports, teams
 from tokenrouter.admin import spreadsheet
 from tokenrouter.admin.access import PanelView
 from tokenrouter.database.log_status import STATUSES
-from tokenrouter.database.tables import NAME_LENGTH
+from tokenrouter.database.tables import NAME_LENGTH, Group, Team
 from tokenrouter.errors import NotFound
 from tokenrouter.reports import CallFilter
 
@@ -98,7 +98,7 @@ def read_filter(args: MultiDict[str, str]) -> LogQuery:
     values: dict[str, Any] = {name: shown[name] or None for name in TEXT_FILTERS}
     values["token_prefix"] = values.pop("token")
     team_id, problem = _team(shown)
-    group_id, group_problem = _group_id(shown["group"])
+    group_id, group_problem = _id_of(shown["group"], teams.find_group, teams.ids_of_groups_ever_named)
     problem = problem or group_problem
     zone = _zone(shown["zone"])
     since, until = _day(shown["since"]), _day(shown["until"])
@@ -135,28 +135,20 @@ def _team(shown: dict[str, str]) -> tuple[int | None, str | None]:
 
 def _team_id(name: str) -> tuple[int | None, str | None]:
     """Return the team of this name, the living one before those that had it, and else what to say."""
+    return _id_of(name, teams.find, teams.ids_ever_named)
+
+
+def _id_of(
+    name: str, find: Callable[[str], Team | Group], ids_ever_named: Callable[[str], list[int]]
+) -> tuple[int | None, str | None]:
     if not name:
         return None, None
     try:
-        return teams.find(name).id, None
+        return find(name).id, None
     except NotFound:
         pass  # it may be one that was deleted
     try:
-        return max(teams.ids_ever_named(name)), None
-    except NotFound as error:
-        return None, str(error)
-
-
-def _group_id(name: str) -> tuple[int | None, str | None]:
-    """Return the group of this name likewise."""
-    if not name:
-        return None, None
-    try:
-        return teams.find_group(name).id, None
-    except NotFound:
-        pass  # it may be one that was deleted
-    try:
-        return max(teams.ids_of_groups_ever_named(name)), None
+        return max(ids_ever_named(name)), None
     except NotFound as error:
         return None, str(error)
 

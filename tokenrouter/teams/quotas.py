@@ -1,6 +1,7 @@
 """Quotas as people write them."""
 
 import re
+from collections.abc import Callable
 from decimal import Decimal
 
 from tokenrouter.database.columns import UnreadableNumber
@@ -76,10 +77,14 @@ def parse_extra_budget(text: str) -> int:
 
     Raises InvalidRequest.
     """
+    return _signed(text, parse_budget, NotANumber("What is added is an amount, such as 12.50.", param="budget"))
+
+
+def _signed(text: str, parse: Callable[[str], int | None], missing: NotANumber) -> int:
     spelling = text.strip()
-    amount = parse_budget(spelling[1:] if spelling[:1] in ("+", "-") else spelling)
+    amount = parse(spelling[1:] if spelling[:1] in ("+", "-") else spelling)
     if amount is None:
-        raise NotANumber("What is added is an amount, such as 12.50.", param="budget")
+        raise missing
     return -amount if spelling.startswith("-") else amount
 
 
@@ -120,11 +125,7 @@ def parse_extra(text: str) -> int:
 
     Raises InvalidRequest.
     """
-    spelling = text.strip()
-    tokens = parse_quota(spelling[1:] if spelling[:1] in ("+", "-") else spelling)
-    if tokens is None:
-        raise NotANumber("What is added is a number of tokens, such as 100k.", param="tokens")
-    return -tokens if spelling.startswith("-") else tokens
+    return _signed(text, parse_quota, NotANumber("What is added is a number of tokens, such as 100k.", param="tokens"))
 
 
 def format_quota(quota_tokens: int | None) -> str:
