@@ -108,3 +108,20 @@ def test_pages_tell_what_calls_cost(panel: Panel, client: FlaskClient, team: Mem
     assert "Cost $0.03 by the price of that moment" in shown(panel, f"/admin/logs/{priced}/")
     assert "Cost $0.03 and 28 tokens without a price" in shown(panel, f"/admin/teams/{team.team.id}/")
     assert "0.028,price" in panel.get("/admin/logs/export/csv/").text
+
+
+@pytest.mark.both_databases
+def test_dashboard_tells_tokens_or_money_and_remembers_which(panel: Panel, client: FlaskClient, team: Member):
+    chat(client, team)
+    page = shown(panel, "/admin/")
+    assert "Tokens a day" in page and "Money" not in page  # there is none to tell
+    assert panel.get("/admin/?in=money").location == "/admin/"
+    assert "Cost not known 28 tokens without a price; before: $0.00" in shown(panel, "/admin/")
+    prices.set_price("*", 1_000_000_000_000, 1_000_000_000_000, by=TESTER)
+    chat(client, team)
+    page = panel.get("/admin/").text
+    assert "Cost a day" in page and "team: $0.03</title>" in page
+    assert "Cost $0.03 28 tokens without a price" in shown(panel, "/admin/")
+    panel.get("/admin/?in=tokens")
+    assert "Tokens a day" in shown(panel, "/admin/")
+    assert panel.get("/admin/?in=gold").status_code == 200

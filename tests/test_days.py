@@ -46,7 +46,7 @@ def test_call_counts_to_its_day_wherever_that_is_shown(zone: ZoneInfo, client: F
     assert [row["date"] for row in told if row["requests"]] == [day.isoformat()]
     now = datetime.now(UTC)
     assert reports.overview(now).today.since == now.astimezone(zone).date()
-    assert reports.tokens_per_day(30, now).days[-1] == now.astimezone(zone).date()
+    assert reports.use_per_day(30, now).days[-1] == now.astimezone(zone).date()
     assert ledger.verify(db.engine).problems == []
 
 

@@ -136,9 +136,9 @@ def test_days_without_calls_count_zero(team: Member):
     use(team, "2026-11-23", 6, model="b")
     use(team, TODAY, 7)
     use(team, "2026-11-20", 5000)
-    found = reports.tokens_per_day(4, NOW)
+    found = reports.use_per_day(4, NOW)
     assert found.days == [date(2026, 11, day) for day in (22, 23, 24, 25)]
-    assert [(each.team_id, each.name, each.tokens) for each in found.series] == [
+    assert [(each.team_id, each.name, each.amounts) for each in found.series] == [
         (team.team.id, "team", [0, 11, 0, 7]),
     ]
 
@@ -150,8 +150,8 @@ def test_eight_teams_are_shown_the_others_and_the_deleted_together(new_team: Cal
         use(member, TODAY, 100 - number)
         use(member, "2026-11-24", 1)
     teams.delete_several([members[0].team.id, members[11].team.id], by=TESTER)
-    found = reports.tokens_per_day(2, NOW)
-    assert [(each.name, each.tokens) for each in found.series] == [
+    found = reports.use_per_day(2, NOW)
+    assert [(each.name, each.amounts) for each in found.series] == [
         *((f"team {number}", [1, 100 - number]) for number in range(1, 9)),
         ("Other teams", [2, 91 + 90]),
         ("Deleted teams", [2, 100 + 89]),
@@ -160,15 +160,15 @@ def test_eight_teams_are_shown_the_others_and_the_deleted_together(new_team: Cal
 
 
 def test_chart_without_use_has_no_series(team: Member):
-    found = reports.tokens_per_day(30, NOW)
+    found = reports.use_per_day(30, NOW)
     assert (len(found.days), found.series) == (30, [])
 
 
 def test_chart_of_one_team_has_its_series_also_without_use(team: Member, new_team: Callable[..., Member]):
     other = new_team("other")
     use(other, TODAY, 5)
-    assert reports.tokens_per_day(2, NOW, team.team.id).series == [reports.Series(team.team.id, "team", [0, 0])]
-    assert reports.tokens_per_day(2, NOW, other.team.id).series == [reports.Series(other.team.id, "other", [0, 5])]
+    assert reports.use_per_day(2, NOW, team.team.id).series == [reports.Series(team.team.id, "team", [0, 0])]
+    assert reports.use_per_day(2, NOW, other.team.id).series == [reports.Series(other.team.id, "other", [0, 5])]
 
 
 # Who is about to run out

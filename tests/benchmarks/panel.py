@@ -52,7 +52,7 @@ def report_functions(now: datetime) -> Measured:
         "teams: by last use": lambda: reports.teams_page(sort="last_used", descending=True),
         "teams: search, nearly used up": lambda: reports.teams_page(search="LED 1", near_quota="over80", sort="share"),
         "team: a big one": lambda: reports.team_detail(BIG),
-        "team: chart": lambda: reports.tokens_per_day(30, now, team_id=BIG),
+        "team: chart": lambda: reports.use_per_day(30, now, team_id=BIG),
         "team: last calls": page(team_id=SMALL),
         "team: changes": lambda: changes.page(team_id=BIG),
         "changes": changes.page,
@@ -107,7 +107,7 @@ def dashboard(now: datetime) -> Measured:
     """Return the parts of the first page."""
     return {
         "dashboard: figures": lambda: reports.overview(now),
-        "dashboard: chart": lambda: reports.tokens_per_day(30, now),
+        "dashboard: chart": lambda: reports.use_per_day(30, now),
         "dashboard: nearest to quota": lambda: reports.nearest_to_quota(8),
         "dashboard: failures": lambda: reports.last_failures(8),
     }

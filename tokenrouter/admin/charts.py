@@ -1,20 +1,22 @@
 """Charts as SVG, drawn here: no script, no font and no style of its own, so that the page's style sheet rules them."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 import pygal
 from markupsafe import Markup
 
-from tokenrouter.reports import DailyTokens, Series
+from tokenrouter import money
+from tokenrouter.reports import DailyUse, Series
 
 # pygal hooks into the import of maps that nobody has here; its hook is of a kind that Python warns of or passes over
 sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, pygal.PluginImportFixer)]
 
-TITLE = "Tokens a day"
+TITLES = {"tokens": "Tokens a day", "money": "Cost a day"}
 WIDTH, HEIGHT = 960, 260
 SCALED = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
 GREYS = (8, 9)
@@ -29,6 +31,9 @@ class Chart:
     series: Sequence[Series]
     colours: Sequence[int]
     totals: Sequence[int]
+    title: str
+    write: Callable[[int], str]
+    """Writes an amount, exactly."""
 
 
 def short(number: float) -> str:
@@ -39,17 +44,26 @@ def short(number: float) -> str:
     return f"{number:.0f}"
 
 
-def tokens_chart(daily: DailyTokens) -> Chart | None:
-    """Draw the tokens of each day, a colour a series; None where there are none."""
-    if not any(any(each.tokens) for each in daily.series):
+def use_chart(daily: DailyUse, currency: str = "") -> Chart | None:
+    """Draw the tokens of each day, or their cost in a currency, a colour a series; None where there are none."""
+    if not any(any(each.amounts) for each in daily.series):
         return None
     greys = iter(GREYS)  # beside those of teams, for what is several together
     is_alone = len(daily.series) == 1
     colours = [
         index if is_alone or each.team_id is not None else next(greys) for index, each in enumerate(daily.series)
     ]
-    totals = [sum(tokens) for tokens in zip(*(each.tokens for each in daily.series), strict=True)]
-    return Chart(_stacked_bars(daily, colours), daily.days, daily.series, colours, totals)
+    totals = [sum(amounts) for amounts in zip(*(each.amounts for each in daily.series), strict=True)]
+    title, write = TITLES[daily.unit], "{:,}".format
+    label, told = short, "{:,} tokens".format
+    if daily.unit == "money":
+        label = write = told = partial(_money, currency=currency)
+    svg = _stacked_bars(daily, colours, title, label, told)
+    return Chart(svg, daily.days, daily.series, colours, totals, title, write)
+
+
+def _money(amount: float, currency: str) -> str:
+    return money.shown(round(amount), currency)
 
 
 def day_label(day: date) -> str:
@@ -57,7 +71,9 @@ def day_label(day: date) -> str:
     return f"{day.day} {day:%b}"
 
 
-def _stacked_bars(daily: DailyTokens, colours: Sequence[int]) -> Markup:
+def _stacked_bars(
+    daily: DailyUse, colours: Sequence[int], title: str, label: Callable[[float], str], told: Callable[[int], str]
+) -> Markup:
     chart = pygal.StackedBar(
         css=(),
         js=(),
@@ -69,33 +85,35 @@ def _stacked_bars(daily: DailyTokens, colours: Sequence[int]) -> Markup:
         truncate_label=-1,
         x_labels_major_every=max(1, len(daily.days) // 6),
         show_minor_x_labels=False,
-        value_formatter=short,
+        value_formatter=label,
     )
     chart.x_labels = [day_label(day) for day in daily.days]
     for each in daily.series:
-        chart.add("", each.tokens)
+        chart.add("", each.amounts)
     svg = chart.render_tree()
-    _strip(svg)
+    _strip(svg, title)
     for index, (each, colour) in enumerate(zip(daily.series, colours, strict=True)):
-        _tell_figures(svg, index, each, colour, daily.days)
+        _tell_figures(svg, index, each, colour, daily.days, told)
     return Markup(tostring(svg, encoding="unicode"))  # noqa: S704 - the XML writer escapes every text
 
 
-def _strip(svg: Element) -> None:
+def _strip(svg: Element, label: str) -> None:
     """Take out pygal's own style and script, and its texts that only its script could show."""
     for parent in list(svg.iter()):
         for child in [each for each in parent if each.tag in ("defs", "desc") or "overlay" in each.get("class", "")]:
             parent.remove(child)
     for title in svg.findall("title"):
-        title.text = TITLE
+        title.text = label
     svg.set("role", "img")
-    svg.set("aria-label", TITLE)
+    svg.set("aria-label", label)
     svg.set("class", "chart")
 
 
-def _tell_figures(svg: Element, index: int, series: Series, colour: int, days: Sequence[date]) -> None:
+def _tell_figures(
+    svg: Element, index: int, series: Series, colour: int, days: Sequence[date], told: Callable[[int], str]
+) -> None:
     group = next(each for each in svg.iter("g") if f"serie-{index}" in each.get("class", "").split())
     group.set("class", f"series color-{colour}")
     bars = [each for each in group.iter("g") if each.get("class") == "bar"]
-    for bar, day, tokens in zip(bars, days, series.tokens, strict=True):
-        SubElement(bar, "title").text = f"{day_label(day)}, {series.name}: {tokens:,} tokens"
+    for bar, day, amount in zip(bars, days, series.amounts, strict=True):
+        SubElement(bar, "title").text = f"{day_label(day)}, {series.name}: {told(amount)}"

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from tokenrouter import changes, ledger, reports, teams
 from tokenrouter.admin import access
 from tokenrouter.admin.access import PanelView, actor, settings
-from tokenrouter.admin.charts import tokens_chart
+from tokenrouter.admin.charts import use_chart
 from tokenrouter.admin.formats import quoted
 from tokenrouter.admin.limit_forms import PERIODS, GroupEditForm, LimitsForm, explain, extras_given, typed_extras
 from tokenrouter.admin.team_forms import parse_typed_quota
@@ -84,7 +84,7 @@ class GroupView(PanelView, ModelView):
         return self.render(
             "admin/group.html",
             detail=detail,
-            chart=tokens_chart(reports.tokens_per_day(CHART_DAYS, now, group_id=group_id)),
+            chart=use_chart(reports.use_per_day(CHART_DAYS, now, group_id=group_id)),
             calls=reports.calls_page(reports.CallFilter(group_id=group_id), limit=LAST_CALLS).rows,
             changes=changes.page(limit=LAST_CHANGES, group_id=group_id).rows,
             others=[team for team in teams.living() if team.group_id != group_id],

@@ -2,19 +2,20 @@
 
 from datetime import UTC, datetime
 
-from flask import flash, redirect, request, url_for
+from flask import flash, redirect, request, session, url_for
 from flask.typing import ResponseReturnValue
 from flask_admin import AdminIndexView, expose
 from flask_login import current_user
 
-from tokenrouter import reports, runtime
+from tokenrouter import prices, reports, runtime
 from tokenrouter.admin import access, password
 from tokenrouter.admin.access import PanelView, settings
-from tokenrouter.admin.charts import tokens_chart
+from tokenrouter.admin.charts import use_chart
 
 CHART_DAYS = 30
 NEAREST = 8
 FAILURES = 8
+UNITS = ("tokens", "money")
 PROVIDER_ANSWER_S = 60
 REFUSED_DEFAULT = (
     "The admin password is still the default, admin123, which opens the panel only on the machine that TokenRouter "
@@ -29,6 +30,10 @@ class HomeView(PanelView, AdminIndexView):
     @expose("/")
     def index(self) -> ResponseReturnValue:
         """Show whether all is well, who is about to run out, and what failed."""
+        if request.args.get("in") in UNITS:
+            session["unit"] = request.args["in"]
+            return redirect(url_for(".index"))
+        unit: reports.Unit = session.get("unit", UNITS[0])
         now = datetime.now(UTC)
         exhausted, near = (
             reports.teams_page(near_quota=nearness, state="active", per_page=1).total
@@ -41,7 +46,9 @@ class HomeView(PanelView, AdminIndexView):
             near_groups=reports.groups_near("over80"),
             near=near,
             overview=reports.overview(now),
-            chart=tokens_chart(reports.tokens_per_day(CHART_DAYS, now)),
+            unit=unit,
+            has_prices=bool(prices.valid().prices),
+            chart=use_chart(reports.use_per_day(CHART_DAYS, now, unit=unit), settings().currency),
             nearest=reports.nearest_to_quota(NEAREST),
             failures=reports.last_failures(FAILURES),
             check=runtime.current().catalogue.last_check,

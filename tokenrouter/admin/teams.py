@@ -15,7 +15,7 @@ from tokenrouter import changes, ledger, payload, reports, runtime
 from tokenrouter import teams as team_store
 from tokenrouter.admin import access, bulk
 from tokenrouter.admin.access import PanelView, actor, settings
-from tokenrouter.admin.charts import tokens_chart
+from tokenrouter.admin.charts import use_chart
 from tokenrouter.admin.formats import quoted
 from tokenrouter.admin.limit_forms import PERIODS, explain, extras_given, typed_extras
 from tokenrouter.admin.team_forms import GRACES, TeamEditForm, TeamForm, TokenForm, parse_typed_quota
@@ -153,7 +153,7 @@ class TeamView(PanelView, ModelView):
         return self.render(
             "admin/team.html",
             detail=detail,
-            chart=tokens_chart(reports.tokens_per_day(CHART_DAYS, now, team_id=team_id)),
+            chart=use_chart(reports.use_per_day(CHART_DAYS, now, team_id=team_id)),
             calls=reports.calls_page(reports.CallFilter(team_id=team_id), limit=LAST_CALLS).rows,
             changes=changes.page(limit=LAST_CHANGES, team_id=team_id).rows,
             actions=bulk.ACTIONS,

@@ -20,7 +20,7 @@ from tokenrouter.reports.groups import (
     nearest_to_quota,
 )
 from tokenrouter.reports.management import GROUPINGS, Grouping, groups_after, teams_after, usage
-from tokenrouter.reports.overview import DailyTokens, Overview, Period, Series, last_failures, overview, tokens_per_day
+from tokenrouter.reports.overview import DailyUse, Overview, Period, Series, Unit, last_failures, overview, use_per_day
 from tokenrouter.reports.own import own_details
 from tokenrouter.reports.teams import (
     SORTS,
@@ -50,7 +50,7 @@ __all__ = [
     "CallDetail",
     "CallFilter",
     "CallsPage",
-    "DailyTokens",
+    "DailyUse",
     "GroupDetail",
     "GroupUse",
     "Grouping",
@@ -62,6 +62,7 @@ __all__ = [
     "TeamUse",
     "TeamsPage",
     "TokenRow",
+    "Unit",
     "call",
     "calls_page",
     "endpoint_names",
@@ -88,6 +89,6 @@ __all__ = [
     "teams_page",
     "timestamp",
     "token_view",
-    "tokens_per_day",
     "usage",
+    "use_per_day",
 ]

@@ -4,8 +4,9 @@ Sums are of the daily totals and hold what deleted teams used.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta
+from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, func, literal_column, select, union_all
 from sqlalchemy.engine import Connection
@@ -15,6 +16,8 @@ from tokenrouter.database.tables import AnyRow, GroupUsageDaily, RequestLog, Tea
 from tokenrouter.reports.days import day_of
 from tokenrouter.reports.reading import reading
 
+Unit = Literal["tokens", "money"]
+
 SHOWN_TEAMS = 8
 OTHER_TEAMS = "Other teams"
 DELETED_TEAMS = "Deleted teams"
@@ -22,11 +25,13 @@ DELETED_TEAMS = "Deleted teams"
 
 @dataclass(frozen=True)
 class Sums:
-    """What was used on some days; `tokens` are those charged."""
+    """What was used on some days; `tokens` are those charged, `cost` is in billionths, of those that have a price."""
 
     requests: int = 0
     errors: int = 0
     tokens: int = 0
+    cost: int = 0
+    priced_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,19 +64,21 @@ class Overview:
 
 @dataclass(frozen=True)
 class Series:
-    """Tokens by day, of a team, or of several together, for which `team_id` is None."""
+    """What was used by day, of a team, or of several together, for which `team_id` is None."""
 
     team_id: int | None
     name: str
-    tokens: list[int]
+    amounts: list[int]
+    """Tokens, or the billionths that they cost as far as that is known."""
 
 
 @dataclass(frozen=True)
-class DailyTokens:
-    """Days, and series with a number for each of them."""
+class DailyUse:
+    """Days, and series with an amount for each of them."""
 
     days: list[date]
     series: list[Series]
+    unit: Unit = "tokens"
 
 
 # The status is spelled out, not bound: only so can an index of some statuses alone serve.
@@ -118,18 +125,26 @@ def _period(days: dict[date, Sums], label: str, since: date, today: date, earlie
 
 def _total(days: dict[date, Sums], first: date, last: date) -> Sums:
     chosen = [sums for day, sums in days.items() if first <= day <= last]
-    return Sums(sum(s.requests for s in chosen), sum(s.errors for s in chosen), sum(s.tokens for s in chosen))
+    return Sums(*(sum(getattr(sums, each.name) for sums in chosen) for each in fields(Sums)))
 
 
 def _sums_by_day(connection: Connection, first: date, last: date) -> dict[date, Sums]:
-    columns = UsageDaily.requests, UsageDaily.errors, UsageDaily.total_tokens
+    columns = (
+        UsageDaily.requests,
+        UsageDaily.errors,
+        UsageDaily.total_tokens,
+        UsageDaily.cost,
+        UsageDaily.priced_tokens,
+    )
     query = select(UsageDaily.day, *map(func.sum, columns)).where(UsageDaily.day.between(first, last))
     rows = connection.execute(query.group_by(UsageDaily.day))
     return {day: Sums(*map(int, sums)) for day, *sums in rows}
 
 
-def tokens_per_day(days: int, now: datetime, team_id: int | None = None, group_id: int | None = None) -> DailyTokens:
-    """Return the tokens of each of the last `days` days, today the last, by team, or of the one team or group.
+def use_per_day(
+    days: int, now: datetime, team_id: int | None = None, group_id: int | None = None, unit: Unit = "tokens"
+) -> DailyUse:
+    """Return what was used on each of the last `days` days, today the last, by team, or of the one team or group.
 
     Of all teams the eight that used most come first, then the rest together, then the deleted ones; whoever used
     nothing is left out.
@@ -138,45 +153,50 @@ def tokens_per_day(days: int, now: datetime, team_id: int | None = None, group_i
     shown = [today - timedelta(days=back) for back in reversed(range(days))]
     with reading() as connection:
         if group_id is not None:
-            tokens = _tokens_of(connection, shown, GroupUsageDaily.group_id == group_id, table=GroupUsageDaily)
-            return DailyTokens(shown, [Series(None, "This group", tokens)])
+            amounts = _amounts(connection, shown, unit, GroupUsageDaily.group_id == group_id, table=GroupUsageDaily)
+            return DailyUse(shown, [Series(None, "This group", amounts)], unit)
         if team_id is None:
-            return DailyTokens(shown, _series(connection, shown))
+            return DailyUse(shown, _series(connection, shown, unit), unit)
         name = connection.execute(select(Team.name).where(Team.id == team_id)).scalar_one()
-        tokens = _tokens_of(connection, shown, UsageDaily.team_id == team_id)
-        return DailyTokens(shown, [Series(team_id, name, tokens)])
+        amounts = _amounts(connection, shown, unit, UsageDaily.team_id == team_id)
+        return DailyUse(shown, [Series(team_id, name, amounts)], unit)
 
 
-def _series(connection: Connection, days: list[date]) -> list[Series]:
+def _series(connection: Connection, days: list[date], unit: Unit) -> list[Series]:
     """Split what was used on these days; its deleted part and the eight biggest are asked for, the rest is left."""
     names = dict(connection.execute(select(Team.id, Team.name).where(Team.deleted_at.is_(None))).all())
-    biggest = [team_id for team_id in _biggest_first(connection, days) if team_id in names][:SHOWN_TEAMS]
+    biggest = [team_id for team_id in _biggest_first(connection, days, unit) if team_id in names][:SHOWN_TEAMS]
     series = [
-        Series(team_id, names[team_id], _tokens_of(connection, days, UsageDaily.team_id == team_id))
+        Series(team_id, names[team_id], _amounts(connection, days, unit, UsageDaily.team_id == team_id))
         for team_id in biggest
     ]
     gone = select(Team.id).where(Team.deleted_at.is_not(None))
-    deleted = Series(None, DELETED_TEAMS, _tokens_of(connection, days, UsageDaily.team_id.in_(gone)))
-    parts = zip(*(each.tokens for each in (*series, deleted)), strict=True)
-    rest = [total - sum(part) for total, part in zip(_tokens_of(connection, days), parts, strict=True)]
-    return [each for each in (*series, Series(None, OTHER_TEAMS, rest), deleted) if any(each.tokens)]
+    deleted = Series(None, DELETED_TEAMS, _amounts(connection, days, unit, UsageDaily.team_id.in_(gone)))
+    parts = zip(*(each.amounts for each in (*series, deleted)), strict=True)
+    rest = [total - sum(part) for total, part in zip(_amounts(connection, days, unit), parts, strict=True)]
+    return [each for each in (*series, Series(None, OTHER_TEAMS, rest), deleted) if any(each.amounts)]
 
 
-def _biggest_first(connection: Connection, days: list[date]) -> Iterable[int]:
+def _biggest_first(connection: Connection, days: list[date], unit: Unit) -> Iterable[int]:
     # Grouped by a sum, so that SQLite follows the days' index; by the teams' it would read all days.
     team = UsageDaily.team_id + literal_column("0")
     query = select(team).where(UsageDaily.day.between(days[0], days[-1])).group_by(team)
-    return connection.execute(query.order_by(func.sum(UsageDaily.total_tokens).desc())).scalars()
+    return connection.execute(query.order_by(func.sum(_column(UsageDaily, unit)).desc())).scalars()
 
 
-def _tokens_of(
+def _column(table: type[UsageDaily | GroupUsageDaily], unit: Unit) -> Any:
+    return table.total_tokens if unit == "tokens" else table.cost
+
+
+def _amounts(
     connection: Connection,
     days: list[date],
+    unit: Unit,
     *conditions: ColumnElement[bool],
     table: type[UsageDaily | GroupUsageDaily] = UsageDaily,
 ) -> list[int]:
-    query = select(table.day, func.sum(table.total_tokens)).where(table.day.between(days[0], days[-1]), *conditions)
-    found = dict(connection.execute(query.group_by(table.day)).all())
+    query = select(table.day, func.sum(_column(table, unit))).where(table.day.between(days[0], days[-1]), *conditions)
+    found: dict[date, Any] = dict(connection.execute(query.group_by(table.day)).all())
     return [int(found.get(day, 0)) for day in days]
 
 
