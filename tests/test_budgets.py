@@ -293,3 +293,20 @@ def test_api(client: FlaskClient, app: Flask):
 def test_amounts_in_tests_are_what_they_seem():
     assert Price("m", INPUT, ANSWER).cost(PROMPT, 0, OUTPUT) == COSTS
     assert money.decimal_string(COSTS) == "0.82"
+
+
+@both_databases
+def test_who_is_near_a_budget_is_near_as_who_is_near_a_quota(client: FlaskClient, spender: Member, new_team: NewTeam):
+    teams.create_group("year 9", budget=COSTS, by=TESTER)
+    ask(client, new_team("9a", group="year 9", quota_tokens=1_000_000))
+    ask(client, spender)
+    teams.update("spender", budget=COSTS + 10**8, by=TESTER)
+    new_team("free")
+    nearest = [(use.name, round(use.share or 0, 2)) for use in reports.nearest_to_quota(4)]
+    assert nearest == [("year 9", 1.0), ("spender", 0.89), ("9a", 0.0), ("free", 0.0)]
+    listed = {near: [row.name for row in reports.teams_page(near_quota=near).rows] for near in ("over80", "exhausted")}
+    assert listed == {"over80": ["spender"], "exhausted": []}
+    assert (reports.groups_near("exhausted"), reports.groups_near("over80")) == (1, 1)
+    teams.update("spender", budget=0, by=TESTER)
+    assert [row.name for row in reports.teams_page(near_quota="exhausted").rows] == ["spender"]
+    assert reports.teams_page(sort="share", descending=True).rows[0].name == "spender"

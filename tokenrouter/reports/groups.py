@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from tokenrouter.database.tables import Group, GroupUsageDaily, Team, clamp_id
@@ -89,7 +89,11 @@ def nearest_to_quota(limit: int) -> Sequence[TeamUse | GroupUse]:
     """Return the active teams, and the groups, nearest to their quotas first, then the unlimited teams by use."""
     share = share_of(Team).desc().nulls_last(), Team.used_tokens.desc(), Team.id
     teams = select(Team).where(Team.deleted_at.is_(None), Team.active).order_by(*share).limit(limit)
-    limited = LIVING.where(Group.quota_tokens.is_not(None)).order_by(share_of(Group).desc(), Group.id).limit(limit)
+    limited = (
+        LIVING.where(or_(Group.quota_tokens.is_not(None), Group.budget.is_not(None)))
+        .order_by(share_of(Group).desc(), Group.id)
+        .limit(limit)
+    )
     with reading() as connection, Session(connection) as session:
         found: list[TeamUse | GroupUse] = [
             GroupUse(**use_of(group), teams=members) for group, members in session.execute(limited)

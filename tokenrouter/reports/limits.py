@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from flask import current_app
-from sqlalchemy import ColumnElement, SQLColumnExpression, case
+from sqlalchemy import ColumnElement, SQLColumnExpression, case, or_
 
 from tokenrouter.database.tables import PACES, Group, Team
 from tokenrouter.periods import Renewal, moment
@@ -52,10 +52,11 @@ class Use:
 
     @property
     def share(self) -> float | None:
-        """How much of quota and extra is used or held, 1.0 being all of it; None where it is unlimited."""
-        if self.allowance_tokens is None:
-            return None
-        return (self.used_tokens + self.held_tokens) / self.allowance_tokens if self.allowance_tokens else 1.0
+        """How much of quota or budget is used or held, the larger share, 1.0 being all; None where it is unlimited."""
+        of_limits = [(self.used_tokens + self.held_tokens, self.allowance_tokens)]
+        if self.budget is not None:
+            of_limits.append(((self.cost or 0) + self.held_cost, self.budget + self.extra_budget))
+        return max((taken / limit if limit else 1.0 for taken, limit in of_limits if limit is not None), default=None)
 
 
 def use_of(row: Team | Group) -> dict[str, Any]:
@@ -84,10 +85,17 @@ def taken_of(kind: type[Team | Group]) -> SQLColumnExpression[int]:
 
 
 def share_of(kind: type[Team | Group]) -> ColumnElement[Any]:
-    """Return what share of the quota that is, in SQL; NULL where it is unlimited."""
-    return case((kind.allowance_tokens == 0, 1.0), else_=taken_of(kind) * 1.0 / kind.allowance_tokens)
+    """Return the larger share of quota and budget that is used or held, in SQL; NULL where there is neither."""
+    spent = case((kind.is_due, 0), else_=kind.settled_cost - kind.reset_mark_cost) + kind.held_cost
+    budget = kind.budget + case((kind.is_due, 0), else_=kind.extra_budget)
+    of_quota, of_budget = _share(taken_of(kind), kind.allowance_tokens), _share(spent, budget)
+    return case((or_(of_budget.is_(None), of_quota >= of_budget), of_quota), else_=of_budget)
+
+
+def _share(taken: Any, limit: Any) -> ColumnElement[Any]:
+    return case((limit == 0, 1.0), else_=taken * 1.0 / limit)
 
 
 def nearness_of(kind: type[Team | Group]) -> dict[Nearness, ColumnElement[bool]]:
-    """Return who has used up the quota, and who is near that, in SQL."""
-    return {"exhausted": kind.allowance_tokens <= taken_of(kind), "over80": share_of(kind) >= NEAR_SHARE}
+    """Return who has used up quota or budget, and who is near that, in SQL."""
+    return {"exhausted": share_of(kind) >= 1, "over80": share_of(kind) >= NEAR_SHARE}
