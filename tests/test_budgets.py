@@ -284,10 +284,11 @@ def test_api(client: FlaskClient, app: Flask):
     path = f"/teams/{made['id']}"
     assert api("POST", f"{path}/extra", budget="0.000001").json["extra_budget"] == "0.000001"
     assert api("PATCH", path, budget=None).json["budget"] is None
-    assert api("PATCH", path, budget=3).json["budget"] == "3"
-    for wrong in (-1, "-1", "cheap", "0.0000001", 1.5, True, "none"):
+    assert api("PATCH", path, budget="3").json["budget"] == "3"
+    for wrong in (3, "-1", "cheap", "0.0000001", 1.5, True, "none", "$3", "1,000", "", "1e3"):
         refused = api("PATCH", path, budget=wrong)
         assert (refused.status_code, refused.json["error"]["param"]) == (400, "budget"), wrong
+    assert api("POST", f"{path}/extra", budget="+-1").status_code == 400
 
 
 def test_amounts_in_tests_are_what_they_seem():

@@ -71,7 +71,7 @@ def test_quota_for_ten_calls_lets_exactly_ten_of_fifty_through(server: Server, d
     token = server.create_team("team", 1)
     prompt = 23  # what the reservation will hold for this prompt; the provider reports the same
     body = hello(f"prompt_tokens={prompt} words=100 delay=0.3", max_tokens=100)
-    assert f"needs about {prompt} for its prompt" in post(server, token, body).json()["error"]["message"]
+    assert f"needs about {prompt} tokens for its prompt" in post(server, token, body).json()["error"]["message"]
     server.flask("teams", "update", "team", "--quota", str(10 * (prompt + 100)))
 
     with Sampler(database_url) as sampler, ThreadPoolExecutor(50) as pool:

@@ -20,6 +20,9 @@ MOST_ROWS, ROWS = 1000, 100
 SEARCH_S = 1.0
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d))?", re.ASCII)
 
+AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
+SIGNED_AMOUNT = re.compile(rf"[+-]?{AMOUNT.pattern}", re.ASCII)
+
 Document = dict[str, Any]
 
 blueprint = Blueprint("api", __name__, url_prefix="/api")
@@ -356,21 +359,18 @@ def _pace(value: Any, name: str) -> int | None:
 
 
 def _budget(value: Any, name: str) -> int | None:
-    """Read an amount: a decimal as a text, or a whole number."""
-    if value is None:
-        return None
-    return teams.parse_budget(_amount_text(value, name))
+    return None if value is None else teams.parse_budget(_amount(value, name, AMOUNT))
 
 
 def _extra_budget(value: Any, name: str) -> int:
-    return teams.parse_extra_budget(_amount_text(value, name))
+    return teams.parse_extra_budget(_amount(value, name, SIGNED_AMOUNT))
 
 
-def _amount_text(value: Any, name: str) -> str:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not (is_whole or (isinstance(value, str) and value.strip() and value.strip().lower() != "none")):
-        raise InvalidRequest(f'{name} is an amount as a text, such as "12.50".', param=name)
-    return str(value)
+def _amount(value: Any, name: str, pattern: re.Pattern[str]) -> str:
+    """Return an amount, which is a decimal as a text: a number would be rounded on its way."""
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise InvalidRequest(f'{name} is an amount as a text, such as "12.50", with at most 6 decimals.', param=name)
+    return value
 
 
 def _take_renewal(fields: Document, now: Renewal) -> None:
