@@ -1,6 +1,7 @@
 """The panel's page of prices, and where the other pages tell what calls cost."""
 
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -125,3 +126,28 @@ def test_dashboard_tells_tokens_or_money_and_remembers_which(panel: Panel, clien
     panel.get("/admin/?in=tokens")
     assert "Tokens a day" in shown(panel, "/admin/")
     assert panel.get("/admin/?in=gold").status_code == 200
+
+
+def test_prices_are_proposed_by_a_public_list(panel: Panel, client: FlaskClient, team: Member, new_team):
+    chat(client, team)
+    chat(client, new_team("other", models="Gemini*"), model="Gemini-2.5-pro")
+    page = panel.get("/admin/prices/?propose=1").text
+    proposed = re.findall(r'href="([^"]*model=GPT-5-nano[^"]*)#set"', page)[0].replace("&amp;", "&")
+    filled = panel.get(proposed).text
+    assert 'value="GPT-5-nano"' in filled and re.search(r'name="input" value="0\.\d+"', filled)
+    assert "by a public list, not by your provider" in page
+
+
+def test_list_that_cannot_be_read_is_told(panel: Panel, client: FlaskClient, team: Member, monkeypatch):
+    chat(client, team)
+    monkeypatch.setattr(prices, "PROPOSALS_S", 0.0001)
+    assert "The public list of prices cannot be read (TimeoutExpired)." in panel.get("/admin/prices/?propose=1").text
+
+
+def test_proposals_are_of_known_models_alone_and_leave_this_process_as_it_was(app: Flask):
+    proposed = prices.proposals(["GPT-5-nano", "no-such-model"])
+    assert proposed.keys() == {"GPT-5-nano"}
+    assert (
+        prices.parse_price(proposed["GPT-5-nano"]["output"]) > prices.parse_price(proposed["GPT-5-nano"]["input"]) > 0
+    )
+    assert "genai_prices" not in sys.modules

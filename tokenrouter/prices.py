@@ -4,10 +4,14 @@ A price is never edited: a new one of the same name takes its place, from then o
 is one transaction, which records who made the change, and commits.
 """
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any
 
 from flask import current_app
@@ -25,6 +29,7 @@ from tokenrouter.metering.prices import MILLION, Price, PriceList
 from tokenrouter.money import MOST_AMOUNT, billionths, decimal_string, parse_amount
 
 FIELDS = {name: f"{name}_price" for name in ("input", "output", "cached_input", "request")}
+PROPOSALS_S = 20.0
 PROVIDERS_NAMES = {"input": "prompt", "output": "completion", "cached_input": "input_cache_read", "request": "request"}
 """What a provider's list of models calls them: dollars a token, or a request, as texts."""
 
@@ -145,6 +150,24 @@ def compared(listed: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         mine = own.find(price.model)
         rows.append({"model": price.model, "provider": _told(price), "own": None if mine is None else _told(mine)})
     return rows
+
+
+def proposals(models: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return what a public list says of these models, by name, in dollars a million tokens each, as decimals.
+
+    Raises InvalidRequest where CURRENCY is another, and where the list cannot be read.
+    """
+    _expect_dollars()
+    # -P: else modules beside the script would stand in for Python's own of the same name
+    command = [sys.executable, "-P", str(Path(__file__).with_name("price_proposals.py"))]
+    try:
+        done = subprocess.run(  # noqa: S603 - names go in as JSON, not as arguments
+            command, input=json.dumps(list(models)), capture_output=True, text=True, timeout=PROPOSALS_S, check=True
+        )
+        found: dict[str, dict[str, str]] = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise InvalidRequest(f"The public list of prices cannot be read ({type(error).__name__}).") from error
+    return found
 
 
 def provider_price(name: str, model: Mapping[str, Any]) -> Price | None:

@@ -1,5 +1,6 @@
 """The prices: what models cost, which models in use have no price, and what the provider's own list says."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -52,17 +53,25 @@ class PriceView(PanelView):
     @expose("/", methods=("GET", "POST"))
     def index_view(self) -> ResponseReturnValue:
         """List the prices, the models that lack one first; and set one."""
-        form = PriceForm(request.form if request.method == "POST" else None, model=request.args.get("model", ""))
+        form = PriceForm(request.form if request.method == "POST" else None, data=request.args.to_dict())
         if request.method == "POST" and form.validate() and self._set(form):
             return redirect(url_for(".index_view"))
-        since = datetime.now(UTC) - timedelta(days=USED_DAYS)
+        unpriced = prices.unpriced_models(datetime.now(UTC) - timedelta(days=USED_DAYS))
         return self.render(
             "admin/prices.html",
             form=form,
             prices=prices.views(),
-            unpriced=prices.unpriced_models(since),
+            unpriced=unpriced,
+            proposals=self._proposals(unpriced) if "propose" in request.args else None,
             takes_providers=settings().currency == DOLLARS,
         )
+
+    def _proposals(self, models: Iterable[str]) -> dict[str, dict[str, str]] | None:
+        try:
+            return prices.proposals(models)
+        except APIError as error:
+            flash(str(error), "error")
+            return None
 
     def _set(self, form: PriceForm) -> bool:
         try:
