@@ -22,6 +22,7 @@ from tokenrouter.changes import Actor
 from tokenrouter.database import schema, tables
 from tokenrouter.database.tables import Team, db
 from tokenrouter.errors import APIError, InvalidRequest
+from tokenrouter.money import decimal_string
 from tokenrouter.periods import NEVER_RENEWS
 from tokenrouter.teams import KEEP, UNLIMITED, management_tokens
 
@@ -436,6 +437,16 @@ def unset_price(model: str) -> None:
     """End your price of MODEL; the provider's then holds, where it has one."""
     prices.unset_price(model, by=_me())
     click.echo(f"Ended your price of {model!r}.")
+
+
+@price_commands.command("correct")
+@click.argument("model")
+@click.option("--since", type=click.DateTime(("%Y-%m-%d",)), required=True, help="The first day, such as 2026-11-01.")
+def correct_prices(model: str, since: datetime) -> None:
+    """Let the price of MODEL that holds now hold for the calls since a day too; the log stays as it is."""
+    corrected = ledger.correct_costs(db.engine, model, since.date(), by=_me())
+    more = f"{decimal_string(corrected.cost)} {current_app.config['CURRENCY']} more in all"
+    click.echo(f"Corrected the cost of {corrected.calls:,} calls: {more}.")
 
 
 @price_commands.command("fetch")

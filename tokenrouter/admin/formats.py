@@ -36,6 +36,7 @@ ACTION_WORDS = {
     "usage.repair": "Repaired its counters by the log",
     "price.set": "Set a price",
     "price.unset": "Ended a price",
+    "price.correct": "Corrected costs",
     "prices.fetch": "Fetched the provider’s prices",
     "token.create": "Created a token",
     "token.revoke": "Revoked a token",

@@ -460,6 +460,27 @@ class ModelPrice(Base):
     )
 
 
+class CostCorrection(Base):
+    """By how much more a call costs than its row of the log says, in billionths; less is below zero."""
+
+    __tablename__ = "cost_corrections"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    call_id: Mapped[int] = mapped_column(BigInteger, index=True)
+    team_id: Mapped[int] = mapped_column(BigInteger)
+    group_id: Mapped[int | None] = mapped_column(BigInteger)
+    day: Mapped[date]
+    model: Mapped[str]  # as the sums of days count it
+    cost: Mapped[int] = mapped_column(BigInteger)
+    priced_tokens: Mapped[int] = mapped_column(BigInteger)  # that had no price before
+    # whether the call is of a period of its team, or of its group, that was over by then
+    is_past: Mapped[bool]
+    is_past_of_group: Mapped[bool]
+
+    __table_args__ = ({"sqlite_autoincrement": True},)  # repairs name the last of them
+
+
 class GivenResponse(Base):
     """A response that a team was given, and may go on from: at the provider it belongs to the whole account."""
 

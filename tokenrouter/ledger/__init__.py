@@ -6,6 +6,7 @@ a circle. Whoever settles a call first takes its row from `pending`: that succee
 """
 
 from tokenrouter.ledger.books import add_extra, recover, reset
+from tokenrouter.ledger.corrections import Corrected, correct_costs
 from tokenrouter.ledger.responses import Given, first_unknown_item, tokens_of_response
 from tokenrouter.ledger.rules import CallerChanged, CallRequest, Outcome, Reservation
 from tokenrouter.ledger.verification import Verification, repair, verify
@@ -15,12 +16,14 @@ __all__ = [
     "SETTLE_WAIT_S",
     "CallRequest",
     "CallerChanged",
+    "Corrected",
     "Given",
     "Ledger",
     "Outcome",
     "Reservation",
     "Verification",
     "add_extra",
+    "correct_costs",
     "first_unknown_item",
     "recover",
     "repair",

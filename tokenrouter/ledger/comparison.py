@@ -17,6 +17,7 @@ from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, R
 from tokenrouter.database.tables import (
     AnyRow,
     Change,
+    CostCorrection,
     Group,
     GroupRenewal,
     GroupUsageDaily,
@@ -132,7 +133,8 @@ def compare(connection: Connection, books: Books) -> Comparison:
     first_day = _first_day(connection)
     is_older = cast(UsageDaily.day, String) < first_day
     has_older = first_day != "" and connection.execute(select(UsageDaily.team_id).where(is_older).limit(1)).first()
-    for key, log, day in _side_by_side(_logged(connection, books, compared), _daily(connection, books)):
+    logged = merge(_logged(connection, books, compared), _corrected(connection, books))
+    for key, log, day in _side_by_side(logged, _daily(connection, books)):
         owner_id, at = key[0], key[-2]
         compared.settled[owner_id] = compared.settled[owner_id].plus(log)
         left = day.plus(log, -1)
@@ -170,6 +172,18 @@ def _logged(connection: Connection, books: Books, compared: Comparison) -> Itera
             yield tuple(row[: len(key)]), Sums(*map(int, values))
 
 
+def _corrected(connection: Connection, books: Books) -> Iterator[tuple[Key, Sums]]:
+    """Yield by how much more calls cost than the log says, in the same order."""
+    owners = [getattr(CostCorrection, column.key) for column in books.of_days]
+    model = _in_byte_order(connection, CostCorrection.model)
+    key = (*owners, cast(CostCorrection.day, String), model)
+    sums = func.sum(CostCorrection.cost), func.sum(CostCorrection.priced_tokens)
+    query = select(*key, *sums).where(owners[0].is_not(None)).group_by(*key).order_by(*key)
+    for row in streamed(connection, query):
+        cost, priced_tokens = row[len(key) :]
+        yield tuple(row[: len(key)]), Sums(cost=int(cost), priced_tokens=int(priced_tokens))
+
+
 def _daily(connection: Connection, books: Books) -> Iterator[tuple[Key, Sums]]:
     daily = books.daily
     columns = [getattr(daily, name) for name in Sums._fields]
@@ -196,7 +210,7 @@ def _side_by_side(
     for key, entries in groupby(tagged, key=itemgetter(0)):
         both = [NOTHING, NOTHING]
         for _, which, sums in entries:
-            both[which] = sums
+            both[which] = both[which].plus(sums)
         yield key, both[0], both[1]
 
 

@@ -42,6 +42,7 @@ from tokenrouter.database.tables import (
     AnyRow,
     ApiToken,
     Change,
+    CostCorrection,
     Group,
     RequestLog,
     Team,
@@ -146,6 +147,7 @@ def _repair_books(connection: Connection, books: Books) -> list[Changed]:
     compared = compare(connection, books)
     held, in_flight, resets = _held(connection, books), _in_flight(connection, books), _resets(connection, books)
     last_renewal = connection.execute(select(func.max(books.renewals.id))).scalar() or 0
+    last_correction = connection.execute(select(func.max(CostCorrection.id))).scalar() or 0
     rewritten = rewrite_days(connection, books, compared)
     changed = []
     for id_, row in rows.items():
@@ -159,6 +161,7 @@ def _repair_books(connection: Connection, books: Books) -> list[Changed]:
         if before != right or rewritten[id_]:
             connection.execute(update(table).where(table.c.id == id_).values(right))
             after = right | {"daily_totals_rewritten": rewritten[id_], "last_renewal": last_renewal}
+            after |= {"last_correction": last_correction}
             changed.append(Changed.of(books.kind, id_, row.name, before, after))
     return changed
 
@@ -230,6 +233,7 @@ def _resets(connection: Connection, books: Books) -> defaultdict[int | None, Res
     query = select(owner, Change.action, Change.before, Change.after).where(Change.action.in_(actions))
     resets: defaultdict[int | None, Resets] = defaultdict(Resets)
     renewals_upto: defaultdict[int | None, int] = defaultdict(int)  # those up to here are in the mark of a repair
+    corrections_upto: defaultdict[int | None, int] = defaultdict(int)  # likewise
     for owner_id, action, before, after in streamed(connection, query.where(owner.is_not(None)).order_by(Change.id)):
         own = resets[owner_id]
         if action == changes.USAGE_RESET:
@@ -239,6 +243,7 @@ def _resets(connection: Connection, books: Books) -> defaultdict[int | None, Res
             moved = Counter({mark.recorded: int(after.get(mark.reset, 0)) for mark in MARKS})
             resets[owner_id] = Resets(moved, is_proven=True)
             renewals_upto[owner_id] = int(after.get("last_renewal", 0))
+            corrections_upto[owner_id] = int(after.get("last_correction", 0))
         else:
             own.is_proven = True
     moved_by = [getattr(books.renewals, mark.recorded) for mark in MARKS]
@@ -246,6 +251,12 @@ def _resets(connection: Connection, books: Books) -> defaultdict[int | None, Res
     for renewal_id, owner_id, *values in streamed(connection, renewals):
         if renewal_id > renewals_upto[owner_id]:
             resets[owner_id].moved.update({mark.recorded: v for mark, v in zip(MARKS, values, strict=True)})
+    owner = getattr(CostCorrection, books.of_days[0].key)
+    is_past = CostCorrection.is_past if books.kind is Team else CostCorrection.is_past_of_group
+    past = select(CostCorrection.id, owner, CostCorrection.cost, CostCorrection.priced_tokens).where(is_past)
+    for correction_id, owner_id, cost, priced_tokens in streamed(connection, past):
+        if correction_id > corrections_upto[owner_id]:
+            resets[owner_id].moved.update({"used_cost": cost, "priced_tokens": priced_tokens})
     return resets
 
 

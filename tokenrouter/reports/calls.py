@@ -14,7 +14,16 @@ from sqlalchemy import ColumnElement, false, func, literal_column, select
 from sqlalchemy.engine import Connection
 
 from tokenrouter.database.log_status import PENDING, RARE_STATUSES
-from tokenrouter.database.tables import AnyRow, ApiToken, RequestLog, Team, UsageDaily, clamp_id, clamp_text
+from tokenrouter.database.tables import (
+    AnyRow,
+    ApiToken,
+    CostCorrection,
+    RequestLog,
+    Team,
+    UsageDaily,
+    clamp_id,
+    clamp_text,
+)
 from tokenrouter.reports.days import day_of
 from tokenrouter.reports.reading import reading
 
@@ -71,6 +80,8 @@ class CallDetail:
     row: CallRow
     token_label: str | None
     team_lives: bool
+    correction: int | None
+    """By how much more it costs than its row says, in billionths; None where that was not corrected."""
 
 
 def calls_page(
@@ -125,9 +136,13 @@ def call(call_id: int) -> CallDetail | None:
         .outerjoin(ApiToken, ApiToken.id == RequestLog.token_id)
         .where(RequestLog.id == clamp_id(call_id))
     )
+    corrections = select(func.sum(CostCorrection.cost)).where(CostCorrection.call_id == clamp_id(call_id))
     with reading() as connection:
         row = connection.execute(query).one_or_none()
-    return None if row is None else CallDetail(row, row.token_label, row.deleted_at is None)
+        correction = connection.execute(corrections).scalar()
+    if row is None:
+        return None
+    return CallDetail(row, row.token_label, row.deleted_at is None, None if correction is None else int(correction))
 
 
 def model_names() -> list[str]:

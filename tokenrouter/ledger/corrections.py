@@ -1,0 +1,227 @@
+"""Correct what calls cost since a day, where their price was wrong: each by an entry of its own beside the log.
+
+An entry moves the daily totals and the counters by what a call costs more, or less. Where the call is of a period that
+is over it moves the mark too, so that the running period pays for its own calls alone.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import String, cast, func, insert, select, update
+from sqlalchemy.engine import Connection, Engine
+
+from tokenrouter import changes
+from tokenrouter.changes import Actor, Changed
+from tokenrouter.database.connections import driver_connection
+from tokenrouter.database.log_status import OK, PENDING
+from tokenrouter.database.tables import (
+    BY_PROVIDER,
+    AnyRow,
+    Change,
+    CostCorrection,
+    Group,
+    GroupRenewal,
+    GroupUsageDaily,
+    QuotaRenewal,
+    RequestLog,
+    Team,
+    UsageDaily,
+    writing,
+)
+from tokenrouter.errors import NotFound
+from tokenrouter.ledger.comparison import COUNTED_MODEL, DAY, OF_GROUPS, OF_TEAMS, Books, streamed
+from tokenrouter.ledger.costs import KnownPrices
+from tokenrouter.metering.prices import Price
+from tokenrouter.money import decimal_string
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ROWS_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """How many calls cost something else now, and by how much more in all, in billionths."""
+
+    calls: int
+    cost: int
+
+
+def correct_costs(engine: Engine, model: str, since: date, *, by: Actor) -> Corrected:
+    """Let the price that now stands under this name hold for the calls since a day, whatever they cost by then.
+
+    What the provider itself told of a cost stays. Doing it again changes nothing. Raises NotFound.
+    """
+    while True:
+        with engine.connect() as connection:
+            state, prices = _state(connection), _prices(connection)
+            entries = list(_entries(connection, prices, _named(prices, model), since))
+            _let_pay_no_less_than_nothing(connection, entries, Team, "team_id", "is_past")
+            _let_pay_no_less_than_nothing(connection, entries, Group, "group_id", "is_past_of_group")
+        with writing(engine) as connection:
+            if _state(connection) != state:
+                continue  # a reset, a renewal, a price or another correction came between
+            _apply(connection, entries)
+            corrected = Corrected(len(entries), sum(entry["cost"] for entry in entries))
+            told = {"model": model, "since": since.isoformat(), "calls": corrected.calls}
+            told["cost"] = decimal_string(corrected.cost) or "0"
+            changes.record(connection, by, changes.PRICE_CORRECT, Changed(None, None, None, told))
+            return corrected
+
+
+def _prices(connection: Connection) -> KnownPrices:
+    known = KnownPrices()
+    known.read(driver_connection(connection))
+    return known
+
+
+def _named(known: KnownPrices, model: str) -> Price:
+    price = next((price for price in known.prices.prices if price.model.casefold() == model.casefold()), None)
+    if price is None:
+        raise NotFound(f"There is no price of {model!r}.")
+    return price
+
+
+def _state(connection: Connection) -> tuple[Any, ...]:
+    """Return what entries depend on beside the calls, so that a change of it can be seen."""
+    newest = CostCorrection.id, QuotaRenewal.id, GroupRenewal.id, Change.id
+    last = [connection.execute(select(func.max(column))).scalar() for column in newest]
+    return (_prices(connection).version, *last)
+
+
+def _entries(connection: Connection, known: KnownPrices, price: Price, since: date) -> Iterator[dict[str, Any]]:
+    """Yield an entry for each call that this price is of and that costs something else by it."""
+    begins, group_begins = _beginnings(connection, OF_TEAMS), _beginnings(connection, OF_GROUPS)
+    for call in _calls(connection, since):
+        if known.prices.find(call.model) != price:
+            continue
+        answer_tokens = max(call.completion_tokens, call.total_tokens - call.prompt_tokens)
+        cost = price.cost(call.prompt_tokens, call.cached_tokens, answer_tokens)
+        is_new = call.cost is None and call.corrections == 0
+        more = cost - (call.cost or 0) - int(call.corrected)
+        if not more and not is_new:
+            continue
+        ended = call.created_at + timedelta(milliseconds=call.latency_ms or 0)
+        yield {
+            "call_id": call.id,
+            "team_id": call.team_id,
+            "group_id": call.group_id,
+            "day": date.fromisoformat(call.day),
+            "model": call.counted_model,
+            "cost": more,
+            "priced_tokens": call.charged_tokens if is_new else 0,
+            "is_past": ended < begins[call.team_id],
+            "is_past_of_group": call.group_id is not None and ended < group_begins[call.group_id],
+        }
+
+
+def _calls(connection: Connection, since: date) -> Iterable[AnyRow]:
+    """Select the calls since a day that cost something, or are not known to, with what was corrected of them by now."""
+    earlier = (
+        select(CostCorrection.call_id, func.sum(CostCorrection.cost).label("cost"), func.count().label("entries"))
+        .group_by(CostCorrection.call_id)
+        .subquery()
+    )
+    is_costly = (RequestLog.charged_tokens > 0) | (RequestLog.status == OK)
+    query = (
+        select(
+            RequestLog.id,
+            RequestLog.team_id,
+            RequestLog.group_id,
+            RequestLog.model,
+            RequestLog.created_at,
+            RequestLog.latency_ms,
+            RequestLog.prompt_tokens,
+            RequestLog.cached_tokens,
+            RequestLog.completion_tokens,
+            RequestLog.total_tokens,
+            RequestLog.charged_tokens,
+            RequestLog.cost,
+            DAY,
+            COUNTED_MODEL,
+            func.coalesce(earlier.c.cost, 0).label("corrected"),
+            func.coalesce(earlier.c.entries, 0).label("corrections"),
+        )
+        .outerjoin(earlier, earlier.c.call_id == RequestLog.id)
+        .where(since.isoformat() <= DAY, RequestLog.status != PENDING, RequestLog.cost_source != BY_PROVIDER, is_costly)
+    )
+    return streamed(connection, query)
+
+
+def _beginnings(connection: Connection, books: Books) -> defaultdict[int, datetime]:
+    """Return when the running period of each began: at its last reset, or the instant of its last renewal."""
+    begins = defaultdict(lambda: EPOCH)
+    resets = select(books.of_changes, func.max(Change.at)).where(
+        Change.action == changes.USAGE_RESET, books.of_changes.is_not(None)
+    )
+    for owner_id, at in connection.execute(resets.group_by(books.of_changes)):
+        begins[owner_id] = at
+    renewals = select(books.of_renewals, func.max(books.renewals.due_at)).group_by(books.of_renewals)
+    for owner_id, at in connection.execute(renewals):
+        begins[owner_id] = max(begins[owner_id], datetime.fromtimestamp(at, UTC))
+    return begins
+
+
+def _let_pay_no_less_than_nothing(
+    connection: Connection, entries: list[dict[str, Any]], kind: type[Team | Group], owner: str, past: str
+) -> None:
+    """Take for past what would lower a period by more than it cost: clocks may disagree on when that began."""
+    used = dict(connection.execute(select(kind.id, kind.settled_cost - kind.reset_mark_cost)).all())
+    changed: defaultdict[int, int] = defaultdict(int)
+    for entry in entries:
+        changed[entry[owner]] += entry["cost"] * (not entry[past])
+    for entry in entries:
+        owner_id = entry[owner]
+        if owner_id is not None and used.get(owner_id, 0) + changed[owner_id] < 0:
+            entry[past] = True
+
+
+def _apply(connection: Connection, entries: list[dict[str, Any]]) -> None:
+    now = datetime.now(UTC)
+    for at in range(0, len(entries), ROWS_AT_ONCE):
+        rows = [entry | {"at": now} for entry in entries[at : at + ROWS_AT_ONCE]]
+        connection.execute(insert(CostCorrection), rows)
+    _move(connection, Group, "group_id", "is_past_of_group", entries)  # groups before teams: in the order of locks
+    _move(connection, Team, "team_id", "is_past", entries)
+    _add_to_days(connection, UsageDaily, ("team_id",), entries)
+    grouped = [entry for entry in entries if entry["group_id"] is not None]
+    _add_to_days(connection, GroupUsageDaily, ("group_id", "team_id"), grouped)
+
+
+def _move(
+    connection: Connection, kind: type[Team | Group], owner: str, past: str, entries: list[dict[str, Any]]
+) -> None:
+    moves: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    for entry in entries:
+        if entry[owner] is not None:
+            is_past = entry[past]
+            values = entry["cost"], entry["priced_tokens"], entry["cost"] * is_past, entry["priced_tokens"] * is_past
+            moves[entry[owner]] = [sum(pair) for pair in zip(moves[entry[owner]], values, strict=True)]
+    for owner_id, (cost, priced, past_cost, past_priced) in sorted(moves.items()):
+        moved = {
+            "settled_cost": kind.settled_cost + cost,
+            "settled_priced_tokens": kind.settled_priced_tokens + priced,
+            "reset_mark_cost": kind.reset_mark_cost + past_cost,
+            "reset_mark_priced_tokens": kind.reset_mark_priced_tokens + past_priced,
+        }
+        connection.execute(update(kind).where(kind.id == owner_id).values(moved))
+
+
+def _add_to_days(
+    connection: Connection,
+    table: type[UsageDaily | GroupUsageDaily],
+    owners: tuple[str, ...],
+    entries: list[dict[str, Any]],
+) -> None:
+    sums: defaultdict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0, 0])
+    for entry in entries:
+        key = (*(entry[name] for name in owners), entry["day"], entry["model"])
+        sums[key][0] += entry["cost"]
+        sums[key][1] += entry["priced_tokens"]
+    for (*ids, day, model), (cost, priced) in sorted(sums.items()):
+        is_theirs = [getattr(table, name) == id_ for name, id_ in zip(owners, ids, strict=True)]
+        is_meant = *is_theirs, cast(table.day, String) == day.isoformat(), table.model == model
+        values = {"cost": table.cost + cost, "priced_tokens": table.priced_tokens + priced}
+        connection.execute(update(table).where(*is_meant).values(values))
