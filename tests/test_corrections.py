@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -174,3 +175,18 @@ def test_command_and_panel(runner: FlaskCliRunner, books: Ledger, team: Member, 
         (call_id,) = connection.execute(select(CostCorrection.call_id)).scalars()
     page = panel.get(f"/admin/logs/{call_id}/").text
     assert "$3.00" in page and "corrected since, from" in page
+
+
+def test_two_at_once_correct_each_call_once(app: Flask, books: Ledger, team: Member):
+    for _ in range(20):
+        settle(books, team, CALL)
+    prices.set_price("GPT-5-nano", RIGHT, RIGHT, by=TESTER)
+
+    def run(_: int) -> tuple[int, int]:
+        with app.app_context():
+            return correct()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(run, range(4))) == [(0, 0)] * 3 + [(20, 40_000_000)]
+    assert teams.find("team").cost == 60_000_000
+    assert problems() == []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import String, cast, func, insert, select, update
+from sqlalchemy import String, cast, func, insert, select, text, update
 from sqlalchemy.engine import Connection, Engine
 
 from tokenrouter import changes
@@ -61,6 +61,8 @@ def correct_costs(engine: Engine, model: str, since: date, *, by: Actor) -> Corr
             _let_pay_no_less_than_nothing(connection, entries, Team, "team_id", "is_past")
             _let_pay_no_less_than_nothing(connection, entries, Group, "group_id", "is_past_of_group")
         with writing(engine) as connection:
+            if engine.dialect.name == "postgresql":  # on SQLite nobody else writes
+                connection.execute(text("LOCK TABLE cost_corrections IN SHARE ROW EXCLUSIVE MODE"))
             if _state(connection) != state:
                 continue  # a reset, a renewal, a price or another correction came between
             _apply(connection, entries)
