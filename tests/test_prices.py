@@ -325,6 +325,38 @@ def test_calls_by_http_cost_what_their_usage_says(client: FlaskClient, team: Mem
 
 
 @both_databases
+def test_hour_of_the_providers_traffic_agrees_with_what_was_computed_by_hand(client: FlaskClient, team: Member):
+    """By every endpoint that tells of it: dollars a million tokens are 1, 0.1 and 2, and 0.002 a call of the last."""
+    prices.set_price("GPT-5*", 1_000_000_000, 2_000_000_000, 100_000_000, by=TESTER)
+    prices.set_price("Gemini-2.5-flash", 1_000_000_000, 2_000_000_000, request=2_000_000, by=TESTER)
+    directives = "prompt_tokens=1000 words=100"
+    calls = [
+        ("chat/completions", directives, "GPT-5-nano", "0.0012"),
+        ("chat/completions", f"{directives} cached_tokens=900", "GPT-5-nano", "0.00039"),
+        ("responses", f"{directives} cached_tokens=900", "GPT-5-mini", "0.00039"),
+        ("chat/completions", directives, "Gemini-2.5-flash", "0.0032"),
+        ("chat/completions", directives, "Gemini-2.5-pro", None),
+        ("chat/completions", f"{directives} cost=0.0000276", "Gemini-2.5-pro", "0.0000276"),
+        ("chat/completions", f"{directives} cost=0.5", "GPT-5-nano", "0.5"),
+        ("chat/completions", f"{directives} usage=zero", "GPT-5-nano", "0"),
+        ("chat/completions", "status=500", "GPT-5-nano", "0"),
+    ]
+    for path, text_, model, _ in calls:
+        for stream in (False, True):
+            words = f"Hello! [[{text_}]]"
+            content = {"input": words} if path == "responses" else {"messages": [{"role": "user", "content": words}]}
+            client.post(
+                f"/v1/{path}", json={"model": model, "stream": stream, **content}, headers=team.headers, buffered=True
+            )
+    told = [money.decimal_string(cost) for cost, _ in rows()]
+    assert told == [cost for *_, cost in calls for _ in range(2)]
+    total = sum(Decimal(cost) for cost in told if cost)
+    assert Decimal(reports.team_view(teams.get(team.team.id))["cost"]) == total
+    assert teams.get(team.team.id).unpriced_tokens == 2 * 1100
+    assert problems() == []
+
+
+@both_databases
 def test_unknown_cost_is_never_nothing(client: FlaskClient, team: Member, new_team: Callable[..., Member]):
     assert reports.team_view(teams.get(team.team.id))["cost"] == "0"  # of no tokens
     chat(client, team)

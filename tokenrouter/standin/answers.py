@@ -43,10 +43,10 @@ def content(question: Question, faults: Faults) -> tuple[list[str], str, str | N
     return prose(question.text, faults), "stop", None
 
 
-def usage_member(kind: str | None, prompt: int, completion: int) -> dict[str, Any]:
+def usage_member(faults: Faults, prompt: int, completion: int) -> dict[str, Any]:
     """Return the `usage` to merge into an answer, bent as the directive says."""
     truth = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-    match kind:
+    match faults.usage:
         case "none":
             return {}
         case "null":
@@ -67,15 +67,19 @@ def usage_member(kind: str | None, prompt: int, completion: int) -> dict[str, An
             return {"usage": {"total_tokens": prompt + completion}}
         case "no_total":
             return {"usage": {"prompt_tokens": prompt, "completion_tokens": completion}}
-    details = {"prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": {"reasoning_tokens": 0}}
-    return {"usage": {**truth, **details}}
+    details = {
+        "prompt_tokens_details": {"cached_tokens": faults.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+    cost = {} if faults.cost is None else {"cost": faults.cost}
+    return {"usage": {**truth, **details, **cost}}
 
 
-def token_usage(kind: str | None, prompt: int, completion: int) -> dict[str, Any]:
+def token_usage(faults: Faults, prompt: int, completion: int) -> dict[str, Any]:
     """Return the same in the words of the newer endpoints: input and output."""
-    usage = usage_member(kind, prompt, completion).get("usage")
+    usage = usage_member(faults, prompt, completion).get("usage")
     if usage is None:
-        return {} if kind == "none" else {"usage": None}
+        return {} if faults.usage == "none" else {"usage": None}
     names = {name: name.replace("prompt", "input").replace("completion", "output") for name in usage}
     return {"usage": {names[name]: count for name, count in usage.items()}}
 
@@ -93,7 +97,7 @@ def answer_completion(question: Question, faults: Faults) -> Answer:
         return event_stream(list(chunks(question, output, choices, served, faults)), served, faults)
     frame = common(served, "chat.completion" if question.is_chat else "text_completion")
     said = [{"index": index, **whole_choice(question, output)} for index in range(choices)]
-    usage = usage_member(faults.usage, prompt, served.completion_tokens)
+    usage = usage_member(faults, prompt, served.completion_tokens)
     return Answer([orjson.dumps({**frame, "choices": said, **usage})], served)
 
 
@@ -146,11 +150,11 @@ def chunks(question: Question, output: Output, choices: int, served: Served, fau
         for index in range(choices):
             sent += tokens
             if faults.usage == "every":
-                usage = usage_member("every", served.prompt_tokens, sent)
+                usage = usage_member(faults, served.prompt_tokens, sent)
             choice = {"index": index, **part, "logprobs": None, "finish_reason": finish_reason}
             yield orjson.dumps({**frame, "choices": [choice], **usage})
     if tells_usage:
-        usage = usage_member(faults.usage, served.prompt_tokens, served.completion_tokens)
+        usage = usage_member(faults, served.prompt_tokens, served.completion_tokens)
         yield orjson.dumps({**frame, "choices": [], **usage})
 
 
@@ -186,7 +190,7 @@ def answer_embeddings(question: Question, faults: Faults) -> Answer:
     prompt = question.prompt_tokens if faults.prompt_tokens is None else faults.prompt_tokens
     value = vector(whole(body, "dimensions") or 1536, body.get("encoding_format") == "base64")
     rows = [{"object": "embedding", "index": index, "embedding": value} for index in range(question.prompts)]
-    usage = usage_member(faults.usage, prompt, 0)
+    usage = usage_member(faults, prompt, 0)
     for name in ("completion_tokens", "prompt_tokens_details", "completion_tokens_details"):
         (usage.get("usage") or {}).pop(name, None)
     reply = {"object": "list", "data": rows, "model": body["model"], **usage}

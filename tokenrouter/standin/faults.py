@@ -44,6 +44,8 @@ class Faults:
     body: str | None = None  # instead of the answer; status is 500 unless given
     redirect: str | None = None  # answer 307 with this Location
     usage: str | None = None
+    cached_tokens: int = 0  # of the prompt, as the usage tells them
+    cost: float | None = None  # in dollars, told with the usage
     cut: int | None = None  # close after N
     reset: int | None = None  # the same with a TCP RST
     half_chunk: int | None = None  # close in the middle of what follows N events

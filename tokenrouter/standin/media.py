@@ -66,7 +66,7 @@ def pictures(question: Question, faults: Faults, kind: str) -> Answer:
     """Answer with as many images as were asked for, whole or bit by bit."""
     count = int(question.body.get("n") or 1)
     served = counted(question, faults, "img-", count * PICTURE_TOKENS)
-    usage = token_usage(faults.usage, served.prompt_tokens, served.completion_tokens)
+    usage = token_usage(faults, served.prompt_tokens, served.completion_tokens)
     picture = base64.b64encode(PICTURE).decode()
     if question.body.get("stream") in (True, "true"):
         frame = {"b64_json": picture, "created_at": int(time.time()), "size": "1024x1024", "quality": "low"}
@@ -90,7 +90,7 @@ def answer_speech(question: Question, faults: Faults) -> Answer:
     if question.body.get("stream_format") != "sse":
         return Answer(pieces, free(question, "speech-"), content_type="audio/mpeg", is_stream=True)
     served = counted(question, faults, "speech-", 10 * len(pieces))
-    usage = token_usage(faults.usage, served.prompt_tokens, served.completion_tokens)
+    usage = token_usage(faults, served.prompt_tokens, served.completion_tokens)
     events = [{"type": "speech.audio.delta", "audio": base64.b64encode(piece).decode()} for piece in pieces]
     return typed_stream([*events, {"type": "speech.audio.done", **usage}], served, faults)
 
@@ -99,7 +99,7 @@ def answer_transcription(question: Question, faults: Faults) -> Answer:
     """Answer with what a recording says, in the format asked for."""
     words = prose("", faults)
     served = counted(question, faults, "transcript-", len(words))
-    usage = token_usage(faults.usage, served.prompt_tokens, served.completion_tokens)
+    usage = token_usage(faults, served.prompt_tokens, served.completion_tokens)
     if faults.usage == "duration":
         usage = {"usage": {"type": "duration", "seconds": CLIP_SECONDS}}
     elif usage.get("usage"):

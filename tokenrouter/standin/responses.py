@@ -73,7 +73,7 @@ def whole_response(question: Question, output: Output, served: Served, faults: F
         "model": served.model,
         "output": [output_item(output, status)],
         **{name: question.body.get(name) or value for name, value in ECHOED.items()},
-        **token_usage(faults.usage, served.prompt_tokens, served.completion_tokens),
+        **token_usage(faults, served.prompt_tokens, served.completion_tokens),
     }
 
 
