@@ -54,6 +54,6 @@ def test_stopped_run_leaves_nothing_behind(tmp_path: Path, way: str):
         commands = " ".join(word for process in started for word in process.cmdline())
         assert "gunicorn" in commands and "postgres" in commands and "sweeper" in commands
         WAYS[way](run.pid)
-        run.wait(30)
+        run.wait(90)
         assert eventually(lambda: not any(map(lives, started)))
         assert eventually(lambda: not Path(folder).parent.exists())
