@@ -19,6 +19,7 @@ from tokenrouter.ledger import CallRequest, Ledger, Outcome
 from tokenrouter.metering.prices import Price, PriceList
 from tokenrouter.metering.usage import read_usage
 from tokenrouter.periods import Renewal
+from tokenrouter.provider.catalogue import Catalogue
 from tokenrouter.standin import StandInProvider
 
 both_databases = pytest.mark.both_databases
@@ -185,6 +186,16 @@ def test_commands(runner: FlaskCliRunner, client: FlaskClient, team: Member, pro
     assert runner.invoke(args=["prices", "unset", "GPT-5-nano"]).exit_code == 1
     assert runner.invoke(args=["prices", "set", "m", "--input", "cheap", "--output", "1"]).exit_code == 2
     assert "has prices of 0 models" in run("fetch")
+
+
+def test_fetched_prices_are_shown_beside_yours(runner: FlaskCliRunner, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Catalogue, "fetch", lambda self: POES)
+    prices.set_price("GPT-5*", 1_250_000_000, 10 * BILLION, by=TESTER)
+    told = [line.split("  ") for line in runner.invoke(args=["prices", "fetch"]).output.splitlines()]
+    shown_ = [[cell.strip() for cell in line if cell.strip()] for line in told]
+    assert ["gpt-5-nano", "0.045 / 0.36", "1.25 / 10"] in shown_
+    assert ["by-the-call", "0 / 0", "-"] in shown_
+    assert shown_[-1] == ["The provider has prices of 2 models, of which 2 are new."]
 
 
 # What is told of usage

@@ -451,10 +451,15 @@ def correct_prices(model: str, since: datetime) -> None:
 
 @price_commands.command("fetch")
 def fetch_prices() -> None:
-    """Ask the provider for its prices; they hold where you have set none."""
-    fetched = prices.take_over(current_app.extensions["tokenrouter"].catalogue.fetch(), by=_me())
-    for model in fetched.changed:
-        click.echo(model)
+    """Ask the provider for its prices, and show them beside yours; they hold where you have set none."""
+    listed = current_app.extensions["tokenrouter"].catalogue.fetch()
+    rows = [
+        {"model": row["model"], "provider": _price(row["provider"]), "yours, which goes before it": _price(row["own"])}
+        for row in prices.compared(listed)
+    ]
+    if rows:
+        click.echo(tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True))
+    fetched = prices.take_over(listed, by=_me())
     click.echo(f"The provider has prices of {fetched.priced:,} models, of which {len(fetched.changed):,} are new.")
 
 
@@ -582,6 +587,11 @@ def _quota_cells(view: dict[str, Any]) -> dict[str, Any]:
         "held": view["held_tokens"],
         "remaining": UNLIMITED if view["remaining_tokens"] is None else view["remaining_tokens"],
     }
+
+
+def _price(told: dict[str, str | None] | None) -> str:
+    """Write a price in short: input, and output."""
+    return "-" if told is None else f"{told['input']} / {told['output']}"
 
 
 def _price_row(view: dict[str, Any]) -> dict[str, Any]:
