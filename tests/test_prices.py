@@ -198,6 +198,22 @@ def test_fetched_prices_are_shown_beside_yours(runner: FlaskCliRunner, monkeypat
     assert shown_[-1] == ["The provider has prices of 2 models, of which 2 are new."]
 
 
+def test_commands_say_how_many_tokens_a_cost_leaves_out(runner: FlaskCliRunner, client: FlaskClient, team: Member):
+    left_out = "28 of the used tokens have no price; what they cost is not known."
+    teams.create_group("Year 9", by=TESTER)
+    teams.update("team", group="Year 9", by=TESTER)
+    chat(client, team)
+    prices.set_price("*", BILLION, BILLION, by=TESTER)
+    chat(client, team)
+    for command in (["teams", "show", "team"], ["usage", "show", "team"], ["groups", "show", "Year 9"]):
+        told = runner.invoke(args=command).output.splitlines()
+        assert ["cost", "0.000028"] in [line.split() for line in told]
+        assert told[-1] == left_out
+        assert left_out not in runner.invoke(args=[*command, "--json"]).output
+    runner.invoke(args=["usage", "reset", "team", "--yes"])
+    assert "no price" not in runner.invoke(args=["teams", "show", "team"]).output
+
+
 # What is told of usage
 
 

@@ -198,7 +198,7 @@ def list_teams(as_json: bool) -> None:
 @as_json
 def show_team(name: str, as_json: bool) -> None:
     """Show the team NAME."""
-    _show_one(reports.team_view(teams.find(name)), as_json)
+    _show_limits(teams.find(name), as_json)
 
 
 @team_commands.command("update")
@@ -220,7 +220,7 @@ def update_team(
         changed["group"] = None if group == teams.NO_GROUP else group
     if models is not None:
         changed["models"] = None if models == "default" else models
-    _show_one(reports.team_view(teams.update(name, **changed, by=_me())), as_json=False)
+    _show_limits(teams.update(name, **changed, by=_me()))
 
 
 @team_commands.command("extra")
@@ -230,7 +230,7 @@ def give_extra(name: str, extras: dict[str, int]) -> None:
     """Add to what the team NAME may use until its quota renews; what is unlimited stays so."""
     team = teams.find(name)
     ledger.add_extra(db.engine, team, zone=current_app.config["TIMEZONE"], by=_me(), **extras)
-    _show_one(reports.team_view(teams.get(team.id)), as_json=False)
+    _show_limits(teams.get(team.id))
 
 
 @team_commands.command("delete")
@@ -266,7 +266,7 @@ def list_groups(as_json: bool) -> None:
 @as_json
 def show_group(name: str, as_json: bool) -> None:
     """Show the group NAME and its teams."""
-    _show_one(_group_view(name), as_json)
+    _show_limits(teams.find_group(name), as_json)
 
 
 @group_commands.command("update")
@@ -278,7 +278,7 @@ def update_group(name: str, limits: dict[str, Any], rename: str | None) -> None:
     if rename is None and not limits:
         raise click.UsageError(f"Give at least one of {LIMIT_OPTIONS} and --rename.")
     group = teams.update_group(name, rename=rename, **limits, by=_me())
-    _show_one(_group_view(group.id), as_json=False)
+    _show_limits(teams.find_group(group.id))
 
 
 @group_commands.command("extra")
@@ -288,7 +288,7 @@ def give_group_extra(name: str, extras: dict[str, int]) -> None:
     """Add to what the teams of the group NAME may use together until its quota renews."""
     group = teams.find_group(name)
     ledger.add_extra(db.engine, group, zone=current_app.config["TIMEZONE"], by=_me(), **extras)
-    _show_one(_group_view(group.id), as_json=False)
+    _show_limits(teams.find_group(group.id))
 
 
 @group_commands.command("reset")
@@ -308,7 +308,7 @@ def reset_group(name: str, yes: bool) -> None:
 @without_confirmation
 def delete_group(name: str, yes: bool) -> None:
     """Delete the group NAME; its teams stay, without a group."""
-    members = len(_group_view(name)["teams"])
+    members = len(reports.group_views([teams.find_group(name)])[0]["teams"])
     _confirm(f"Delete the group {name!r} and leave its {members} teams without a group?", yes)
     teams.delete_group(name, by=_me())
     click.echo(f"Deleted the group {name!r}.")
@@ -353,7 +353,7 @@ def revoke_token(team: str, prefix: str) -> None:
 def show_usage(team: str | None, as_json: bool) -> None:
     """Show what TEAM used since its last reset, or what all teams did."""
     if team is not None:
-        _show_one(reports.team_view(teams.find(team)), as_json)
+        _show_limits(teams.find(team), as_json)
         return
     views = [reports.team_view(each) for each in teams.living()]
     _show_list(views, _team_row, as_json, empty="There are no teams yet.")
@@ -522,7 +522,9 @@ def _confirm(question: str, yes: bool) -> None:
         click.confirm(question, abort=True)
 
 
-def _show_one(view: dict[str, Any], as_json: bool) -> None:
+def _show_limits(row: Team | tables.Group, as_json: bool = False) -> None:
+    """Show a team or a group; outside its object, whose keys are fixed, how many of its tokens its cost leaves out."""
+    view = reports.team_view(row) if isinstance(row, Team) else reports.group_views([row])[0]
     if as_json:
         click.echo(json.dumps(view, ensure_ascii=False))
         return
@@ -531,6 +533,8 @@ def _show_one(view: dict[str, Any], as_json: bool) -> None:
         for name, value in view.items()
     ]
     click.echo(tabulate(rows, tablefmt="plain", disable_numparse=True))
+    if row.unpriced_tokens:
+        click.echo(f"{row.unpriced_tokens:,} of the used tokens have no price; what they cost is not known.")
 
 
 def _show_list(views: Sequence[dict[str, Any]], row: Callable[..., dict[str, Any]], as_json: bool, empty: str) -> None:
@@ -558,11 +562,6 @@ def _limited(row: Team | tables.Group) -> str:
     quota = UNLIMITED if row.quota_tokens is None else f"{row.quota_tokens:,} tokens"
     again = "" if row.renewal == NEVER_RENEWS else f", renewed {teams.format_renewal(row.renewal)}"
     return f", quota {quota}{again}"
-
-
-def _group_view(which: str | int) -> dict[str, Any]:
-    (view,) = reports.group_views([teams.find_group(which)])
-    return view
 
 
 def _team_row(view: dict[str, Any]) -> dict[str, Any]:
