@@ -139,6 +139,7 @@ POES = {
     "by-the-call": {"pricing": {"prompt": "0", "completion": "0", "request": "0.002"}},
     "odd": {"pricing": {"prompt": "-1", "completion": "1"}},
     "odder": {"pricing": {"prompt": "NaN", "completion": "cheap"}},
+    "huge": {"pricing": {"prompt": "1e999999", "completion": "1e500000"}},
     "none": {"pricing": None},
 }
 

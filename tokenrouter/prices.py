@@ -193,10 +193,13 @@ def _dollars(text: object, kind: str) -> int | None:
     if isinstance(text, bool) or not isinstance(text, str | int | float):
         return None
     try:
-        amount = billionths(Decimal(str(text)) * (1 if kind == "request" else MILLION))
-    except (InvalidOperation, OverflowError, ValueError):
+        dollars = Decimal(str(text))
+        if not 0 <= dollars <= MOST_AMOUNT:  # before it is multiplied: a number may have a million digits
+            return None
+    except InvalidOperation:  # of what is no number, as of NaN that is compared
         return None
-    return amount if 0 <= amount <= MOST_AMOUNT else None
+    amount = billionths(dollars * (1 if kind == "request" else MILLION))
+    return amount if amount <= MOST_AMOUNT else None
 
 
 def _check_model(model: str) -> str:
