@@ -311,3 +311,12 @@ def test_who_is_near_a_budget_is_near_as_who_is_near_a_quota(client: FlaskClient
     teams.update("spender", budget=0, by=TESTER)
     assert [row.name for row in reports.teams_page(near_quota="exhausted").rows] == ["spender"]
     assert reports.teams_page(sort="share", descending=True).rows[0].name == "spender"
+
+
+@pytest.mark.parametrize(
+    "price", [Price("m", 3, 7), Price("m", 250_001, 1_999_999, request=40), Price("m", 0, 1_000_003)]
+)
+def test_longest_answer_is_the_longest_that_an_amount_pays(price: Price):
+    for amount in (60, 61, 1_000):
+        longest = price.output_tokens_for(amount, prompt_tokens=10)
+        assert price.cost(10, 0, longest) <= amount < price.cost(10, 0, longest + 1)
