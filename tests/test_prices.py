@@ -199,6 +199,17 @@ def test_fetched_prices_are_shown_beside_yours(runner: FlaskCliRunner, monkeypat
     assert shown_[-1] == ["The provider has prices of 2 models, of which 2 are new."]
 
 
+@pytest.mark.parametrize("answer", ["n", "y"])
+def test_on_a_terminal_fetched_prices_hold_once_that_is_confirmed(
+    runner: FlaskCliRunner, monkeypatch: pytest.MonkeyPatch, answer: str
+):
+    monkeypatch.setattr(Catalogue, "fetch", lambda self: POES)
+    monkeypatch.setattr("tokenrouter.cli.prices.is_terminal", lambda: True)
+    said = runner.invoke(args=["prices", "fetch"], input=f"{answer}\n")
+    assert "Let them hold where you have set none? [y/N]" in said.output
+    assert (said.exit_code, len(prices.views())) == ((0, 2) if answer == "y" else (1, 0))
+
+
 def test_commands_say_how_many_tokens_a_cost_leaves_out(runner: FlaskCliRunner, client: FlaskClient, team: Member):
     left_out = "28 of the used tokens have no price; what they cost is not known."
     teams.create_group("Year 9", by=TESTER)

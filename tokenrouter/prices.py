@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from tokenrouter.money import MOST_AMOUNT, billionths, decimal_string, parse_amo
 
 FIELDS = {name: f"{name}_price" for name in ("input", "output", "cached_input", "request")}
 PROPOSALS_S = 20.0
+USED_DAYS = 30
 PROVIDERS_NAMES = {"input": "prompt", "output": "completion", "cached_input": "input_cache_read", "request": "request"}
 """What a provider's list of models calls them: dollars a token, or a request, as texts."""
 
@@ -81,11 +82,12 @@ def views() -> list[dict[str, Any]]:
         ]
 
 
-def unpriced_models(since: datetime) -> dict[str, int]:
-    """Return the models that were used since a day and have no price now, with their tokens, the most first."""
+def unpriced_models() -> dict[str, int]:
+    """Return the models used in the last 30 days that have no price now, with their tokens, the most first."""
     prices = valid()
+    since = datetime.now(current_app.config["TIMEZONE"]).date() - timedelta(days=USED_DAYS)
     tokens = func.sum(UsageDaily.total_tokens)
-    query = select(UsageDaily.model, tokens).where(UsageDaily.day >= since.date(), UsageDaily.model != "")
+    query = select(UsageDaily.model, tokens).where(UsageDaily.day >= since, UsageDaily.model != "")
     with db.engine.connect() as connection:
         used = connection.execute(query.group_by(UsageDaily.model).order_by(tokens.desc(), UsageDaily.model)).all()
     return {model: int(total) for model, total in used if total and prices.find(model) is None}

@@ -1,7 +1,6 @@
 """The prices: what models cost, which models in use have no price, and what the provider's own list says."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flask import flash, redirect, request, url_for
@@ -18,8 +17,6 @@ from tokenrouter.admin.limit_forms import explain
 from tokenrouter.database.tables import NAME_LENGTH
 from tokenrouter.errors import APIError
 from tokenrouter.ledger.costs import DOLLARS
-
-USED_DAYS = 30
 
 
 class PriceForm(Form):
@@ -56,7 +53,7 @@ class PriceView(PanelView):
         form = PriceForm(request.form if request.method == "POST" else None, data=request.args.to_dict())
         if request.method == "POST" and form.validate() and self._set(form):
             return redirect(url_for(".index_view"))
-        unpriced = prices.unpriced_models(datetime.now(UTC) - timedelta(days=USED_DAYS))
+        unpriced = prices.unpriced_models()
         return self.render(
             "admin/prices.html",
             form=form,

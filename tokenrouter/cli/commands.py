@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from functools import partial
@@ -159,6 +160,11 @@ def confirm(question: str, yes: bool) -> None:
     """Ask, and end the command where the answer is no; with `yes` nothing is asked."""
     if not yes:
         click.confirm(question, abort=True)
+
+
+def is_terminal() -> bool:
+    """Tell whether there is somebody to ask."""
+    return sys.stdin.isatty()
 
 
 def show_limits(row: Team | tables.Group, as_json: bool = False) -> None:

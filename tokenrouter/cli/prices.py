@@ -1,6 +1,6 @@
 """Keep what models cost."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import click
@@ -8,7 +8,7 @@ from flask import current_app
 from tabulate import tabulate
 
 from tokenrouter import ledger, prices, reports
-from tokenrouter.cli.commands import Group, Parsed, as_json, me, show_list
+from tokenrouter.cli.commands import Group, Parsed, as_json, confirm, is_terminal, me, show_list
 from tokenrouter.database.tables import db
 from tokenrouter.money import decimal_string
 
@@ -24,7 +24,7 @@ def list_prices(as_json: bool) -> None:
     show_list(views, _price_row, as_json, empty="There are no prices yet. Set one: flask prices set MODEL …")
     if not as_json:
         click.echo(f"In {currency}, a million tokens each, but for those a request.")
-        for model, tokens in prices.unpriced_models(datetime.now(UTC) - timedelta(days=30)).items():
+        for model, tokens in prices.unpriced_models().items():
             click.echo(f"No price: {model}, of which {tokens:,} tokens were used in the last 30 days.")
 
 
@@ -63,7 +63,10 @@ def correct_prices(model: str, since: datetime) -> None:
 
 @price_commands.command("fetch")
 def fetch_prices() -> None:
-    """Ask the provider for its prices, and show them beside yours; they hold where you have set none."""
+    """Ask the provider for its prices, and show them beside yours; they hold where you have set none.
+
+    On a terminal they are taken over once you say so.
+    """
     listed = current_app.extensions["tokenrouter"].catalogue.fetch()
     rows = [
         {"model": row["model"], "provider": _price(row["provider"]), "yours, which goes before it": _price(row["own"])}
@@ -71,6 +74,7 @@ def fetch_prices() -> None:
     ]
     if rows:
         click.echo(tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True))
+        confirm("Let them hold where you have set none?", yes=not is_terminal())
     fetched = prices.take_over(listed, by=me())
     click.echo(f"The provider has prices of {fetched.priced:,} models, of which {len(fetched.changed):,} are new.")
 
