@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import insert, select
 from sqlalchemy.engine import Connection
@@ -87,9 +88,10 @@ class Changed:
 def record(connection: Session | Connection, by: Actor, action: str, *changed: Changed) -> None:
     """Write down what somebody does to a team or group, or to several, in the transaction in which it is done.
 
-    No secret may be in it.
+    What is done to several at once has one `batch`. No secret may be in it.
     """
     who = {"at": datetime.now(UTC), "actor_kind": by.kind, "actor_detail": by.detail[:NAME_LENGTH], "action": action}
+    who["batch"] = uuid4().hex if len(changed) > 1 else None
     if changed:
         connection.execute(insert(Change), [who | vars(each) for each in changed])
 

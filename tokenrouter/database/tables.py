@@ -40,6 +40,7 @@ from tokenrouter.periods import NEVER, Renewal, is_renewal, read_renewal
 BUSY_TIMEOUT_S = 5
 CHECKPOINT_PAGES, MOST_WAL_BYTES = 1000, 16 * 2**20  # what SQLite has written beside its file is taken into it
 NAME_LENGTH = 200
+REASON_LENGTH = 300
 MOST_QUOTA_TOKENS = 10**15
 
 # With these words, since SQLite takes a partial index where a query's term is one of its own.
@@ -239,6 +240,7 @@ class Team(HasLimits, Base):
     group_id: Mapped[int | None] = mapped_column(ForeignKey("groups.id"), index=True)
     active: Mapped[bool] = mapped_column(Flag, default=True, server_default=text("true"))
     models: Mapped[str | None]  # names and prefixes separated by commas; None means ALLOWED_MODELS alone decides
+    join_code_id: Mapped[int | None] = mapped_column(BigInteger, index=True)  # by which it was made
     group_name: Mapped[str | None] = column_property(
         select(Group.name).where(Group.id == group_id).correlate_except(Group).scalar_subquery()
     )
@@ -256,6 +258,26 @@ def split_models(models: str | None) -> tuple[str, ...] | None:
     if models is None:
         return None
     return tuple(name.strip() for name in str(models).split(",") if name.strip())
+
+
+class JoinCode(Base):
+    """A code with which whoever knows it makes a team of its own, by a name: as often as `uses` says.
+
+    It is kept as it is, since it is shown again, on a wall.
+    """
+
+    __tablename__ = "join_codes"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    code: Mapped[str] = mapped_column(String(32), unique=True)
+    label: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    group_id: Mapped[int | None] = mapped_column(ForeignKey("groups.id"))
+    limits: Mapped[dict[str, Any]] = mapped_column(JSON)  # of each team, by the names of LIMITS
+    uses: Mapped[int | None]  # how many teams it may make; None is any number
+    used: Mapped[int] = mapped_column(default=0, server_default="0")
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class ApiToken(Base):
@@ -339,6 +361,7 @@ class RequestLog(Base):
     latency_ms: Mapped[int | None]
     first_byte_ms: Mapped[int | None]
     provider_request_id: Mapped[str | None]
+    reason: Mapped[str | None] = mapped_column(String(REASON_LENGTH))  # why it was refused, or failed; never content
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     day: Mapped[date | None]  # to which it counts; of calls from before that was kept, the one in UTC
     group_name: Mapped[str | None] = column_property(
@@ -400,6 +423,18 @@ class GroupUsageDaily(DailySums, Base):
     model: Mapped[str] = mapped_column(primary_key=True)
 
     __table_args__ = (Index("ix_group_usage_daily_day", "day"),)
+
+
+class TokenUsageDaily(DailySums, Base):
+    """What a token of a team used of a model on a day."""
+
+    __tablename__ = "token_usage_daily"
+
+    token_id: Mapped[int] = mapped_column(ForeignKey("api_tokens.id"), primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+
+    __table_args__ = (Index("ix_token_usage_daily_day", "day"),)
 
 
 class RenewalColumns:
@@ -518,8 +553,30 @@ class Change(Base):
     group_name: Mapped[str | None] = mapped_column(String(NAME_LENGTH))  # likewise
     before: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     after: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    batch: Mapped[str | None] = mapped_column(String(32))  # the same for all that was done at once
+    undoes_id: Mapped[int | None] = mapped_column(BigInteger, unique=True, index=True)  # that this one took back
 
-    __table_args__ = (Index("ix_changes_team_id_id", "team_id", "id"),)
+    __table_args__ = (
+        Index("ix_changes_team_id_id", "team_id", "id"),
+        Index(
+            "ix_changes_batch",
+            "batch",
+            sqlite_where=text("batch IS NOT NULL"),
+            postgresql_where=text("batch IS NOT NULL"),
+        ),
+    )
+
+
+class DoorRefusal(Base):
+    """How many requests of an address were turned away in a minute, before any team was charged with a call."""
+
+    __tablename__ = "door_refusals"
+
+    minute: Mapped[int] = mapped_column(BigInteger, primary_key=True)  # since 1970
+    address: Mapped[str] = mapped_column(String(64), primary_key=True)
+    reason: Mapped[str] = mapped_column(String(32), primary_key=True)
+    token_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)  # 0 where it never was one
+    requests: Mapped[int] = mapped_column(BigInteger)
 
 
 class PanelSession(Base):

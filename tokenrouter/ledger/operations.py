@@ -444,6 +444,7 @@ def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
         "latency_ms": None,
         "first_byte_ms": None,
         "provider_request_id": None,
+        "reason": None,
         **values,
     }
 
