@@ -15,9 +15,9 @@ from sqlalchemy import update
 
 from tokenrouter import teams
 from tokenrouter.admin.charts import short
-from tokenrouter.admin.spreadsheet import cell
 from tokenrouter.changes import Actor
 from tokenrouter.database.tables import ApiToken, RequestLog, db, writing
+from tokenrouter.spreadsheet import cell
 from tokenrouter.standin import StandInProvider
 
 BY = Actor("cli", "test")

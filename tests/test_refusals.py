@@ -14,7 +14,7 @@ from sqlalchemy import select
 from test_ledger import call_request
 
 from tokenrouter import ledger, reports, runtime
-from tokenrouter.admin import spreadsheet
+from tokenrouter.admin import calls_csv
 from tokenrouter.database.tables import RequestLog, UsageDaily, db
 from tokenrouter.errors import QuotaExceeded
 from tokenrouter.ledger import Ledger
@@ -172,7 +172,7 @@ def test_repeats_are_shown_in_panel_json_and_csv(client: FlaskClient, poor: Memb
     assert "× 37" in panel.get("/admin/logs/").text
     (row,) = reports.newest_calls(None, 5)
     assert reports.log_view(row)["repeats"] == 37
-    header, line, *_ = "".join(spreadsheet.lines([row])).splitlines()
+    header, line, *_ = "".join(calls_csv.lines([row])).splitlines()
     assert dict(zip(header.split(","), line.split(","), strict=True))["repeats"] == "37"
 
 

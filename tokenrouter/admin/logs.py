@@ -14,7 +14,7 @@ from flask_admin.contrib.sqla import ModelView
 from werkzeug.datastructures import MultiDict
 
 from tokenrouter import reports, teams
-from tokenrouter.admin import spreadsheet
+from tokenrouter.admin import calls_csv
 from tokenrouter.admin.access import PanelView
 from tokenrouter.database.log_status import STATUSES
 from tokenrouter.database.tables import NAME_LENGTH, Group, Team
@@ -84,7 +84,7 @@ class RequestLogView(PanelView, ModelView):
         if export_type != "csv" or query.problem:
             abort(404, query.problem or "There is only CSV to export.")
         name = f"tokenrouter-calls-{datetime.now(UTC):%Y%m%d-%H%M%S}.csv"
-        rows: Iterator[str] = spreadsheet.lines(reports.iterate_calls(query.filter))
+        rows: Iterator[str] = calls_csv.lines(reports.iterate_calls(query.filter))
         return Response(
             stream_with_context(rows),
             mimetype="text/csv",

@@ -430,7 +430,7 @@ class TokenUsageDaily(DailySums, Base):
 
     __tablename__ = "token_usage_daily"
 
-    token_id: Mapped[int] = mapped_column(ForeignKey("api_tokens.id"), primary_key=True)
+    token_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     day: Mapped[date] = mapped_column(primary_key=True)
     model: Mapped[str] = mapped_column(primary_key=True)
 

@@ -19,7 +19,7 @@ depends_on = None
 def upgrade():
     op.create_table(
         "token_usage_daily",
-        sa.Column("token_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("token_id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("day", sa.Date(), nullable=False),
         sa.Column("model", sa.String(), nullable=False),
         sa.Column("requests", sa.BigInteger(), nullable=False),
@@ -29,7 +29,6 @@ def upgrade():
         sa.Column("total_tokens", sa.BigInteger(), nullable=False),
         sa.Column("cost", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("priced_tokens", sa.BigInteger(), server_default="0", nullable=False),
-        sa.ForeignKeyConstraint(["token_id"], ["api_tokens.id"]),
         sa.PrimaryKeyConstraint("token_id", "day", "model"),
     )
     op.create_index("ix_token_usage_daily_day", "token_usage_daily", ["day"])
