@@ -18,7 +18,7 @@ LADDER = (
     "troubles",
     "config errors untrusted_json periods money price_proposals qr spreadsheet docs standin",
     "database provider metering request_body first_start unknown_paths cors",
-    "auth changes payload reports worker",
+    "attempts auth changes payload reports worker",
     "ledger teams alerts",
     "prices",
     "runtime api cli",

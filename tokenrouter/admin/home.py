@@ -7,7 +7,7 @@ from flask.typing import ResponseReturnValue
 from flask_admin import AdminIndexView, expose
 from flask_login import current_user
 
-from tokenrouter import prices, reports, runtime
+from tokenrouter import attempts, prices, reports, runtime
 from tokenrouter.admin import access, password
 from tokenrouter.admin.access import PanelView, settings
 from tokenrouter.admin.charts import use_chart
@@ -77,8 +77,8 @@ class HomeView(PanelView, AdminIndexView):
             return REFUSED_DEFAULT, 403
         try:
             is_right = password.try_password(settings(), request.form.get("password", ""), access.guesser())
-        except password.TooManyWrongPasswords as error:
-            return str(error), 429
+        except attempts.TooManyGuesses as error:
+            return f"Too many wrong passwords: try again in {error.wait_s} seconds.", 429
         if not is_right:
             return "This is not the admin password.", 401
         return None, 200
