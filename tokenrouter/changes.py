@@ -15,6 +15,7 @@ from tokenrouter.database.tables import NAME_LENGTH, Change, Group, Team, clamp_
 PANEL = "panel"
 CLI = "cli"
 API = "api"
+JOIN = "join"
 
 TEAM_CREATE = "team.create"
 TEAM_UPDATE = "team.update"
@@ -35,11 +36,13 @@ TOKEN_REVOKE = "token.revoke"
 TOKEN_ROTATE = "token.rotate"
 MANAGEMENT_TOKEN_CREATE = "management_token.create"
 MANAGEMENT_TOKEN_REVOKE = "management_token.revoke"
+CODE_CREATE = "code.create"
+CODE_REVOKE = "code.revoke"
 
 
 @dataclass(frozen=True)
 class Actor:
-    """Who makes a change: `kind` is panel, cli or api; `detail` an address, `user@host`, or a token's label."""
+    """Who makes a change: `kind` is panel, cli, api or join; `detail` an address, `user@host`, or a token's label."""
 
     kind: str
     detail: str

@@ -118,6 +118,12 @@ class NameTaken(APIError):
     status, type, code = 409, "invalid_request_error", "name_taken"
 
 
+class CodeClosed(APIError):
+    """The code to join with is one, and nobody joins with it any more."""
+
+    status, type, code = 403, "invalid_request_error", "code_closed"
+
+
 class QuotaExceeded(APIError):
     """The team's quota is used up."""
 

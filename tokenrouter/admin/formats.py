@@ -43,6 +43,8 @@ ACTION_WORDS = {
     "token.rotate": "Replaced a token",
     "management_token.create": "Created a management token",
     "management_token.revoke": "Revoked a management token",
+    "code.create": "Created a code to join",
+    "code.revoke": "Revoked a code to join",
 }
 FIELD_WORDS = {
     "quota_tokens": "quota",
@@ -95,6 +97,12 @@ def day_and_time(instant: datetime) -> str:
     """Write when a quota renews, in the service's own zone: `1 Dec, 00:00`."""
     at = instant.astimezone(current_app.config["TIMEZONE"])
     return f"{at.day} {at:%b}, {at:%H:%M}"
+
+
+def weekday_and_time(instant: datetime) -> str:
+    """Write a moment on paper, in the service's own zone: `Friday 27 November, 17:00`."""
+    at = instant.astimezone(current_app.config["TIMEZONE"])
+    return f"{at:%A} {at.day} {at:%B}, {at:%H:%M}"
 
 
 PACE_WORDS = {
@@ -152,7 +160,7 @@ def asset(filename: str) -> str:
 def init_app(app: Flask) -> None:
     """Give the templates these words."""
     words = source_words, action_words, field_words
-    for each in (amount, short, share, iso, utc, day_and_time, pace, milliseconds, *words):
+    for each in (amount, short, share, iso, utc, day_and_time, weekday_and_time, pace, milliseconds, *words):
         app.jinja_env.filters[each.__name__] = each
     app.jinja_env.filters.update(quota=format_quota, status=describe)
     app.jinja_env.globals.update(asset=asset, csrf_token=generate_csrf)

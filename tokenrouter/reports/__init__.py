@@ -10,6 +10,7 @@ from tokenrouter.reports.calls import (
     iterate_calls,
     model_names,
 )
+from tokenrouter.reports.codes import CodeDetail, code_detail, code_of, code_view, codes
 from tokenrouter.reports.groups import (
     GroupDetail,
     GroupUse,
@@ -50,6 +51,7 @@ __all__ = [
     "CallDetail",
     "CallFilter",
     "CallsPage",
+    "CodeDetail",
     "DailyUse",
     "GroupDetail",
     "GroupUse",
@@ -65,6 +67,10 @@ __all__ = [
     "Unit",
     "call",
     "calls_page",
+    "code_detail",
+    "code_of",
+    "code_view",
+    "codes",
     "endpoint_names",
     "group_detail",
     "group_names",

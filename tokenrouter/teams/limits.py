@@ -49,9 +49,14 @@ def change_limits(
     if quota_tokens is not Keep.KEEP:
         row.quota_tokens = check_quota(quota_tokens)
     for name, value in others.items():
-        setattr(row, name, check_budget(value) if name == "budget" else check_pace(name, value))
+        setattr(row, name, check_limit(name, value))
     if renewal is not Keep.KEEP and renewal != Renewal(row.renews, row.renews_on):
         row.renews, row.renews_on = renewal.every, renewal.day
         if not row.is_due:
             zone, now = current_app.config["TIMEZONE"], session.scalars(select(epoch_now())).one()
             row.renews_at, row.renewal_basis = renewal.next_after(float(now), zone), renewal.basis(zone)
+
+
+def check_limit(name: str, value: int | None) -> int | None:
+    """Return a budget, or a limit of PACES, that can be kept; raises InvalidRequest."""
+    return check_budget(value) if name == "budget" else check_pace(name, value)

@@ -4,7 +4,7 @@ Every function is one transaction, which records who made the change, and commit
 or by its id, which is an int.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -62,13 +62,31 @@ def create(
     team = Team(name=check_name(name), models=check_models(models), active=active, created_at=datetime.now(UTC))
     with unique_name("team", team.name), changing() as session:
         team.group_id = group_id_in(session, group)
-        session.add(team)
-        session.flush()
-        change_limits(session, team, quota_tokens, renewal, **limits)
-        token, bearer_token = add_token(session, team, None, None)
-        after = _fields(team) | {"token": token.prefix}
-        changes.record(session, by, changes.TEAM_CREATE, Changed(team.id, team.name, after=after))
+        bearer_token = add_team(session, team, quota_tokens, renewal, limits, by=by)
     return team, bearer_token
+
+
+def add_team(
+    session: Session,
+    team: Team,
+    quota_tokens: int | None,
+    renewal: Renewal,
+    limits: Mapping[str, int | None],
+    *,
+    by: Actor,
+    code: str | None = None,
+) -> str:
+    """Add a team with its first token within a session, which is recorded; return the token itself.
+
+    `code` is what the record tells of the one that it was made by. Raises InvalidRequest.
+    """
+    session.add(team)
+    session.flush()
+    change_limits(session, team, quota_tokens, renewal, **limits)
+    token, bearer_token = add_token(session, team, None, None)
+    after = _fields(team) | ({"code": code} if code else {}) | {"token": token.prefix}
+    changes.record(session, by, changes.TEAM_CREATE, Changed(team.id, team.name, after=after))
+    return bearer_token
 
 
 def _fields(team: Team) -> dict[str, Any]:
