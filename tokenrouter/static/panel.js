@@ -82,6 +82,15 @@ async function renew(main) {
   if (!("renewS" in fresh.dataset)) clearInterval(renewal);
 }
 
+// A second press, while the first is on its way, would be answered in place of it, and the token be lost.
+function sendOnce(form) {
+  form.addEventListener("submit", (event) => {
+    if ("sent" in form.dataset) event.preventDefault();
+    form.dataset.sent = "";
+  });
+  addEventListener("pageshow", () => delete form.dataset.sent);
+}
+
 function prepare(root) {
   showLocalTimes(root);
   for (const input of root.querySelectorAll("[data-zone-value]")) nameZone(input);
@@ -91,6 +100,7 @@ function prepare(root) {
   }
   for (const element of root.querySelectorAll("[data-fill]")) fill(element).catch(() => {});
   for (const form of root.querySelectorAll("form[data-bulk]")) watchSelection(form);
+  for (const form of root.querySelectorAll("form[data-once]")) sendOnce(form);
   for (const region of root.querySelectorAll(".scroll[data-newest-right]")) region.scrollLeft = region.scrollWidth;
 }
 
