@@ -15,6 +15,8 @@ PAGES = (
     "/admin/",
     "/admin/teams/",
     "/admin/teams/new/",
+    "/admin/codes/",
+    "/admin/codes/new/",
     "/admin/groups/",
     "/admin/groups/new/",
     "/admin/logs/",

@@ -7,6 +7,7 @@ from flask_login import current_user
 
 from tokenrouter.admin import access, formats, password
 from tokenrouter.admin.changes import ChangesView
+from tokenrouter.admin.codes import CodeView
 from tokenrouter.admin.groups import GroupView
 from tokenrouter.admin.home import HomeView
 from tokenrouter.admin.logs import RequestLogView
@@ -27,6 +28,7 @@ def init_app(app: Flask) -> None:
         theme=Bootstrap4Theme(base_template="admin/layout.html"),
     )
     panel.add_view(TeamView(Team, db, name="Teams", endpoint="teams"))
+    panel.add_view(CodeView(name="Codes to join", endpoint="codes"))
     panel.add_view(GroupView(Group, db, name="Groups", endpoint="groups"))
     panel.add_view(RequestLogView(RequestLog, db, name="Logs", endpoint="logs"))
     panel.add_view(PriceView(name="Prices", endpoint="prices"))

@@ -153,6 +153,7 @@ class TeamView(PanelView, ModelView):
         return self.render(
             "admin/team.html",
             detail=detail,
+            code=reports.code_of(team_id),
             chart=use_chart(reports.use_per_day(CHART_DAYS, now, team_id=team_id)),
             calls=reports.calls_page(reports.CallFilter(team_id=team_id), limit=LAST_CALLS).rows,
             changes=changes.page(limit=LAST_CHANGES, team_id=team_id).rows,
