@@ -32,7 +32,7 @@ READ_AS = str.maketrans("BGSUZ", "865V2")
 LENGTH, GROUP_LENGTH = 12, 4
 SPELLING = re.compile(rf"[{ALPHABET}]{{{LENGTH}}}")
 MOST_USES = 1_000_000
-LAST_END = end_of_day(date.max)
+LAST_END = end_of_day(date.max)  # which every time zone can tell
 CLOSED = {
     "revoked": "This code was revoked.",
     "expired": "This code has expired.",
@@ -58,14 +58,8 @@ def create(
 
     Group, models and limits are those of each team, as `teams.create` takes them. Raises InvalidRequest.
     """
-    now = datetime.now(UTC)
-    if uses is not None and not 1 <= uses <= MOST_USES:
-        raise InvalidRequest(f"A code is for 1 to {MOST_USES:,} teams.", param="uses")
-    if expires_at is not None and expires_at <= now:
-        raise InvalidRequest("A code cannot expire in the past.", param="expires_at")
-    if expires_at is not None:
-        expires_at = min(expires_at, LAST_END)  # which every time zone can tell
-    code = JoinCode(code=_new_code(), label=check_label(label), uses=uses, created_at=now, expires_at=expires_at)
+    code = JoinCode(code=_new_code(), label=check_label(label), uses=_check_uses(uses), created_at=datetime.now(UTC))
+    code.expires_at = _check_end(expires_at)
     code.limits = {
         "quota_tokens": check_quota(quota_tokens),
         "renews": renewal.every,
@@ -80,6 +74,18 @@ def create(
         session.refresh(code)
         changes.record(session, by, changes.CODE_CREATE, _changed(code, after=_fields(code)))
     return code
+
+
+def _check_uses(uses: int | None) -> int | None:
+    if uses is not None and not 1 <= uses <= MOST_USES:
+        raise InvalidRequest(f"A code is for 1 to {MOST_USES:,} teams.", param="uses")
+    return uses
+
+
+def _check_end(expires_at: datetime | None) -> datetime | None:
+    if expires_at is not None and expires_at <= datetime.now(UTC):
+        raise InvalidRequest("A code cannot expire in the past.", param="expires_at")
+    return expires_at and min(expires_at, LAST_END)
 
 
 def _new_code() -> str:
