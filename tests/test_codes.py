@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +81,16 @@ def test_code_has_at_least_50_bits_and_no_characters_that_look_alike(new_code):
 )
 def test_code_is_read_however_it_is_typed(typed: str):
     assert codes.read_code(typed) == "K7QM-4XWP-2HTD"
+
+
+@pytest.mark.parametrize("typed", ["K7QM-4XWP-2HTD", "k7qm4xwp2htd", "K7QM – 4XWP – zhtd "])
+def test_browser_lets_what_may_be_a_code_through(typed: str):
+    assert re.fullmatch(codes.TYPED, typed)
+
+
+@pytest.mark.parametrize("typed", ["", "K7QM-4XWP-2HT", "K7QM-4XWP-2HTDD", "K7QM-4XWP-2HTO", "K7QM-4XWP-1HTD"])
+def test_browser_keeps_slips_back(typed: str):
+    assert not re.fullmatch(codes.TYPED, typed)
 
 
 @pytest.mark.parametrize("typed", ["", "K7QM-4XWP-2HT", "K7QM-4XWP-2HTDD", "K7QM-4XWP-2HT1", "２" * 12, "x" * 10_000])

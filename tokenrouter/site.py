@@ -52,7 +52,8 @@ def join_with_code() -> ResponseReturnValue:
 
 
 def _join_form(code: str = "", name: str = "", problem: str | None = None, param: str | None = None) -> str:
-    return render_template("pages/join.html", code=code, name=name, problem=problem, param=param)
+    typed = {"code": code, "name": name, "pattern": codes.TYPED}
+    return render_template("pages/join.html", problem=problem, param=param, **typed)
 
 
 def _is_from_another_site() -> bool:

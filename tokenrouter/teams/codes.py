@@ -27,9 +27,13 @@ from tokenrouter.teams.teams import add_team, check_models
 
 ALPHABET = "23456789CDFHJKMNPQRTVWXY"
 """What is told apart on a wall, and spells no word. Of 24 characters, 12 have 55 bits."""
-READ_AS = str.maketrans("BGSUZ", "865V2")
-"""What a character may have been read as that no code has."""
+MISREAD = "BGSUZ"
+READ_AS = str.maketrans(MISREAD, "865V2")
+"""What a character that no code has may have been read from."""
 LENGTH, GROUP_LENGTH = 12, 4
+LETTERS = f"{ALPHABET}{MISREAD}"
+TYPED = rf"(?:[\s\-–]*[{LETTERS}{LETTERS.lower()}]){{{LENGTH}}}[\s\-–]*"
+"""How a browser knows what may be a code, so that a slip is no guess."""
 SPELLING = re.compile(rf"[{ALPHABET}]{{{LENGTH}}}")
 MOST_USES = 1_000_000
 LAST_END = end_of_day(date.max)  # which every time zone can tell
