@@ -119,9 +119,9 @@ class NameTaken(APIError):
 
 
 class CodeClosed(APIError):
-    """The code to join with is one, and nobody joins with it any more."""
+    """The code to join with is one, and nobody joins with it any more; only the page for people says so."""
 
-    status, type, code = 403, "invalid_request_error", "code_closed"
+    status, type = 403, "invalid_request_error"
 
 
 class QuotaExceeded(APIError):
