@@ -115,6 +115,7 @@ def test_wrong_codes_are_throttled_and_then_the_right_one_too(client: FlaskClien
         ({"Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}, 200),  # browsers alone set the second
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
         ({"Origin": "http://localhost", "Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
     ],

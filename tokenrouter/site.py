@@ -1,7 +1,6 @@
 """Blueprint "site": the pages for teams and their programmers: `/`, `/join`, and `/usage` with its data."""
 
 from typing import Any
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, render_template, request
 from flask.typing import ResponseReturnValue
@@ -65,7 +64,7 @@ def _is_from_another_site() -> bool:
     if site := request.headers.get("Sec-Fetch-Site"):
         return site not in ("same-origin", "none")
     origin = request.headers.get("Origin")
-    return origin is not None and urlsplit(origin).netloc != request.host
+    return origin is not None and origin.partition("://")[2] != request.host
 
 
 @blueprint.get("/usage", strict_slashes=False)
