@@ -15,6 +15,7 @@ from conftest import ROOT, eventually
 from flask import Flask
 from sqlalchemy import func, select, text, update
 
+from tokenrouter import addresses
 from tokenrouter.admin import password as passwords
 from tokenrouter.admin import sockets
 from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, Settings, load
@@ -52,7 +53,7 @@ def own(app: Flask) -> Settings:
 
 def guess(own: Settings, password: str = "wrong", address: str = HERE, browser: str | None = None) -> bool | str:
     """Return whether the password was right, or "wait"."""
-    guesser = passwords.counted_address(address) if browser is None else passwords.BROWSER + browser
+    guesser = addresses.counted(address) if browser is None else passwords.BROWSER + browser
     try:
         return passwords.try_password(own, password, guesser)
     except passwords.TooManyWrongPasswords:

@@ -25,7 +25,7 @@ def usage() -> str:
 @blueprint.get("/usage/data")
 def usage_data() -> dict[str, Any]:
     """Tell the caller's team what its page shows beside `GET /v1/usage`; raises what that does."""
-    caller, own = handler.authenticate("/usage"), runtime.current()
+    caller, own = handler.authenticate(), runtime.current()
     patterns = payload.narrowed(own.settings.allowed_models, caller.models)
     example = payload.example_model(patterns, own.settings.default_model, own.catalogue.known_names(patterns))
     currency = {"currency": own.settings.currency}

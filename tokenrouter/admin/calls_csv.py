@@ -29,6 +29,7 @@ COLUMNS = (
     "cost",
     "cost_source",
     "usage_source",
+    "reason",
     "first_byte_ms",
     "latency_ms",
 )

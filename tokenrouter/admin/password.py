@@ -18,8 +18,6 @@ from tokenrouter.database.tables import SignInAttempt, db, writing
 ATTEMPTS, ATTEMPTS_OF_ALL = 5, 30
 ATTEMPTS_WITHIN_S = 60
 BROWSER = "browser:"  # begins those for whom attempts are counted that are no addresses
-NO_ADDRESS = "unknown"
-ADDRESS_WITH_PORT = re.compile(r"(?:(?P<v4>[0-9.]+)|\[(?P<v6>[^\]]*)\])(?::[0-9]+)?")
 THROTTLE_LOCK = 0x736967  # any number that no other advisory lock of ours has
 LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 PROXY_HEADER = re.compile(r"forwarded|via|x-forwarded-.*|x-real-ip", re.IGNORECASE)
@@ -36,8 +34,8 @@ class TooManyWrongPasswords(Exception):
 def try_password(settings: Settings, password: str, guesser: str) -> bool:
     """Tell whether this is the administrator's password, and count it against the guesser if it is not.
 
-    A guesser is an address as `counted_address` gives it, or BROWSER and the id of a known browser. Of an address five
-    are looked at in a minute, of all addresses together thirty; a browser has five of its own.
+    A guesser is an address as `addresses.counted` gives it, or BROWSER and the id of a known browser. Of an address
+    five are looked at in a minute, of all addresses together thirty; a browser has five of its own.
     The attempt is counted before the password is looked at, and given back if that was right: however many guesses come
     at once, to however many workers, no more of them are looked at.
     Raises TooManyWrongPasswords, to the right one too, and what the database raises.
@@ -102,22 +100,6 @@ def _is_loopback(address: str | None) -> bool:
     except ValueError:
         return False
     return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
-
-
-def counted_address(address: str) -> str:
-    """Return whom attempts are counted for: a network of IPv6, within which one sender has addresses without end.
-
-    What is no address, for a proxy may be believed that passes on any text, is counted as one.
-    """
-    if with_port := ADDRESS_WITH_PORT.fullmatch(address):  # as some proxies tell it: each try has another
-        address = with_port["v4"] or with_port["v6"]
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return NO_ADDRESS
-    if isinstance(parsed, ipaddress.IPv4Address) or parsed.ipv4_mapped:
-        return str(getattr(parsed, "ipv4_mapped", parsed))
-    return str(ipaddress.ip_network((parsed.packed, 64), strict=False))
 
 
 def _reserve_attempt(guesser: str) -> int:

@@ -10,6 +10,7 @@ from tokenrouter.reports.calls import (
     iterate_calls,
     model_names,
 )
+from tokenrouter.reports.door import TurnedAway, count_turned_away, moment_of, turned_away
 from tokenrouter.reports.groups import (
     GroupDetail,
     GroupUse,
@@ -62,9 +63,11 @@ __all__ = [
     "TeamUse",
     "TeamsPage",
     "TokenRow",
+    "TurnedAway",
     "Unit",
     "call",
     "calls_page",
+    "count_turned_away",
     "endpoint_names",
     "group_detail",
     "group_names",
@@ -77,6 +80,7 @@ __all__ = [
     "log_view",
     "management_token_view",
     "model_names",
+    "moment_of",
     "nearest_to_quota",
     "newest_calls",
     "overview",
@@ -89,6 +93,7 @@ __all__ = [
     "teams_page",
     "timestamp",
     "token_view",
+    "turned_away",
     "usage",
     "use_per_day",
 ]
