@@ -4,13 +4,19 @@ from tokenrouter.reports.calls import (
     CallDetail,
     CallFilter,
     CallsPage,
+    CallSums,
     call,
+    call_sums,
     calls_page,
     endpoint_names,
     iterate_calls,
     model_names,
+    team_names,
+    teams_named,
+    token_prefix,
 )
 from tokenrouter.reports.door import TurnedAway, count_turned_away, moment_of, turned_away
+from tokenrouter.reports.failures import FailureGroup, RecentFailures, recent_failures
 from tokenrouter.reports.groups import (
     GroupDetail,
     GroupUse,
@@ -21,7 +27,7 @@ from tokenrouter.reports.groups import (
     nearest_to_quota,
 )
 from tokenrouter.reports.management import GROUPINGS, Grouping, groups_after, teams_after, usage
-from tokenrouter.reports.overview import DailyUse, Overview, Period, Series, Unit, last_failures, overview, use_per_day
+from tokenrouter.reports.overview import DailyUse, Overview, Period, Series, Unit, overview, use_per_day
 from tokenrouter.reports.own import own_details
 from tokenrouter.reports.teams import (
     SORTS,
@@ -50,13 +56,16 @@ __all__ = [
     "SORTS",
     "CallDetail",
     "CallFilter",
+    "CallSums",
     "CallsPage",
     "DailyUse",
+    "FailureGroup",
     "GroupDetail",
     "GroupUse",
     "Grouping",
     "Overview",
     "Period",
+    "RecentFailures",
     "Series",
     "TeamDetail",
     "TeamRow",
@@ -66,6 +75,7 @@ __all__ = [
     "TurnedAway",
     "Unit",
     "call",
+    "call_sums",
     "calls_page",
     "count_turned_away",
     "endpoint_names",
@@ -76,7 +86,6 @@ __all__ = [
     "groups_after",
     "groups_near",
     "iterate_calls",
-    "last_failures",
     "log_view",
     "management_token_view",
     "model_names",
@@ -86,12 +95,16 @@ __all__ = [
     "overview",
     "own_details",
     "own_usage",
+    "recent_failures",
     "team_detail",
     "team_name",
+    "team_names",
     "team_view",
     "teams_after",
+    "teams_named",
     "teams_page",
     "timestamp",
+    "token_prefix",
     "token_view",
     "turned_away",
     "usage",
