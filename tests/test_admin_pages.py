@@ -32,7 +32,7 @@ def test_dashboard_shows_used_up_quotas_failures_and_calls_in_flight(panel: Pane
     page = panel.get("/admin/").text
     assert "1 team has used up its quota" in page
     assert "50.0 % of today’s calls failed" in page
-    assert f'href="/admin/logs/{failed}/"' in page
+    assert f'href="/admin/logs/{failed}/?back=' in page
     assert "0 calls in flight" in page
     assert f"{stored(near).settled_tokens:,} tokens" in page
 

@@ -20,4 +20,5 @@ def _count(error: APIError) -> None:
         return
     reason = error.turned_away_as or error.code or (BAD_REQUEST if error.status == 400 else error.type)
     address = addresses.counted(request.remote_addr or "")
-    runtime.current().ledger.door.count(address, reason, error.token_id or g.get("token_id", 0))
+    token_id: int = error.token_id if error.status == 401 else g.get("token_id", 0)
+    runtime.current().ledger.door.count(address, reason, token_id)
