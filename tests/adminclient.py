@@ -20,6 +20,7 @@ PAGES = (
     "/admin/groups/",
     "/admin/groups/new/",
     "/admin/logs/",
+    "/admin/logs/door/",
     "/admin/prices/",
     "/admin/changes/",
     "/admin/settings/",

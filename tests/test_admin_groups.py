@@ -159,7 +159,7 @@ def test_log_its_filter_and_its_csv_know_the_group(
     (row,) = csv.DictReader(io.StringIO(exported))
     assert (row["team_name"], row["group_name"]) == ("9a", "Year 9")
     assert "Group Year 9" in shown(panel, f"/admin/logs/{call_id}/")
-    assert "There is no group &#39;nowhere&#39;" in panel.get("/admin/logs/?group=nowhere").text
+    assert "There is no group “nowhere”" in panel.get("/admin/logs/?group=nowhere").text
     teams.delete_group("Year 9", by=TESTER)
     assert panel.get("/admin/logs/export/csv/?group=Year+9").text == exported
 

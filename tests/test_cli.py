@@ -37,6 +37,7 @@ LOG_FIELDS = [
     "cost",
     "cost_source",
     "usage_source",
+    "reason",
     "latency_ms",
     "first_byte_ms",
     "created_at",

@@ -213,10 +213,26 @@ def test_newest_failures_come_first_and_nothing_else(app: Flask, team: Member):
         books.settle(books.reserve(call_request(team, number)), Outcome(status=status, status_code=200))
     books.reject(call_request(team, 100), 404, "model_not_found")
     books.close()
-    found = reports.last_failures(10)
-    assert [row.status for row in found] == ["rejected", "provider_error", "interrupted", "provider_error"]
-    assert (found[0].error_code, found[0].team_name) == ("model_not_found", "team")
-    assert [row.request_id for row in reports.last_failures(2)] == ["req_100", "req_4"]
+    found = reports.recent_failures(NOW)
+    assert [(each.status, each.calls) for each in found.groups] == [
+        ("rejected", 1),
+        ("provider_error", 2),
+        ("interrupted", 1),
+    ]
+    assert (found.groups[0].error_code, found.groups[0].team_name) == ("model_not_found", "team")
+    assert not found.is_partial
+    assert reports.recent_failures(NOW + timedelta(hours=25)).groups == []
+
+
+@both_databases
+def test_failures_beyond_counting_are_told_to_be_more(app: Flask, team: Member, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reports.failures, "MOST_ROWS", 2)
+    books = Ledger(db.engine, output_reserve_tokens=1024)
+    for number in range(3):
+        books.settle(books.reserve(call_request(team, number)), Outcome(status="provider_error", status_code=502))
+    books.close()
+    found = reports.recent_failures(NOW)
+    assert ([each.calls for each in found.groups], found.is_partial) == ([2], True)
 
 
 # The list of teams

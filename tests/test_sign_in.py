@@ -15,7 +15,7 @@ from conftest import ROOT, eventually
 from flask import Flask
 from sqlalchemy import func, select, text, update
 
-from tokenrouter import attempts
+from tokenrouter import addresses, attempts
 from tokenrouter.admin import password as passwords
 from tokenrouter.admin import sockets
 from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, Settings, load
@@ -53,7 +53,7 @@ def own(app: Flask) -> Settings:
 
 def guess(own: Settings, password: str = "wrong", address: str = HERE, browser: str | None = None) -> bool | str:
     """Return whether the password was right, or "wait"."""
-    guesser = attempts.counted_address(address) if browser is None else attempts.BROWSER + browser
+    guesser = addresses.counted(address) if browser is None else attempts.BROWSER + browser
     try:
         return passwords.try_password(own, password, guesser)
     except attempts.TooManyGuesses:

@@ -16,13 +16,13 @@ from tokenrouter.config import SETTINGS
 PACKAGE = ROOT / "tokenrouter"
 LADDER = (
     "troubles",
-    "config errors untrusted_json periods money price_proposals qr spreadsheet docs standin",
+    "addresses config errors untrusted_json periods money price_proposals qr spreadsheet docs standin",
     "database provider metering request_body first_start unknown_paths cors",
     "attempts auth changes payload reports worker",
     "ledger teams alerts",
     "prices",
     "runtime api cli",
-    "relay admin health demo",
+    "relay admin health demo door",
     "v1 site",
 )
 LEVELS = {name: level for level, names in enumerate(LADDER) for name in names.split()}

@@ -1,8 +1,6 @@
 """Guesses at what is secret: few wrong ones are looked at in a minute, counted over all workers."""
 
-import ipaddress
 import math
-import re
 from collections.abc import Callable
 
 from sqlalchemy import ColumnElement, delete, func, insert, select
@@ -15,8 +13,6 @@ ATTEMPTS, ATTEMPTS_OF_ALL = 5, 30
 ATTEMPTS_WITHIN_S = 60
 BROWSER = "browser:"  # begins guessers at the password that are no addresses
 CODE = "code:"  # begins those who guess at codes, and are counted apart from those who guess at the password
-NO_ADDRESS = "unknown"
-ADDRESS_WITH_PORT = re.compile(r"(?:(?P<v4>[0-9.]+)|\[(?P<v6>[^\]]*)\])(?::[0-9]+)?")
 THROTTLE_LOCK = 0x736967  # any number that no other advisory lock of ours has
 
 
@@ -31,7 +27,7 @@ class TooManyGuesses(Exception):
 def try_guess(guesser: str, is_right: Callable[[Connection], bool]) -> bool:
     """Tell whether a guess is right, and count it against the guesser if it is not.
 
-    A guesser is an address as `counted_address` gives it, alone or after CODE, or BROWSER and the id of a known
+    A guesser is an address as `addresses.counted` gives it, alone or after CODE, or BROWSER and the id of a known
     browser. Of an address five wrong guesses are looked at in a minute, of all addresses together thirty; a browser has
     five of its own. Those who are counted together are looked at one after the other: however many guess at once, at
     however many workers, no more wrong ones are looked at, and the right ones count for nothing.
@@ -55,22 +51,6 @@ def wait_s(guesser: str) -> int:
     """Return the whole seconds for which this guesser may not try; 0 when it may."""
     with db.engine.connect() as connection:
         return _wait_s(connection, guesser)
-
-
-def counted_address(address: str) -> str:
-    """Return whom guesses are counted for: a network of IPv6, within which one sender has addresses without end.
-
-    What is no address, for a proxy may be believed that passes on any text, is counted as one.
-    """
-    if with_port := ADDRESS_WITH_PORT.fullmatch(address):  # as some proxies tell it: each try has another
-        address = with_port["v4"] or with_port["v6"]
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return NO_ADDRESS
-    if isinstance(parsed, ipaddress.IPv4Address) or parsed.ipv4_mapped:
-        return str(getattr(parsed, "ipv4_mapped", parsed))
-    return str(ipaddress.ip_network((parsed.packed, 64), strict=False))
 
 
 def _count(connection: Connection, guesser: str) -> None:

@@ -76,7 +76,7 @@ def usage() -> str:
 @blueprint.get("/usage/data")
 def usage_data() -> dict[str, Any]:
     """Tell the caller's team what its page shows beside `GET /v1/usage`; raises what that does."""
-    caller, currency = handler.authenticate("/usage"), {"currency": runtime.current().settings.currency}
+    caller, currency = handler.authenticate(), {"currency": runtime.current().settings.currency}
     return {**reports.own_details(caller.team_id), **currency, "example_model": _example_model(caller.models)}
 
 

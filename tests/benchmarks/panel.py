@@ -71,6 +71,12 @@ def report_functions(now: datetime) -> Measured:
         "logs: of a model": page(model="GPT-5-nano"),
         "logs: of a model that is seldom used": page(model=RARE_MODEL),
         "logs: of an endpoint, a month ago": page(endpoint="/v1/embeddings", until=month_ago),
+        "logs: any failure": page(status="failed"),
+        "logs: any failure of a kind": page(status="failed", error_code="nothing"),
+        "logs: of twenty teams": page(team_ids=tuple(range(1, 21))),
+        "logs: of many teams, slow ones": page(team_ids=tuple(range(1, TEAMS)), slower_than_ms=9_400),
+        "logs: sums of a team": lambda: reports.call_sums(CallFilter(team_id=BIG)),
+        "logs: sums of any failure": lambda: reports.call_sums(CallFilter(status="failed")),
         "logs: by request id": page(request_id=some.request_id),
         "logs: one call": lambda: reports.call(some.id),
     }
@@ -90,6 +96,8 @@ def pages(app: Flask, now: datetime) -> Measured:
         "logs": "/admin/logs/",
         "logs of a day a month ago": f"/admin/logs/?since={month_ago}&until={month_ago}",
         "logs of failures": "/admin/logs/?status=provider_error",
+        "logs of any failure of teams": "/admin/logs/?status=failed&team=led+1",
+        "at the door": "/admin/logs/door/",
         "changes": "/admin/changes/",
         "settings": "/admin/settings/",
     }
@@ -109,7 +117,7 @@ def dashboard(now: datetime) -> Measured:
         "dashboard: figures": lambda: reports.overview(now),
         "dashboard: chart": lambda: reports.use_per_day(30, now),
         "dashboard: nearest to quota": lambda: reports.nearest_to_quota(8),
-        "dashboard: failures": lambda: reports.last_failures(8),
+        "dashboard: failures": lambda: reports.recent_failures(now),
     }
 
 

@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.wrappers import Response as BaseResponse
 from wtforms import ValidationError
 
-from tokenrouter import attempts, changes, errors, runtime
+from tokenrouter import addresses, attempts, changes, errors, runtime
 from tokenrouter.admin import browsers, password, sessions, sockets
 from tokenrouter.changes import Actor
 from tokenrouter.config import Settings
@@ -70,7 +70,7 @@ def sign_in(response: BaseResponse) -> BaseResponse:
 def guesser() -> str:
     """Return for whom wrong passwords are counted: a browser that has signed in before, else an address."""
     browser_id = browsers.known(request, password.password_fingerprint(settings()))
-    return attempts.counted_address(request.remote_addr or "") if browser_id is None else attempts.BROWSER + browser_id
+    return addresses.counted(request.remote_addr or "") if browser_id is None else attempts.BROWSER + browser_id
 
 
 def sign_out() -> None:

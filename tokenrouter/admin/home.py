@@ -1,6 +1,6 @@
 """The panel's first page, and the way in and out."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from flask import flash, redirect, request, session, url_for
 from flask.typing import ResponseReturnValue
@@ -11,10 +11,10 @@ from tokenrouter import attempts, prices, reports, runtime
 from tokenrouter.admin import access, password
 from tokenrouter.admin.access import PanelView, settings
 from tokenrouter.admin.charts import use_chart
+from tokenrouter.admin.failures import by_side
 
 CHART_DAYS = 30
 NEAREST = 8
-FAILURES = 8
 UNITS = ("tokens", "money")
 PROVIDER_ANSWER_S = 60
 REFUSED_DEFAULT = (
@@ -50,7 +50,11 @@ class HomeView(PanelView, AdminIndexView):
             has_prices=bool(prices.valid().prices),
             chart=use_chart(reports.use_per_day(CHART_DAYS, now, unit=unit), settings().currency),
             nearest=reports.nearest_to_quota(NEAREST),
-            failures=reports.last_failures(FAILURES),
+            failed=(failed := reports.recent_failures(now)),
+            failures=by_side(failed.groups),
+            turned_away=reports.count_turned_away(now),
+            zone=settings().timezone,
+            day_ago=f"{(now - timedelta(days=1)).astimezone(settings().timezone):%Y-%m-%dT%H:%M}",
             check=runtime.current().catalogue.last_check,
             now=now,
         )

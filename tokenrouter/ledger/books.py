@@ -52,6 +52,7 @@ from tokenrouter.troubles import one_line
 logger = logging.getLogger(__name__)
 
 RECOVERY_PROMISE_S = 60.0
+WORKER_DIED = "the worker that answered it ended before the answer did"
 RECOVERY_S = 5.0  # at a time: whoever recovers has a lease of its own to renew
 
 
@@ -109,6 +110,7 @@ def _interrupt(call: AnyRow, tx: Transaction) -> bool:
     total = call.prompt_tokens + call.completion_tokens
     outcome = Outcome(
         status=INTERRUPTED,
+        reason=WORKER_DIED,
         charged_tokens=total,
         usage_source=ESTIMATED,
         prompt_tokens=call.prompt_tokens,

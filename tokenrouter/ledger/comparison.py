@@ -26,7 +26,7 @@ from tokenrouter.database.tables import (
     Team,
     UsageDaily,
 )
-from tokenrouter.errors import ModelNotFound, TeamDisabled
+from tokenrouter.errors import UNKNOWN_MODEL, ModelNotFound, TeamDisabled
 from tokenrouter.ledger.operations import NO_MODEL
 
 
@@ -116,7 +116,7 @@ COUNTED_MODEL = case(
             and_(RequestLog.status == REJECTED, RequestLog.error_code.in_((ModelNotFound.code, TeamDisabled.code))),
             and_(
                 RequestLog.status == PROVIDER_ERROR,
-                RequestLog.error_code == ModelNotFound.code,
+                or_(RequestLog.error_code == ModelNotFound.code, RequestLog.reason.startswith(UNKNOWN_MODEL)),
                 RequestLog.charged_tokens == 0,
             ),
         ),

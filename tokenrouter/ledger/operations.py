@@ -8,10 +8,11 @@ from sqlalchemy import bindparam, exists, insert, literal_column, select, update
 
 from tokenrouter.database.log_status import PENDING, PROVIDER_ERROR, REJECTED
 from tokenrouter.database.statements import Statement
-from tokenrouter.database.tables import NO_COST, NOT_COUNTED, AnyRow, ApiToken, RequestLog, Worker
-from tokenrouter.errors import ModelHasNoPrice, ModelNotFound, PaceExceeded, QuotaExceeded, QuotaReserved
+from tokenrouter.database.tables import NO_COST, NOT_COUNTED, REASON_LENGTH, AnyRow, ApiToken, RequestLog, Worker
+from tokenrouter.errors import UNKNOWN_MODEL, ModelHasNoPrice, ModelNotFound, PaceExceeded, QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.costs import PRICES_VERSION
 from tokenrouter.ledger.counters import IS_PENDING, NOW
+from tokenrouter.ledger.door import CountTurnedAway
 from tokenrouter.ledger.leases import Lease
 from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, Repetition, key_of
 from tokenrouter.ledger.responses import Given, remember
@@ -68,7 +69,9 @@ class Reserve:
                 tx.recount_calls(team_id, group_id)
                 check_pace(paced, grant.held_tokens)
         except REFUSALS as refusal:
-            refusal.request_id = Reject(request, refusal.status, refusal.code, request.model).apply(tx)
+            why = refusal.status, refusal.code, refusal.reason
+            refusal.request_id = Reject(request, *why, request.model).apply(tx)
+            refusal.is_logged = True
             return refusal
         tx.move(team_id, group_id, held=grant.held_tokens, calls=1, held_cost=grant.held_cost)
         for balance in paced:
@@ -97,6 +100,7 @@ class Reject:
     request: CallRequest
     status_code: int
     error_code: str | None
+    reason: str | None = None
     counted_model: str = NO_MODEL
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
@@ -117,7 +121,7 @@ class Reject:
             tx.refusals.learn(key, logged)
             if (known_id := tx.refusals.repeat(key, request.created_at)) is not None:
                 return known_id
-        why = {"status_code": self.status_code, "error_code": self.error_code}
+        why = {"status_code": self.status_code, "error_code": self.error_code, "reason": kept_reason(self.reason)}
         INSERT_CALL.execute(tx.connection, _log_row(request, status=REJECTED, day=day, **why)).fetchone()
         tx.count(self.team_id, request.group_id, day, self.counted_model, Outcome(status=REJECTED))
         tx.refusals.learn(key, self._refusal(request.request_id, request.created_at, day))
@@ -174,6 +178,7 @@ class Settle:
         call = self.reservation
         cost, source = tx.prices.cost(call.model, self.outcome)
         values = {"call_id": call.call_id, "cost": cost, "cost_source": source, **vars(self.outcome)}
+        values["reason"] = kept_reason(self.outcome.reason)
         taken = SETTLE_CALL.execute(tx.connection, values).fetchone()
         if taken is not None:
             if taken[0] != tx.prices.version:
@@ -197,8 +202,9 @@ class Settle:
 
     def _counted_model(self) -> str:
         """Return the call's model, or none where the provider knows none of that name."""
-        unknown = self.outcome.error_code == ModelNotFound.code and not self.outcome.charged_tokens
-        return NO_MODEL if unknown else self.reservation.model
+        outcome = self.outcome
+        says_so = (outcome.reason or "").startswith(UNKNOWN_MODEL) or outcome.error_code == ModelNotFound.code
+        return NO_MODEL if says_so and not outcome.charged_tokens else self.reservation.model
 
     def _stands_in_log(self, tx: Transaction) -> bool:
         row = STATUS_OF_CALL.execute(tx.connection, {"call_id": self.reservation.call_id}).fetchone()
@@ -315,7 +321,7 @@ def reservation_of(row: AnyRow) -> Reservation:
     return Reservation(row.id, row.team_id, row.model, day, row.held_tokens, row.group_id, row.held_cost)
 
 
-LedgerOperation = Reserve | Reject | Settle | Abandon | CountRepeats | Heartbeat | Probe
+LedgerOperation = Reserve | Reject | Settle | Abandon | CountRepeats | CountTurnedAway | Heartbeat | Probe
 
 LOGGED_COLUMNS = [column.key for column in RequestLog.__table__.columns if column.key != "id"]
 INSERT_CALL = Statement(
@@ -348,6 +354,7 @@ SETTLED_COLUMNS = (
     "status",
     "status_code",
     "error_code",
+    "reason",
     "charged_tokens",
     "usage_source",
     "prompt_tokens",
@@ -447,6 +454,13 @@ def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
         "reason": None,
         **values,
     }
+
+
+def kept_reason(reason: str | None) -> str | None:
+    """Return what the log keeps of a reason: so much of it, in characters that are seen."""
+    if reason is None:
+        return None
+    return "".join(each if each.isprintable() else " " for each in reason[:REASON_LENGTH])
 
 
 def _moment(stored: datetime | str) -> datetime:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, func, literal_column, select, union_all
+from sqlalchemy import ColumnElement, func, literal_column, select
 from sqlalchemy.engine import Connection
 
-from tokenrouter.database.log_status import FAILURES, PENDING
-from tokenrouter.database.tables import AnyRow, GroupUsageDaily, RequestLog, Team, UsageDaily
+from tokenrouter.database.log_status import PENDING
+from tokenrouter.database.tables import GroupUsageDaily, RequestLog, Team, UsageDaily
 from tokenrouter.reports.days import day_of
 from tokenrouter.reports.reading import reading
 
@@ -198,23 +198,3 @@ def _amounts(
     query = select(table.day, func.sum(_column(table, unit))).where(table.day.between(days[0], days[-1]), *conditions)
     found: dict[date, Any] = dict(connection.execute(query.group_by(table.day)).all())
     return [int(found.get(day, 0)) for day in days]
-
-
-def last_failures(limit: int) -> list[AnyRow]:
-    """Return the newest calls that the provider or we refused or that were interrupted, newest first.
-
-    They have the log's columns as attributes.
-    """
-    newest = (
-        select(
-            select(RequestLog.id)
-            .where(RequestLog.status == literal_column(f"'{status}'"))
-            .order_by(RequestLog.id.desc())
-            .limit(limit)
-            .subquery()
-        )
-        for status in FAILURES
-    )
-    query = select(RequestLog.__table__).where(RequestLog.id.in_(union_all(*newest)))
-    with reading() as connection:
-        return list(connection.execute(query.order_by(RequestLog.id.desc()).limit(limit)))

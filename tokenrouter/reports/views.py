@@ -144,6 +144,7 @@ def log_view(row: RequestLog | AnyRow) -> dict[str, Any]:
         "cost": decimal_string(row.cost),
         "cost_source": row.cost_source,
         "usage_source": row.usage_source,
+        "reason": row.reason,
         "latency_ms": row.latency_ms,
         "first_byte_ms": row.first_byte_ms,
         "created_at": timestamp(row.created_at),

@@ -63,9 +63,11 @@ function watchSelection(form) {
   update();
 }
 
-// Dates are meant in the reader's own time zone, as times are shown.
+// Times are meant in the reader's own zone, as they are shown, unless the page was opened with those of another one.
 function nameZone(input) {
-  input.value = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  const own = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  input.value ||= own;
+  if (input.value !== own) return;
   for (const name of document.querySelectorAll("[data-zone-name]")) name.textContent = "";
 }
 

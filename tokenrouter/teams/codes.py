@@ -13,7 +13,7 @@ from sqlalchemy import update as update_rows
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
-from tokenrouter import attempts, changes
+from tokenrouter import addresses, attempts, changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.tables import Group, JoinCode, Team, clamp_id, db
 from tokenrouter.errors import CodeClosed, InvalidRequest, NotFound
@@ -147,7 +147,7 @@ def join(text: str, name: str, *, address: str) -> tuple[Team, str]:
     who has a code CodeClosed, InvalidRequest and NameTaken, which do not count.
     """
     spelling = read_code(text)
-    if not attempts.try_guess(attempts.CODE + attempts.counted_address(address), lambda it: _is_code(it, spelling)):
+    if not attempts.try_guess(attempts.CODE + addresses.counted(address), lambda it: _is_code(it, spelling)):
         raise NotFound("This is not a code.", param="code")
     name = check_name(name)
     with unique_name("team", name), changing() as session:
