@@ -90,6 +90,11 @@ class TeamList:
             by_line[fault.line].append(fault)
         return by_line
 
+    def raise_faults(self) -> None:
+        """Raise NotImported where there are some."""
+        if self.faults:
+            raise NotImported(self)
+
 
 class NotImported(Exception):
     """No team of a list was created; `checked` has what is wrong."""
@@ -137,8 +142,7 @@ def create(checked: TeamList, *, by: Actor) -> list[tuple[Team, str]]:
 
     Raises NotImported, also for what another changed since the list was checked.
     """
-    if checked.faults:
-        raise NotImported(checked)
+    checked.raise_faults()
     try:
         return create_several(checked.new, by=by)
     except NotCreated as refused:
