@@ -15,6 +15,7 @@ PAGES = (
     "/admin/",
     "/admin/teams/",
     "/admin/teams/new/",
+    "/admin/teams/import",
     "/admin/groups/",
     "/admin/groups/new/",
     "/admin/logs/",

@@ -2,9 +2,13 @@
 
 import csv
 import io
+import re
+from base64 import b64decode
+from html import unescape
 from pathlib import Path
 
 import pytest
+from adminclient import Panel
 from conftest import HELLO, TEAM_FIELDS, TESTER, Member
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
@@ -110,3 +114,79 @@ def test_api_names_what_is_wrong_and_creates_none(
 def test_api_may_only_look(client: FlaskClient, management: dict[str, str]):
     reply = client.post("/api/teams/import", json={"teams": [{"name": "9a"}], "dry_run": True}, headers=management)
     assert (reply.status_code, reply.json, names()) == (200, {"data": []}, [])
+
+
+IMPORT = "/admin/teams/import"
+TOKEN = re.compile(r"tr-[\w-]{43}")
+
+
+def check(panel: Panel, text: str) -> dict[str, str]:
+    """Have a list checked, and return what the button that creates its teams would send."""
+    page = panel.post(IMPORT, {"list": text}).text
+    (fingerprint,) = re.findall(r'name="create" value="(\w+)"', page)
+    (shown,) = re.findall(r"<textarea[^>]*>\n(.*?)</textarea>", page, re.DOTALL)
+    return {"list": unescape(shown).replace("\n", "\r\n"), "create": fingerprint}
+
+
+@pytest.mark.both_databases
+def test_panel_shows_what_it_will_create_and_then_all_tokens_once(panel: Panel, client: FlaskClient):
+    asked = check(panel, "9a,,2.5M\n<b>9b</b>,,,GPT-5-nano,laptop\n")
+    assert names() == []
+    page = panel.post(IMPORT, asked).text
+    assert (sorted(names()), "Created 2 teams." in page) == (["9a", "<b>9b</b>"], True)
+    tokens = list(dict.fromkeys(TOKEN.findall(page)))
+    assert len(tokens) == 2 and all(works(client, token) for token in tokens)
+    assert 'data-reload-as="/admin/teams/"' in page and "<b>9b" not in page
+    assert page.count('<section class="slip">') == 2 and page.count("Ask for a model, such as GPT-5-nano.") == 2
+    again = panel.post(IMPORT, asked).text
+    assert (TOKEN.findall(again), len(names()), again.count("There is a team")) == ([], 2, 2)
+
+
+@pytest.mark.parametrize(("words", "delimiter"), [("commas", ","), ("semicolons", ";")])
+def test_panel_gives_the_tokens_as_a_file_for_spreadsheets(panel: Panel, words: str, delimiter: str):
+    page = panel.post(IMPORT, check(panel, "=9a\n9b\n")).text
+    (address,) = re.findall(rf'href="data:text/csv;charset=utf-8;base64,([^"]+)" [^>]*>CSV with {words}<', page)
+    text = b64decode(unescape(address)).decode()
+    rows = [line.split(delimiter) for line in text.splitlines()]
+    assert [name for name, _ in rows] == ["\ufeffname", "'=9a", "9b"]
+    assert {token for _, token in rows[1:]} == set(TOKEN.findall(page))
+
+
+def test_panel_takes_a_file_and_shows_its_text(panel: Panel, file: Path):
+    page = panel.post(IMPORT, {"list": "left alone", "file": (io.BytesIO(file.read_bytes()), "teams.csv")}).text
+    assert "2 teams can be created" in page and "Name;Quota" in page and "left alone" not in page
+    assert names() == []
+
+
+def test_panel_takes_a_list_as_long_as_may_be(panel: Panel):
+    text = "\n".join(f"{number};;2500000;;{'x' * 190}" for number in range(2000))
+    assert "2,000 teams can be created" in panel.post(IMPORT, {"list": text}).text
+    assert "more than 2,000 teams" in panel.post(IMPORT, {"list": f"{text}\nmore"}).text
+    reply = panel.post(IMPORT, {"list": "x" * 2_100_000})
+    assert (reply.status_code, "larger than 2,016,384 bytes" in reply.text) == (413, True)
+
+
+def test_panel_tells_each_fault_and_creates_none(panel: Panel, team: Member):
+    page = panel.post(IMPORT, {"list": "9a;;many\nteam\n9c", "create": "anything"}).text
+    assert "2 of 3 lines cannot be taken as they are, so no team was created" in page
+    assert "There is a team &#39;team&#39; already." in page and 'name="create"' not in page
+    assert names() == ["team"]
+
+
+def test_panel_asks_again_where_the_list_is_not_the_one_that_was_checked(panel: Panel):
+    asked = check(panel, "9a\n9b")
+    page = panel.post(IMPORT, asked | {"list": "9a\n9c"}).text
+    assert "The list was changed since it was checked. 2 teams can be created" in page
+    assert names() == []
+
+
+def test_panel_says_how_to_save_a_workbook(panel: Panel):
+    page = panel.post(IMPORT, {"list": "", "file": (io.BytesIO(b"PK\x03\x04"), "teams.xlsx")})
+    assert (page.status_code, "Save it as CSV" in page.text) == (200, True)
+
+
+def test_page_of_a_new_token_has_a_slip_of_it(panel: Panel, team: Member):
+    page = panel.post(f"/admin/teams/{team.team.id}/tokens", {"label": "", "expires": ""}).text
+    (slip,) = re.findall(r'<section class="slip">(.*?)</section>', page, re.DOTALL)
+    assert TOKEN.search(slip) and "http://localhost/v1<" in slip and "http://localhost/usage<" in slip
+    assert page.count('id="usage-qr"') == 1 == page.count('href="#usage-qr"')

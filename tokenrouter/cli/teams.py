@@ -96,7 +96,7 @@ def import_teams(file: IO[bytes], dry_run: bool) -> None:
     Each line of FILE is NAME[,GROUP][,QUOTA][,MODELS][,LABEL], parted by commas, semicolons or tabs, below a line of
     headings or not; `-` reads standard input.
     """
-    checked = imports.check(imports.decode(file.read(imports.MOST_BYTES + 1)))
+    checked = imports.check(imports.decode(file.read()))
     try:
         if dry_run:
             checked.raise_faults()
