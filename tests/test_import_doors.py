@@ -168,7 +168,7 @@ def test_panel_takes_a_list_as_long_as_may_be(panel: Panel):
 
 def test_panel_tells_each_fault_and_creates_none(panel: Panel, team: Member):
     page = panel.post(IMPORT, {"list": "9a;;many\nteam\n9c", "create": "anything"}).text
-    assert "2 of 3 lines cannot be taken as they are, so no team was created" in page
+    assert "2 lines have faults, so no team was created" in page and ">1 is good<" in page
     assert "There is a team &#39;team&#39; already." in page and 'name="create"' not in page
     assert names() == ["team"]
 

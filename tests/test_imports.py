@@ -130,6 +130,10 @@ def test_misplaced_quotation_mark_is_told_with_its_line(text: str):
     ]
 
 
+def test_what_tells_excel_the_delimiter_is_nothing_elsewhere():
+    assert [name for name, *_ in read("name\n9a\nsep=;b\n")] == ["9a", "sep=;b"]
+
+
 def test_commas_within_a_quota_do_not_become_models():
     assert faults("9a,Year 9,2,500,000") == [f"Line 1, models '500': {imports.NO_MODEL}"]
 

@@ -34,7 +34,7 @@ MOST_TEAMS = 2000
 MOST_BYTES = 1_000_000
 DELIMITERS = "\t;,"  # of those that part as many lines, the one that is rarest within a cell
 GLANCE = 20_000  # characters by which the delimiter is found
-SEPARATOR_LINE = re.compile(r"sep=([\t;,])\r?\n?")  # by which Excel is told the delimiter
+SEPARATOR_LINE = re.compile(r"\Asep=([\t;,])\r?\n?")  # by which Excel is told the delimiter
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods; .xls
 WIDE_SPACES = re.compile("[\u00a0\u2009\u202f]")  # between thousands
 BETWEEN_MODELS = re.compile(r"[,;|\s]+")
@@ -89,6 +89,11 @@ class TeamList:
         for fault in self.faults:
             by_line[fault.line].append(fault)
         return by_line
+
+    @property
+    def good_rows(self) -> int:
+        """How many rows have no fault."""
+        return sum(row.line not in self.faults_by_line for row in self.rows)
 
     def raise_faults(self) -> None:
         """Raise NotImported where there are some."""
