@@ -17,6 +17,7 @@ PAGES = (
     "/admin/teams/new/",
     "/admin/codes/",
     "/admin/codes/new/",
+    "/admin/teams/import",
     "/admin/groups/",
     "/admin/groups/new/",
     "/admin/logs/",

@@ -291,3 +291,47 @@ def test_bulk_buttons_wait_for_a_selection(visitor: Visitor, furnished: Server):
     expect(page.get_by_text("selected")).to_be_visible()
     reset.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Reset usage of")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_administrator_adds_many_teams_and_prints_a_slip_for_each(visit, size: str):
+    visitor: Visitor = visit(**SIZES[size])
+    page, names = visitor.page, [f"{name} on a {size}"[:200] for name in NASTY_NAMES]
+    visitor.sign_in(PASSWORD)
+    page.get_by_role("link", name="Teams", exact=True).click()
+    page.get_by_role("link", name="Add many").click()
+
+    # paste a list with a fault, and mend it
+    quoted = ['"{}"\t\t5k'.format(name.replace('"', '""')) for name in names]
+    lines = page.get_by_label("A line for each team")
+    lines.fill("\n".join([*quoted, "more\t\tmany"]))
+    page.get_by_role("button", name="Check the list").click()
+    expect(page.get_by_role("heading", name="1 line has faults")).to_be_visible()
+    visitor.check_page()
+    lines.fill("\n".join(quoted))
+    page.get_by_role("button", name="Check again").click()
+    expect(page.get_by_role("heading", name=f"{len(names)} teams can be created")).to_be_visible()
+    visitor.check_page()
+    page.get_by_role("button", name=f"Create {len(names)} teams").click()
+    expect(page.get_by_text(f"Created {len(names)} teams.")).to_be_visible()
+    visitor.check_page()
+
+    # take the tokens as a file
+    with page.expect_download() as download:
+        page.get_by_role("link", name="CSV with commas").click()
+    rows = list(csv.reader(Path(download.value.path()).read_text("utf-8-sig").splitlines()))
+    assert [token for _, token in rows[1:]] == page.locator("td[id^=token-]").all_text_contents()
+
+    # in print there are the slips alone, each with the code of the page that shows the use
+    page.emulate_media(media="print")
+    assert page.locator("main > :visible").count() == 1 == page.locator("body > :visible").count()
+    slips = page.locator(".slip")
+    assert slips.count() == len(names) == page.locator(".slip svg:visible").count()
+    assert all(slip.evaluate("e => e.scrollWidth <= e.clientWidth") for slip in slips.all())
+    assert min(box["width"] for box in (slip.bounding_box() for slip in slips.all())) > 50
+
+    # a reload shows no token again
+    page.emulate_media(media="screen")
+    page.reload()
+    expect(page.get_by_role("heading", name="Teams", level=1)).to_be_visible()
+    assert rows[1][1] not in page.content()

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Blueprint, Flask, Response, abort, redirect, render_template, request, session, url_for
@@ -115,16 +116,28 @@ class PanelView(BaseView):
     The hooks of its blueprint guard it, before Flask-Admin's `is_accessible` would be called, and everything on it.
     """
 
+    largest_forms: Mapping[str, int] = {}
+    """How many bytes the form of a view may have, by its name, where that is more than a page's usually has."""
+
     def create_blueprint(self, admin: Admin) -> Blueprint:
         """Make the blueprint with the hooks on it, so that no other request pays for them."""
         blueprint = super().create_blueprint(admin)
         blueprint.before_request(_turn_strangers_away)
+        blueprint.before_request(self._let_form_be_larger)
         blueprint.before_request(_check_csrf)
         blueprint.after_request(_keep_private)
         blueprint.register_error_handler(HTTPException, _show_error)
         blueprint.register_error_handler(NotFound, _show_error)  # that of the app comes before a blueprint's for all
         blueprint.register_error_handler(SQLAlchemyError, _show_database_error)
         return blueprint
+
+    def _let_form_be_larger(self) -> None:
+        most = self.largest_forms.get((request.endpoint or "").rpartition(".")[2])
+        if most is None:
+            return
+        if (request.content_length or 0) > most:
+            abort(413, f"What you sent is larger than {most:,} bytes, the most that is taken here.")
+        request.max_content_length = request.max_form_memory_size = most
 
     def _run_view(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         # Flask-Admin's own takes any TypeError for a sign of an old signature, and runs the view again

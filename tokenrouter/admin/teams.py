@@ -11,14 +11,15 @@ from flask_admin.contrib.sqla import ModelView
 from markupsafe import Markup
 from werkzeug.datastructures import MultiDict
 
-from tokenrouter import changes, ledger, payload, reports, runtime
+from tokenrouter import changes, ledger, reports
 from tokenrouter import teams as team_store
-from tokenrouter.admin import access, bulk
-from tokenrouter.admin.access import PanelView, actor, settings
+from tokenrouter.admin import access, bulk, slips
+from tokenrouter.admin.access import actor, settings
 from tokenrouter.admin.charts import use_chart
 from tokenrouter.admin.formats import quoted
 from tokenrouter.admin.limit_forms import PERIODS, explain, extras_given, typed_extras
 from tokenrouter.admin.team_forms import GRACES, TeamEditForm, TeamForm, TokenForm, parse_typed_quota
+from tokenrouter.admin.team_imports import TeamImportView
 from tokenrouter.database.tables import Group, Team, db
 from tokenrouter.errors import APIError, NotFound
 from tokenrouter.periods import DAILY, MONTHLY, WEEKLY, Renewal, day_in_words
@@ -34,7 +35,7 @@ NEARNESS = ("exhausted", "over80")
 FILTERS = ("search", "state", "near_quota", "group_id")
 
 
-class TeamView(PanelView, ModelView):
+class TeamView(TeamImportView, ModelView):
     """Teams, changed by the domain alone: no form here saves a row by itself, so none can undo a counter."""
 
     form = TeamForm
@@ -165,8 +166,8 @@ class TeamView(PanelView, ModelView):
             zone=settings().timezone.key,
             now=now,
             allowed=settings().allowed_models,
-            base_url=_base_url(),
-            model=_model_for(team),
+            base_url=slips.base_url(),
+            model=slips.model_for(team),
         )
 
     @expose("/<int:team_id>/tokens", methods=("POST",))
@@ -214,11 +215,9 @@ class TeamView(PanelView, ModelView):
     def _show_token(self, team: Team, bearer_token: str, done: Markup) -> ResponseReturnValue:
         return self.render(
             "admin/token.html",
-            team=team,
-            bearer_token=bearer_token,
+            slip=slips.slip(team, bearer_token),
             done=done.format(quoted(team.name)),
-            base_url=_base_url(),
-            model=_model_for(team),
+            **slips.addresses(),
         )
 
     @expose("/action/", methods=("POST",))
@@ -286,14 +285,3 @@ def _list_query(args: MultiDict[str, str]) -> dict[str, Any]:
 def here() -> str:
     """Return the address of this page, to come back to."""
     return request.full_path.rstrip("?") if request.method == "GET" else request.path
-
-
-def _base_url() -> str:
-    return f"{request.host_url}v1"
-
-
-def _model_for(team: Team) -> str:
-    """Return a model to show in an example."""
-    own = runtime.current()
-    patterns = payload.narrowed(own.settings.allowed_models, team.model_patterns)
-    return payload.example_model(patterns, own.settings.default_model, own.catalogue.known_names(patterns))

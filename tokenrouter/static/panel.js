@@ -25,15 +25,17 @@ function showLocalTimes(root) {
 
 async function copy(button) {
   const source = document.getElementById(button.dataset.copy);
+  button.dataset.words ??= button.textContent;
   try {
     await navigator.clipboard.writeText(source.textContent);
     button.textContent = "Copied";
   } catch {
     // without https there is no clipboard: the text is marked, to be copied by hand
+    source.closest("details")?.setAttribute("open", ""); // what is not shown cannot be marked
     getSelection().selectAllChildren(source);
     button.textContent = document.execCommand("copy") ? "Copied" : "Press Ctrl-C";
   }
-  setTimeout(() => (button.textContent = "Copy"), 2500);
+  setTimeout(() => (button.textContent = button.dataset.words), 2500);
 }
 
 async function fill(element) {
@@ -99,6 +101,10 @@ function prepare(root) {
   for (const button of root.querySelectorAll("button[data-copy]")) {
     button.hidden = false;
     button.addEventListener("click", () => copy(button));
+  }
+  for (const button of root.querySelectorAll("button[data-print]")) {
+    button.hidden = false;
+    button.addEventListener("click", () => print());
   }
   for (const element of root.querySelectorAll("[data-fill]")) fill(element).catch(() => {});
   for (const form of root.querySelectorAll("form[data-bulk]")) watchSelection(form);

@@ -8,6 +8,7 @@ from tokenrouter.teams.api_tokens import (
     rotate_token,
     tokens,
 )
+from tokenrouter.teams.creation import NewTeam, NotCreated, Refusal, create, create_several, why_not
 from tokenrouter.teams.groups import NO_GROUP
 from tokenrouter.teams.groups import create as create_group
 from tokenrouter.teams.groups import delete as delete_group
@@ -34,19 +35,23 @@ from tokenrouter.teams.quotas import (
     parse_quota,
 )
 from tokenrouter.teams.renewals import check_renewal, format_renewal, parse_renewal
-from tokenrouter.teams.teams import create, delete, delete_several, set_active, update
+from tokenrouter.teams.teams import delete, delete_several, set_active, update
 
 __all__ = [
     "KEEP",
     "NO_GROUP",
     "UNLIMITED",
+    "NewTeam",
     "NotANumber",
+    "NotCreated",
     "NotUsable",
+    "Refusal",
     "check_label",
     "check_name",
     "check_renewal",
     "create",
     "create_group",
+    "create_several",
     "create_token",
     "delete",
     "delete_group",
@@ -73,4 +78,5 @@ __all__ = [
     "tokens",
     "update",
     "update_group",
+    "why_not",
 ]

@@ -46,6 +46,14 @@ def create_token(
 
 def add_token(session: Session, team: Team, label: str | None, expires_at: datetime | None) -> tuple[ApiToken, str]:
     """Add a token within a session; return its record and the token itself."""
+    token, bearer_token = new_token(team, label, expires_at)
+    session.add(token)
+    session.flush()
+    return token, bearer_token
+
+
+def new_token(team: Team, label: str | None, expires_at: datetime | None) -> tuple[ApiToken, str]:
+    """Make a token for a team that is stored; return its record, which is not yet, and the token itself."""
     bearer_token = new_bearer_token()
     token = ApiToken(
         team_id=team.id,
@@ -55,8 +63,6 @@ def add_token(session: Session, team: Team, label: str | None, expires_at: datet
         created_at=datetime.now(UTC),
         expires_at=expires_at,
     )
-    session.add(token)
-    session.flush()
     return token, bearer_token
 
 

@@ -19,11 +19,12 @@ from tokenrouter.database.tables import Group, JoinCode, Team, clamp_id, db
 from tokenrouter.errors import CodeClosed, InvalidRequest, NotFound
 from tokenrouter.periods import NEVER_RENEWS, Renewal, read_renewal
 from tokenrouter.teams.api_tokens import end_of_day
+from tokenrouter.teams.creation import NewTeam, NotCreated, add_teams
 from tokenrouter.teams.limits import check_limit, described
 from tokenrouter.teams.lookup import changing, find_group_in, group_id_in
 from tokenrouter.teams.names import check_label, check_name, unique_name
 from tokenrouter.teams.quotas import check_quota
-from tokenrouter.teams.teams import add_team, check_models
+from tokenrouter.teams.teams import check_models
 
 ALPHABET = "23456789CDFHJKMNPQRTVWXY"
 """What is told apart on a wall, and spells no word. Of 24 characters, 12 have 55 bits."""
@@ -192,9 +193,21 @@ def _add_team(session: Session, code: JoinCode, name: str, by: Actor) -> tuple[T
     limits = dict(code.limits)
     quota_tokens, models = limits.pop("quota_tokens"), limits.pop("models")
     renewal = read_renewal(limits.pop("renews"), limits.pop("renews_on"))
-    team = Team(name=name, group_id=code.group_id, models=models, active=True, created_at=datetime.now(UTC))
-    team.join_code_id = code.id
-    return team, add_team(session, team, quota_tokens, renewal, limits, by=by, code=_beginning(code))
+    new = NewTeam(
+        name,
+        quota_tokens,
+        models,
+        renewal=renewal,
+        group=code.group_id,
+        limits=limits,
+        join_code_id=code.id,
+        told={"code": _beginning(code)},
+    )
+    try:
+        (created,) = add_teams(session, [new], by)
+    except NotCreated as refused:
+        raise refused.refusals[0].error from refused
+    return created
 
 
 def _changed(code: JoinCode, before: dict[str, Any] | None = None, after: dict[str, Any] | None = None) -> Changed:

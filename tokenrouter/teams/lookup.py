@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from tokenrouter.database.tables import Group, Team, clamp_id, clamp_text, db, normalized, writing
@@ -79,6 +79,22 @@ def group_id_in(session: Session, which: str | int | None) -> int | None:
         return None if which is None else find_group_in(session, which, locked=True).id
     except NotFound as error:
         raise InvalidRequest(str(error), param="group") from error
+
+
+def group_ids_in(session: Session, which: Iterable[str | int], *, locked: bool = False) -> dict[str | int, int]:
+    """Return the ids of those of these groups that live, by the name or id by which each was asked for.
+
+    They are locked in the order of their ids.
+    """
+    asked = {each: clamp_id(each) if isinstance(each, int) else clamp_text(normalized(each)) for each in which}
+    if not asked:
+        return {}
+    ids, names = ([key for key in asked.values() if isinstance(key, kind)] for kind in (int, str))
+    is_meant = or_(Group.id.in_(ids), Group.name.in_(names)), Group.deleted_at.is_(None)
+    query = select(Group.id, Group.name).where(*is_meant).order_by(Group.id)
+    rows = session.execute(query.with_for_update(key_share=True) if locked else query)
+    found = {key: row.id for row in rows for key in (row.id, row.name)}
+    return {each: found[key] for each, key in asked.items() if key in found}
 
 
 def find_group(which: str | int) -> Group:

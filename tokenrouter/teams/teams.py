@@ -1,10 +1,10 @@
-"""Create, change and delete teams.
+"""Change and delete teams.
 
 Every function is one transaction, which records who made the change, and commits. A team is identified by its name,
 or by its id, which is an int.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,8 +19,7 @@ from tokenrouter.database.columns import is_yes
 from tokenrouter.database.tables import ApiToken, Team
 from tokenrouter.errors import InvalidRequest
 from tokenrouter.payload import narrowed
-from tokenrouter.periods import NEVER_RENEWS, Renewal
-from tokenrouter.teams.api_tokens import add_token
+from tokenrouter.periods import Renewal
 from tokenrouter.teams.limits import KEEP, Keep, change_limits, described
 from tokenrouter.teams.lookup import changing, find_in, find_several_in, group_id_in
 from tokenrouter.teams.names import check_name, unique_name
@@ -44,52 +43,7 @@ def check_models(text: str | None) -> str | None:
     return ",".join(names)
 
 
-def create(
-    name: str,
-    quota_tokens: int | None = None,
-    models: str | None = None,
-    *,
-    active: bool = True,
-    renewal: Renewal = NEVER_RENEWS,
-    group: str | int | None = None,
-    by: Actor,
-    **limits: int | None,
-) -> tuple[Team, str]:
-    """Create a team with its first token; return both, the token for the only time.
-
-    `group` is the name or id of one; `limits` has those of PACES, and `budget`. Raises InvalidRequest and NameTaken.
-    """
-    team = Team(name=check_name(name), models=check_models(models), active=active, created_at=datetime.now(UTC))
-    with unique_name("team", team.name), changing() as session:
-        team.group_id = group_id_in(session, group)
-        bearer_token = add_team(session, team, quota_tokens, renewal, limits, by=by)
-    return team, bearer_token
-
-
-def add_team(
-    session: Session,
-    team: Team,
-    quota_tokens: int | None,
-    renewal: Renewal,
-    limits: Mapping[str, int | None],
-    *,
-    by: Actor,
-    code: str | None = None,
-) -> str:
-    """Add a team with its first token within a session, which is recorded; return the token itself.
-
-    `code` is what the record tells of the one that it was made by. Raises InvalidRequest.
-    """
-    session.add(team)
-    session.flush()
-    change_limits(session, team, quota_tokens, renewal, **limits)
-    token, bearer_token = add_token(session, team, None, None)
-    after = _fields(team) | ({"code": code} if code else {}) | {"token": token.prefix}
-    changes.record(session, by, changes.TEAM_CREATE, Changed(team.id, team.name, after=after))
-    return bearer_token
-
-
-def _fields(team: Team) -> dict[str, Any]:
+def described_team(team: Team) -> dict[str, Any]:
     """Return what people set of a team; None for a state that cannot be read."""
     return described(team) | {"group": team.group_name, "active": is_yes(team.active), "models": team.models}
 
@@ -114,7 +68,7 @@ def update(
     with unique_name("team", rename or str(which)), changing() as session:
         group_id = KEEP if group is Keep.KEEP else group_id_in(session, group)  # before the team: in the order of locks
         team = find_in(session, which, locked=True)
-        before = _fields(team)
+        before = described_team(team)
         if rename is not None:
             team.name = check_name(rename)
         if active is not None:
@@ -126,7 +80,7 @@ def update(
         change_limits(session, team, quota_tokens, renewal, **limits)
         session.flush()
         session.refresh(team, ["group_name"])
-        changed = {name: value for name, value in _fields(team).items() if value != before[name]}
+        changed = {name: value for name, value in described_team(team).items() if value != before[name]}
         if changed:
             old = {name: before[name] for name in changed}
             changes.record(session, by, changes.TEAM_UPDATE, Changed(team.id, before["name"], old, changed))
@@ -170,5 +124,5 @@ def _delete(session: Session, teams: list[Team], by: Actor) -> None:
     session.execute(update_rows(Team).where(Team.id.in_(ids)).values(deleted_at=now))
     is_theirs = ApiToken.team_id.in_(ids), ApiToken.revoked_at.is_(None)
     session.execute(update_rows(ApiToken).where(*is_theirs).values(revoked_at=now))
-    lost = [Changed(team.id, team.name, _fields(team) | {"used_tokens": team.used_tokens}) for team in teams]
+    lost = [Changed(team.id, team.name, described_team(team) | {"used_tokens": team.used_tokens}) for team in teams]
     changes.record(session, by, changes.TEAM_DELETE, *lost)
