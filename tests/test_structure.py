@@ -16,7 +16,7 @@ from tokenrouter.config import SETTINGS
 PACKAGE = ROOT / "tokenrouter"
 LADDER = (
     "troubles",
-    "config errors untrusted_json periods money price_proposals qr spreadsheet docs standin",
+    "config errors untrusted_json periods money natural_order figures price_proposals qr spreadsheet docs standin",
     "database provider metering request_body first_start unknown_paths cors",
     "auth changes payload reports worker",
     "ledger teams alerts",
