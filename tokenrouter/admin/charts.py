@@ -11,6 +11,7 @@ import pygal
 from markupsafe import Markup
 
 from tokenrouter import money
+from tokenrouter.figures import short
 from tokenrouter.reports import DailyUse, Series
 
 # pygal hooks into the import of maps that nobody has here; its hook is of a kind that Python warns of or passes over
@@ -18,7 +19,6 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder,
 
 TITLES = {"tokens": "Tokens a day", "money": "Cost a day"}
 WIDTH, HEIGHT = 960, 260
-SCALED = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
 GREYS = (8, 9)
 
 
@@ -34,14 +34,6 @@ class Chart:
     title: str
     write: Callable[[int], str]
     """Writes an amount, exactly."""
-
-
-def short(number: float) -> str:
-    """Write a number in few characters: `2.5M`, `12.3k`, `950`."""
-    for unit, letter in SCALED:
-        if abs(number) >= unit * 0.9995:
-            return f"{number / unit:.1f}".rstrip("0").rstrip(".") + letter
-    return f"{number:.0f}"
 
 
 def use_chart(daily: DailyUse, currency: str = "") -> Chart | None:
