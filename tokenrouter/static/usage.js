@@ -271,8 +271,9 @@ function showModels(models) {
     exact.format(use.total_tokens),
     all ? percent.format(use.total_tokens / all) : "–",
   ]);
-  const columns = [["Model", "model"], ["Requests", "num"], ["Failed", "num"], ["Tokens", "num"], ["Share", "num"]];
-  byId("by-model").replaceChildren(rows.length ? table("Use by model", columns, rows) : nothing("No calls in the last 30 days", ""));
+  const numbers = ["Requests", "Failed", "Tokens", "Share"].map((name) => [name, "num wide", { label: name }]);
+  const columns = [["Model", "model wide"], ...numbers];
+  byId("by-model").replaceChildren(rows.length ? table("Use by model", columns, rows, "cards") : nothing("No calls in the last 30 days", ""));
 }
 
 function showCalls(calls) {
