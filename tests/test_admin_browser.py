@@ -179,12 +179,12 @@ def test_every_page_can_be_used_by_everyone(visit, furnished: Server, size: str,
         f"/admin/teams/{ids[0]}/edit/",
         "/admin/logs/1/",
         "/admin/nowhere/",
+        "/nowhere",
     ):
         visitor.open(path)
-        for details in visitor.page.locator("details").all():
-            details.evaluate("element => { element.open = true }")
-        if path != "/admin/nowhere/":
-            visitor.check_page()
+        visitor.page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
+        visitor.check_page()
+        visitor.check_width(zoom=2)
     visitor.open("/admin/settings/")
     visitor.page.get_by_role("button", name="Ask the provider").click()
     expect(visitor.page.get_by_text("The provider answers, accepts the key")).to_be_visible()
@@ -233,6 +233,25 @@ def test_dashboard_that_stays_open_shows_what_is_so_now(visitor: Visitor, furnis
     expect(page.get_by_role("group", name="Nearest to their quota").get_by_role("link", name=name)).to_be_visible()
     expect(page.get_by_text("The provider answers")).to_be_visible()
     assert visitor.complaints == []
+
+
+def test_page_that_cannot_be_renewed_says_since_when_until_it_can(visitor: Visitor, furnished: Server):
+    page = visitor.page
+    page.clock.install()
+    visitor.open("/admin/")
+    page.route("**/admin/", lambda route: route.abort())
+    page.clock.run_for(61_000)
+    banner = page.get_by_role("alert")
+    expect(banner).to_contain_text(re.compile(r"No contact since \d\d:\d\d\."))
+    assert (
+        page.locator(".dot-good").first.evaluate("dot => getComputedStyle(dot).backgroundColor") == "rgb(138, 147, 165)"
+    )
+    page.unroute("**/admin/")
+    page.clock.run_for(61_000)
+    expect(banner).to_have_count(0)
+    assert (
+        page.locator(".dot-good").first.evaluate("dot => getComputedStyle(dot).backgroundColor") == "rgb(47, 158, 95)"
+    )
 
 
 def test_dashboard_is_not_renewed_under_the_fingers_of_whoever_types(visitor: Visitor, furnished: Server):

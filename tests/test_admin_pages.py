@@ -15,9 +15,9 @@ from flask.testing import FlaskClient
 from sqlalchemy import update
 
 from tokenrouter import teams
-from tokenrouter.admin.charts import short
 from tokenrouter.changes import Actor
 from tokenrouter.database.tables import ApiToken, RequestLog, db, writing
+from tokenrouter.figures import short
 from tokenrouter.spreadsheet import cell
 from tokenrouter.standin import StandInProvider
 
@@ -334,7 +334,17 @@ def test_refused_key_is_told_in_words_and_not_shown(panel: Panel, provider: Stan
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0, "0"), (950, "950"), (999_950, "1M"), (12_345, "12.3k"), (2_500_000, "2.5M"), (10**15, "1000T")],
+    [
+        (0, "0"),
+        (950, "950"),
+        (999_950, "1M"),
+        (12_345, "12.3k"),
+        (2_500_000, "2.5M"),
+        (107_000, "107k"),
+        (1_250, "1.3k"),
+        (10**15, "1,000T"),
+        (-1_500, "-1.5k"),
+    ],
 )
 def test_numbers_are_shortened(number: int, text: str):
     assert short(number) == text

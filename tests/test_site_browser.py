@@ -9,6 +9,8 @@ from conftest import Server, hello
 from playwright.sync_api import Browser, expect
 from serving import post, running_service
 
+from tokenrouter.figures import short
+
 pytestmark = pytest.mark.slow
 
 LOOKS = [({**DESKTOP, "color_scheme": "light"}, "desktop"), ({**PHONE, "color_scheme": "dark"}, "phone")]
@@ -75,6 +77,13 @@ def test_exhausted_quota_is_told(visit, service: Server):
     show_usage(visitor, service.create_team("Exhausted", 0))
     expect(visitor.page.get_by_text("Nothing is left: calls are refused")).to_be_visible()
     visitor.check_page()
+
+
+def test_numbers_are_shortened_as_in_the_panel(visit):
+    visitor: Visitor = visit()
+    visitor.open("/usage")
+    numbers = [0, 950, 1_249, 1_250, -1_500, 107_000, 999_499, 999_950, 2_550_000, 10**9, 10**15]
+    assert visitor.page.evaluate("numbers => numbers.map(brief)", numbers) == [short(number) for number in numbers]
 
 
 def test_unknown_token_is_told_and_not_kept(visit):

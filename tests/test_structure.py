@@ -15,8 +15,8 @@ from tokenrouter.config import SETTINGS
 
 PACKAGE = ROOT / "tokenrouter"
 LADDER = (
-    "troubles",
-    "addresses config errors untrusted_json periods money price_proposals qr spreadsheet docs standin",
+    "troubles addresses natural_order figures qr spreadsheet",
+    "config errors untrusted_json periods money price_proposals docs standin",
     "database provider metering request_body first_start unknown_paths cors",
     "attempts auth changes payload reports worker",
     "ledger teams alerts",

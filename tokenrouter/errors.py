@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import orjson
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Response, current_app, g, render_template, request
 from sqlalchemy.exc import DBAPIError, TimeoutError
 from werkzeug.exceptions import (
     ClientDisconnected,
@@ -30,6 +30,7 @@ TURNED_AWAY = "tokenrouter.turned_away"
 """Where an app has the function that counts refusals which the log has no row of."""
 UNKNOWN_MODEL = "unknown model: "
 """Begins the reason in the log where the provider has no model of the name, whatever its code says."""
+PAGES = "tokenrouter.error_pages"
 
 
 class APIError(Exception):
@@ -308,7 +309,8 @@ def new_request_id() -> str:
 
 
 def init_app(app: Flask) -> None:
-    """Register the handlers; all other paths keep Flask's own pages."""
+    """Register the handlers."""
+    app.extensions[PAGES] = {}
     app.register_error_handler(APIError, render)
     app.register_error_handler(HTTPException, _translate)
     for kind in DATABASE_ERRORS:
@@ -335,28 +337,48 @@ def _tell_operator(error: APIError) -> None:
     troubles.warn(f"{error.status} {kind}", "Calls are answered %d %s: %s%s", error.status, kind, error.message, why)
 
 
-def _without_database(error: Exception) -> Response | HTTPException:
+def _without_database(error: Exception) -> Response:
     refusal = StorageUnavailable()
     refusal.__cause__ = error
     if is_api_path(request.path):
         return render(refusal)
     _tell_operator(refusal)
-    return ServiceUnavailable(refusal.message)
+    return page(ServiceUnavailable(refusal.message))
 
 
-def _translate(error: HTTPException) -> Response | HTTPException:
+def _translate(error: HTTPException) -> Response:
     """Give Flask's own errors OpenAI's shape. Unknown paths reach no blueprint, so the path itself is looked at."""
     cause = error.original_exception if isinstance(error, InternalServerError) else None
     if cause is not None:
         logger.error("%s %s failed", request.method, request.path)
     if not is_api_path(request.path):
-        return page_error(error)
+        return page(error)
     return render(_as_api_error(error))
+
+
+def show_below(app: Flask, prefix: str, show: Callable[[HTTPException], Response]) -> None:
+    """Have the pages of errors below a path made by the room that serves it."""
+    app.extensions[PAGES][prefix] = show
+
+
+def page(error: HTTPException) -> Response:
+    """Return the page of an error, with the look of the pages about it."""
+    rooms: Mapping[str, Callable[[HTTPException], Response]] = current_app.extensions[PAGES]
+    for prefix, show in rooms.items():
+        if request.path.startswith(f"{prefix}/"):
+            return show(error)
+    error = page_error(error)
+    text = render_template("pages/error.html", heading=error.name, message=error.description)
+    return Response(text, error.code, error.get_headers())
 
 
 def page_error(error: HTTPException) -> HTTPException:
     """Return what a page says of an error: whoever is still there to read that a form broke off was too slow."""
-    return RequestTimeout() if isinstance(error, ClientDisconnected) else error
+    if isinstance(error, ClientDisconnected):
+        return RequestTimeout()
+    if error.code == 404 and error.description == type(error).description:
+        error.description = "There is nothing at this address."
+    return error
 
 
 def is_api_path(path: str) -> bool:

@@ -2,23 +2,34 @@
 
 import logging
 import os
-import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from flask import Blueprint, Flask, Response, abort, redirect, render_template, request, session, url_for
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    abort,
+    g,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    session,
+    url_for,
+)
 from flask.typing import ResponseReturnValue
 from flask_admin import Admin, BaseView
 from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_wtf.csrf import validate_csrf
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, NotFound
-from werkzeug.wrappers import Response as BaseResponse
 from wtforms import ValidationError
 
 from tokenrouter import addresses, attempts, changes, errors, runtime
-from tokenrouter.admin import browsers, password, sessions, sockets
+from tokenrouter.admin import browsers, kept_forms, own_pages, password, sessions, sockets
+from tokenrouter.admin.kept_forms import KeptForm
 from tokenrouter.changes import Actor
 from tokenrouter.config import Settings
 from tokenrouter.database import schema
@@ -26,7 +37,8 @@ from tokenrouter.database import schema
 logger = logging.getLogger(__name__)
 
 OPEN_ENDPOINTS = ("admin.login_view", "admin.static")
-OWN_PAGE = re.compile(r"/admin(?:[/?][^\\]*)?")  # browsers take a backslash for a slash
+FORM_ENDED = "This form is no longer valid. Its page is older than your session."
+SIGNED_OUT = "You were signed out when it was sent."
 
 
 class Administrator(UserMixin):
@@ -46,6 +58,7 @@ def init_app(app: Flask) -> None:
     manager.user_loader(_administrator)
     app.login_manager = manager  # type: ignore[attr-defined]
     app.config["WTF_CSRF_TIME_LIMIT"] = None  # as long as the session: pages stay open all day
+    errors.show_below(app, "/admin", _show_outside_views)
 
 
 def settings() -> Settings:
@@ -58,12 +71,16 @@ def _administrator(session_id: str) -> Administrator | None:
     return Administrator(session_id) if is_open else None
 
 
-def sign_in(response: BaseResponse) -> BaseResponse:
-    """Begin a new session for the administrator, nothing of an older one stays; and know the browser from now on."""
+def sign_in(answer: Callable[[], ResponseReturnValue]) -> Response:
+    """Begin a new session for the administrator, nothing of an older one stays; and know the browser from now on.
+
+    The answer is made in the new session.
+    """
     password_print = password.password_fingerprint(settings())
     session.clear()
     session.permanent = True
     login_user(Administrator(sessions.begin(password_print)))
+    response = make_response(answer())
     browsers.remember(response, request, password_print)
     return response
 
@@ -106,8 +123,7 @@ def actor() -> Actor:
 
 def safe_target(target: str | None) -> str:
     """Return a path of the panel to go on to; the dashboard in place of any other address."""
-    is_ours = target and target.isprintable() and OWN_PAGE.fullmatch(target)
-    return target if target and is_ours else url_for("admin.index")
+    return target if target and own_pages.is_own(target) else url_for("admin.index")
 
 
 class PanelView(BaseView):
@@ -147,17 +163,40 @@ class PanelView(BaseView):
 def _turn_strangers_away() -> ResponseReturnValue | None:
     if request.endpoint in OPEN_ENDPOINTS or current_user.is_authenticated:
         return None
+    if (kept := kept_forms.sent_now()) and request.endpoint != "admin.logout_view":
+        return show_sign_in(kept=kept.to_be_carried()), 401
     target = request.full_path.rstrip("?") if request.method == "GET" else None
     return redirect(url_for("admin.login_view", next=target if target != url_for("admin.index") else None))
 
 
-def _check_csrf() -> None:
+def show_sign_in(problem: str | None = None, kept: KeptForm | None = None) -> str:
+    """Return the page that asks for the password; what was typed into another form goes through it."""
+    target = kept.page if kept else safe_target(request.values.get("next"))
+    return render_template("admin/login.html", target=target, problem=problem, kept=kept)
+
+
+def show_unsaved(kept: KeptForm | None, reason: str) -> str:
+    """Return the page that says that nothing was saved, with what was typed, and a button that sends it again."""
+    return render_template("admin/unsaved.html", kept=kept, reason=reason)
+
+
+def _check_csrf() -> ResponseReturnValue | None:
     if request.method in ("GET", "HEAD", "OPTIONS"):
-        return
+        return None
     try:
         validate_csrf(request.form.get("csrf_token"))
     except ValidationError:
-        abort(400, "This form is no longer valid. Go back, reload the page, and send it again.")
+        return _show_invalid_form(), 400
+    return None
+
+
+def _show_invalid_form() -> str:
+    if request.endpoint != "admin.login_view":
+        return show_unsaved(kept_forms.sent_now(), FORM_ENDED)
+    kept = kept_forms.carried()
+    if current_user.is_authenticated:
+        return show_unsaved(kept, FORM_ENDED)
+    return show_sign_in("This page was open for too long. Type the password again.", kept)
 
 
 def _keep_private(response: Response) -> Response:
@@ -176,5 +215,15 @@ def _show_error(error: HTTPException) -> ResponseReturnValue:
 def _show_database_error(error: SQLAlchemyError) -> ResponseReturnValue:
     logger.error("%s %s: the database failed: %s", request.method, request.path, schema.cause_of(error))
     message = f"The database failed: {schema.cause_of(error)}. Nothing was changed by this request. Try again."
-    page = render_template("admin/error.html", heading="The database does not answer", message=message, signed_in=False)
-    return page, 503
+    is_known = "_login_user" in g  # else the database, which fails, would be asked who is there
+    heading = "The database does not answer"
+    return render_template("admin/error.html", heading=heading, message=message, signed_in=is_known), 503
+
+
+def _show_outside_views(error: HTTPException) -> Response:
+    """Answer where no view of the panel is reached: strangers get the sign-in, as everywhere."""
+    try:
+        answer = _turn_strangers_away() or _show_error(error)
+    except SQLAlchemyError as failure:
+        answer = _show_database_error(failure)
+    return _keep_private(make_response(answer))

@@ -9,8 +9,10 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 import pygal
 from markupsafe import Markup
+from pygal.style import Style
 
 from tokenrouter import money
+from tokenrouter.figures import short
 from tokenrouter.reports import DailyUse, Series
 
 # pygal hooks into the import of maps that nobody has here; its hook is of a kind that Python warns of or passes over
@@ -18,7 +20,7 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder,
 
 TITLES = {"tokens": "Tokens a day", "money": "Cost a day"}
 WIDTH, HEIGHT = 960, 260
-SCALED = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
+LABELS = Style(label_font_size=14, major_label_font_size=14)  # as large as on a phone: pygal leaves room for them
 GREYS = (8, 9)
 
 
@@ -34,14 +36,8 @@ class Chart:
     title: str
     write: Callable[[int], str]
     """Writes an amount, exactly."""
-
-
-def short(number: float) -> str:
-    """Write a number in few characters: `2.5M`, `12.3k`, `950`."""
-    for unit, letter in SCALED:
-        if abs(number) >= unit * 0.9995:
-            return f"{number / unit:.1f}".rstrip("0").rstrip(".") + letter
-    return f"{number:.0f}"
+    scale: Markup
+    """The figures at the left, once more, which stay where they are as the drawing is scrolled."""
 
 
 def use_chart(daily: DailyUse, currency: str = "") -> Chart | None:
@@ -59,7 +55,7 @@ def use_chart(daily: DailyUse, currency: str = "") -> Chart | None:
     if daily.unit == "money":
         label = write = told = partial(_money, currency=currency)
     svg = _stacked_bars(daily, colours, title, label, told)
-    return Chart(svg, daily.days, daily.series, colours, totals, title, write)
+    return Chart(_markup(svg), daily.days, daily.series, colours, totals, title, write, _markup(_scale(svg)))
 
 
 def _money(amount: float, currency: str) -> str:
@@ -73,13 +69,14 @@ def day_label(day: date) -> str:
 
 def _stacked_bars(
     daily: DailyUse, colours: Sequence[int], title: str, label: Callable[[float], str], told: Callable[[int], str]
-) -> Markup:
+) -> Element:
     chart = pygal.StackedBar(
         css=(),
         js=(),
         width=WIDTH,
         height=HEIGHT,
         margin=6,
+        style=LABELS,
         show_legend=False,
         max_scale=5,
         truncate_label=-1,
@@ -94,6 +91,21 @@ def _stacked_bars(
     _strip(svg, title)
     for index, (each, colour) in enumerate(zip(daily.series, colours, strict=True)):
         _tell_figures(svg, index, each, colour, daily.days, told)
+    return svg
+
+
+def _scale(svg: Element) -> Element:
+    """Draw the figures of the y axis alone."""
+    plot = next(each for each in svg.iter("g") if each.get("class") == "plot")
+    place = plot.get("transform", "")
+    left = place.removeprefix("translate(").partition(",")[0]
+    scale = Element("svg", {"class": "chart scale", "viewBox": f"0 0 {left} {HEIGHT}", "aria-hidden": "true"})
+    axis = SubElement(scale, "g", {"class": "axis y", "transform": place})
+    axis.extend(next(each for each in plot if "axis y" in each.get("class", "")).iter("text"))
+    return scale
+
+
+def _markup(svg: Element) -> Markup:
     return Markup(tostring(svg, encoding="unicode"))  # noqa: S704 - the XML writer escapes every text
 
 

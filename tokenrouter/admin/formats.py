@@ -11,8 +11,8 @@ from flask import Flask, current_app, url_for
 from flask_wtf.csrf import generate_csrf
 from markupsafe import Markup
 
-from tokenrouter.admin.charts import short
 from tokenrouter.database.log_status import describe
+from tokenrouter.figures import short
 from tokenrouter.money import decimal_string, shown
 from tokenrouter.teams import format_quota
 

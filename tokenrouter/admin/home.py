@@ -8,7 +8,7 @@ from flask_admin import AdminIndexView, expose
 from flask_login import current_user
 
 from tokenrouter import attempts, prices, reports, runtime
-from tokenrouter.admin import access, password
+from tokenrouter.admin import access, kept_forms, password
 from tokenrouter.admin.access import PanelView, settings
 from tokenrouter.admin.charts import use_chart
 from tokenrouter.admin.failures import by_side
@@ -70,10 +70,13 @@ class HomeView(PanelView, AdminIndexView):
         target = access.safe_target(request.values.get("next"))
         if current_user.is_authenticated:
             return redirect(target)
+        kept = kept_forms.carried()
         problem, status = self._try_password() if request.method == "POST" else (None, 200)
-        if request.method == "POST" and problem is None:
-            return access.sign_in(redirect(target))
-        return self.render("admin/login.html", target=target, problem=problem), status
+        if request.method != "POST" or problem is not None:
+            return access.show_sign_in(problem, kept), status
+        if kept is None:
+            return access.sign_in(lambda: redirect(target))
+        return access.sign_in(lambda: access.show_unsaved(kept, access.SIGNED_OUT))
 
     def _try_password(self) -> tuple[str | None, int]:
         """Return what to say to whoever stays outside, and the status."""

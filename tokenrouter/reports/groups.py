@@ -9,6 +9,7 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from tokenrouter.database.tables import Group, GroupUsageDaily, Team, clamp_id
+from tokenrouter.natural_order import by_name
 from tokenrouter.reports.days import day_of
 from tokenrouter.reports.limits import Nearness, Use, nearness_of, share_of, use_of
 from tokenrouter.reports.reading import reading
@@ -47,8 +48,8 @@ LIVING = select(Group, MEMBERS.label("teams")).where(Group.deleted_at.is_(None))
 def groups() -> list[GroupUse]:
     """Return all living groups by name."""
     with reading() as connection, Session(connection) as session:
-        rows = session.execute(LIVING.order_by(func.lower(Group.name), Group.id)).all()
-        return [GroupUse(**use_of(group), teams=teams) for group, teams in rows]
+        uses = [GroupUse(**use_of(group), teams=teams) for group, teams in session.execute(LIVING)]
+    return sorted(uses, key=by_name)
 
 
 def group_detail(group_id: int, now: datetime | None = None) -> GroupDetail | None:
@@ -65,7 +66,7 @@ def group_detail(group_id: int, now: datetime | None = None) -> GroupDetail | No
         return GroupDetail(
             GroupUse(**use_of(row.Group), teams=row.teams),
             row.Group.created_at,
-            [TeamUse(**team_use(team)) for team in session.scalars(members.order_by(func.lower(Team.name), Team.id))],
+            [TeamUse(**team_use(team)) for team in sorted(session.scalars(members), key=by_name)],
             int(requests or 0),
             int(tokens or 0),
         )
@@ -73,9 +74,9 @@ def group_detail(group_id: int, now: datetime | None = None) -> GroupDetail | No
 
 def group_names() -> dict[int, str]:
     """Return the names of the living groups, by id, in order."""
-    query = select(Group.id, Group.name).where(Group.deleted_at.is_(None)).order_by(func.lower(Group.name), Group.id)
+    query = select(Group.id, Group.name).where(Group.deleted_at.is_(None))
     with reading() as connection:
-        return dict(connection.execute(query).all())
+        return dict(sorted(connection.execute(query).all(), key=by_name))
 
 
 def groups_near(nearness: Nearness) -> int:

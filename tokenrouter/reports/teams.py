@@ -17,6 +17,7 @@ from tokenrouter.database.tables import (
     clamp_text,
     normalized,
 )
+from tokenrouter.natural_order import by_name
 from tokenrouter.reports.days import day_of
 from tokenrouter.reports.limits import Nearness, Use, nearness_of, share_of, taken_of, use_of
 from tokenrouter.reports.reading import reading
@@ -111,7 +112,7 @@ ROWS = select(
     LAST_USED_AT.label("last_used_at"),
 ).where(Team.deleted_at.is_(None))
 SORTS: dict[str, SQLColumnExpression[Any]] = {
-    "name": func.lower(Team.name),
+    "name": Team.name,
     "quota": Team.quota_tokens,
     "used": Team.used_tokens,
     "remaining": Team.allowance_tokens - TAKEN,
@@ -144,13 +145,23 @@ def teams_page(
     fitting = _fitting((search or "").strip(), state, near_quota, group_id)
     key = SORTS[sort]
     order = (key.desc() if descending else key.asc()).nulls_last(), Team.id
-    shown = select(Team.id).where(*fitting).order_by(*order).limit(per_page).offset(clamp_id((page - 1) * per_page))
+    skipped = clamp_id((page - 1) * per_page)
+    shown = select(Team.id).where(*fitting).order_by(*order).limit(per_page).offset(skipped)
     since = {"since": _first_day(now or datetime.now(UTC), LATELY_DAYS)}
     with reading() as connection, Session(connection) as session:
         total = connection.execute(select(func.count()).select_from(Team).where(*fitting)).scalar_one()
-        ids = list(connection.execute(shown, since).scalars())
+        if sort == "name":
+            ids = _ids_by_name(connection, fitting, descending)[skipped : skipped + per_page]
+        else:
+            ids = list(connection.execute(shown, since).scalars())
         rows = {row.Team.id: _team_row(row) for row in session.execute(ROWS.where(Team.id.in_(ids)), since)}
     return TeamsPage([rows[team_id] for team_id in ids], total)
+
+
+def _ids_by_name(connection: Connection, fitting: list[ColumnElement[bool]], descending: bool) -> list[int]:
+    """Return all teams that fit, in the order of people, which no database knows."""
+    rows = connection.execute(select(Team.id, Team.name).where(*fitting)).all()
+    return [team_id for team_id, _ in sorted(rows, key=by_name, reverse=descending)]
 
 
 def _fitting(

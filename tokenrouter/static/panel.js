@@ -1,7 +1,9 @@
 // Comforts on top of pages that work without them.
 "use strict";
 
+const PATIENCE_MS = 20_000;
 const formats = {
+  clock: { timeStyle: "short" },
   plain: { dateStyle: "medium", timeStyle: "short" },
   today: { timeStyle: "medium" },
   thisYear: { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" },
@@ -73,17 +75,46 @@ function nameZone(input) {
   for (const name of document.querySelectorAll("[data-zone-name]")) name.textContent = "";
 }
 
-// A page that stays open all day shows what is so now, except while somebody is doing something on it.
+// A page that stays open all day shows what is so now, except while somebody is doing something on it; and it says so
+// where that cannot be had.
 async function renew(main) {
+  const asked = { headers: { "X-Requested-With": "fetch" }, redirect: "manual", signal: AbortSignal.timeout(PATIENCE_MS) };
+  const answer = await fetch(location.href, asked);
   const isUsed = main.querySelector(":focus, details[open]") !== null || !getSelection().isCollapsed;
-  if (document.hidden || isUsed) return;
-  const answer = await fetch(location.href, { headers: { "X-Requested-With": "fetch" }, redirect: "manual" });
-  if (answer.type === "opaqueredirect") location.reload(); // the session is over: to the sign-in
-  if (!answer.ok) return;
-  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
+  if (answer.type === "opaqueredirect" && !isUsed) location.reload(); // the session is over: to the sign-in
+  if (answer.status >= 400) return showNoContact(main, `The answer is status ${answer.status}.`);
+  const page = await answer.text();
+  showContact(main);
+  if (!answer.ok || isUsed) return;
+  const fresh = new DOMParser().parseFromString(page, "text/html").querySelector("main");
   main.replaceChildren(...fresh.childNodes);
   prepare(main);
-  if (!("renewS" in fresh.dataset)) clearInterval(renewal);
+  if (!("renewS" in fresh.dataset)) delete main.dataset.renewS;
+}
+
+function showContact(main) {
+  lastContact = new Date();
+  document.querySelector(".no-contact")?.remove();
+  main.classList.remove("stale");
+}
+
+function showNoContact(main, why = "") {
+  main.classList.add("stale");
+  const isToday = lastContact.toDateString() === new Date().toDateString();
+  const since = (isToday ? formats.clock : formats.plain).format(lastContact);
+  const words = `No contact since ${since}. What this page shows is as of then. ${why}`;
+  const banner = document.querySelector(".no-contact") ?? document.createElement("div");
+  if (banner.textContent === words) return; // it was read out already
+  banner.className = "banner banner-bad no-contact";
+  banner.setAttribute("role", "alert");
+  banner.textContent = words;
+  main.before(banner);
+}
+
+async function keepRenewing(main) {
+  clearTimeout(renewal);
+  if (!document.hidden) await renew(main).catch(() => showNoContact(main));
+  if ("renewS" in main.dataset) renewal = setTimeout(keepRenewing, 1000 * main.dataset.renewS, main);
 }
 
 // A second press, while the first is on its way, would be answered in place of it, and the token be lost.
@@ -114,7 +145,11 @@ function prepare(root) {
 
 prepare(document);
 const main = document.querySelector("main[data-renew-s]");
-const renewal = main && setInterval(() => renew(main).catch(() => {}), 1000 * main.dataset.renewS);
+let lastContact = new Date();
+let renewal = main && setTimeout(keepRenewing, 1000 * main.dataset.renewS, main);
+document.addEventListener("visibilitychange", () => {
+  if (main && !document.hidden && Date.now() - lastContact > 1000 * main.dataset.renewS) keepRenewing(main);
+});
 
 // A page that shows a new token came from a POST: reloading it must not make another one.
 const settled = document.querySelector("[data-reload-as]");

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from tokenrouter.database.tables import Group, Team, clamp_id, clamp_text, db, normalized, writing
 from tokenrouter.errors import InvalidRequest, NotFound
+from tokenrouter.natural_order import by_name
 
 
 @contextmanager
@@ -109,7 +110,8 @@ def find_group(which: str | int) -> Group:
 def living_groups() -> list[Group]:
     """Return all living groups by name, detached."""
     with Session(db.engine) as session:
-        return list(session.scalars(select(Group).where(Group.deleted_at.is_(None)).order_by(Group.name)))
+        groups = session.scalars(select(Group).where(Group.deleted_at.is_(None))).all()
+    return sorted(groups, key=by_name)
 
 
 def ids_of_groups_ever_named(name: str) -> list[int]:
@@ -145,4 +147,5 @@ def ids_ever_named(name: str) -> list[int]:
 def living() -> list[Team]:
     """Return all living teams by name, detached."""
     with Session(db.engine) as session:
-        return list(session.scalars(select(Team).where(Team.deleted_at.is_(None)).order_by(Team.name)))
+        teams = session.scalars(select(Team).where(Team.deleted_at.is_(None))).all()
+    return sorted(teams, key=by_name)
