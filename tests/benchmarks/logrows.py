@@ -62,6 +62,12 @@ STATEMENTS = (
         sum(status IN ('provider_error', 'rejected', 'interrupted')), sum(prompt_tokens), sum(completion_tokens),
         sum(charged_tokens)
     FROM request_logs GROUP BY day, team_id + 0, model""",
+    """INSERT INTO token_usage_daily (day, token_id, model, requests, errors, prompt_tokens, completion_tokens,
+        total_tokens)
+    SELECT date(created_at) AS day, token_id, model, count(*),
+        sum(status IN ('provider_error', 'rejected', 'interrupted')), sum(prompt_tokens), sum(completion_tokens),
+        sum(charged_tokens)
+    FROM request_logs GROUP BY day, token_id + 0, model""",
     """UPDATE teams SET settled_tokens =
     coalesce((SELECT sum(total_tokens) FROM usage_daily WHERE team_id = teams.id), 0)""",
     """UPDATE teams SET reset_mark_tokens = settled_tokens * (id % 4) / 4,
