@@ -17,6 +17,7 @@ PAGES = (
     "/admin/teams/new/",
     "/admin/groups/",
     "/admin/groups/new/",
+    "/admin/usage/",
     "/admin/logs/",
     "/admin/prices/",
     "/admin/changes/",

@@ -10,6 +10,8 @@ from tokenrouter.reports.calls import (
     iterate_calls,
     model_names,
 )
+from tokenrouter.reports.daily_sums import DIMENSIONS, Dimension, Sums
+from tokenrouter.reports.days import day_of
 from tokenrouter.reports.groups import (
     GroupDetail,
     GroupUse,
@@ -17,12 +19,13 @@ from tokenrouter.reports.groups import (
     group_names,
     groups,
     groups_near,
-    nearest_to_quota,
+    running_out,
 )
 from tokenrouter.reports.management import GROUPINGS, Grouping, groups_after, teams_after, usage
 from tokenrouter.reports.overview import DailyUse, Overview, Period, Series, Unit, last_failures, overview, use_per_day
 from tokenrouter.reports.own import own_details
 from tokenrouter.reports.teams import (
+    LASTS,
     SORTS,
     TeamDetail,
     TeamRow,
@@ -33,6 +36,21 @@ from tokenrouter.reports.teams import (
     team_name,
     teams_page,
 )
+from tokenrouter.reports.usage_report import (
+    PERIODS,
+    Days,
+    Report,
+    Subject,
+    Table,
+    check_days,
+    check_dimensions,
+    period_days,
+    usage_report,
+    usage_table,
+    use_by_model,
+)
+from tokenrouter.reports.usage_report import SORTS as USAGE_SORTS
+from tokenrouter.reports.usage_rows import csv_lines, report_view
 from tokenrouter.reports.views import (
     group_views,
     log_view,
@@ -45,18 +63,28 @@ from tokenrouter.reports.views import (
 )
 
 __all__ = [
+    "DIMENSIONS",
     "GROUPINGS",
+    "LASTS",
+    "PERIODS",
     "SORTS",
+    "USAGE_SORTS",
     "CallDetail",
     "CallFilter",
     "CallsPage",
     "DailyUse",
+    "Days",
+    "Dimension",
     "GroupDetail",
     "GroupUse",
     "Grouping",
     "Overview",
     "Period",
+    "Report",
     "Series",
+    "Subject",
+    "Sums",
+    "Table",
     "TeamDetail",
     "TeamRow",
     "TeamUse",
@@ -65,6 +93,10 @@ __all__ = [
     "Unit",
     "call",
     "calls_page",
+    "check_days",
+    "check_dimensions",
+    "csv_lines",
+    "day_of",
     "endpoint_names",
     "group_detail",
     "group_names",
@@ -77,11 +109,13 @@ __all__ = [
     "log_view",
     "management_token_view",
     "model_names",
-    "nearest_to_quota",
     "newest_calls",
     "overview",
     "own_details",
     "own_usage",
+    "period_days",
+    "report_view",
+    "running_out",
     "team_detail",
     "team_name",
     "team_view",
@@ -90,5 +124,8 @@ __all__ = [
     "timestamp",
     "token_view",
     "usage",
+    "usage_report",
+    "usage_table",
+    "use_by_model",
     "use_per_day",
 ]

@@ -16,7 +16,7 @@ function formatFor(moment) {
 }
 
 function showLocalTimes(root) {
-  for (const time of root.querySelectorAll("time[datetime]")) {
+  for (const time of root.querySelectorAll("time[datetime]:not([data-day])")) {
     const moment = new Date(time.dateTime);
     const format = "seconds" in time.dataset ? formatFor(moment) : formats.plain;
     time.textContent = format.format(moment);
@@ -88,6 +88,10 @@ function prepare(root) {
   for (const button of root.querySelectorAll("button[data-copy]")) {
     button.hidden = false;
     button.addEventListener("click", () => copy(button));
+  }
+  for (const button of root.querySelectorAll("button[data-print]")) {
+    button.hidden = false;
+    button.addEventListener("click", () => print());
   }
   for (const element of root.querySelectorAll("[data-fill]")) fill(element).catch(() => {});
   for (const form of root.querySelectorAll("form[data-bulk]")) watchSelection(form);

@@ -7,6 +7,7 @@ from tokenrouter.teams.api_tokens import (
     revoke_token,
     rotate_token,
     tokens,
+    update_token,
 )
 from tokenrouter.teams.groups import NO_GROUP
 from tokenrouter.teams.groups import create as create_group
@@ -73,4 +74,5 @@ __all__ = [
     "tokens",
     "update",
     "update_group",
+    "update_token",
 ]

@@ -54,6 +54,7 @@ def upgrade():
         sa.Column("cost", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("priced_tokens", sa.BigInteger(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("token_id", "day", "model"),
+        sqlite_with_rowid=False,
     )
     op.create_index("ix_token_usage_daily_day", "token_usage_daily", ["day"])
     day_in_utc = "CAST(created_at AT TIME ZONE 'UTC' AS date)"
