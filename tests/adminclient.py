@@ -20,6 +20,7 @@ PAGES = (
     "/admin/teams/import",
     "/admin/groups/",
     "/admin/groups/new/",
+    "/admin/usage/",
     "/admin/logs/",
     "/admin/logs/door/",
     "/admin/prices/",

@@ -174,34 +174,6 @@ def test_chart_of_one_team_has_its_series_also_without_use(team: Member, new_tea
 # Who is about to run out
 
 
-@both_databases
-def test_teams_nearest_to_their_quotas_come_first_then_the_unlimited_by_use(new_team: Callable[..., Member]):
-    for name, quota, used, held in (
-        ("half", 100, 30, 20),
-        ("over", 100, 150, 0),
-        ("blocked", 0, 0, 0),
-        ("fresh", 100, 0, 0),
-        ("free", None, 10, 0),
-        ("free and busy", None, 1000, 0),
-        ("disabled", 100, 100, 0),
-        ("reset", 100, 5, 0),
-    ):
-        set_counters(new_team(name, quota_tokens=quota), settled_tokens=1000 + used, reset_mark_tokens=1000)
-        teams.update(name, active=name != "disabled", by=TESTER)
-        write(update(Team).where(Team.name == name).values(held_tokens=held))
-    found = reports.nearest_to_quota(10)
-    assert [(team.name, team.share, team.remaining_tokens) for team in found] == [
-        ("over", 1.5, 0),
-        ("blocked", 1.0, 0),
-        ("half", 0.5, 50),
-        ("reset", 0.05, 95),
-        ("fresh", 0.0, 100),
-        ("free and busy", None, None),
-        ("free", None, None),
-    ]
-    assert len(reports.nearest_to_quota(2)) == 2
-
-
 # What failed
 
 

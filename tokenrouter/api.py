@@ -259,7 +259,7 @@ def list_logs() -> Document:
 
 @blueprint.get("/usage")
 def list_usage() -> Document:
-    """List what was used, by day, team, group or model."""
+    """List what was used, by day, team, group, model or token."""
     query = _query("team", "group", "since", "until", "group_by")
     group_by: reports.Grouping = _choice(query, "group_by", reports.GROUPINGS) or "day"
     days = _day(query, "since"), _day(query, "until")

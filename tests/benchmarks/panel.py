@@ -93,6 +93,13 @@ def pages(app: Flask, now: datetime) -> Measured:
         "teams by use, the last page": f"/admin/teams/?sort=share&descending=1&page={TEAMS // 50}",
         "teams searched": "/admin/teams/?search=led+1&near_quota=over80",
         "a team": f"/admin/teams/{BIG}/",
+        "teams by end": "/admin/teams/?sort=lasts",
+        "usage by team, this month": "/admin/usage/",
+        "usage by model, last month": "/admin/usage/?period=last-month&by=model",
+        "usage by group, last month": "/admin/usage/?period=last-month&by=group",
+        "usage by token, last month": "/admin/usage/?period=last-month&by=token",
+        "usage by team and model, last month": "/admin/usage/?period=last-month&by=team&and=model",
+        "usage by day and team, last month": "/admin/usage/?period=last-month&by=day&and=team",
         "logs": "/admin/logs/",
         "logs of a day a month ago": f"/admin/logs/?since={month_ago}&until={month_ago}",
         "logs of failures": "/admin/logs/?status=provider_error",
@@ -116,8 +123,8 @@ def dashboard(now: datetime) -> Measured:
     return {
         "dashboard: figures": lambda: reports.overview(now),
         "dashboard: chart": lambda: reports.use_per_day(30, now),
-        "dashboard: nearest to quota": lambda: reports.nearest_to_quota(8),
         "dashboard: failures": lambda: reports.recent_failures(now),
+        "dashboard: running out next": lambda: reports.running_out(8, now),
     }
 
 

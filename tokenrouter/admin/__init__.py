@@ -14,6 +14,7 @@ from tokenrouter.admin.logs import RequestLogView
 from tokenrouter.admin.prices import PriceView
 from tokenrouter.admin.settings import SettingsView
 from tokenrouter.admin.teams import TeamView
+from tokenrouter.admin.usage import UsageView
 from tokenrouter.database.tables import Group, RequestLog, Team, db
 
 
@@ -30,6 +31,7 @@ def init_app(app: Flask) -> None:
     panel.add_view(TeamView(Team, db, name="Teams", endpoint="teams"))
     panel.add_view(CodeView(name="Codes to join", endpoint="codes"))
     panel.add_view(GroupView(Group, db, name="Groups", endpoint="groups"))
+    panel.add_view(UsageView(name="Usage", endpoint="usage"))
     panel.add_view(RequestLogView(RequestLog, db, name="Logs", endpoint="logs"))
     panel.add_view(PriceView(name="Prices", endpoint="prices"))
     panel.add_view(ChangesView(name="Changes", endpoint="changes"))

@@ -1,27 +1,22 @@
 """Charts as SVG, drawn here: no script, no font and no style of its own, so that the page's style sheet rules them."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-import pygal
 from markupsafe import Markup
-from pygal.style import Style
 
 from tokenrouter import money
+from tokenrouter.admin.drawing import Style, pygal
 from tokenrouter.figures import short
 from tokenrouter.reports import DailyUse, Series
 
-# pygal hooks into the import of maps that nobody has here; its hook is of a kind that Python warns of or passes over
-sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, pygal.PluginImportFixer)]
-
-TITLES = {"tokens": "Tokens a day", "money": "Cost a day"}
+TITLES = {"tokens": "Tokens a {}", "money": "Cost a {}"}
 WIDTH, HEIGHT = 960, 260
 LABELS = Style(label_font_size=14, major_label_font_size=14)  # as large as on a phone: pygal leaves room for them
-GREYS = (8, 9)
+GREYS = (8, 9)  # beside those of teams, for what is several together
 
 
 @dataclass(frozen=True)
@@ -44,13 +39,14 @@ def use_chart(daily: DailyUse, currency: str = "") -> Chart | None:
     """Draw the tokens of each day, or their cost in a currency, a colour a series; None where there are none."""
     if not any(any(each.amounts) for each in daily.series):
         return None
-    greys = iter(GREYS)  # beside those of teams, for what is several together
+    greys = iter(GREYS)
     is_alone = len(daily.series) == 1
     colours = [
-        index if is_alone or each.team_id is not None else next(greys) for index, each in enumerate(daily.series)
+        next(greys) if each.is_rest and not is_alone else index + len(GREYS) * (index >= GREYS[0])
+        for index, each in enumerate(daily.series)
     ]
     totals = [sum(amounts) for amounts in zip(*(each.amounts for each in daily.series), strict=True)]
-    title, write = TITLES[daily.unit], "{:,}".format
+    title, write = TITLES[daily.unit].format(daily.step), "{:,}".format
     label, told = short, "{:,} tokens".format
     if daily.unit == "money":
         label = write = told = partial(_money, currency=currency)
@@ -65,6 +61,11 @@ def _money(amount: float, currency: str) -> str:
 def day_label(day: date) -> str:
     """Write a day in few characters."""
     return f"{day.day} {day:%b}"
+
+
+def month_label(day: date) -> str:
+    """Write a month likewise."""
+    return f"{day:%b %Y}"
 
 
 def _stacked_bars(
@@ -84,13 +85,14 @@ def _stacked_bars(
         show_minor_x_labels=False,
         value_formatter=label,
     )
-    chart.x_labels = [day_label(day) for day in daily.days]
+    label_of = day_label if daily.step == "day" else month_label
+    chart.x_labels = [label_of(day) for day in daily.days]
     for each in daily.series:
         chart.add("", each.amounts)
     svg = chart.render_tree()
     _strip(svg, title)
     for index, (each, colour) in enumerate(zip(daily.series, colours, strict=True)):
-        _tell_figures(svg, index, each, colour, daily.days, told)
+        _tell_figures(svg, index, each, colour, chart.x_labels, told)
     return svg
 
 
@@ -122,10 +124,10 @@ def _strip(svg: Element, label: str) -> None:
 
 
 def _tell_figures(
-    svg: Element, index: int, series: Series, colour: int, days: Sequence[date], told: Callable[[int], str]
+    svg: Element, index: int, series: Series, colour: int, labels: Sequence[str], told: Callable[[int], str]
 ) -> None:
     group = next(each for each in svg.iter("g") if f"serie-{index}" in each.get("class", "").split())
     group.set("class", f"series color-{colour}")
     bars = [each for each in group.iter("g") if each.get("class") == "bar"]
-    for bar, day, amount in zip(bars, days, series.amounts, strict=True):
-        SubElement(bar, "title").text = f"{day_label(day)}, {series.name}: {told(amount)}"
+    for bar, label, amount in zip(bars, labels, series.amounts, strict=True):
+        SubElement(bar, "title").text = f"{label}, {series.name}: {told(amount)}"

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +39,7 @@ ACTION_WORDS = {
     "price.correct": "Corrected costs",
     "prices.fetch": "Fetched the provider’s prices",
     "token.create": "Created a token",
+    "token.update": "Changed a token",
     "token.revoke": "Revoked a token",
     "token.rotate": "Replaced a token",
     "management_token.create": "Created a management token",
@@ -105,6 +106,14 @@ def weekday_and_time(instant: datetime) -> str:
     return f"{at:%A} {at.day} {at:%B}, {at:%H:%M}"
 
 
+def near_day(day: date) -> str:
+    """Write a day to come: `today`, `tomorrow`, `Fri 4 Dec`, `4 Dec 2027`."""
+    today = datetime.now(current_app.config["TIMEZONE"]).date()
+    if day <= today + timedelta(days=1):
+        return "today" if day <= today else "tomorrow"
+    return f"{day:%a} {day.day} {day:%b}" if day < today + timedelta(days=180) else f"{day.day} {day:%b %Y}"
+
+
 PACE_WORDS = {
     "requests_per_minute": "{} requests a minute",
     "tokens_per_minute": "{} tokens a minute",
@@ -160,7 +169,7 @@ def asset(filename: str) -> str:
 def init_app(app: Flask) -> None:
     """Give the templates these words."""
     words = source_words, action_words, field_words
-    for each in (amount, short, share, iso, utc, day_and_time, weekday_and_time, pace, milliseconds, *words):
+    for each in (amount, short, share, iso, utc, day_and_time, weekday_and_time, near_day, pace, milliseconds, *words):
         app.jinja_env.filters[each.__name__] = each
     app.jinja_env.filters.update(quota=format_quota, status=describe)
     app.jinja_env.globals.update(asset=asset, csrf_token=generate_csrf)

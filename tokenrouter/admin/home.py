@@ -14,7 +14,8 @@ from tokenrouter.admin.charts import use_chart
 from tokenrouter.admin.failures import by_side
 
 CHART_DAYS = 30
-NEAREST = 8
+NEXT = 8
+MOST_REST = 0.5
 UNITS = ("tokens", "money")
 PROVIDER_ANSWER_S = 60
 REFUSED_DEFAULT = (
@@ -35,26 +36,26 @@ class HomeView(PanelView, AdminIndexView):
             return redirect(url_for(".index"))
         unit: reports.Unit = session.get("unit", UNITS[0])
         now = datetime.now(UTC)
-        exhausted, near = (
-            reports.teams_page(near_quota=nearness, state="active", per_page=1).total
-            for nearness in ("exhausted", "over80")
-        )
+        daily = reports.use_per_day(CHART_DAYS, now, unit=unit)
+        rest_share = daily.rest_share
+        if rest_share > MOST_REST:
+            daily = reports.use_by_model(CHART_DAYS, now, unit)
         return self.render(
             "admin/dashboard.html",
-            exhausted=exhausted,
+            running_out=reports.running_out(NEXT, now),
             exhausted_groups=reports.groups_near("exhausted"),
             near_groups=reports.groups_near("over80"),
-            near=near,
+            near=reports.teams_page(near_quota="over80", state="active", per_page=1).total,
             overview=reports.overview(now),
             unit=unit,
             has_prices=bool(prices.valid().prices),
-            chart=use_chart(reports.use_per_day(CHART_DAYS, now, unit=unit), settings().currency),
-            nearest=reports.nearest_to_quota(NEAREST),
             failed=(failed := reports.recent_failures(now)),
             failures=by_side(failed.groups),
             turned_away=reports.count_turned_away(now),
             zone=settings().timezone,
             day_ago=f"{(now - timedelta(days=1)).astimezone(settings().timezone):%Y-%m-%dT%H:%M}",
+            chart=use_chart(daily, settings().currency),
+            teams_share=1 - rest_share if rest_share > MOST_REST else None,
             check=runtime.current().catalogue.last_check,
             now=now,
         )

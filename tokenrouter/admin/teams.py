@@ -18,7 +18,15 @@ from tokenrouter.admin.access import actor, settings
 from tokenrouter.admin.charts import use_chart
 from tokenrouter.admin.formats import quoted
 from tokenrouter.admin.limit_forms import PERIODS, explain, extras_given, typed_extras
-from tokenrouter.admin.team_forms import GRACES, TeamEditForm, TeamForm, TokenForm, parse_typed_quota
+from tokenrouter.admin.team_forms import (
+    GRACES,
+    TeamEditForm,
+    TeamForm,
+    TokenEditForm,
+    TokenForm,
+    last_day_text,
+    parse_typed_quota,
+)
 from tokenrouter.admin.team_imports import TeamImportView
 from tokenrouter.database.tables import Group, Team, db
 from tokenrouter.errors import APIError, NotFound
@@ -32,7 +40,8 @@ LAST_CHANGES = 10
 LAST_PAGE = 10**9
 STATES = ("active", "disabled")
 NEARNESS = ("exhausted", "over80")
-FILTERS = ("search", "state", "near_quota", "group_id")
+LASTING = ("used-up", "soon")
+FILTERS = ("search", "state", "near_quota", "lasts", "group_id")
 
 
 class TeamView(TeamImportView, ModelView):
@@ -146,7 +155,9 @@ class TeamView(TeamImportView, ModelView):
         """Show one team in large."""
         return self._team_page(team_id, TokenForm())
 
-    def _team_page(self, team_id: int, token_form: TokenForm) -> ResponseReturnValue:
+    def _team_page(
+        self, team_id: int, token_form: TokenForm, edited: TokenEditForm | None = None
+    ) -> ResponseReturnValue:
         now, team = datetime.now(UTC), _found(team_id)
         detail = reports.team_detail(team_id, now)
         if detail is None:
@@ -161,6 +172,8 @@ class TeamView(TeamImportView, ModelView):
             actions=bulk.ACTIONS,
             here=here(),
             token_form=token_form,
+            edited=edited,
+            last_day_text=last_day_text,
             graces=GRACES,
             periods=PERIODS,
             zone=settings().timezone.key,
@@ -185,6 +198,25 @@ class TeamView(TeamImportView, ModelView):
                 team = _found(team_id)
                 return self._show_token(team, bearer_token, Markup("Created a token for the team {}."))
         return self._team_page(team_id, form)
+
+    @expose("/<int:team_id>/tokens/<int:token_id>/edit", methods=("POST",))
+    def edit_token_view(self, team_id: int, token_id: int) -> ResponseReturnValue:
+        """Change a token's label, or its last day."""
+        _found(team_id)
+        token = next((each for each in team_store.tokens(team_id) if each.id == token_id), None)
+        if token is None:
+            flash("The token was revoked meanwhile; nothing was changed.", "error")
+            return redirect(url_for(".details_view", team_id=team_id))
+        form = TokenEditForm(token, request.form)
+        if form.validate():
+            try:
+                saved = team_store.update_token(team_id, token_id, **form.changes(), by=actor())
+            except APIError as error:
+                explain(form, error)
+            else:
+                flash(f"Saved the token {saved.prefix}….", "success")
+                return redirect(url_for(".details_view", team_id=team_id))
+        return self._team_page(team_id, TokenForm(), form)
 
     @expose("/<int:team_id>/tokens/<int:token_id>/rotate", methods=("POST",))
     def rotate_token_view(self, team_id: int, token_id: int) -> ResponseReturnValue:
@@ -275,8 +307,9 @@ def _list_query(args: MultiDict[str, str]) -> dict[str, Any]:
         "search": args.get("search", "").strip(),
         "state": one_of("state", STATES),
         "near_quota": one_of("near_quota", NEARNESS),
+        "lasts": one_of("lasts", LASTING),
         "group_id": args.get("group", type=int),
-        "sort": one_of("sort", reports.SORTS) or "name",
+        "sort": one_of("sort", (*reports.SORTS, reports.LASTS)) or "name",
         "descending": args.get("descending") == "1",
         "page": min(max(1, args.get("page", 1, type=int)), LAST_PAGE),
     }

@@ -28,6 +28,7 @@ from tokenrouter.database.tables import (
     QuotaRenewal,
     RequestLog,
     Team,
+    TokenUsageDaily,
     UsageDaily,
     writing,
 )
@@ -110,6 +111,7 @@ def _entries(connection: Connection, known: KnownPrices, price: Price, since: da
             "call_id": call.id,
             "team_id": call.team_id,
             "group_id": call.group_id,
+            "token_id": call.token_id,
             "day": date.fromisoformat(call.day),
             "model": call.counted_model,
             "cost": more,
@@ -132,6 +134,7 @@ def _calls(connection: Connection, since: date) -> Iterable[AnyRow]:
             RequestLog.id,
             RequestLog.team_id,
             RequestLog.group_id,
+            RequestLog.token_id,
             RequestLog.model,
             RequestLog.created_at,
             RequestLog.latency_ms,
@@ -183,13 +186,15 @@ def _let_pay_no_less_than_nothing(
 def _apply(connection: Connection, entries: list[dict[str, Any]]) -> None:
     now = datetime.now(UTC)
     for at in range(0, len(entries), ROWS_AT_ONCE):
-        rows = [entry | {"at": now} for entry in entries[at : at + ROWS_AT_ONCE]]
+        some = entries[at : at + ROWS_AT_ONCE]
+        rows = [{name: value for name, value in entry.items() if name != "token_id"} | {"at": now} for entry in some]
         connection.execute(insert(CostCorrection), rows)
     _move(connection, Group, "group_id", "is_past_of_group", entries)  # groups before teams: in the order of locks
     _move(connection, Team, "team_id", "is_past", entries)
     _add_to_days(connection, UsageDaily, ("team_id",), entries)
     grouped = [entry for entry in entries if entry["group_id"] is not None]
     _add_to_days(connection, GroupUsageDaily, ("group_id", "team_id"), grouped)
+    _add_to_days(connection, TokenUsageDaily, ("token_id",), entries)
 
 
 def _move(
@@ -213,7 +218,7 @@ def _move(
 
 def _add_to_days(
     connection: Connection,
-    table: type[UsageDaily | GroupUsageDaily],
+    table: type[UsageDaily | GroupUsageDaily | TokenUsageDaily],
     owners: tuple[str, ...],
     entries: list[dict[str, Any]],
 ) -> None:

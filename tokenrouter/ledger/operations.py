@@ -83,7 +83,7 @@ class Reserve:
         (call_id,) = INSERT_CALL.execute(tx.connection, row).fetchone()
         headers = pace_headers(paced) if paced else NO_HEADERS
         limited = grant.held_cost, grant.output_limit
-        return Reservation(call_id, team_id, request.model, day, held, group_id, *limited, headers)
+        return Reservation(call_id, team_id, request.token_id, request.model, day, held, group_id, *limited, headers)
 
     def undo(self) -> "Abandon":
         """Give back what may have been committed without our knowing."""
@@ -123,7 +123,8 @@ class Reject:
                 return known_id
         why = {"status_code": self.status_code, "error_code": self.error_code, "reason": kept_reason(self.reason)}
         INSERT_CALL.execute(tx.connection, _log_row(request, status=REJECTED, day=day, **why)).fetchone()
-        tx.count(self.team_id, request.group_id, day, self.counted_model, Outcome(status=REJECTED))
+        whose = self.team_id, request.group_id, request.token_id
+        tx.count(*whose, day, self.counted_model, Outcome(status=REJECTED))
         tx.refusals.learn(key, self._refusal(request.request_id, request.created_at, day))
         return request.request_id
 
@@ -144,7 +145,8 @@ class Reject:
         return None if row is None else self._refusal(row[0], _moment(row[1]), day)
 
     def _refusal(self, request_id: str, created_at: datetime, day: date) -> LoggedRefusal:
-        return LoggedRefusal(request_id, self.team_id, self.request.group_id, created_at, day, self.counted_model)
+        whose = self.team_id, self.request.group_id, self.request.token_id
+        return LoggedRefusal(request_id, *whose, created_at, day, self.counted_model)
 
     def undo(self) -> None:
         """Return None: the row may stay where it was written, since it moved no counter."""
@@ -186,7 +188,8 @@ class Settle:
             charged = self.outcome.charged_tokens
             money = {"cost": cost or 0, "priced": 0 if cost is None else charged, "held_cost": -call.held_cost}
             tx.move(call.team_id, call.group_id, held=-call.held_tokens, settled=charged, calls=-1, **money)
-            tx.count(call.team_id, call.group_id, call.day, self._counted_model(), self.outcome, cost=cost)
+            whose = call.team_id, call.group_id, call.token_id
+            tx.count(*whose, call.day, self._counted_model(), self.outcome, cost=cost)
             if self.given is not None:
                 remember(tx.connection, call.team_id, self.given, self.outcome.charged_tokens)
             return True
@@ -228,8 +231,9 @@ class Abandon:
         """Settle the row, if it is there, at nothing: the provider was not called."""
         row = PENDING_CALL.execute(tx.connection, {"request_id": self.request_id}).fetchone()
         if row is not None:
-            call_id, model, held_tokens, held_cost, day = row
-            call = Reservation(call_id, self.team_id, model, _day(day), held_tokens, self.group_id, held_cost)
+            call_id, token_id, model, held_tokens, held_cost, day = row
+            whose = self.team_id, token_id
+            call = Reservation(call_id, *whose, model, _day(day), held_tokens, self.group_id, held_cost)
             outcome = Outcome(status=PROVIDER_ERROR, status_code=503, error_code="storage_unavailable")
             Settle(call, outcome).apply(tx)
 
@@ -253,7 +257,8 @@ class CountRepeats:
             added = ADD_REPEATS.execute(tx.connection, {"refusal": each.request_id, "times": each.times})
             if added.rowcount == 1:
                 outcome = Outcome(status=REJECTED)
-                tx.count(self.team_id, each.group_id, each.day, each.counted_model, outcome, times=each.times)
+                whose = self.team_id, each.group_id, each.token_id
+                tx.count(*whose, each.day, each.counted_model, outcome, times=each.times)
 
     def undo(self) -> None:
         """Return None: it is retried until it is written, so there is never anything to take back."""
@@ -318,7 +323,8 @@ class Probe:
 def reservation_of(row: AnyRow) -> Reservation:
     """Return the reservation that a row of PENDING_CALLS describes."""
     day = row.day or row.created_at.date()  # of a call from before that was kept, the one in UTC
-    return Reservation(row.id, row.team_id, row.model, day, row.held_tokens, row.group_id, row.held_cost)
+    held = row.held_tokens, row.group_id, row.held_cost
+    return Reservation(row.id, row.team_id, row.token_id, row.model, day, *held)
 
 
 LedgerOperation = Reserve | Reject | Settle | Abandon | CountRepeats | CountTurnedAway | Heartbeat | Probe
@@ -328,9 +334,14 @@ INSERT_CALL = Statement(
     insert(RequestLog).values({name: bindparam(name) for name in LOGGED_COLUMNS}).returning(RequestLog.id)
 )
 PENDING_CALL = Statement(
-    select(RequestLog.id, RequestLog.model, RequestLog.held_tokens, RequestLog.held_cost, RequestLog.day).where(
-        RequestLog.request_id == bindparam("request_id"), IS_PENDING
-    )
+    select(
+        RequestLog.id,
+        RequestLog.token_id,
+        RequestLog.model,
+        RequestLog.held_tokens,
+        RequestLog.held_cost,
+        RequestLog.day,
+    ).where(RequestLog.request_id == bindparam("request_id"), IS_PENDING)
 )
 STATUS_OF_CALL = Statement(select(RequestLog.status).where(RequestLog.id == bindparam("call_id")))
 PENDING_CALLS = select(
@@ -339,6 +350,7 @@ PENDING_CALLS = select(
     RequestLog.team_id,
     RequestLog.team_name,
     RequestLog.group_id,
+    RequestLog.token_id,
     RequestLog.model,
     RequestLog.held_tokens,
     RequestLog.held_cost,

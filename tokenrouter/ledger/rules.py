@@ -63,6 +63,7 @@ class Reservation:
 
     call_id: int
     team_id: int
+    token_id: int
     model: str
     day: date
     held_tokens: int

@@ -16,6 +16,8 @@ from tokenrouter.reports.calls import (
     token_prefix,
 )
 from tokenrouter.reports.codes import CodeDetail, code_detail, code_of, code_view, codes
+from tokenrouter.reports.daily_sums import DIMENSIONS, Dimension, Sums
+from tokenrouter.reports.days import day_of
 from tokenrouter.reports.door import TurnedAway, count_turned_away, moment_of, turned_away
 from tokenrouter.reports.failures import FailureGroup, RecentFailures, recent_failures
 from tokenrouter.reports.groups import (
@@ -25,12 +27,13 @@ from tokenrouter.reports.groups import (
     group_names,
     groups,
     groups_near,
-    nearest_to_quota,
+    running_out,
 )
 from tokenrouter.reports.management import GROUPINGS, Grouping, groups_after, teams_after, usage
 from tokenrouter.reports.overview import DailyUse, Overview, Period, Series, Unit, overview, use_per_day
 from tokenrouter.reports.own import own_details
 from tokenrouter.reports.teams import (
+    LASTS,
     SORTS,
     TeamDetail,
     TeamRow,
@@ -41,6 +44,21 @@ from tokenrouter.reports.teams import (
     team_name,
     teams_page,
 )
+from tokenrouter.reports.usage_report import (
+    PERIODS,
+    Days,
+    Report,
+    Subject,
+    Table,
+    check_days,
+    check_dimensions,
+    period_days,
+    usage_report,
+    usage_table,
+    use_by_model,
+)
+from tokenrouter.reports.usage_report import SORTS as USAGE_SORTS
+from tokenrouter.reports.usage_rows import csv_lines, report_view
 from tokenrouter.reports.views import (
     group_views,
     log_view,
@@ -53,14 +71,20 @@ from tokenrouter.reports.views import (
 )
 
 __all__ = [
+    "DIMENSIONS",
     "GROUPINGS",
+    "LASTS",
+    "PERIODS",
     "SORTS",
+    "USAGE_SORTS",
     "CallDetail",
     "CallFilter",
     "CallSums",
     "CallsPage",
     "CodeDetail",
     "DailyUse",
+    "Days",
+    "Dimension",
     "FailureGroup",
     "GroupDetail",
     "GroupUse",
@@ -68,7 +92,11 @@ __all__ = [
     "Overview",
     "Period",
     "RecentFailures",
+    "Report",
     "Series",
+    "Subject",
+    "Sums",
+    "Table",
     "TeamDetail",
     "TeamRow",
     "TeamUse",
@@ -79,11 +107,15 @@ __all__ = [
     "call",
     "call_sums",
     "calls_page",
+    "check_days",
+    "check_dimensions",
     "code_detail",
     "code_of",
     "code_view",
     "codes",
     "count_turned_away",
+    "csv_lines",
+    "day_of",
     "endpoint_names",
     "group_detail",
     "group_names",
@@ -96,12 +128,14 @@ __all__ = [
     "management_token_view",
     "model_names",
     "moment_of",
-    "nearest_to_quota",
     "newest_calls",
     "overview",
     "own_details",
     "own_usage",
+    "period_days",
     "recent_failures",
+    "report_view",
+    "running_out",
     "team_detail",
     "team_name",
     "team_names",
@@ -114,5 +148,8 @@ __all__ = [
     "token_view",
     "turned_away",
     "usage",
+    "usage_report",
+    "usage_table",
+    "use_by_model",
     "use_per_day",
 ]

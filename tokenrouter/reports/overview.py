@@ -64,12 +64,14 @@ class Overview:
 
 @dataclass(frozen=True)
 class Series:
-    """What was used by day, of a team, or of several together, for which `team_id` is None."""
+    """What was used by day, of a team, or of something else, for which `team_id` is None."""
 
     team_id: int | None
     name: str
     amounts: list[int]
     """Tokens, or the billionths that they cost as far as that is known."""
+    is_rest: bool = False
+    """Whether it is what is left of all others."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,14 @@ class DailyUse:
     days: list[date]
     series: list[Series]
     unit: Unit = "tokens"
+    step: Literal["day", "month"] = "day"
+    """For what each of the days stands: itself, or the month that it begins."""
+
+    @property
+    def rest_share(self) -> float:
+        """How much of it all is what is left of others, 1.0 being all."""
+        total = sum(sum(each.amounts) for each in self.series)
+        return sum(sum(each.amounts) for each in self.series if each.is_rest) / total if total else 0.0
 
 
 # The status is spelled out, not bound: only so can an index of some statuses alone serve.
@@ -171,10 +181,10 @@ def _series(connection: Connection, days: list[date], unit: Unit) -> list[Series
         for team_id in biggest
     ]
     gone = select(Team.id).where(Team.deleted_at.is_not(None))
-    deleted = Series(None, DELETED_TEAMS, _amounts(connection, days, unit, UsageDaily.team_id.in_(gone)))
+    deleted = Series(None, DELETED_TEAMS, _amounts(connection, days, unit, UsageDaily.team_id.in_(gone)), is_rest=True)
     parts = zip(*(each.amounts for each in (*series, deleted)), strict=True)
     rest = [total - sum(part) for total, part in zip(_amounts(connection, days, unit), parts, strict=True)]
-    return [each for each in (*series, Series(None, OTHER_TEAMS, rest), deleted) if any(each.amounts)]
+    return [each for each in (*series, Series(None, OTHER_TEAMS, rest, is_rest=True), deleted) if any(each.amounts)]
 
 
 def _biggest_first(connection: Connection, days: list[date], unit: Unit) -> Iterable[int]:

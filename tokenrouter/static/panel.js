@@ -18,7 +18,7 @@ function formatFor(moment) {
 }
 
 function showLocalTimes(root) {
-  for (const time of root.querySelectorAll("time[datetime]")) {
+  for (const time of root.querySelectorAll("time[datetime]:not([data-day])")) {
     const moment = new Date(time.dateTime);
     const format = "seconds" in time.dataset ? formatFor(moment) : formats.plain;
     time.textContent = format.format(moment);

@@ -7,6 +7,7 @@ from tokenrouter.teams.api_tokens import (
     revoke_token,
     rotate_token,
     tokens,
+    update_token,
 )
 from tokenrouter.teams.creation import NewTeam, NotCreated, Refusal, create, create_several, why_not
 from tokenrouter.teams.groups import NO_GROUP
@@ -78,5 +79,6 @@ __all__ = [
     "tokens",
     "update",
     "update_group",
+    "update_token",
     "why_not",
 ]

@@ -11,6 +11,7 @@ from tokenrouter.auth import SHOWN_CHARACTERS, new_bearer_token, token_hash
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.tables import ApiToken, Team, db
 from tokenrouter.errors import InvalidRequest, NotFound
+from tokenrouter.teams.limits import KEEP, Keep
 from tokenrouter.teams.lookup import changing, find_in
 from tokenrouter.teams.names import check_label
 
@@ -42,6 +43,37 @@ def create_token(
         token, bearer_token = add_token(session, team, label, expires_at)
         changes.record(session, by, changes.TOKEN_CREATE, Changed(team.id, team.name, after=_token_fields(token)))
     return token, bearer_token
+
+
+def update_token(
+    which: str | int,
+    token_id: int,
+    *,
+    label: str | Keep | None = KEEP,
+    expires_at: datetime | Keep | None = KEEP,
+    by: Actor,
+) -> ApiToken:
+    """Change the label of a team's token, or when it expires, which is not before now; what is not named stays.
+
+    A token that has expired works again until then. Raises InvalidRequest and NotFound.
+    """
+    if isinstance(expires_at, datetime) and expires_at <= datetime.now(UTC):
+        raise InvalidRequest("A token cannot expire in the past; revoke it to end it now.", param="expires_at")
+    with changing() as session:
+        team = find_in(session, which, locked=True)
+        token = _find_token(session, team, token_id)
+        before = _token_fields(token)
+        if not isinstance(label, Keep):
+            token.label = check_label(label)
+        if not isinstance(expires_at, Keep):
+            token.expires_at = expires_at
+        after = _token_fields(token)
+        changed = [name for name in before if before[name] != after[name]]
+        if changed:
+            told = {"token": token.prefix} | {name: before[name] for name in changed}
+            change = Changed(team.id, team.name, told, {name: after[name] for name in changed})
+            changes.record(session, by, changes.TOKEN_UPDATE, change)
+        return token
 
 
 def add_token(session: Session, team: Team, label: str | None, expires_at: datetime | None) -> tuple[ApiToken, str]:
