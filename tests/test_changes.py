@@ -132,7 +132,8 @@ def test_tokens_are_told_by_first_characters_and_label(team: Member):
         "label": "laptop",
         "expires_at": expires_at.isoformat().replace("+00:00", "Z"),
     }
-    assert recorded() == [("token.create", "team", None, told), ("token.revoke", "team", told, None)]
+    revoked = told | {"token_id": token.id}
+    assert recorded() == [("token.create", "team", None, told), ("token.revoke", "team", revoked, None)]
 
 
 @both_databases

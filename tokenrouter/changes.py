@@ -1,7 +1,7 @@
 """The record of who changed what: written in the transaction of the change itself, and never edited."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from tokenrouter.database.tables import NAME_LENGTH, Change, Group, Team, clamp_id, db
+from tokenrouter.errors import InvalidRequest
 
 PANEL = "panel"
 CLI = "cli"
@@ -20,11 +21,14 @@ TEAM_CREATE = "team.create"
 TEAM_UPDATE = "team.update"
 TEAM_EXTRA = "team.extra"
 TEAM_DELETE = "team.delete"
+TEAM_RESTORE = "team.restore"
 GROUP_CREATE = "group.create"
 GROUP_UPDATE = "group.update"
 GROUP_EXTRA = "group.extra"
 GROUP_DELETE = "group.delete"
+GROUP_RESTORE = "group.restore"
 USAGE_RESET = "usage.reset"
+USAGE_RESTORE = "usage.restore"
 USAGE_REPAIR = "usage.repair"
 PRICE_SET = "price.set"
 PRICE_CORRECT = "price.correct"
@@ -32,17 +36,30 @@ PRICE_UNSET = "price.unset"
 PRICES_FETCH = "prices.fetch"
 TOKEN_CREATE = "token.create"
 TOKEN_REVOKE = "token.revoke"
+TOKEN_RESTORE = "token.restore"
 TOKEN_ROTATE = "token.rotate"
 MANAGEMENT_TOKEN_CREATE = "management_token.create"
 MANAGEMENT_TOKEN_REVOKE = "management_token.revoke"
 
 
+class CannotUndo(InvalidRequest):
+    """A change cannot be taken back: what it changed is not as it left it."""
+
+
 @dataclass(frozen=True)
 class Actor:
-    """Who makes a change: `kind` is panel, cli or api; `detail` an address, `user@host`, or a token's label."""
+    """Who makes a change: `kind` is panel, cli or api; `detail` an address, `user@host`, or a token's label.
+
+    All that is recorded of an actor with a `batch` was done at once.
+    """
 
     kind: str
     detail: str
+    batch: str | None = None
+
+    def at_once(self) -> "Actor":
+        """Return the same actor with a batch, a new one where there is none."""
+        return self if self.batch else replace(self, batch=uuid4().hex)
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,8 @@ class Changed:
     after: Mapping[str, Any] | None = None
     group_id: int | None = None
     group_name: str | None = None
+    undoes_id: int | None = None
+    """The change that this one takes back."""
 
     @classmethod
     def of(
@@ -91,7 +110,7 @@ def record(connection: Session | Connection, by: Actor, action: str, *changed: C
     What is done to several at once has one `batch`. No secret may be in it.
     """
     who = {"at": datetime.now(UTC), "actor_kind": by.kind, "actor_detail": by.detail[:NAME_LENGTH], "action": action}
-    who["batch"] = uuid4().hex if len(changed) > 1 else None
+    who["batch"] = by.at_once().batch if len(changed) > 1 else by.batch
     if changed:
         connection.execute(insert(Change), [who | vars(each) for each in changed])
 

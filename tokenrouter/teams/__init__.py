@@ -12,7 +12,7 @@ from tokenrouter.teams.groups import NO_GROUP
 from tokenrouter.teams.groups import create as create_group
 from tokenrouter.teams.groups import delete as delete_group
 from tokenrouter.teams.groups import update as update_group
-from tokenrouter.teams.limits import KEEP
+from tokenrouter.teams.limits import KEEP, ChangedMeanwhile
 from tokenrouter.teams.lookup import (
     find,
     find_group,
@@ -35,13 +35,18 @@ from tokenrouter.teams.quotas import (
 )
 from tokenrouter.teams.renewals import check_renewal, format_renewal, parse_renewal
 from tokenrouter.teams.teams import create, delete, delete_several, set_active, update
+from tokenrouter.teams.undo import UNDO_DAYS, NotAllUndone, can_undo, undo
 
 __all__ = [
     "KEEP",
     "NO_GROUP",
+    "UNDO_DAYS",
     "UNLIMITED",
+    "ChangedMeanwhile",
     "NotANumber",
+    "NotAllUndone",
     "NotUsable",
+    "can_undo",
     "check_label",
     "check_name",
     "check_renewal",
@@ -71,6 +76,7 @@ __all__ = [
     "rotate_token",
     "set_active",
     "tokens",
+    "undo",
     "update",
     "update_group",
 ]
