@@ -1,5 +1,6 @@
 """Teams and their groups and tokens, and the management API's tokens: made, changed and deleted, which is recorded."""
 
+from tokenrouter.teams.amounts import AmountChange, change_of_quota, parse_budget_change, parse_quota_change
 from tokenrouter.teams.api_tokens import (
     NotUsable,
     create_token,
@@ -8,6 +9,7 @@ from tokenrouter.teams.api_tokens import (
     rotate_token,
     tokens,
 )
+from tokenrouter.teams.bulk import Edit, PlanChanged, Step, change_several, plan
 from tokenrouter.teams.groups import NO_GROUP
 from tokenrouter.teams.groups import create as create_group
 from tokenrouter.teams.groups import delete as delete_group
@@ -34,7 +36,7 @@ from tokenrouter.teams.quotas import (
     parse_quota,
 )
 from tokenrouter.teams.renewals import check_renewal, format_renewal, parse_renewal
-from tokenrouter.teams.teams import create, delete, delete_several, set_active, update
+from tokenrouter.teams.teams import check_models, create, delete, delete_several, set_active, update
 from tokenrouter.teams.undo import UNDO_DAYS, NotAllUndone, can_undo, undo
 
 __all__ = [
@@ -42,12 +44,19 @@ __all__ = [
     "NO_GROUP",
     "UNDO_DAYS",
     "UNLIMITED",
+    "AmountChange",
     "ChangedMeanwhile",
+    "Edit",
     "NotANumber",
     "NotAllUndone",
     "NotUsable",
+    "PlanChanged",
+    "Step",
     "can_undo",
+    "change_of_quota",
+    "change_several",
     "check_label",
+    "check_models",
     "check_name",
     "check_renewal",
     "create",
@@ -67,11 +76,14 @@ __all__ = [
     "living",
     "living_groups",
     "parse_budget",
+    "parse_budget_change",
     "parse_extra",
     "parse_extra_budget",
     "parse_pace",
     "parse_quota",
+    "parse_quota_change",
     "parse_renewal",
+    "plan",
     "revoke_token",
     "rotate_token",
     "set_active",

@@ -21,7 +21,7 @@ from tokenrouter.money import parse_amount
 from tokenrouter.teams import groups as group_store
 from tokenrouter.teams import teams as team_store
 from tokenrouter.teams.api_tokens import token_fields
-from tokenrouter.teams.limits import KEEP, change_limits, changed_between, described
+from tokenrouter.teams.limits import KEEP, change_limits, described
 from tokenrouter.teams.lookup import changing
 from tokenrouter.teams.renewals import parse_renewal
 
@@ -60,7 +60,8 @@ class _Rows:
         """Return what people set of a row, as the record of changes has it."""
         if not isinstance(row, Team):
             return described(row)
-        self.session.refresh(row, ["group_name"])
+        if "group_name" not in vars(row):  # of what was written, it is gone
+            self.session.refresh(row, ["group_name"])
         return team_store.fields_of(row)
 
     def has_group(self, group_id: int | None) -> bool:
@@ -113,6 +114,8 @@ def _undo(session: Session, change_ids: Sequence[int], by: Actor) -> list[Change
             possible.append(change.id)
     if reasons:
         raise NotAllUndone(reasons, possible)
+    session.flush()
+    session.expunge_all()  # nobody reads these rows again
     for action, several in made.items():
         changes.record(session, by, action, *several)
     return found
@@ -126,7 +129,6 @@ def _take_back(rows: _Rows, change: Change) -> tuple[str, Changed]:
         raise CannotUndo(f"Changes can be taken back for {UNDO_DAYS} days.")
     action, take_back = UNDOING[change.action]
     changed = take_back(rows, change)
-    rows.session.flush()
     return action, Changed(**vars(changed) | {"undoes_id": change.id})
 
 
@@ -138,7 +140,7 @@ def _lock(session: Session, found: Sequence[Change]) -> _Rows:
     group_ids = {change.group_id for change in found if change.group_id is not None}
     for change in found:
         before = change.before or {}
-        group_ids |= {before["group_id"]} if "group_id" in before else set()
+        group_ids |= {before["group_id"]} if before.get("group_id") is not None else set()
         team_ids |= set(before.get("team_ids", ()))
     restored = [change.team_id for change in found if change.action == changes.TEAM_DELETE]
     group_ids |= set(session.scalars(select(Team.group_id).where(Team.id.in_(restored), Team.group_id.is_not(None))))
@@ -169,9 +171,8 @@ def _set_back(rows: _Rows, change: Change) -> Changed:
         others["budget"] = None if before["budget"] is None else parse_amount(before["budget"])
     renewal = parse_renewal(before["renews"]) if "renews" in before else KEEP
     change_limits(rows.session, row, before.get("quota_tokens", KEEP), renewal, **others)
-    rows.session.flush()
-    old, new = changed_between(fields, rows.fields(row)) or ({}, {})
-    return Changed.of(type(row), row.id, fields["name"], old, new)
+    told = {"group": rows.groups[before["group_id"]].name} if before.get("group_id") else {}
+    return Changed.of(type(row), row.id, fields["name"], {name: fields.get(name) for name in after}, before | told)
 
 
 def _set_back_team(rows: _Rows, team: Team, before: dict[str, Any]) -> None:
@@ -187,6 +188,7 @@ def _set_back_team(rows: _Rows, team: Team, before: dict[str, Any]) -> None:
 
 def _expect_free(session: Session, row: Team | Group, name: str) -> None:
     kind = type(row)
+    session.flush()
     others = select(kind.id).where(kind.name == name, kind.deleted_at.is_(None), kind.id != row.id)
     if session.execute(others).first() is not None:
         raise CannotUndo(f"Another {kind.__name__.lower()} is called {name!r} by now.")
@@ -259,10 +261,12 @@ def _token(rows: _Rows, change: Change, token_id: int) -> tuple[Team, ApiToken]:
 
 
 def _move_marks(rows: _Rows, change: Change) -> Changed:
+    rows.session.flush()
     return ledger.undo_reset(rows.session.connection(), change)
 
 
 def _set_extra_back(rows: _Rows, change: Change) -> Changed:
+    rows.session.flush()
     return ledger.undo_extra(rows.session.connection(), change, current_app.config["TIMEZONE"])
 
 
