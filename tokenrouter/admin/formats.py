@@ -1,7 +1,8 @@
 """How figures, moments and states are written on the pages."""
 
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -13,8 +14,9 @@ from markupsafe import Markup
 
 from tokenrouter.admin.charts import short
 from tokenrouter.database.log_status import describe
+from tokenrouter.database.tables import Change
 from tokenrouter.money import decimal_string, shown
-from tokenrouter.teams import format_quota
+from tokenrouter.teams import can_undo, format_quota
 
 STATIC = Path(__file__).parent.parent / "static"
 SOURCE_WORDS = {
@@ -28,11 +30,14 @@ ACTION_WORDS = {
     "team.update": "Changed the team",
     "team.extra": "Gave extra tokens",
     "team.delete": "Deleted the team",
+    "team.restore": "Brought the team back",
     "group.create": "Created the group",
     "group.update": "Changed the group",
     "group.extra": "Gave extra tokens",
     "group.delete": "Deleted the group",
+    "group.restore": "Brought the group back",
     "usage.reset": "Reset its usage",
+    "usage.restore": "Took a reset back",
     "usage.repair": "Repaired its counters by the log",
     "price.set": "Set a price",
     "price.unset": "Ended a price",
@@ -40,6 +45,7 @@ ACTION_WORDS = {
     "prices.fetch": "Fetched the provider’s prices",
     "token.create": "Created a token",
     "token.revoke": "Revoked a token",
+    "token.restore": "Let a token in again",
     "token.rotate": "Replaced a token",
     "management_token.create": "Created a management token",
     "management_token.revoke": "Revoked a management token",
@@ -59,6 +65,8 @@ FIELD_WORDS = {
     "expires_at": "expires",
     "old_token_until": "the old one works until",
 }
+UNSEEN_FIELDS = {"group_id", "team_ids", "token_id"}
+"""What the record of changes knows only for taking them back."""
 
 
 class Share(NamedTuple):
@@ -139,6 +147,16 @@ def field_words(field: str) -> str:
     return FIELD_WORDS.get(field, field)
 
 
+def seen_fields(change: Change) -> list[str]:
+    """Return the fields of a change that people are told."""
+    return [name for name in {**(change.before or {}), **(change.after or {})} if name not in UNSEEN_FIELDS]
+
+
+def groups_of_actions(rows: Iterable[Change]) -> list[tuple[str, int]]:
+    """Return in words what was done by these changes, each with how often."""
+    return list(Counter(action_words(change.action) for change in rows).items())
+
+
 @cache
 def _version(filename: str) -> str:
     return hashlib.sha256((STATIC / filename).read_bytes()).hexdigest()[:10]
@@ -155,4 +173,6 @@ def init_app(app: Flask) -> None:
     for each in (amount, short, share, iso, utc, day_and_time, pace, milliseconds, *words):
         app.jinja_env.filters[each.__name__] = each
     app.jinja_env.filters.update(quota=format_quota, status=describe)
+    app.jinja_env.filters.update(seen_fields=seen_fields, groups_of_actions=groups_of_actions)
+    app.jinja_env.tests["undoable"] = can_undo
     app.jinja_env.globals.update(asset=asset, csrf_token=generate_csrf)

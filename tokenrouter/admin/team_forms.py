@@ -70,11 +70,11 @@ class TokenForm(Form):
         return None if day is None else teams.end_of_day(day)
 
 
-def parse_typed_quota(text: str) -> int | None:
+def parse_typed_quota(text: str) -> teams.AmountChange:
     """Read the quota typed into a list, where an emptied field is more likely a slip than a wish for no limit.
 
     Raises InvalidRequest.
     """
     if not text.strip():
         raise InvalidRequest("Type a number of tokens such as 2.5M, or the word unlimited.", param="quota_tokens")
-    return teams.parse_quota(text)
+    return teams.parse_quota_change(text)

@@ -14,7 +14,7 @@ from tokenrouter.teams.groups import NO_GROUP
 from tokenrouter.teams.groups import create as create_group
 from tokenrouter.teams.groups import delete as delete_group
 from tokenrouter.teams.groups import update as update_group
-from tokenrouter.teams.limits import KEEP, ChangedMeanwhile
+from tokenrouter.teams.limits import KEEP, ChangedMeanwhile, described
 from tokenrouter.teams.lookup import (
     find,
     find_group,
@@ -36,7 +36,7 @@ from tokenrouter.teams.quotas import (
     parse_quota,
 )
 from tokenrouter.teams.renewals import check_renewal, format_renewal, parse_renewal
-from tokenrouter.teams.teams import check_models, create, delete, delete_several, set_active, update
+from tokenrouter.teams.teams import check_models, create, delete, delete_several, fields_of, set_active, update
 from tokenrouter.teams.undo import UNDO_DAYS, NotAllUndone, can_undo, undo
 
 __all__ = [
@@ -65,7 +65,9 @@ __all__ = [
     "delete",
     "delete_group",
     "delete_several",
+    "described",
     "end_of_day",
+    "fields_of",
     "find",
     "find_group",
     "format_quota",

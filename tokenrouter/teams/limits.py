@@ -8,7 +8,7 @@ from flask import current_app
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from tokenrouter.database.columns import epoch_now
+from tokenrouter.database.columns import UnreadableNumber, epoch_now
 from tokenrouter.database.tables import PACES, Group, Team
 from tokenrouter.errors import InvalidRequest
 from tokenrouter.money import decimal_string
@@ -31,13 +31,14 @@ class ChangedMeanwhile(InvalidRequest):
     """Somebody changed what is to be changed, since it was shown; `fields` are what it is now."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
-        super().__init__(f"{', '.join(fields)}: changed meanwhile by somebody else.", param=next(iter(fields)))
+        super().__init__("Somebody changed this meanwhile. Look at it again.", param=next(iter(fields)))
         self.fields = fields
 
 
 def check_expected(fields: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raise ChangedMeanwhile where fields are other than expected."""
-    if changed := {name: fields.get(name) for name, value in expected.items() if fields.get(name) != value}:
+    readable = {name: value for name, value in expected.items() if not isinstance(value, UnreadableNumber)}
+    if changed := {name: fields.get(name) for name, value in readable.items() if fields.get(name) != value}:
         raise ChangedMeanwhile(changed)
 
 

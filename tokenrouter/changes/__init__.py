@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import insert, select
+from sqlalchemy import Select, insert, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
@@ -71,6 +71,8 @@ class ChangesPage:
     """The `before_id` of the next page; None where there is no older change."""
     after_id: int | None
     """The `after_id` of the page before; None on the newest page."""
+    undone: frozenset[int] = frozenset()
+    """Those of them that were taken back."""
 
 
 @dataclass(frozen=True)
@@ -126,20 +128,33 @@ def page(
 
     They are those of a team or of a group, or all.
     """
-    query = select(Change).limit(limit + 1)
+    query = select(Change)
     if team_id is not None:
         query = query.where(Change.team_id == clamp_id(team_id))
     if group_id is not None:
         query = query.where(Change.group_id == clamp_id(group_id))
+    return paged(query, before_id, after_id, limit)
+
+
+def paged(query: Select[Change], before_id: int | None, after_id: int | None, limit: int) -> ChangesPage:
+    """Return a page of the changes that a query selects, likewise."""
+    query = query.limit(limit + 1)
     with Session(db.engine) as session:
         if after_id is not None:
             above = list(session.scalars(query.where(Change.id > clamp_id(after_id)).order_by(Change.id)))
             if len(above) > limit:
                 rows = above[:limit][::-1]
-                return ChangesPage(rows, before_id=rows[-1].id, after_id=rows[0].id)
+                return ChangesPage(rows, rows[-1].id, rows[0].id, undone_of(session, rows))
             before_id = None  # what is above does not fill a page: the newest page has it
         if before_id is not None:
             query = query.where(Change.id < clamp_id(before_id))
         rows = list(session.scalars(query.order_by(Change.id.desc())))
-    older = rows[limit - 1].id if len(rows) > limit else None
-    return ChangesPage(rows[:limit], older, after_id=None if before_id is None else before_id - 1)
+        older = rows[limit - 1].id if len(rows) > limit else None
+        newer = None if before_id is None else before_id - 1
+        return ChangesPage(rows[:limit], older, newer, undone_of(session, rows))
+
+
+def undone_of(session: Session, rows: list[Change]) -> frozenset[int]:
+    """Return the ids of those that were taken back."""
+    undoing = select(Change.undoes_id).where(Change.undoes_id.in_([row.id for row in rows]))
+    return frozenset(undone_id for undone_id in session.scalars(undoing) if undone_id is not None)
