@@ -51,7 +51,7 @@ def test_all_that_match_get_more_over_pages_and_back(panel: Panel, course: list[
     page = panel.post(ACTION, chosen).text
     assert "Change 9 teams?" in words(page)
     assert "Course 09 quota 9,000 → 109,000" in words(page)
-    assert "Cannot be changed Course 00 It has no quota to add to." in words(page)
+    assert "Stay as they are Course 00 It has no quota to add to." in words(page)
     assert stored(course[9]).quota_tokens == 9000
     assert panel.post(CHANGE, hidden(page)).location == "/admin/teams/?page=1"
     assert [stored(course[number]).quota_tokens for number in (0, 1, 9, 10)] == [None, 101_000, 109_000, 10_000]
@@ -190,7 +190,7 @@ def test_batch_that_cannot_be_undone_as_a_whole_is_asked_about(panel: Panel, cou
     ids = [member.team.id for member in course[:20]]
     panel.post(ACTION, {"action": "disable", "rowid": ids, "confirmed": "1"})
     batch = changes.page(limit=1).rows[0].batch
-    assert "Changed the team: 20 at once" in words(panel.get(CHANGES).text)
+    assert "Changed 20 teams" in words(panel.get(CHANGES).text)
     teams.update("Course 03", active=True, by=TESTER)
     page = panel.post(UNDO, {"batch": batch}).text
     assert "Undo 19 of 20 changes?" in words(page) and "Course 03 Its state was changed since." in words(page)
@@ -234,7 +234,7 @@ def test_changes_are_filtered_and_exported(panel: Panel, new_team: NewTeam):
     assert exported("until=2020-01-01") == exported("name=nobody") == []
     assert len(exported("since=2020-01-01&action=nonsense&zone=x")) == 5
     assert "No change fits" in panel.get(f"{CHANGES}?until=2020-01-01").text
-    assert "Changed the team: 2 at once" in words(panel.get(f"{CHANGES}?who=api").text)
+    assert "Changed 2 teams" in words(panel.get(f"{CHANGES}?who=api").text)
 
 
 @pytest.mark.parametrize("name", NASTY_NAMES)

@@ -1,8 +1,7 @@
 """How figures, moments and states are written on the pages."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from flask_wtf.csrf import generate_csrf
 from markupsafe import Markup
 
 from tokenrouter.admin.charts import short
+from tokenrouter.changes.listing import Entry
 from tokenrouter.database.log_status import describe
 from tokenrouter.database.tables import Change
 from tokenrouter.money import decimal_string, shown
@@ -50,6 +50,16 @@ ACTION_WORDS = {
     "management_token.create": "Created a management token",
     "management_token.revoke": "Revoked a management token",
 }
+SEVERAL_WORDS = {
+    "team.create": "Created {} teams",
+    "team.update": "Changed {} teams",
+    "team.extra": "Gave extras to {} teams",
+    "team.delete": "Deleted {} teams",
+    "team.restore": "Brought {} teams back",
+    "usage.reset": "Reset the usage of {} teams or groups",
+    "usage.restore": "Took the resets of {} teams or groups back",
+}
+"""Of what was done to several at once."""
 FIELD_WORDS = {
     "quota_tokens": "quota",
     "used_tokens": "used",
@@ -152,9 +162,12 @@ def seen_fields(change: Change) -> list[str]:
     return [name for name in {**(change.before or {}), **(change.after or {})} if name not in UNSEEN_FIELDS]
 
 
-def groups_of_actions(rows: Iterable[Change]) -> list[tuple[str, int]]:
-    """Return in words what was done by these changes, each with how often."""
-    return list(Counter(action_words(change.action) for change in rows).items())
+def batch_words(entry: Entry) -> str:
+    """Say what was done at once."""
+    actions = sorted({change.action for change in entry.rows})
+    if len(actions) == 1 and actions[0] in SEVERAL_WORDS:
+        return SEVERAL_WORDS[actions[0]].format(f"{entry.total:,}")
+    return f"{', '.join(map(action_words, actions))}: {entry.total:,} changes at once"
 
 
 @cache
@@ -173,6 +186,6 @@ def init_app(app: Flask) -> None:
     for each in (amount, short, share, iso, utc, day_and_time, pace, milliseconds, *words):
         app.jinja_env.filters[each.__name__] = each
     app.jinja_env.filters.update(quota=format_quota, status=describe)
-    app.jinja_env.filters.update(seen_fields=seen_fields, groups_of_actions=groups_of_actions)
+    app.jinja_env.filters.update(seen_fields=seen_fields, batch_words=batch_words)
     app.jinja_env.tests["undoable"] = can_undo
     app.jinja_env.globals.update(asset=asset, csrf_token=generate_csrf)
