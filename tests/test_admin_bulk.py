@@ -219,6 +219,7 @@ def test_revoked_token_and_deleted_group_are_undone_from_their_messages(panel: P
     assert teams.find("team").group_name == "Year 9"
 
 
+@pytest.mark.both_databases
 def test_changes_are_filtered_and_exported(panel: Panel, new_team: NewTeam):
     new_team("=HYPERLINK(1)"), new_team("other")
     teams.update("other", quota_tokens=5, by=TESTER)

@@ -42,7 +42,7 @@ class ChangeFilter:
             of.group_id: self.group_id if self.group_id is None else clamp_id(self.group_id),
             of.action: self.action,
             of.actor_kind: self.who,
-            of.batch: self.batch,
+            of.batch: self.batch if self.batch is None else clamp_text(self.batch),
         }
         found = [column == value for column, value in exact.items() if value is not None]
         if self.name:
