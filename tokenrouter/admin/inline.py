@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from flask import flash, redirect, render_template, request
+from flask import abort, flash, redirect, render_template, request
 from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 
@@ -35,8 +35,8 @@ def save_quota(row: Team | Group, find: Callable[[int], Any], update: Callable[.
         update(row.id, quota_tokens=wanted, expected={"quota_tokens": row.quota_tokens}, by=by)
     except teams.ChangedMeanwhile:
         return _ask(find(row.id), now)
-    except NotFound:
-        raise
+    except NotFound as error:
+        abort(404, str(error))
     except APIError as error:
         flash(Markup("The quota of {} stays as it is. {}").format(quoted(row.name), error), "error")
     else:

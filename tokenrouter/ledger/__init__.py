@@ -9,7 +9,7 @@ from tokenrouter.ledger.books import add_extra, begin_due_periods, check_extras,
 from tokenrouter.ledger.corrections import Corrected, correct_costs
 from tokenrouter.ledger.responses import Given, first_unknown_item, tokens_of_response
 from tokenrouter.ledger.rules import CallerChanged, CallRequest, Outcome, Reservation
-from tokenrouter.ledger.undoing import keep_corrections_out, undo_extra, undo_reset
+from tokenrouter.ledger.undoing import keep_corrections_out, undo_extra, undo_resets
 from tokenrouter.ledger.verification import Verification, repair, verify
 from tokenrouter.ledger.worker import SETTLE_WAIT_S, Ledger
 
@@ -34,6 +34,6 @@ __all__ = [
     "reset",
     "tokens_of_response",
     "undo_extra",
-    "undo_reset",
+    "undo_resets",
     "verify",
 ]

@@ -3,13 +3,15 @@
 Each runs in the transaction of whoever takes back, who has locked the row, and records what is returned.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import bindparam, func, select, text, update
 from sqlalchemy.engine import Connection
 
 from tokenrouter import changes
@@ -40,11 +42,11 @@ class Beginnings:
     before: dict[int, datetime]
 
 
-def resets_of(connection: Connection, books: Books, owner_id: int | None = None) -> Iterable[AnyRow]:
-    """Select the resets of all, or of one, and what took them back, by owner and in order."""
+def resets_of(connection: Connection, books: Books, ids: Sequence[int] | None = None) -> Iterable[AnyRow]:
+    """Select the resets of all, or of some, and what took them back, by owner and in order."""
     owner = books.of_changes
     query = select(owner.label("owner_id"), Change.id, Change.at, Change.action, Change.undoes_id)
-    is_meant = owner.is_not(None) if owner_id is None else owner == owner_id
+    is_meant = owner.is_not(None) if ids is None else owner.in_(ids)
     query = query.where(Change.action.in_((changes.USAGE_RESET, changes.USAGE_RESTORE)), is_meant)
     return connection.execute(query.order_by(owner, Change.id))
 
@@ -64,36 +66,98 @@ def keep_corrections_out(connection: Connection) -> None:
         connection.execute(text("LOCK TABLE cost_corrections IN ROW EXCLUSIVE MODE"))
 
 
-def undo_reset(connection: Connection, change: Change) -> Changed:
-    """Move the marks back by what a reset took, or, where the change took one back, forward again.
+def undo_resets(connection: Connection, undone: Sequence[Change]) -> dict[int, Changed | CannotUndo]:
+    """Move marks back by what resets took, or, where a change took one back, forward again.
 
-    Raises CannotUndo where the quota renewed since, or another reset came after, or a repair.
+    Return by the ids of the changes what is to be recorded, or why it cannot be: where the quota renewed since, or
+    another reset came after, or a repair. Of many teams it takes no longer than it must: calls wait meanwhile.
     """
-    books, id_ = _books_of(change)
-    kind = books.kind
+    outcomes: dict[int, Changed | CannotUndo] = {}
+    for books in (OF_GROUPS, OF_TEAMS):
+        of_kind = [change for change in undone if _books_of(change)[0] is books]
+        if of_kind:
+            outcomes |= _undo_resets(connection, _known(connection, books, of_kind), of_kind)
+    return outcomes
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the database has of the owners of some resets, by their ids."""
+
+    books: Books
+    rows: Mapping[int, AnyRow]
+    """The living ones, locked."""
+    resets: Mapping[int, list[AnyRow]]
+    renewals: Mapping[int, tuple[int, float]]
+    """When the last was due, and when it was made."""
+    repairs: Mapping[int, int]
+    last_correction: datetime
+
+
+def _known(connection: Connection, books: Books, undone: Sequence[Change]) -> _Known:
+    kind, ids = books.kind, sorted({_books_of(change)[1] for change in undone})
     counters = [getattr(kind, name) for pair in MARKS.values() for name in pair]
-    query = select(kind.name, kind.is_due.label("is_due"), *counters).where(kind.id == id_, kind.deleted_at.is_(None))
-    row = connection.execute(query.with_for_update(key_share=True)).one_or_none()
+    rows = select(kind.id, kind.name, kind.is_due.label("is_due"), *counters).where(kind.id.in_(ids))
+    rows = rows.where(kind.deleted_at.is_(None)).order_by(kind.id).with_for_update(key_share=True)
+    owner, renewals = books.of_changes, books.renewals
+    repairs = select(owner, func.max(Change.id)).where(owner.in_(ids), Change.action == changes.USAGE_REPAIR)
+    return _Known(
+        books,
+        {row.id: row for row in connection.execute(rows)},
+        {id_: list(own) for id_, own in groupby(resets_of(connection, books, ids), attrgetter("owner_id"))},
+        {
+            id_: (due_at, renewed_at)
+            for id_, due_at, renewed_at in connection.execute(
+                select(books.of_renewals, func.max(renewals.due_at), func.max(renewals.renewed_at))
+                .where(books.of_renewals.in_(ids))
+                .group_by(books.of_renewals)
+            )
+        },
+        dict(connection.execute(repairs.group_by(owner)).all()),
+        connection.execute(select(func.max(CostCorrection.at))).scalar() or EPOCH,
+    )
+
+
+def _undo_resets(connection: Connection, known: _Known, undone: Sequence[Change]) -> dict[int, Changed | CannotUndo]:
+    outcomes: dict[int, Changed | CannotUndo] = {}
+    marks: list[dict[str, int]] = []
+    for change in undone:
+        try:
+            moved, outcomes[change.id] = _undo_reset(connection, known, change)
+        except CannotUndo as error:
+            outcomes[change.id] = error
+        else:
+            marks.append(moved)
+    table: Any = known.books.kind.__table__
+    moving = update(table).where(table.c.id == bindparam("owner"))
+    moving = moving.values({mark: bindparam(f"new_{mark}") for _, mark in MARKS.values()})
+    if marks:
+        connection.execute(moving, marks)
+    return outcomes
+
+
+def _undo_reset(connection: Connection, known: _Known, change: Change) -> tuple[dict[str, int], Changed]:
+    """Return the marks that a row is to have, and what is recorded of that; raises CannotUndo."""
+    books, id_ = _books_of(change)
+    row = known.rows.get(id_)
     if row is None:
         raise CannotUndo("It was deleted since.")
-    if row.is_due or _renewed_since(connection, books, id_, change.at):
+    if row.is_due or any(instant > change.at.timestamp() for instant in known.renewals.get(id_, ())):
         raise CannotUndo(RENEWED)
-    resets = list(resets_of(connection, books, id_))
-    if not _is_last(resets, change):
+    if not _is_last(known.resets[id_], change):
         raise CannotUndo("Its usage was reset again, or a reset taken back, since.")
-    if _repaired_since(connection, books, change):
+    if known.repairs.get(id_, 0) > change.id:
         raise CannotUndo("Its counters were repaired since.")
     taken = {name: _of(change.before, name) - _of(change.after, name) for name in MARKS}
-    moved = _move_corrections(connection, books, change, resets)
-    marks: dict[str, int] = {}
+    moved = _move_corrections(connection, known, change)
+    marks = {"owner": id_}
     for name, (settled, mark) in MARKS.items():
-        marks[mark] = getattr(row, mark) - taken[name] - moved.get(name, 0)
-        if not 0 <= marks[mark] <= getattr(row, settled):
+        marks[f"new_{mark}"] = moved_to = getattr(row, mark) - taken[name] - moved.get(name, 0)
+        if not 0 <= moved_to <= getattr(row, settled):
             raise CannotUndo("Its costs were corrected since.")
-    connection.execute(update(kind).where(kind.id == id_).values(marks))
     used = {name: getattr(row, settled) - getattr(row, mark) for name, (settled, mark) in MARKS.items() if taken[name]}
     after = {name: value + taken[name] for name, value in used.items()}
-    return Changed.of(kind, id_, row.name, used, after)
+    return marks, Changed.of(books.kind, id_, row.name, used, after)
 
 
 def _books_of(change: Change) -> tuple[Books, int]:
@@ -112,11 +176,6 @@ def _renewed_since(connection: Connection, books: Books, id_: int, at: datetime)
     return any(instant is not None and instant > at.timestamp() for instant in connection.execute(last).one())
 
 
-def _repaired_since(connection: Connection, books: Books, change: Change) -> bool:
-    repairs = Change.action == changes.USAGE_REPAIR, books.of_changes == _books_of(change)[1], Change.id > change.id
-    return connection.execute(select(Change.id).where(*repairs).limit(1)).first() is not None
-
-
 def _is_last(resets: Sequence[AnyRow], change: Change) -> bool:
     """Tell whether all that came after the change was taken back again."""
     undoes = {each.id: each.undoes_id for each in resets}
@@ -128,12 +187,14 @@ def _is_last(resets: Sequence[AnyRow], change: Change) -> bool:
     return all(each.action == changes.USAGE_RESTORE and first(each.id) > change.id for each in holding)
 
 
-def _move_corrections(connection: Connection, books: Books, change: Change, resets: Sequence[AnyRow]) -> dict[str, int]:
+def _move_corrections(connection: Connection, known: _Known, change: Change) -> dict[str, int]:
     """Let corrections since the reset count to the period again that their calls are of; return by how much in all."""
-    owner_is = books.of_renewals == _books_of(change)[1]
-    last_renewal = connection.execute(select(func.max(books.renewals.due_at)).where(owner_is)).scalar() or 0
-    renewed_at, known = EPOCH + timedelta(seconds=last_renewal), beginnings(resets)
-    begins, began = (max(at, renewed_at) for at in (known.before[change.id], known.running))
+    books, id_ = _books_of(change)
+    periods = beginnings(known.resets[id_])
+    renewed_at = EPOCH + timedelta(seconds=known.renewals[id_][0] if id_ in known.renewals else 0)
+    begins, began = (max(at, renewed_at) for at in (periods.before[change.id], periods.running))
+    if known.last_correction < max(begins, began):
+        return {}
     becomes_past = begins > began
     moved = {"used_cost": 0, "priced_tokens": 0}
     ids = []

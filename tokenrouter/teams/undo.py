@@ -5,7 +5,7 @@ What takes a change back is a change of its own, which can be taken back likewis
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from tokenrouter.teams.renewals import parse_renewal
 
 UNDO_DAYS = 30
 DELETED = "It was deleted since."
+RESETS = changes.USAGE_RESET, changes.USAGE_RESTORE
 Row = TypeVar("Row", Team, Group)
 WORDS = {"quota_tokens": "quota", "active": "state", "renews": "renewal"}
 
@@ -47,6 +48,12 @@ class _Rows:
     session: Session
     teams: dict[int, Team]
     groups: dict[int, Group]
+    named: dict[tuple[type[Team | Group], str], int]
+    """Who has the names that are to be given back."""
+    resets: dict[int, Changed | CannotUndo] = field(default_factory=dict)
+    """What became of the resets among them, which are taken back first."""
+    restored: dict[datetime, list[int]] = field(default_factory=dict)
+    """The teams that come back, by the moment at which they were deleted."""
 
     def team(self, change: Change) -> Team:
         """Return the living team that was changed."""
@@ -106,6 +113,8 @@ def _undo(session: Session, change_ids: Sequence[int], by: Actor) -> list[Change
     found = [change for change in found if change.id not in undone]
     if not found:
         raise CannotUndo("This was taken back already." if undone else "There is no such change.")
+    resets = [change for change in found if change.action in RESETS and can_undo(change)]
+    rows.resets.update(ledger.undo_resets(session.connection(), resets))
     made: defaultdict[str, list[Changed]] = defaultdict(list)
     reasons, possible = [], []
     for change in found:
@@ -118,6 +127,7 @@ def _undo(session: Session, change_ids: Sequence[int], by: Actor) -> list[Change
             possible.append(change.id)
     if reasons:
         raise NotAllUndone(reasons, possible)
+    _restore_tokens(rows)
     session.flush()
     session.expunge_all()  # nobody reads these rows again
     for action, several in made.items():
@@ -138,7 +148,7 @@ def _take_back(rows: _Rows, change: Change) -> tuple[str, Changed]:
 
 def _lock(session: Session, found: Sequence[Change]) -> _Rows:
     """Lock whatever the changes are about: groups first, each kind in the order of ids, as all do."""
-    if any(change.action in (changes.USAGE_RESET, changes.USAGE_RESTORE) for change in found):
+    if any(change.action in RESETS for change in found):
         ledger.keep_corrections_out(session.connection())
     team_ids = {change.team_id for change in found if change.team_id is not None}
     group_ids = {change.group_id for change in found if change.group_id is not None}
@@ -150,8 +160,22 @@ def _lock(session: Session, found: Sequence[Change]) -> _Rows:
     group_ids |= set(session.scalars(select(Team.group_id).where(Team.id.in_(restored), Team.group_id.is_not(None))))
     groups = select(Group).where(Group.id.in_(group_ids)).order_by(Group.id).with_for_update(key_share=True)
     teams = select(Team).where(Team.id.in_(team_ids)).order_by(Team.id).with_for_update(key_share=True)
-    locked_groups = {group.id: group for group in session.scalars(groups)}
-    return _Rows(session, {team.id: team for team in session.scalars(teams)}, locked_groups)
+    by_id = {group.id: group for group in session.scalars(groups)}
+    return _Rows(
+        session,
+        {team.id: team for team in session.scalars(teams)},
+        by_id,
+        _named(session, Team, found) | _named(session, Group, found),
+    )
+
+
+def _named(
+    session: Session, kind: type[Team | Group], found: Sequence[Change]
+) -> dict[tuple[type[Team | Group], str], int]:
+    """Return the living owners of the names that the changes were about."""
+    names = {name for change in found if (name := (change.before or {}).get("name")) is not None}
+    query = select(kind.name, kind.id).where(kind.name.in_(names), kind.deleted_at.is_(None))
+    return {(kind, name): id_ for name, id_ in session.execute(query)}
 
 
 # what sets fields back
@@ -166,7 +190,7 @@ def _set_back(rows: _Rows, change: Change) -> Changed:
         if fields.get(key) != after.get(key):
             raise CannotUndo(f"Its {WORDS.get(name, name.replace('_', ' '))} was changed since.")
     if "name" in before:
-        _expect_free(rows.session, row, before["name"])
+        _take_name(rows, row, before["name"])
         row.name = before["name"]
     if isinstance(row, Team):
         _set_back_team(rows, row, before)
@@ -190,11 +214,9 @@ def _set_back_team(rows: _Rows, team: Team, before: dict[str, Any]) -> None:
         team.models = before["models"]
 
 
-def _expect_free(session: Session, row: Team | Group, name: str) -> None:
+def _take_name(rows: _Rows, row: Team | Group, name: str) -> None:
     kind = type(row)
-    session.flush()
-    others = select(kind.id).where(kind.name == name, kind.deleted_at.is_(None), kind.id != row.id)
-    if session.execute(others).first() is not None:
+    if rows.named.setdefault((kind, name), row.id) != row.id:
         raise CannotUndo(f"Another {kind.__name__.lower()} is called {name!r} by now.")
 
 
@@ -206,14 +228,22 @@ def _restore_team(rows: _Rows, change: Change) -> Changed:
     team = rows.teams[change.team_id or 0]
     if team.deleted_at is None:
         raise CannotUndo("It is there already.")
-    _expect_free(rows.session, team, team.name)
-    were_revoked = ApiToken.team_id == team.id, ApiToken.revoked_at == team.deleted_at
-    rows.session.execute(update(ApiToken).where(*were_revoked).values(revoked_at=None))
+    _take_name(rows, team, team.name)
+    told = rows.fields(team)
     if not rows.has_group(team.group_id):
         team.group_id = None
+        told = {name: value for name, value in told.items() if name != "group_id"} | {"group": None}
+    rows.restored.setdefault(team.deleted_at, []).append(team.id)
     team.deleted_at = None
-    rows.session.flush()
-    return Changed(team.id, team.name, after=rows.fields(team))
+    return Changed(team.id, team.name, after=told)
+
+
+def _restore_tokens(rows: _Rows) -> None:
+    """Let those tokens in again that were revoked with their teams."""
+    for deleted_at, team_ids in rows.restored.items():
+        were_revoked = ApiToken.team_id.in_(team_ids), ApiToken.revoked_at == deleted_at
+        tokens = update(ApiToken).where(*were_revoked).values(revoked_at=None)
+        rows.session.execute(tokens.execution_options(synchronize_session=False))
 
 
 def _delete_team(rows: _Rows, change: Change) -> Changed:
@@ -225,7 +255,7 @@ def _restore_group(rows: _Rows, change: Change) -> Changed:
     group = rows.groups[change.group_id or 0]
     if group.deleted_at is None:
         raise CannotUndo("It is there already.")
-    _expect_free(rows.session, group, group.name)
+    _take_name(rows, group, group.name)
     group.deleted_at = None
     team_ids = (change.before or {})["team_ids"]
     members = [team for id_ in team_ids if (team := rows.teams[id_]).deleted_at is None and team.group_id is None]
@@ -265,8 +295,10 @@ def _token(rows: _Rows, change: Change, token_id: int) -> tuple[Team, ApiToken]:
 
 
 def _move_marks(rows: _Rows, change: Change) -> Changed:
-    rows.session.flush()
-    return ledger.undo_reset(rows.session.connection(), change)
+    outcome = rows.resets[change.id]
+    if isinstance(outcome, CannotUndo):
+        raise outcome
+    return outcome
 
 
 def _set_extra_back(rows: _Rows, change: Change) -> Changed:
