@@ -166,4 +166,9 @@ def mark_deleted(session: Session, teams: list[Team]) -> list[Changed]:
     session.execute(update_rows(Team).where(Team.id.in_(ids)).values(deleted_at=now))
     is_theirs = ApiToken.team_id.in_(ids), ApiToken.revoked_at.is_(None)
     session.execute(update_rows(ApiToken).where(*is_theirs).values(revoked_at=now))
-    return [Changed(team.id, team.name, fields_of(team) | {"used_tokens": team.used_tokens}) for team in teams]
+    return [lost_with(team) for team in teams]
+
+
+def lost_with(team: Team) -> Changed:
+    """Return what is recorded of a team's deletion."""
+    return Changed(team.id, team.name, fields_of(team) | {"used_tokens": team.used_tokens})

@@ -54,6 +54,8 @@ class _Rows:
     """What became of the resets among them, which are taken back first."""
     restored: dict[datetime, list[int]] = field(default_factory=dict)
     """The teams that come back, by the moment at which they were deleted."""
+    removed: list[Team] = field(default_factory=list)
+    """Those that are deleted again."""
 
     def team(self, change: Change) -> Team:
         """Return the living team that was changed."""
@@ -128,6 +130,7 @@ def _undo(session: Session, change_ids: Sequence[int], by: Actor) -> list[Change
     if reasons:
         raise NotAllUndone(reasons, possible)
     _restore_tokens(rows)
+    team_store.mark_deleted(session, rows.removed)
     session.flush()
     session.expunge_all()  # nobody reads these rows again
     for action, several in made.items():
@@ -247,7 +250,8 @@ def _restore_tokens(rows: _Rows) -> None:
 
 
 def _delete_team(rows: _Rows, change: Change) -> Changed:
-    return team_store.mark_deleted(rows.session, [rows.team(change)])[0]
+    rows.removed.append(team := rows.team(change))
+    return team_store.lost_with(team)
 
 
 def _restore_group(rows: _Rows, change: Change) -> Changed:
