@@ -353,3 +353,33 @@ def test_administrator_adds_many_teams_and_prints_a_slip_for_each(visit, size: s
     page.reload()
     expect(page.get_by_role("heading", name="Teams", level=1)).to_be_visible()
     assert rows[1][1] not in page.content()
+
+
+def test_quota_saved_in_the_list_leaves_place_and_focus_where_they_were(visitor: Visitor, service: Server):
+    for number in range(60):
+        service.create_team(f"Inline {number:02}", 1000)
+    page = visitor.page
+    visitor.open("/admin/teams/?search=Inline")
+    quota = page.get_by_label("Quota of Inline 40")
+    quota.scroll_into_view_if_needed()
+    quota.fill("+100k")
+    top = page.evaluate("scrollY")
+    quota.press("Enter")
+    expect(page.get_by_text("The quota of “Inline 40” is now 101k.")).to_be_attached()
+    expect(page.get_by_label("Quota of Inline 40")).to_be_focused()
+    assert top and page.evaluate("scrollY") == top
+
+    # all that match, over both pages, and back
+    page.get_by_label("all 60 that match").check()
+    expect(page.get_by_text("60 selected")).to_be_visible()
+    page.get_by_label("Quota of the selected teams").fill("x2")
+    page.get_by_label("Quota of the selected teams").press("Enter")
+    expect(page.get_by_role("heading", name="Change 60 teams?")).to_be_visible()
+    visitor.check_page()
+    page.get_by_role("button", name="Change 60 teams").click()
+    page.get_by_role("status").get_by_role("button", name="Undo").click()
+    expect(page.get_by_text("Undone for 60 teams: Changed the team.")).to_be_visible()
+    visitor.check_page()
+    page.get_by_role("link", name="Changes").click()
+    page.get_by_text("Changed 60 teams").first.click()
+    visitor.check_page()

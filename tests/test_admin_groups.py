@@ -175,8 +175,8 @@ def test_dashboard_names_groups_near_their_quota(panel: Panel, client: FlaskClie
 
 def test_changes_name_the_group(panel: Panel, group: Group):
     assert "Year 9 Created the group" in shown(panel, "/admin/changes/")
-    assert "Created the group" in shown(panel, f"/admin/changes/?group={group.id}")
-    assert "Created the group" not in shown(panel, f"/admin/changes/?group={group.id + 1}")
+    assert "Year 9 Created the group" in shown(panel, f"/admin/changes/?group={group.id}")
+    assert "No change fits" in shown(panel, f"/admin/changes/?group={group.id + 1}")
 
 
 @pytest.mark.parametrize("name", NASTY_NAMES)

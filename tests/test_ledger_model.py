@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from tokenrouter import ledger, prices, teams
+from tokenrouter import changes, ledger, prices, teams
 from tokenrouter.database.tables import BY_PROVIDER, NOT_COUNTED, Group, RequestLog, Team, TokenUsageDaily, db, writing
 from tokenrouter.errors import PaceExceeded, QuotaExceeded, QuotaReserved
 from tokenrouter.ledger import CallRequest, Ledger, Outcome, Reservation
@@ -57,13 +57,17 @@ class ModelAccount:
     cost: int = 0
     """Since the last reset and renewal, in billionths."""
     held_cost: int = 0
+    resets: list[tuple[int, int, int]] = field(default_factory=list)
+    """Those that can be taken back, the last first: their changes, and the tokens and the cost that they took."""
+    undone: tuple[int, int, int] | None = None
+    """What was taken back last, and can be done again, likewise."""
 
     @property
     def used(self) -> int:
         return self.settled - self.mark
 
     def begin_anew(self) -> None:
-        self.mark, self.cost = self.settled, 0
+        self.mark, self.cost, self.undone = self.settled, 0, None
 
     def lefts(self, prompt: int, price: Price, *, once_settled: bool = False) -> list[tuple[int, bool]]:
         """Return what each limit leaves for an answer, in tokens, and whether something is held of it."""
@@ -234,8 +238,32 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 4))
     def reset(self, number: int) -> None:
         kind, id_ = self._key(number)
-        ledger.reset(self.engine, *([id_], []) if kind is Team else ([], [id_]), by=TESTER)
-        self.accounts[kind, id_].begin_anew()
+        account = self.accounts[kind, id_]
+        taken = account.used, account.cost
+        if ledger.reset(self.engine, *([id_], []) if kind is Team else ([], [id_]), by=TESTER):
+            account.begin_anew()
+            account.resets.append((newest_change(), *taken))
+
+    @rule(number=st.integers(0, 4))
+    def undo_reset(self, number: int) -> None:
+        account = self.accounts[self._key(number)]
+        if account.resets:
+            change, tokens, cost = account.resets.pop()
+            teams.undo([change], by=TESTER)
+            account.mark -= tokens
+            account.cost += cost
+            account.undone = newest_change(), tokens, cost
+
+    @rule(number=st.integers(0, 4))
+    def redo_reset(self, number: int) -> None:
+        account = self.accounts[self._key(number)]
+        if account.undone is not None:
+            change, tokens, cost = account.undone
+            teams.undo([change], by=TESTER)
+            account.mark += tokens
+            account.cost -= cost
+            account.resets.append((newest_change(), tokens, cost))
+            account.undone = None
 
     @rule(number=st.integers(0, 4))
     def renew(self, number: int) -> None:
@@ -245,6 +273,7 @@ class LedgerMachine(RuleBasedStateMachine):
             connection.execute(update(kind).where(kind.id == id_).values(renews_at=1))
         account = self.accounts[kind, id_]
         account.begin_anew()
+        account.resets.clear()
         account.extra = account.extra_budget = 0
 
     @rule(number=st.integers(0, 4), tokens=st.integers(0, 2000), budget=st.integers(0, 10**9))
@@ -348,6 +377,10 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         with self.engine.connect() as connection:
             return {id_: int(calls) for id_, calls in connection.execute(rejected.group_by(RequestLog.team_id))}
+
+
+def newest_change() -> int:
+    return changes.page(limit=1).rows[0].id
 
 
 def expected_grant(

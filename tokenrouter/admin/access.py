@@ -117,8 +117,8 @@ def _is_own_users(connection: socket.socket | None) -> bool:
 
 
 def actor() -> Actor:
-    """Return who makes the current request's changes, for the record of changes."""
-    return Actor(changes.PANEL, request.remote_addr or "unknown")
+    """Return who makes a change by the current request, for the record of changes; all of it is taken back at once."""
+    return Actor(changes.PANEL, request.remote_addr or "unknown").at_once()
 
 
 def safe_target(target: str | None) -> str:

@@ -104,11 +104,11 @@ def last_day_text(expires_at: datetime | None) -> str:
     return "" if expires_at is None else str((expires_at - timedelta(microseconds=1)).date())
 
 
-def parse_typed_quota(text: str) -> int | None:
+def parse_typed_quota(text: str) -> teams.AmountChange:
     """Read the quota typed into a list, where an emptied field is more likely a slip than a wish for no limit.
 
     Raises InvalidRequest.
     """
     if not text.strip():
         raise InvalidRequest("Type a number of tokens such as 2.5M, or the word unlimited.", param="quota_tokens")
-    return teams.parse_quota(text)
+    return teams.parse_quota_change(text)

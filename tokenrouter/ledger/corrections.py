@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import String, cast, func, insert, select, text, update
@@ -35,10 +37,10 @@ from tokenrouter.database.tables import (
 from tokenrouter.errors import NotFound
 from tokenrouter.ledger.comparison import COUNTED_MODEL, DAY, OF_GROUPS, OF_TEAMS, Books, streamed
 from tokenrouter.ledger.costs import KnownPrices
+from tokenrouter.ledger.undoing import EPOCH, beginnings, resets_of
 from tokenrouter.metering.prices import Price
 from tokenrouter.money import decimal_string
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ROWS_AT_ONCE = 1000
 
 
@@ -156,13 +158,10 @@ def _calls(connection: Connection, since: date) -> Iterable[AnyRow]:
 
 
 def _beginnings(connection: Connection, books: Books) -> defaultdict[int, datetime]:
-    """Return when the running period of each began: at its last reset, or the instant of its last renewal."""
+    """Return when the running period of each began: by its last reset that holds, or its last renewal."""
     begins = defaultdict(lambda: EPOCH)
-    resets = select(books.of_changes, func.max(Change.at)).where(
-        Change.action == changes.USAGE_RESET, books.of_changes.is_not(None)
-    )
-    for owner_id, at in connection.execute(resets.group_by(books.of_changes)):
-        begins[owner_id] = at
+    for owner_id, resets in groupby(resets_of(connection, books), attrgetter("owner_id")):
+        begins[owner_id] = beginnings(resets).running
     renewals = select(books.of_renewals, func.max(books.renewals.due_at)).group_by(books.of_renewals)
     for owner_id, at in connection.execute(renewals):
         begins[owner_id] = max(begins[owner_id], datetime.fromtimestamp(at, UTC))

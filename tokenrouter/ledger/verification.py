@@ -232,6 +232,8 @@ MARKS = (
     ),
 )
 
+MOVED = [mark.recorded for mark in MARKS]
+
 
 @dataclass
 class Resets:
@@ -242,17 +244,17 @@ class Resets:
 
 
 def _resets(connection: Connection, books: Books) -> defaultdict[int | None, Resets]:
-    actions, owner = (books.creation, changes.USAGE_RESET, changes.USAGE_REPAIR), books.of_changes
+    moving = changes.USAGE_RESET, changes.USAGE_RESTORE
+    actions, owner = (books.creation, *moving, changes.USAGE_REPAIR), books.of_changes
     query = select(owner, Change.action, Change.before, Change.after).where(Change.action.in_(actions))
     resets: defaultdict[int | None, Resets] = defaultdict(Resets)
     renewals_upto: defaultdict[int | None, int] = defaultdict(int)  # those up to here are in the mark of a repair
     corrections_upto: defaultdict[int | None, int] = defaultdict(int)  # likewise
     for owner_id, action, before, after in streamed(connection, query.where(owner.is_not(None)).order_by(Change.id)):
-        own = resets[owner_id]
-        if action == changes.USAGE_RESET:
-            own.moved.update({mark.recorded: int((before or {}).get(mark.recorded, 0)) for mark in MARKS})
+        own, before, after = resets[owner_id], before or {}, after or {}
+        if action in moving:
+            own.moved.update({name: int(before.get(name, 0)) - int(after.get(name, 0)) for name in MOVED})
         elif action == changes.USAGE_REPAIR:
-            after = after or {}
             moved = Counter({mark.recorded: int(after.get(mark.reset, 0)) for mark in MARKS})
             resets[owner_id] = Resets(moved, is_proven=True)
             renewals_upto[owner_id] = int(after.get("last_renewal", 0))

@@ -229,6 +229,19 @@ def _ids_by_name(connection: Connection, fitting: list[ColumnElement[bool]], des
     return [team_id for team_id, _ in sorted(rows, key=by_name, reverse=descending)]
 
 
+def ids_of_teams(
+    *,
+    search: str | None = None,
+    state: State | None = None,
+    near_quota: Nearness | None = None,
+    group_id: int | None = None,
+) -> list[int]:
+    """Return the ids of all teams that `teams_page` lists by these, on whatever page."""
+    fitting = _fitting((search or "").strip(), state, near_quota, group_id)
+    with reading() as connection:
+        return list(connection.execute(select(Team.id).where(*fitting).order_by(Team.id)).scalars())
+
+
 def _fitting(
     search: str, state: State | None, near_quota: Nearness | None, group_id: int | None
 ) -> list[ColumnElement[bool]]:

@@ -52,19 +52,39 @@ function watchSelection(form) {
   const boxes = () => [...document.querySelectorAll(`input[name=rowid][form="${form.id}"]`)];
   const all = document.querySelector(`input[data-all="${form.id}"]`);
   const update = () => {
-    const chosen = boxes().filter((box) => box.checked).length;
+    const fitting = form.querySelector("input[name=all]");
+    const chosen = fitting?.checked ? +fitting.dataset.total : boxes().filter((box) => box.checked).length;
     for (const button of form.querySelectorAll("button[data-needs-rows]")) button.disabled = chosen === 0;
-    form.querySelector("[data-count]").textContent = chosen === 0 ? "Select teams to act on them" : `${chosen} selected`;
-    all.checked = chosen > 0 && chosen === boxes().length;
+    form.querySelector("[data-count]").textContent = chosen === 0 ? "Select teams to act on them" : `${chosen.toLocaleString("en")} selected`;
+    all.checked = chosen > 0 && chosen >= boxes().length;
     all.indeterminate = chosen > 0 && chosen < boxes().length;
+    for (const box of boxes()) box.disabled = Boolean(fitting?.checked);
   };
   all.closest("th").hidden = false;
   all.addEventListener("change", () => {
+    const fitting = form.querySelector("input[name=all]");
+    if (fitting && !all.checked) fitting.checked = false;
     for (const box of boxes()) box.checked = all.checked;
     update();
   });
   for (const box of boxes()) box.addEventListener("change", update);
+  form.querySelector("input[name=all]")?.addEventListener("change", update);
   update();
+}
+
+// After a quota was saved the page is where it was, and the field is in hand again.
+function rememberPlace(event) {
+  const field = event.target.querySelector("input[name=quota]");
+  const place = { path: location.pathname, top: scrollY, field: field?.id };
+  sessionStorage.setItem("place", JSON.stringify(place));
+}
+
+function backToPlace() {
+  const place = JSON.parse(sessionStorage.getItem("place") ?? "null");
+  sessionStorage.removeItem("place");
+  if (place?.path !== location.pathname) return;
+  document.getElementById(place.field)?.focus({ preventScroll: true });
+  scrollTo({ top: place.top, behavior: "instant" });
 }
 
 // Times are meant in the reader's own zone, as they are shown, unless the page was opened with those of another one.
@@ -140,10 +160,12 @@ function prepare(root) {
   for (const element of root.querySelectorAll("[data-fill]")) fill(element).catch(() => {});
   for (const form of root.querySelectorAll("form[data-bulk]")) watchSelection(form);
   for (const form of root.querySelectorAll("form[data-once]")) sendOnce(form);
+  for (const form of root.querySelectorAll("form[data-keep-place]")) form.addEventListener("submit", rememberPlace);
   for (const region of root.querySelectorAll(".scroll[data-newest-right]")) region.scrollLeft = region.scrollWidth;
 }
 
 prepare(document);
+backToPlace();
 const main = document.querySelector("main[data-renew-s]");
 let lastContact = new Date();
 let renewal = main && setTimeout(keepRenewing, 1000 * main.dataset.renewS, main);

@@ -41,7 +41,7 @@ def create_token(
     with changing() as session:
         team = find_in(session, which, locked=True)
         token, bearer_token = add_token(session, team, label, expires_at)
-        changes.record(session, by, changes.TOKEN_CREATE, Changed(team.id, team.name, after=_token_fields(token)))
+        changes.record(session, by, changes.TOKEN_CREATE, Changed(team.id, team.name, after=token_fields(token)))
     return token, bearer_token
 
 
@@ -62,12 +62,12 @@ def update_token(
     with changing() as session:
         team = find_in(session, which, locked=True)
         token = _find_token(session, team, token_id)
-        before = _token_fields(token)
+        before = token_fields(token)
         if not isinstance(label, Keep):
             token.label = check_label(label)
         if not isinstance(expires_at, Keep):
             token.expires_at = expires_at
-        after = _token_fields(token)
+        after = token_fields(token)
         changed = [name for name in before if before[name] != after[name]]
         if changed:
             told = {"token": token.prefix} | {name: before[name] for name in changed}
@@ -98,7 +98,7 @@ def new_token(team: Team, label: str | None, expires_at: datetime | None) -> tup
     return token, bearer_token
 
 
-def _token_fields(token: ApiToken) -> dict[str, Any]:
+def token_fields(token: ApiToken) -> dict[str, Any]:
     """Return what the record of changes may tell of a token."""
     expires_at = token.expires_at and token.expires_at.isoformat(timespec="seconds").replace("+00:00", "Z")
     return {"token": token.prefix, "label": token.label, "expires_at": expires_at}
@@ -126,7 +126,8 @@ def revoke_token(which: str | int, token: str | int, *, by: Actor) -> ApiToken:
         team = find_in(session, which, locked=True)
         found = _find_token(session, team, token)
         found.revoked_at = datetime.now(UTC)
-        changes.record(session, by, changes.TOKEN_REVOKE, Changed(team.id, team.name, _token_fields(found)))
+        told = token_fields(found) | {"token_id": found.id}
+        changes.record(session, by, changes.TOKEN_REVOKE, Changed(team.id, team.name, told))
         return found
 
 
@@ -145,9 +146,9 @@ def rotate_token(which: str | int, token_id: int, grace: timedelta, *, by: Actor
             why = "expired" if old.replaced_by_id is None else "been replaced"
             raise NotUsable(f"The token {old.prefix}… of the team {team.name!r} has {why} already.")
         new, bearer_token = add_token(session, team, old.label, old.expires_at)
-        before = _token_fields(old)
+        before = token_fields(old)
         _retire(old, new, grace)
-        after = {"token": new.prefix, "old_token_until": _token_fields(old)["expires_at"]}
+        after = {"token": new.prefix, "old_token_until": token_fields(old)["expires_at"]}
         changes.record(session, by, changes.TOKEN_ROTATE, Changed(team.id, team.name, before, after))
     return new, bearer_token
 

@@ -21,7 +21,7 @@ from tokenrouter.teams.limits import change_limits
 from tokenrouter.teams.lookup import changing, group_ids_in
 from tokenrouter.teams.names import check_label, check_name
 from tokenrouter.teams.quotas import check_budget, check_pace, check_quota
-from tokenrouter.teams.teams import check_models, described_team
+from tokenrouter.teams.teams import check_models, fields_of
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _models(new: NewTeam) -> str | None:
 
 def _changed(new: NewTeam, team: Team, token: ApiToken) -> Changed:
     label = {"label": token.label} if token.label else {}
-    after = described_team(team) | dict(new.told) | {"token": token.prefix} | label
+    after = fields_of(team) | dict(new.told) | {"token": token.prefix} | label
     return Changed(team.id, team.name, after=after)
 
 
