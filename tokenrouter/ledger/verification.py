@@ -309,12 +309,13 @@ def _check_books(connection: Connection, books: Books, found: Verification) -> C
 def _check_tokens(connection: Connection, found: Verification) -> None:
     """Compare the daily totals of tokens with the log; a version that does not write them may serve meanwhile."""
     lacking = 0
-    prefixes = dict(connection.execute(select(ApiToken.id, ApiToken.prefix)).all())
+    query = select(ApiToken.id, Team.name, ApiToken.prefix).join(Team, Team.id == ApiToken.team_id)
+    names = {token_id: f"{team}, token {prefix}…" for token_id, team, prefix in connection.execute(query)}
     for key, log, day in compare(connection, OF_TOKENS).differences:
         if all(counted <= logged for counted, logged in zip(day, log, strict=True)):
             lacking += 1
         else:
-            _describe_difference(f"token {prefixes.get(key[0], key[0])}…", key, log, day, found)
+            _describe_difference(names.get(key[0], f"token {key[0]}, which is not there"), key, log, day, found)
     if lacking:
         found.notes.append(
             f"{lacking:,} daily totals of tokens lack calls, as where an older version served: `flask usage repair` "

@@ -180,12 +180,7 @@ def _page_by_end(
 ) -> TeamsPage:
     """Return a page of those that are left by, or in the order of, when they will be used up: SQL knows no pace."""
     with reading() as connection, Session(connection) as session:
-        limited = [
-            TeamUse(**team_use(team)) for team in session.scalars(select(Team).where(*fitting, is_limited(Team)))
-        ]
-        ends = ends_of(connection, Team, limited, now, all_of_them=True)
-        if lasts is not None:
-            ends = {id_: end for id_, end in ends.items() if _is_within(end, lasts, now)}
+        ends = _ending(connection, session, fitting, lasts, now)
         if sort in ("name", LASTS):
             ids = _ids_by_name(connection, fitting, descending and sort == "name")
         else:
@@ -200,6 +195,15 @@ def _page_by_end(
             ids = ending + [id_ for id_ in ids if id_ not in ends]
         shown = ids[(page - 1) * per_page : page * per_page]
         return TeamsPage(_rows(connection, session, shown, now), len(ids))
+
+
+def _ending(
+    connection: Connection, session: Session, fitting: list[ColumnElement[bool]], lasts: Lasting | None, now: datetime
+) -> dict[int, End]:
+    """Return when each of those that fit will be used up, by id; `lasts` leaves out who lasts longer."""
+    limited = [TeamUse(**team_use(team)) for team in session.scalars(select(Team).where(*fitting, is_limited(Team)))]
+    ends = ends_of(connection, Team, limited, now, all_of_them=True)
+    return {id_: end for id_, end in ends.items() if lasts is None or _is_within(end, lasts, now)}
 
 
 def _ordered(fitting: list[ColumnElement[bool]], sort: str, descending: bool = False) -> Select[int]:
@@ -234,11 +238,15 @@ def ids_of_teams(
     search: str | None = None,
     state: State | None = None,
     near_quota: Nearness | None = None,
+    lasts: Lasting | None = None,
     group_id: int | None = None,
+    now: datetime | None = None,
 ) -> list[int]:
     """Return the ids of all teams that `teams_page` lists by these, on whatever page."""
     fitting = _fitting((search or "").strip(), state, near_quota, group_id)
-    with reading() as connection:
+    with reading() as connection, Session(connection) as session:
+        if lasts is not None:
+            return sorted(_ending(connection, session, fitting, lasts, now or datetime.now(UTC)))
         return list(connection.execute(select(Team.id).where(*fitting).order_by(Team.id)).scalars())
 
 
