@@ -10,6 +10,7 @@ from tokenrouter.database.connections import Readers
 from tokenrouter.database.tables import db
 from tokenrouter.ledger import SETTLE_WAIT_S, Ledger
 from tokenrouter.payload import RefusedAdditions
+from tokenrouter.provider.account import Account
 from tokenrouter.provider.catalogue import Catalogue
 from tokenrouter.provider.client import Provider
 from tokenrouter.worker.disconnects import WaitingClients
@@ -26,6 +27,7 @@ class Runtime:
     provider: Provider
     slots: Slots
     catalogue: Catalogue
+    account: Account
     clients: WaitingClients
     callers: KnownCallers = field(default_factory=KnownCallers)
     refused_additions: RefusedAdditions = field(default_factory=RefusedAdditions)
@@ -38,8 +40,9 @@ def init_app(app: Flask, settings: Settings) -> None:
         ledger = Ledger(db.engine, settings.output_reserve_tokens, settings.timezone, settings.currency)
     provider = Provider(settings)
     slots = Slots(settings.threads, settings.team_calls)
+    catalogue, account = Catalogue(provider, settings.default_model), Account(provider, settings)
     app.extensions["tokenrouter"] = Runtime(
-        settings, readers, ledger, provider, slots, Catalogue(provider, settings.default_model), WaitingClients()
+        settings, readers, ledger, provider, slots, catalogue, account, WaitingClients()
     )
 
 

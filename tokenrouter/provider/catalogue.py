@@ -8,16 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tokenrouter.config import is_allowed
-from tokenrouter.errors import APIError, ProviderBadResponse, ProviderRefusal, ProviderTimeout
+from tokenrouter.errors import APIError, ProviderBadResponse, ProviderRefusal
 from tokenrouter.provider.client import Provider
+from tokenrouter.provider.documents import read_document
 from tokenrouter.provider.refusals import RelayedError
-from tokenrouter.provider.transport import ProviderLink
 from tokenrouter.untrusted_json import parse_json
 
 CACHE_S = 300.0
 FAILURE_CACHE_S = 10.0
-FETCH_S = 10.0
-MOST_BYTES = 4 * 1024 * 1024
 FIRST_MILLISECONDS = 10**11  # as seconds, the year 5138
 
 
@@ -122,25 +120,7 @@ class Catalogue:
         return self.last_check
 
     def _fetch(self, path: str) -> Any:
-        """Return a JSON document of the provider's, which has FETCH_S in all, however steadily it trickles."""
-        link = ProviderLink()
-        too_late = ProviderTimeout("The provider took too long to tell its models.")
-        alarm = threading.Timer(FETCH_S, link.cut, (too_late,))
-        alarm.daemon = True
-        alarm.start()
-        try:
-            reply = self._provider.get(path, link)
-            try:
-                body = bytearray()
-                for chunk in reply.chunks():
-                    body += chunk
-                    if len(body) > MOST_BYTES:
-                        raise ProviderBadResponse("The provider's list of models is larger than 4 MiB.")
-            finally:
-                reply.close()
-        finally:
-            alarm.cancel()
-        return parse_json(body)
+        return read_document(self._provider, path, "its models")
 
 
 def _listed_in(document: object) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,128 @@
+"""The paid account itself: whether its key is accepted, and what is left of it, as far as the provider's API tells."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from tokenrouter.config import Settings
+from tokenrouter.errors import ProviderBadResponse
+from tokenrouter.money import BILLION, MOST_AMOUNT
+from tokenrouter.provider.client import Provider
+from tokenrouter.provider.documents import read_document
+
+Kind = Literal["poe", "openrouter", "deepseek", "none"]
+HOSTS: dict[str, Kind] = {"api.poe.com": "poe", "openrouter.ai": "openrouter", "api.deepseek.com": "deepseek"}
+LAST_SECOND = 10**11  # in the year 5138: what is more is in smaller units
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What is left; None where the provider does not tell it, money also where the account has no bound."""
+
+    points: int | None = None
+    money: int | None = None
+    """In billionths of `currency`."""
+    currency: str = "USD"
+    next_grant_at: datetime | None = None
+    next_grant_points: int | None = None
+
+    @property
+    def is_empty(self) -> bool | None:
+        """Whether nothing is left; None where it is not known."""
+        told = [each for each in (self.points, self.money) if each is not None]
+        return all(each <= 0 for each in told) if told else None
+
+
+class Account:
+    """The account of one provider, which is asked at every call of a method here."""
+
+    def __init__(self, provider: Provider, settings: Settings) -> None:
+        self._provider = provider
+        self.kind = kind_of(settings)
+
+    def balance(self) -> Balance | None:
+        """Ask what is left; None where this provider has no API for it. An answer proves the key.
+
+        Raises an APIError that says why it cannot be had.
+        """
+        if self.kind == "none":
+            return None
+        path, is_beside, read = APIS[self.kind]
+        document = read_document(self._provider, path, "its balance", is_beside=is_beside)
+        if not isinstance(document, dict):
+            raise ProviderBadResponse("The provider's answer is not a balance.")
+        return read(document)
+
+
+def kind_of(settings: Settings) -> Kind:
+    """Return whose account API is to be used: the one that is set, else by the provider's host."""
+    if settings.provider_account != "auto":
+        return settings.provider_account
+    return HOSTS.get(urlsplit(settings.provider_base_url).hostname or "", "none")
+
+
+def _poes(document: dict[str, Any]) -> Balance:
+    """Read Poe's. Source: its API documentation, "Usage API", and the fields that its clients read beside it."""
+    parts = [_whole(document.get(name)) for name in ("plan_points_balance", "addon_point_balance")]
+    points = _whole(document.get("current_point_balance"))
+    if points is None and any(part is not None for part in parts):
+        points = sum(part or 0 for part in parts)
+    return Balance(
+        points,
+        _money(document.get("total_balance_usd")),
+        next_grant_at=_moment(document.get("next_monthly_grant_time")),
+        next_grant_points=_whole(document.get("next_monthly_grant_amount")),
+    )
+
+
+def _openrouters(document: dict[str, Any]) -> Balance:
+    """Read OpenRouter's: what the key may still spend. Source: its API reference, "Get current API key"."""
+    key = document.get("data")
+    return Balance(money=_money(key.get("limit_remaining")) if isinstance(key, dict) else None)
+
+
+def _deepseeks(document: dict[str, Any]) -> Balance:
+    """Read DeepSeek's, whose first currency stands for all. Source: its API reference, "Get user balance"."""
+    balances = document.get("balance_infos")
+    first = balances[0] if isinstance(balances, list) and balances and isinstance(balances[0], dict) else {}
+    currency = first.get("currency")
+    return Balance(
+        money=_money(first.get("total_balance")),
+        currency=currency if isinstance(currency, str) and len(currency) == len("USD") else "USD",
+    )
+
+
+APIS: dict[Kind, tuple[str, bool, Callable[[dict[str, Any]], Balance]]] = {
+    "poe": ("/usage/current_balance", True, _poes),
+    "openrouter": ("/key", False, _openrouters),
+    "deepseek": ("/user/balance", True, _deepseeks),
+}
+"""By kind: where the balance stands, whether that is beside the root's `/v1`, and how it is read."""
+
+
+def _whole(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -MOST_AMOUNT < value < MOST_AMOUNT:
+        return None
+    return int(value)
+
+
+def _money(value: object) -> int | None:
+    """Return an amount in billionths; providers write it as a number or as a text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        amount = Decimal(str(value)) * BILLION
+    except InvalidOperation:
+        return None
+    return int(amount) if amount.is_finite() and abs(amount) <= MOST_AMOUNT else None
+
+
+def _moment(value: object) -> datetime | None:
+    """Return a time that is told in seconds, or in the milliseconds or microseconds that some tell."""
+    seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+    while seconds >= LAST_SECOND:
+        seconds /= 1000
+    return datetime.fromtimestamp(seconds, UTC) if seconds > 0 else None
