@@ -1,19 +1,27 @@
 """The paid account: what is left of it, as Poe, OpenRouter and DeepSeek tell it."""
 
 import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import trustme
 from conftest import PROVIDER_KEY, Member, chat
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
+from serving import free_port
 
 from tokenrouter import runtime
 from tokenrouter.config import ConfigError, load
 from tokenrouter.errors import APIError, ProviderBadResponse
 from tokenrouter.money import BILLION
-from tokenrouter.provider.account import Balance, kind_of
+from tokenrouter.provider.account import Account, AccountCheck, Balance, State, kind_of
+from tokenrouter.provider.client import Provider
 from tokenrouter.standin import StandInProvider
 
 KINDS = ("poe", "openrouter", "deepseek")
@@ -148,3 +156,94 @@ def test_command_tells_the_balance(runner: FlaskCliRunner, provider: StandInProv
     provider.account.faults = {"status": "401"}
     refused = runner.invoke(args=["provider", "balance"])
     assert (refused.exit_code, "refuses this service's key" in refused.output) == (1, True)
+
+
+@contextmanager
+def greeting(greet: Callable[[socket.socket], object]) -> Iterator[int]:
+    """Yield the port of a server that does this with its first connection, and closes it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                greet(connection)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def ports() -> Iterator[dict[str, int]]:
+    """The ports of servers: one that is not there, one without TLS, and one whose certificate nobody has heard of."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    plain = greeting(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
+    with plain as port, greeting(lambda connection: context.wrap_socket(connection, server_side=True)) as tls_port:
+        yield {"none": free_port(), "plain": port, "tls": tls_port}
+
+
+def checked(settings: dict[str, str], url: str) -> AccountCheck:
+    made = load(settings | {"PROVIDER_BASE_URL": url})
+    provider = Provider(made)
+    try:
+        return Account(provider, made).check()
+    finally:
+        provider.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://no-such-host.invalid/v1", "the name of its host was not found"),
+        ("http://127.0.0.1:{none}/v1", "the connection was refused: nothing listens"),
+        ("https://127.0.0.1:{plain}/v1", "it does not speak TLS at this port"),
+        ("https://localhost:{tls}/v1", "its certificate is not trusted here (unable"),
+    ],
+)
+def test_unreachable_provider_says_why(settings: dict[str, str], ports: dict[str, int], url: str, words: str):
+    found = checked(settings, url.format(**ports))
+    assert found.state is State.UNREACHABLE
+    assert words in found.words
+
+
+@pytest.mark.parametrize(("settings", "kind"), [("poe", "poe"), ("none", "none")], indirect=["settings"])
+def test_root_without_v1_is_told(settings: dict[str, str], provider: StandInProvider, kind: str):
+    found = checked(settings, f"http://127.0.0.1:{provider.port}/api")
+    assert (found.state, found.words) == (
+        State.BROKEN,
+        "The provider has nothing at this address (404): does PROVIDER_BASE_URL end in /v1?",
+    )
+
+
+@pytest.mark.parametrize("settings", ["none"], indirect=True)
+def test_list_of_models_alone_proves_no_key(app: Flask, provider: StandInProvider):
+    found = runtime.current().account.check()
+    assert (found.state, found.state.is_good) == (State.UNPROVEN, True)
+    assert "not proven" in found.words
+
+
+@pytest.mark.parametrize(
+    ("faults", "points", "state"),
+    [
+        ({}, 1000, State.GOOD),
+        ({}, 0, State.EMPTY),
+        ({}, -5, State.EMPTY),
+        ({"status": "402"}, 1000, State.EMPTY),
+        ({"status": "401"}, 1000, State.KEY_REFUSED),
+        ({"status": "403", "code": "invalid_api_key"}, 1000, State.KEY_REFUSED),
+        ({"status": "429"}, 1000, State.LIMITED),
+        ({"status": "500"}, 1000, State.BROKEN),
+        ({"body": "html", "status": "200"}, 1000, State.BROKEN),
+    ],
+)
+def test_check_tells_how_the_account_stands(
+    runner: FlaskCliRunner, provider: StandInProvider, faults: dict[str, str], points: int, state: State
+):
+    provider.account.faults, provider.account.points = faults, points
+    found = runtime.current().account.check()
+    assert found.state is state
+    told = runner.invoke(args=["provider", "check"])
+    assert (told.exit_code == 0) == state.is_good
+    assert found.words in told.output
+    as_json = runner.invoke(args=["provider", "check", "--json"])
+    assert json.loads(as_json.output.splitlines()[0])["state"] == state.value

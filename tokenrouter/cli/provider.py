@@ -13,18 +13,35 @@ from tokenrouter.reports import timestamp
 provider_commands = Group("provider", help="Ask the provider about the one paid account.")
 
 
+@provider_commands.command("check")
+@as_json
+def check_provider(as_json: bool) -> None:
+    """Ask whether the provider answers and accepts the key; exit status 1 where calls would fail."""
+    check = _account().check()
+    if as_json:
+        click.echo(json.dumps({"state": check.state.value, "message": check.words, "at": timestamp(check.at)}))
+    elif check.state.is_good:
+        click.echo(check.words)
+    if not check.state.is_good:
+        raise click.ClickException(check.words)
+
+
 @provider_commands.command("balance")
 @as_json
 def show_balance(as_json: bool) -> None:
     """Ask what is left of the account, where the provider has an API that tells it."""
-    account: Account = current_app.extensions["tokenrouter"].account
-    balance = account.balance()
+    balance = _account().balance()
     if as_json:
         click.echo(json.dumps(None if balance is None else _view(balance)))
     elif balance is None:
         click.echo("This provider has no API that tells what is left; PROVIDER_ACCOUNT names those that have one.")
     else:
         click.echo(_sentence(balance))
+
+
+def _account() -> Account:
+    account: Account = current_app.extensions["tokenrouter"].account
+    return account
 
 
 def _view(balance: Balance) -> dict[str, object]:

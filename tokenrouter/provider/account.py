@@ -4,14 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from enum import Enum
+from http import HTTPStatus
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from tokenrouter.config import Settings
-from tokenrouter.errors import ProviderBadResponse
+from tokenrouter.errors import APIError, ProviderBadResponse
 from tokenrouter.money import BILLION, MOST_AMOUNT
+from tokenrouter.provider.causes import IS_V1, cause_in_words
 from tokenrouter.provider.client import Provider
 from tokenrouter.provider.documents import read_document
+from tokenrouter.provider.refusals import RelayedError
 
 Kind = Literal["poe", "openrouter", "deepseek", "none"]
 HOSTS: dict[str, Kind] = {"api.poe.com": "poe", "openrouter.ai": "openrouter", "api.deepseek.com": "deepseek"}
@@ -36,6 +40,34 @@ class Balance:
         return all(each <= 0 for each in told) if told else None
 
 
+class State(Enum):
+    """How the account stands, the worst first; the value is that of documents."""
+
+    EMPTY = "empty"
+    KEY_REFUSED = "key_refused"
+    UNREACHABLE = "unreachable"
+    BROKEN = "broken"
+    LIMITED = "rate_limited"
+    SLOW = "slow"
+    UNPROVEN = "key_not_proven"
+    GOOD = "good"
+
+    @property
+    def is_good(self) -> bool:
+        """Whether calls can be expected to be answered."""
+        return self in (State.GOOD, State.UNPROVEN)
+
+
+@dataclass(frozen=True)
+class AccountCheck:
+    """What came of asking: how the account stands, in words too, and what is left where that was told."""
+
+    at: datetime
+    state: State
+    words: str
+    balance: Balance | None = None
+
+
 class Account:
     """The account of one provider, which is asked at every call of a method here."""
 
@@ -55,6 +87,42 @@ class Account:
         if not isinstance(document, dict):
             raise ProviderBadResponse("The provider's answer is not a balance.")
         return read(document)
+
+    def check(self) -> AccountCheck:
+        """Ask what proves the key, the balance; where there is none to ask for, whether the provider answers at all."""
+        now = datetime.now(UTC)
+        try:
+            balance = self.balance()
+            if balance is None:
+                read_document(self._provider, "/models", "its models")
+                return AccountCheck(now, State.UNPROVEN, "The provider answers; the key is not proven before a call.")
+        except APIError as error:
+            return AccountCheck(now, *trouble(error))
+        if balance.is_empty:
+            return AccountCheck(now, State.EMPTY, "The provider's account is empty.", balance)
+        return AccountCheck(now, State.GOOD, "The provider answers and accepts the key.", balance)
+
+
+def trouble(error: APIError) -> tuple[State, str]:
+    """Say how the account stands by an error of the provider's, and why."""
+    if error.status == HTTPStatus.NOT_FOUND:
+        return State.BROKEN, f"The provider has nothing at this address (404): {IS_V1}"
+    if error.status == HTTPStatus.TOO_MANY_REQUESTS:
+        return State.LIMITED, "The provider refuses requests for now: the account makes too many (429)."
+    state = STATES.get(error.code or "", State.BROKEN)
+    cause = cause_in_words(error) if state is State.UNREACHABLE else None
+    if isinstance(error, RelayedError):
+        return state, f"The provider answered with status {error.status}."
+    return state, error.message if cause is None else f"The provider could not be reached: {cause}."
+
+
+STATES = {
+    "provider_quota_exhausted": State.EMPTY,
+    "provider_auth_failed": State.KEY_REFUSED,
+    "provider_unreachable": State.UNREACHABLE,
+    "provider_timeout": State.SLOW,
+}
+"""By the code of an error, how the account stands; by any other it is broken."""
 
 
 def kind_of(settings: Settings) -> Kind:
