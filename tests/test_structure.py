@@ -20,7 +20,7 @@ LADDER = (
     "database provider metering request_body first_start unknown_paths cors",
     "auth changes payload reports worker",
     "ledger teams alerts",
-    "prices",
+    "prices account",
     "runtime api cli",
     "relay admin health demo",
     "v1 site",
