@@ -21,6 +21,7 @@ LADDER = (
     "auth changes payload reports worker",
     "ledger teams alerts",
     "prices account",
+    "runway",
     "runtime api cli",
     "relay admin health demo",
     "v1 site",

@@ -79,13 +79,13 @@ def refresh(engine: Engine, account: Account) -> Found:
     balance = {"points": None, "money": None, "currency": "USD"} if found.balance is None else vars(found.balance)
     with writing(engine, durable=False) as connection:
         kept = {"at": found.at, "state": found.state.value, "words": found.words[:REASON_LENGTH], "is_typed": False}
-        connection.execute(insert(AccountCheck).values(**kept, **balance, spent=_spent(connection)))
+        connection.execute(insert(AccountCheck).values(**kept, **balance, spent=spent(connection)))
     if not found.state.is_good:
         troubles.warn("account", "The provider's account: %s", found.words)
     return found
 
 
-def _spent(connection: Connection) -> int:
+def spent(connection: Connection) -> int:
     """Return what all calls ever cost, as far as that is known: counters only grow, and deleted teams keep theirs."""
     return int(connection.execute(select(func.coalesce(func.sum(Team.settled_cost), 0))).scalar_one())
 

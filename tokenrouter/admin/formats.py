@@ -38,6 +38,7 @@ ACTION_WORDS = {
     "price.unset": "Ended a price",
     "price.correct": "Corrected costs",
     "prices.fetch": "Fetched the provider’s prices",
+    "account.balance": "Set the provider’s balance",
     "token.create": "Created a token",
     "token.revoke": "Revoked a token",
     "token.rotate": "Replaced a token",
