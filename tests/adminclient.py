@@ -19,6 +19,7 @@ PAGES = (
     "/admin/groups/new/",
     "/admin/logs/",
     "/admin/prices/",
+    "/admin/account/",
     "/admin/changes/",
     "/admin/settings/",
 )

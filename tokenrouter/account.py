@@ -90,6 +90,13 @@ def spent(connection: Connection) -> int:
     return int(connection.execute(select(func.coalesce(func.sum(Team.settled_cost), 0))).scalar_one())
 
 
+def checked_at(engine: Engine) -> datetime | None:
+    """Return when the provider was asked last; None where it never was."""
+    with engine.connect() as connection:
+        check = connection.execute(NEWEST_CHECK).first()
+    return None if check is None else check.at
+
+
 def standing(engine: Engine, now: datetime | None = None) -> Standing:
     """Say how the account stands by the calls since the last one that was answered, and by what it said when asked.
 

@@ -111,9 +111,9 @@ def pace(limits: Mapping[str, int | None]) -> str:
     return ", ".join(told) or "no limit"
 
 
-def amount(billionths: int) -> Markup:
-    """Write an amount of money for people, with the exact one on hover."""
-    currency = current_app.config["CURRENCY"]
+def amount(billionths: int, currency: str | None = None) -> Markup:
+    """Write an amount of money for people, of CURRENCY unless another is given, with the exact one on hover."""
+    currency = currency or current_app.config["CURRENCY"]
     exact = f"{decimal_string(billionths)} {currency}"
     return Markup('<span class="num" title="{}">{}</span>').format(exact, shown(billionths, currency))
 

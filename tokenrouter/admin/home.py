@@ -1,22 +1,22 @@
 """The panel's first page, and the way in and out."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from flask import flash, redirect, request, session, url_for
 from flask.typing import ResponseReturnValue
 from flask_admin import AdminIndexView, expose
 from flask_login import current_user
 
-from tokenrouter import prices, reports, runtime
+from tokenrouter import account, prices, reports, runtime
 from tokenrouter.admin import access, password
 from tokenrouter.admin.access import PanelView, settings
 from tokenrouter.admin.charts import use_chart
+from tokenrouter.database.tables import db
 
 CHART_DAYS = 30
 NEAREST = 8
 FAILURES = 8
 UNITS = ("tokens", "money")
-PROVIDER_ANSWER_S = 60
 REFUSED_DEFAULT = (
     "The admin password is still the default, admin123, which opens the panel only on the machine that TokenRouter "
     "runs on, for the same user, and without a proxy between. Set ADMIN_PASSWORD there, or run `flask setup`, and "
@@ -51,14 +51,21 @@ class HomeView(PanelView, AdminIndexView):
             chart=use_chart(reports.use_per_day(CHART_DAYS, now, unit=unit), settings().currency),
             nearest=reports.nearest_to_quota(NEAREST),
             failures=reports.last_failures(FAILURES),
-            check=runtime.current().catalogue.last_check,
+            stands=account.standing(db.engine, now),
+            checked_at=account.checked_at(db.engine),
             now=now,
         )
 
     @expose("/provider")
     def provider_view(self) -> ResponseReturnValue:
-        """Tell whether the provider answers; the dashboard asks this after it has come up."""
-        return self.render("admin/provider.html", check=runtime.current().catalogue.check(within_s=PROVIDER_ANSWER_S))
+        """Tell how the provider's account stands; the dashboard asks this after it has come up.
+
+        The provider is asked where no worker did so lately.
+        """
+        checked_at = account.checked_at(db.engine)
+        if checked_at is None or datetime.now(UTC) - checked_at > timedelta(seconds=account.REFRESH_S):
+            checked_at = account.refresh(db.engine, runtime.current().account).at
+        return self.render("admin/provider.html", stands=account.standing(db.engine), checked_at=checked_at)
 
     @expose("/login", methods=("GET", "POST"))
     def login_view(self) -> ResponseReturnValue:
