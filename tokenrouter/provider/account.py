@@ -134,22 +134,22 @@ def kind_of(settings: Settings) -> Kind:
 
 def _poes(document: dict[str, Any]) -> Balance:
     """Read Poe's. Source: its API documentation, "Usage API", and the fields that its clients read beside it."""
-    parts = [_whole(document.get(name)) for name in ("plan_points_balance", "addon_point_balance")]
-    points = _whole(document.get("current_point_balance"))
+    parts = [whole_of(document.get(name)) for name in ("plan_points_balance", "addon_point_balance")]
+    points = whole_of(document.get("current_point_balance"))
     if points is None and any(part is not None for part in parts):
         points = sum(part or 0 for part in parts)
     return Balance(
         points,
-        _money(document.get("total_balance_usd")),
-        next_grant_at=_moment(document.get("next_monthly_grant_time")),
-        next_grant_points=_whole(document.get("next_monthly_grant_amount")),
+        money_of(document.get("total_balance_usd")),
+        next_grant_at=moment_of(document.get("next_monthly_grant_time")),
+        next_grant_points=whole_of(document.get("next_monthly_grant_amount")),
     )
 
 
 def _openrouters(document: dict[str, Any]) -> Balance:
     """Read OpenRouter's: what the key may still spend. Source: its API reference, "Get current API key"."""
     key = document.get("data")
-    return Balance(money=_money(key.get("limit_remaining")) if isinstance(key, dict) else None)
+    return Balance(money=money_of(key.get("limit_remaining")) if isinstance(key, dict) else None)
 
 
 def _deepseeks(document: dict[str, Any]) -> Balance:
@@ -158,7 +158,7 @@ def _deepseeks(document: dict[str, Any]) -> Balance:
     first = balances[0] if isinstance(balances, list) and balances and isinstance(balances[0], dict) else {}
     currency = first.get("currency")
     return Balance(
-        money=_money(first.get("total_balance")),
+        money=money_of(first.get("total_balance")),
         currency=currency if isinstance(currency, str) and len(currency) == len("USD") else "USD",
     )
 
@@ -171,13 +171,14 @@ APIS: dict[Kind, tuple[str, bool, Callable[[dict[str, Any]], Balance]]] = {
 """By kind: where the balance stands, whether that is beside the root's `/v1`, and how it is read."""
 
 
-def _whole(value: object) -> int | None:
+def whole_of(value: object) -> int | None:
+    """Return a whole number that a provider told; None for what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not -MOST_AMOUNT < value < MOST_AMOUNT:
         return None
     return int(value)
 
 
-def _money(value: object) -> int | None:
+def money_of(value: object) -> int | None:
     """Return an amount in billionths; providers write it as a number or as a text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -188,7 +189,7 @@ def _money(value: object) -> int | None:
     return int(amount) if amount.is_finite() and abs(amount) <= MOST_AMOUNT else None
 
 
-def _moment(value: object) -> datetime | None:
+def moment_of(value: object) -> datetime | None:
     """Return a time that is told in seconds, or in the milliseconds or microseconds that some tell."""
     seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
     while seconds >= LAST_SECOND:

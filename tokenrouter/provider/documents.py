@@ -1,6 +1,7 @@
 """Small documents of the provider's, such as its list of models: read in a bounded time, and of a bounded size."""
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from tokenrouter.errors import ProviderBadResponse, ProviderTimeout
@@ -12,10 +13,12 @@ FETCH_S = 10.0
 MOST_BYTES = 4 * 1024 * 1024
 
 
-def read_document(provider: Provider, path: str, what: str, *, is_beside: bool = False) -> Any:
+def read_document(
+    provider: Provider, path: str, what: str, *, is_beside: bool = False, query: Mapping[str, str] | None = None
+) -> Any:
     """Return a JSON document of the provider's, which has FETCH_S in all, however steadily it trickles.
 
-    `what` names it in an error, `its models`; `is_beside` is that of `Provider.get`. Raises what that does.
+    `what` names it in an error, `its models`; the rest is that of `Provider.get`. Raises what that does.
     """
     link = ProviderLink()
     too_late = ProviderTimeout(f"The provider took too long to tell {what}.")
@@ -23,7 +26,7 @@ def read_document(provider: Provider, path: str, what: str, *, is_beside: bool =
     alarm.daemon = True
     alarm.start()
     try:
-        reply = provider.get(path, link, is_beside=is_beside)
+        reply = provider.get(path, link, is_beside=is_beside, query=query)
         try:
             body = bytearray()
             for chunk in reply.chunks():

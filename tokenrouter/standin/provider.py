@@ -134,7 +134,7 @@ class StandInProvider:
         self._check_key(call.headers.get("authorization", ""))
         if call.method == "GET" and self.account.answers(call.path):
             faults = directives("", self.account.faults)
-            return requested_failure(faults) or self.account.answer(self.tokens_served), faults
+            return requested_failure(faults) or self.account.answer(call, tuple(self.finished)), faults
         if call.method == "GET" and (call.path + "/").startswith("/v1/models/"):
             faults = directives("", self.defaults)
             return requested_failure(faults) or self._list_models(call.path[len("/v1/models/") :]), faults
