@@ -1,14 +1,19 @@
 """Ask the provider about the one paid account."""
 
 import json
+from datetime import datetime, timedelta
 
 import click
 from flask import current_app
 
-from tokenrouter.cli.commands import Group, as_json
+from tokenrouter import reconciliation
+from tokenrouter.cli.commands import Group, as_json, show_list
+from tokenrouter.database.tables import db
 from tokenrouter.money import decimal_string, shown
 from tokenrouter.provider.account import Account, Balance
 from tokenrouter.reports import timestamp
+
+RECONCILED_DAYS = 7
 
 provider_commands = Group("provider", help="Ask the provider about the one paid account.")
 
@@ -37,6 +42,41 @@ def show_balance(as_json: bool) -> None:
         click.echo("This provider has no API that tells what is left; PROVIDER_ACCOUNT names those that have one.")
     else:
         click.echo(_sentence(balance))
+
+
+@provider_commands.command("reconcile")
+@click.option("--since", type=click.DateTime(("%Y-%m-%d",)), help="The first day; the last 7 days unless it is given.")
+@click.option("--key", help="Only what this key of the account did, as the provider names it.")
+@as_json
+def show_reconciliation(since: datetime | None, key: str | None, as_json: bool) -> None:
+    """Compare the log with the provider's own record, by day and model, and say what the gap is made of."""
+    zone = current_app.config["TIMEZONE"]
+    today = datetime.now(zone).date()
+    first = today - timedelta(days=RECONCILED_DAYS - 1) if since is None else since.date()
+    reconciliation.fetch(db.engine, _account())
+    lines, alone = reconciliation.reconcile(db.engine, first, today, zone, key)
+    views = [_line_view(line) for line in lines]
+    if as_json:
+        gaps = [{"reason": reason.name.lower(), **vars(sums)} for reason, sums in reconciliation.gaps_of(lines)]
+        click.echo(json.dumps({"data": views, "gaps": gaps, "alone": len(alone)}))
+        return
+    show_list(views, dict, False, empty="Neither the log nor the provider has calls of these days.")
+    for reason, sums in reconciliation.gaps_of(lines):
+        click.echo(f"{sums.tokens:+,} tokens of {sums.calls:,} calls: {reason.value}.")
+
+
+def _line_view(line: reconciliation.Line) -> dict[str, object]:
+    return {
+        "day": line.day.isoformat(),
+        "model": line.model,
+        "calls": line.ours.calls,
+        "provider_calls": line.theirs.calls,
+        "tokens": line.ours.tokens,
+        "provider_tokens": line.theirs.tokens,
+        "gap_tokens": line.gap_tokens,
+        "cost": decimal_string(line.ours.cost),
+        "provider_cost": decimal_string(line.theirs.cost),
+    }
 
 
 def _account() -> Account:

@@ -609,6 +609,21 @@ class AccountCheck(Base):
     is_typed: Mapped[bool]
 
 
+class ProviderEntry(Base):
+    """A call as the provider's own record has it, kept so that it is fetched once."""
+
+    __tablename__ = "provider_entries"
+
+    id: Mapped[str] = mapped_column(String(100), primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    model: Mapped[str]
+    cost: Mapped[int | None] = mapped_column(BigInteger)  # billionths of a dollar
+    points: Mapped[int | None] = mapped_column(BigInteger)
+    prompt_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    completion_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    key_name: Mapped[str | None]
+
+
 class PanelSession(Base):
     """A session in which the administrator signed in, and was not signed out of."""
 

@@ -1,9 +1,8 @@
 """The paid account itself: whether its key is accepted, and what is left of it, as far as the provider's API tells."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, Literal
@@ -11,15 +10,15 @@ from urllib.parse import urlsplit
 
 from tokenrouter.config import Settings
 from tokenrouter.errors import APIError, ProviderBadResponse
-from tokenrouter.money import BILLION, MOST_AMOUNT
 from tokenrouter.provider.causes import IS_V1, cause_in_words
 from tokenrouter.provider.client import Provider
 from tokenrouter.provider.documents import read_document
+from tokenrouter.provider.history import Entry, entries
 from tokenrouter.provider.refusals import RelayedError
+from tokenrouter.provider.values import moment_of, money_of, whole_of
 
 Kind = Literal["poe", "openrouter", "deepseek", "none"]
 HOSTS: dict[str, Kind] = {"api.poe.com": "poe", "openrouter.ai": "openrouter", "api.deepseek.com": "deepseek"}
-LAST_SECOND = 10**11  # in the year 5138: what is more is in smaller units
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,10 @@ class Account:
         if not isinstance(document, dict):
             raise ProviderBadResponse("The provider's answer is not a balance.")
         return read(document)
+
+    def history(self) -> Iterator[Entry]:
+        """Ask what the provider wrote down of the account's calls, as `history.entries` yields it."""
+        return entries(self._provider)
 
     def check(self) -> AccountCheck:
         """Ask what proves the key, the balance; where there is none to ask for, whether the provider answers at all."""
@@ -169,29 +172,3 @@ APIS: dict[Kind, tuple[str, bool, Callable[[dict[str, Any]], Balance]]] = {
     "deepseek": ("/user/balance", True, _deepseeks),
 }
 """By kind: where the balance stands, whether that is beside the root's `/v1`, and how it is read."""
-
-
-def whole_of(value: object) -> int | None:
-    """Return a whole number that a provider told; None for what is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -MOST_AMOUNT < value < MOST_AMOUNT:
-        return None
-    return int(value)
-
-
-def money_of(value: object) -> int | None:
-    """Return an amount in billionths; providers write it as a number or as a text."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        amount = Decimal(str(value)) * BILLION
-    except InvalidOperation:
-        return None
-    return int(amount) if amount.is_finite() and abs(amount) <= MOST_AMOUNT else None
-
-
-def moment_of(value: object) -> datetime | None:
-    """Return a time that is told in seconds, or in the milliseconds or microseconds that some tell."""
-    seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
-    while seconds >= LAST_SECOND:
-        seconds /= 1000
-    return datetime.fromtimestamp(seconds, UTC) if seconds > 0 else None

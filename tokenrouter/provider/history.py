@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from tokenrouter.errors import ProviderBadResponse
-from tokenrouter.provider.account import moment_of, money_of, whole_of
 from tokenrouter.provider.client import Provider
 from tokenrouter.provider.documents import read_document
+from tokenrouter.provider.values import moment_of, money_of, whole_of
 
 PATH = "/usage/points_history"
 PAGE = 100

@@ -44,8 +44,22 @@ def upgrade():
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("ix_account_checks_at", "account_checks", ["at"])
+    op.create_table(
+        "provider_entries",
+        sa.Column("id", sa.String(length=100), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("model", sa.String(), nullable=False),
+        sa.Column("cost", sa.BigInteger(), nullable=True),
+        sa.Column("points", sa.BigInteger(), nullable=True),
+        sa.Column("prompt_tokens", sa.BigInteger(), nullable=True),
+        sa.Column("completion_tokens", sa.BigInteger(), nullable=True),
+        sa.Column("key_name", sa.String(), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("ix_provider_entries_at", "provider_entries", ["at"])
 
 
 def downgrade():
+    op.drop_table("provider_entries")
     op.drop_table("account_checks")
     op.drop_table("jobs")
