@@ -86,10 +86,17 @@ class Visitor:
         self.page.get_by_role("button", name="Sign in").click()
         self.page.get_by_role("heading", name="Dashboard", level=1).wait_for()
 
+    def check_width(self, zoom: int = 1) -> None:
+        """Fail where the page, so much enlarged, is wider than the window."""
+        size = self.page.viewport_size
+        self.page.set_viewport_size({name: length // zoom for name, length in size.items()})
+        width, window = self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        self.page.set_viewport_size(size)
+        assert width <= window, f"{self.page.url} is {width} pixels wide in a window of {window}"
+
     def check_page(self) -> None:
         """Fail where the page is wider than the window, or keeps someone from using it."""
-        width, window = self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-        assert width <= window, f"{self.page.url} is {width} pixels wide in a window of {window}"
+        self.check_width()
         clipped = self.page.evaluate(CLIPPED)
         assert clipped == [], f"{self.page.url} has tables to be scrolled sideways: {clipped}"
         found = AXE.run(self.page).response["violations"]

@@ -390,4 +390,4 @@ def test_failing_database_is_told_and_nobody_is_asked_to_sign_in(panel: Panel):
         connection.execute(text("ALTER TABLE changes RENAME TO gone"))
     reply = panel.get("/admin/changes/")
     assert reply.status_code == 503
-    assert "The database does not answer" in reply.text
+    assert "The database does not answer" in reply.text and "Sign out" in reply.text

@@ -2,7 +2,6 @@
 
 import csv
 import re
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,7 +80,7 @@ def test_administrator_goes_through_the_life_of_a_team(visit, service: Server, s
     page.reload()
     expect(page.get_by_role("group", name="Last calls").get_by_text("answered")).to_be_visible()
     page.get_by_role("link", name="Dashboard").click()
-    expect(page.get_by_role("group", name="Nearest to their quota").get_by_role("link", name=name)).to_be_visible()
+    expect(page.get_by_role("heading", name="Running out next")).to_be_visible()
     page.get_by_role("link", name="Logs").click()
     page.get_by_label("Team").fill(name)
     page.get_by_role("button", name="Apply").click()
@@ -179,12 +178,12 @@ def test_every_page_can_be_used_by_everyone(visit, furnished: Server, size: str,
         f"/admin/teams/{ids[0]}/edit/",
         "/admin/logs/1/",
         "/admin/nowhere/",
+        "/nowhere",
     ):
         visitor.open(path)
-        for details in visitor.page.locator("details").all():
-            details.evaluate("element => { element.open = true }")
-        if path != "/admin/nowhere/":
-            visitor.check_page()
+        visitor.page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
+        visitor.check_page()
+        visitor.check_width(zoom=2)
     visitor.open("/admin/settings/")
     visitor.page.get_by_role("button", name="Ask the provider").click()
     expect(visitor.page.get_by_text("The provider answers, accepts the key")).to_be_visible()
@@ -223,16 +222,35 @@ def test_times_of_another_day_tell_the_day(visitor: Visitor, furnished: Server):
         assert shown.text_content() == (form if not year_is_over else "{m.day} {m:%b %Y}, {m:%H:%M:%S}").format(m=local)
 
 
-def test_dashboard_that_stays_open_shows_what_is_so_now(visitor: Visitor, furnished: Server):
+def test_dashboard_that_stays_open_shows_what_is_so_now(visitor: Visitor):
     page = visitor.page
     page.clock.install()
     visitor.open("/admin/")
-    name = f"Created meanwhile {time.time_ns()}"
-    furnished.create_team(name, 0)
+    as_of = page.get_by_text("as of").locator("time")
+    shown = as_of.get_attribute("datetime")
     page.clock.run_for(61_000)
-    expect(page.get_by_role("group", name="Nearest to their quota").get_by_role("link", name=name)).to_be_visible()
+    expect(as_of).not_to_have_attribute("datetime", shown)
     expect(page.get_by_text("The provider answers")).to_be_visible()
     assert visitor.complaints == []
+
+
+def test_page_that_cannot_be_renewed_says_since_when_until_it_can(visitor: Visitor, furnished: Server):
+    page = visitor.page
+    page.clock.install()
+    visitor.open("/admin/")
+    page.route("**/admin/", lambda route: route.abort())
+    page.clock.run_for(61_000)
+    banner = page.get_by_role("alert")
+    expect(banner).to_contain_text(re.compile(r"No contact since \d\d:\d\d\."))
+    assert (
+        page.locator(".dot-good").first.evaluate("dot => getComputedStyle(dot).backgroundColor") == "rgb(138, 147, 165)"
+    )
+    page.unroute("**/admin/")
+    page.clock.run_for(61_000)
+    expect(banner).to_have_count(0)
+    assert (
+        page.locator(".dot-good").first.evaluate("dot => getComputedStyle(dot).backgroundColor") == "rgb(47, 158, 95)"
+    )
 
 
 def test_dashboard_is_not_renewed_under_the_fingers_of_whoever_types(visitor: Visitor, furnished: Server):
@@ -291,3 +309,77 @@ def test_bulk_buttons_wait_for_a_selection(visitor: Visitor, furnished: Server):
     expect(page.get_by_text("selected")).to_be_visible()
     reset.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Reset usage of")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_administrator_adds_many_teams_and_prints_a_slip_for_each(visit, size: str):
+    visitor: Visitor = visit(**SIZES[size])
+    page, names = visitor.page, [f"{name} on a {size}"[:200] for name in NASTY_NAMES]
+    visitor.sign_in(PASSWORD)
+    page.get_by_role("link", name="Teams", exact=True).click()
+    page.get_by_role("link", name="Add many").click()
+
+    # paste a list with a fault, and mend it
+    quoted = ['"{}"\t\t5k'.format(name.replace('"', '""')) for name in names]
+    lines = page.get_by_label("A line for each team")
+    lines.fill("\n".join([*quoted, "more\t\tmany"]))
+    page.get_by_role("button", name="Check the list").click()
+    expect(page.get_by_role("heading", name="1 line has faults")).to_be_visible()
+    visitor.check_page()
+    lines.fill("\n".join(quoted))
+    page.get_by_role("button", name="Check again").click()
+    expect(page.get_by_role("heading", name=f"{len(names)} teams can be created")).to_be_visible()
+    visitor.check_page()
+    page.get_by_role("button", name=f"Create {len(names)} teams").click()
+    expect(page.get_by_text(f"Created {len(names)} teams.")).to_be_visible()
+    visitor.check_page()
+
+    # take the tokens as a file
+    with page.expect_download() as download:
+        page.get_by_role("link", name="CSV with commas").click()
+    rows = list(csv.reader(Path(download.value.path()).read_text("utf-8-sig").splitlines()))
+    assert [token for _, token in rows[1:]] == page.locator("td[id^=token-]").all_text_contents()
+
+    # in print there are the slips alone, each with the code of the page that shows the use
+    page.emulate_media(media="print")
+    assert page.locator("main > :visible").count() == 1 == page.locator("body > :visible").count()
+    slips = page.locator(".slip")
+    assert slips.count() == len(names) == page.locator(".slip svg:visible").count()
+    assert all(slip.evaluate("e => e.scrollWidth <= e.clientWidth") for slip in slips.all())
+    assert min(box["width"] for box in (slip.bounding_box() for slip in slips.all())) > 50
+
+    # a reload shows no token again
+    page.emulate_media(media="screen")
+    page.reload()
+    expect(page.get_by_role("heading", name="Teams", level=1)).to_be_visible()
+    assert rows[1][1] not in page.content()
+
+
+def test_quota_saved_in_the_list_leaves_place_and_focus_where_they_were(visitor: Visitor, service: Server):
+    for number in range(60):
+        service.create_team(f"Inline {number:02}", 1000)
+    page = visitor.page
+    visitor.open("/admin/teams/?search=Inline")
+    quota = page.get_by_label("Quota of Inline 40")
+    quota.scroll_into_view_if_needed()
+    quota.fill("+100k")
+    top = page.evaluate("scrollY")
+    quota.press("Enter")
+    expect(page.get_by_text("The quota of “Inline 40” is now 101k.")).to_be_attached()
+    expect(page.get_by_label("Quota of Inline 40")).to_be_focused()
+    assert top and page.evaluate("scrollY") == top
+
+    # all that match, over both pages, and back
+    page.get_by_label("all 60 that match").check()
+    expect(page.get_by_text("60 selected")).to_be_visible()
+    page.get_by_label("Quota of the selected teams").fill("x2")
+    page.get_by_label("Quota of the selected teams").press("Enter")
+    expect(page.get_by_role("heading", name="Change 60 teams?")).to_be_visible()
+    visitor.check_page()
+    page.get_by_role("button", name="Change 60 teams").click()
+    page.get_by_role("status").get_by_role("button", name="Undo").click()
+    expect(page.get_by_text("Undone for 60 teams: Changed the team.")).to_be_visible()
+    visitor.check_page()
+    page.get_by_role("link", name="Changes").click()
+    page.get_by_text("Changed 60 teams").first.click()
+    visitor.check_page()

@@ -1,5 +1,6 @@
 """Dashboard, log, export, changes and settings in the panel."""
 
+import codecs
 import csv
 import io
 import re
@@ -14,9 +15,9 @@ from flask.testing import FlaskClient
 from sqlalchemy import update
 
 from tokenrouter import teams
-from tokenrouter.admin.charts import short
 from tokenrouter.changes import Actor
 from tokenrouter.database.tables import ApiToken, RequestLog, db, writing
+from tokenrouter.figures import short
 from tokenrouter.spreadsheet import cell
 from tokenrouter.standin import StandInProvider
 
@@ -31,7 +32,7 @@ def test_dashboard_shows_used_up_quotas_failures_and_calls_in_flight(panel: Pane
     page = panel.get("/admin/").text
     assert "1 team has used up its quota" in page
     assert "50.0 % of today’s calls failed" in page
-    assert f'href="/admin/logs/{failed}/"' in page
+    assert f'href="/admin/logs/{failed}/?back=' in page
     assert "0 calls in flight" in page
     assert f"{stored(near).settled_tokens:,} tokens" in page
 
@@ -56,7 +57,10 @@ def test_pages_of_an_empty_service_say_what_to_do_next(panel: Panel, path: str):
 
 
 def shown_calls(panel: Panel, query: str) -> list[int]:
-    return [int(number) for number in re.findall(r'href="/admin/logs/(\d+)/"', panel.get(f"/admin/logs/?{query}").text)]
+    return [
+        int(number)
+        for number in re.findall(r'href="/admin/logs/(\d+)/\?back=', panel.get(f"/admin/logs/?{query}").text)
+    ]
 
 
 def test_log_is_filtered(panel: Panel, new_team, client: FlaskClient):
@@ -131,7 +135,11 @@ def test_dates_are_meant_in_the_readers_time_zone(panel: Panel, team: Member, cl
 
 @pytest.mark.parametrize(
     ("query", "told"),
-    [("team=nobody", "There is no team &#39;nobody&#39;."), ("since=yesterday", "A date is written as")],
+    [
+        ("team=nobody", "No team has “nobody” in its name."),
+        ("slower=soon", "A duration is written as"),
+        ("since=yesterday", "A time is written as"),
+    ],
 )
 def test_filter_that_is_not_understood_shows_nothing_and_says_why(panel: Panel, team, client, query: str, told: str):
     chat(client, team)
@@ -187,11 +195,12 @@ def test_call_in_flight_is_shown_with_its_progress(panel: Panel, team: Member, c
     assert "1,234 output tokens have arrived so far; 5,000 tokens are held" in panel.get(f"/admin/logs/{call_id}/").text
 
 
-def exported(panel: Panel, query: str = "") -> list[dict[str, str]]:
+def exported(panel: Panel, query: str = "", delimiter: str = ",") -> list[dict[str, str]]:
     reply = panel.get(f"/admin/logs/export/csv/?{query}")
     assert reply.mimetype == "text/csv"
     assert re.fullmatch(r'attachment; filename="tokenrouter-calls-[\d-]+\.csv"', reply.headers["Content-Disposition"])
-    return list(csv.DictReader(io.StringIO(reply.text)))
+    assert reply.data.startswith(codecs.BOM_UTF8)  # by which Excel knows how it is encoded
+    return list(csv.DictReader(io.StringIO(reply.text.removeprefix("\ufeff")), delimiter=delimiter))
 
 
 def test_export_has_what_the_filter_shows(panel: Panel, new_team, client: FlaskClient):
@@ -200,8 +209,10 @@ def test_export_has_what_the_filter_shows(panel: Panel, new_team, client: FlaskC
         chat(client, member)
     assert len(exported(panel)) == 3
     query = "team=one&endpoint=/v1/chat/completions"
-    (link,) = re.findall(r'href="/admin/logs/export/csv/\?([^"]*)"', panel.get(f"/admin/logs/?{query}").text)
-    assert [row["team_name"] for row in exported(panel, unescape(link))] == ["one"]
+    page = panel.get(f"/admin/logs/?{query}").text
+    commas, semicolons = re.findall(r'href="/admin/logs/export/csv/\?([^"]*)"', page)
+    assert [row["team_name"] for row in exported(panel, unescape(commas))] == ["one"]
+    assert [row["team_name"] for row in exported(panel, unescape(semicolons), delimiter=";")] == ["one"]
     rows = exported(panel, "team=other, with a comma")
     assert [row["team_name"] for row in rows] == ["other, with a comma"] * 2
     assert {row["charged_tokens"] for row in rows} == {str(stored(other).settled_tokens // 2)}
@@ -323,7 +334,17 @@ def test_refused_key_is_told_in_words_and_not_shown(panel: Panel, provider: Stan
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0, "0"), (950, "950"), (999_950, "1M"), (12_345, "12.3k"), (2_500_000, "2.5M"), (10**15, "1000T")],
+    [
+        (0, "0"),
+        (950, "950"),
+        (999_950, "1M"),
+        (12_345, "12.3k"),
+        (2_500_000, "2.5M"),
+        (107_000, "107k"),
+        (1_250, "1.3k"),
+        (10**15, "1,000T"),
+        (-1_500, "-1.5k"),
+    ],
 )
 def test_numbers_are_shortened(number: int, text: str):
     assert short(number) == text

@@ -390,7 +390,7 @@ def test_log_of_an_unknown_name_is_not_found(api: ApiCall):
 def test_stranger_is_refused_on_every_route(app: Flask, client: FlaskClient, team: Member, authorization: str | None):
     headers = team.headers if authorization == "team" else {"Authorization": authorization} if authorization else {}
     rules = [rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith("api.")]
-    assert len(rules) == 19
+    assert len(rules) == 20
     for rule in rules:
         for method in rule.methods - {"HEAD", "OPTIONS"}:
             reply = client.open(re.sub("<.*?>", "1", rule.rule), method=method, headers=headers)

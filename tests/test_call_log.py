@@ -15,7 +15,7 @@ from sqlalchemy import delete, event, insert, text
 
 from tokenrouter import reports, teams
 from tokenrouter.database import tables
-from tokenrouter.database.tables import RequestLog, db
+from tokenrouter.database.tables import CostCorrection, RequestLog, db
 from tokenrouter.ledger import CallRequest, Ledger
 from tokenrouter.reports import CallFilter, CallsPage, calls
 from tokenrouter.standin import StandInProvider
@@ -141,9 +141,9 @@ def mixed(team: Member, new_team: Callable[..., Member]) -> list[int]:
         for team_id, (token_id, prefix) in enumerate(tokens, start=1)
     ]
     rare = [
-        {"model": "rare"},
-        {"status": "rejected"},
-        {"status": "provider_error", "endpoint": "/v1/rare"},
+        {"model": "rare", "latency_ms": 501},
+        {"status": "rejected", "latency_ms": 500},
+        {"status": "provider_error", "endpoint": "/v1/rare", "error_code": "broken", "latency_ms": 9000},
         {"status": "interrupted"},
         {"status": "client_closed"},
         {"status": "pending"},
@@ -171,6 +171,19 @@ def mixed(team: Member, new_team: Callable[..., Member]) -> list[int]:
         (CallFilter(team_id=1, status="pending"), []),
         (CallFilter(team_id=2, model="rare"), [6]),
         (CallFilter(team_id=99), []),
+        (CallFilter(status="failed"), [6, 3, 2, 1]),
+        (CallFilter(status="failed", team_id=2), [6, 3, 1]),
+        (CallFilter(status="failed", team_ids=(1, 2), model="m"), [3, 2, 1]),
+        (CallFilter(status="failed", since=BEGIN + 2 * MINUTE, until=BEGIN + 6 * MINUTE), [3, 2]),
+        (CallFilter(team_ids=(2, 1)), list(range(19, -1, -1))),
+        (CallFilter(team_ids=(2, 99)), [19, 17, 15, 13, 11, 9, 7, 6, 5, 3, 1]),
+        (CallFilter(team_ids=(2, 1), model="rare", since=BEGIN + MINUTE), [6]),
+        (CallFilter(team_ids=()), []),
+        (CallFilter(error_code="broken"), [2]),
+        (CallFilter(error_code="broken", status="failed"), [2]),
+        (CallFilter(error_code="broken", status="ok"), []),
+        (CallFilter(slower_than_ms=500), [2, 0]),
+        (CallFilter(slower_than_ms=501, status="failed"), [2]),
         (CallFilter(token_id=2), [19, 17, 15, 13, 11, 9, 7, 5, 3, 1]),
         (CallFilter(token_id=2, team_id=1), []),
         (CallFilter(token_id=99), []),
@@ -209,6 +222,60 @@ def test_deleted_teams_calls_are_found(mixed: list[int]):
     before = found(CallFilter(team_id=1))
     teams.delete(1, by=TESTER)
     assert found(CallFilter(team_id=1)) == before != []
+
+
+@both_databases
+@pytest.mark.parametrize("most", [1, 20])
+def test_calls_of_several_teams_are_found_by_index_or_without(
+    mixed: list[int], monkeypatch: pytest.MonkeyPatch, most: int
+):
+    monkeypatch.setattr(calls, "MOST_ALTERNATIVES", most)
+    assert found(CallFilter(team_ids=(1, 2))) == mixed
+    assert found(CallFilter(team_ids=(1, 2), status="failed")) == [mixed[19 - number] for number in (6, 3, 2, 1)]
+    page = reports.calls_page(CallFilter(team_ids=(1, 2)), after_id=mixed[9], limit=3)
+    assert ids(page) == mixed[6:9]
+
+
+# Sums
+
+
+@both_databases
+def test_sums_are_of_all_that_fits(team: Member, new_team: Callable[..., Member]):
+    new_team("other")
+    log(
+        {"charged_tokens": 10, "cost": 5, "repeats": 1},
+        {"charged_tokens": 7, "cost": None},
+        {"charged_tokens": 0, "cost": 0, "status": "rejected", "repeats": 30},
+        {"charged_tokens": 100, "cost": 50, "team_id": 2},
+    )
+    assert reports.call_sums(CallFilter(team_id=1)) == reports.CallSums(32, 17, 5, 1, None)
+    assert reports.call_sums(CallFilter(team_ids=(1, 2))) == reports.CallSums(33, 117, 55, 1, None)
+    assert reports.call_sums(CallFilter()) == reports.CallSums(33, 117, 55, 1, None)
+    assert reports.call_sums(CallFilter(status="failed")) == reports.CallSums(30, 0, 0, 0, None)
+    assert reports.call_sums(CallFilter(model="none")) == reports.CallSums(0, 0, 0, 0, None)
+
+
+@both_databases
+def test_sums_have_what_was_corrected_since(team: Member):
+    priced, unpriced = log({"charged_tokens": 10, "cost": 5}, {"charged_tokens": 7, "cost": None})
+    of_call = {
+        "at": BEGIN,
+        "team_id": 1,
+        "day": BEGIN.date(),
+        "model": "m",
+        "is_past": False,
+        "is_past_of_group": False,
+    }
+    with tables.writing(db.engine) as connection:
+        for call_id, cost in ((priced, -2), (unpriced, 4), (unpriced, 1)):
+            connection.execute(insert(CostCorrection).values(call_id=call_id, cost=cost, priced_tokens=0, **of_call))
+    assert reports.call_sums(CallFilter(team_id=1)) == reports.CallSums(2, 17, 8, 0, None)
+
+
+def test_sums_that_take_too_long_tell_how_far_they_came(team: Member):
+    log(*[{"charged_tokens": 1, "cost": 1}] * 10)
+    sums = reports.call_sums(CallFilter(), search_s=0)
+    assert (sums.calls, sums.searched_back_to) == (4, BEGIN + 6 * MINUTE)
 
 
 # Dates
@@ -357,7 +424,11 @@ def statements(app: Flask) -> Iterator[list[tuple[str, Any]]]:
         (lambda: reports.calls_page(CallFilter(token_id=1)), "ix_request_logs_team_id_id"),
         (lambda: reports.calls_page(CallFilter(request_id="req_1")), "request_id=?"),
         (lambda: reports.calls_page(CallFilter(model="m", since=BEGIN)), "PRIMARY KEY"),
-        (lambda: reports.last_failures(5), "ix_request_logs_rare"),
+        (lambda: reports.recent_failures(BEGIN + MINUTE), "ix_request_logs_rare"),
+        (lambda: reports.calls_page(CallFilter(status="failed")), "ix_request_logs_rare"),
+        (lambda: reports.calls_page(CallFilter(error_code="e")), "ix_request_logs_rare"),
+        (lambda: reports.calls_page(CallFilter(team_ids=(1, 2))), "ix_request_logs_team_id_id"),
+        (lambda: reports.call_sums(CallFilter(team_ids=(1, 2), status="failed")), "ix_request_logs_rare"),
         (lambda: reports.overview(BEGIN), "ix_request_logs_pending"),
     ],
 )

@@ -13,7 +13,8 @@ from flask.testing import FlaskCliRunner
 from sqlalchemy import select, text
 
 from tokenrouter import changes, ledger, teams
-from tokenrouter.changes import Actor
+from tokenrouter.changes import Actor, listing
+from tokenrouter.changes.listing import ChangeFilter
 from tokenrouter.database import tables
 from tokenrouter.database.tables import Change, Team, db
 from tokenrouter.errors import APIError
@@ -132,7 +133,8 @@ def test_tokens_are_told_by_first_characters_and_label(team: Member):
         "label": "laptop",
         "expires_at": expires_at.isoformat().replace("+00:00", "Z"),
     }
-    assert recorded() == [("token.create", "team", None, told), ("token.revoke", "team", told, None)]
+    revoked = told | {"token_id": token.id}
+    assert recorded() == [("token.create", "team", None, told), ("token.revoke", "team", revoked, None)]
 
 
 @both_databases
@@ -224,8 +226,31 @@ def test_page_may_be_of_one_team(seven: list[int], new_team: Callable[..., Membe
 
 
 @both_databases
+def test_what_was_done_at_once_is_one_entry_on_every_page(new_team: Callable[..., Member], team: Member):
+    members = [team, *(new_team(f"team {number}") for number in range(4))]
+    ids_of_teams = [member.team.id for member in members]
+    for active in (False, True, False):
+        teams.update("team", quota_tokens=int(active), by=TESTER)
+        teams.set_active(ids_of_teams, active, by=TESTER)
+    teams.undo([row.id for row in changes.page(limit=5).rows], by=PANEL)
+    update = ChangeFilter(action="team.update")
+    first = listing.entries(update, limit=3)
+    assert [(entry.total, len(entry.rows)) for entry in first.entries] == [(5, 5), (5, 5), (1, 1)]
+    assert {row.id for row in first.entries[1].rows} == first.undone
+    second = listing.entries(update, before_id=first.before_id, limit=3)
+    assert [entry.total for entry in second.entries] == [5, 1, 5]
+    back = listing.entries(update, after_id=second.after_id, limit=3)
+    assert [entry.head.id for entry in back.entries] == [entry.head.id for entry in first.entries]
+    of_team = listing.entries(ChangeFilter(team_id=team.team.id))
+    assert [entry.total for entry in of_team.entries] == [1] * 8
+    batch = first.entries[0].head.batch
+    assert len(listing.entries(ChangeFilter(batch=batch)).entries) == len(listing.ids_of_batch(batch)) == 5
+
+
+@both_databases
 @pytest.mark.parametrize("number", [0, -5, 10**30, -(10**30)])
 def test_impossible_ids_find_nothing_and_break_nothing(seven: list[int], number: int):
     changes.page(before_id=number, limit=3)
     changes.page(after_id=number, limit=3)
     assert changes.page(team_id=number).rows == []
+    assert listing.entries(ChangeFilter(team_id=number, name="\0", batch="\0"), before_id=number).entries == []

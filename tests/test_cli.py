@@ -37,6 +37,7 @@ LOG_FIELDS = [
     "cost",
     "cost_source",
     "usage_source",
+    "reason",
     "latency_ms",
     "first_byte_ms",
     "created_at",
@@ -430,7 +431,8 @@ def test_verify_names_the_team_whose_counters_differ(
     execute(corruption)
     done = runner.invoke(args=["usage", "verify"])
     assert done.exit_code == 1
-    assert {line.split(":")[0] for line in done.stdout.splitlines()} == {"team"}  # and not the sound one
+    named = {line.split(":")[0] for line in done.stdout.splitlines()}
+    assert {name.split(",")[0] for name in named} == {"team"}  # and not the sound one
     assert "Traceback" not in done.stderr
 
 
@@ -561,9 +563,10 @@ def test_every_command_explains_itself(app: Flask, runner: FlaskCliRunner, group
 
 def test_commands_are_those_of_the_contract(app: Flask):
     groups = {name: set(command.commands) for name, command in app.cli.commands.items() if hasattr(command, "commands")}
-    assert groups["teams"] == {"create", "list", "show", "update", "extra", "delete"}
+    assert groups["teams"] == {"create", "list", "show", "update", "extra", "import", "delete"}
     assert groups["tokens"] == {"create", "list", "revoke"}
-    assert groups["usage"] == {"show", "reset", "verify", "repair"}
+    assert groups["codes"] == {"create", "list", "revoke"}
+    assert groups["usage"] == {"show", "report", "reset", "verify", "repair"}
     assert groups["logs"] == {"list"}
     assert set(app.cli.commands) >= {"setup", "demo"}
 

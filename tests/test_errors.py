@@ -113,11 +113,16 @@ def test_missing_unknown_revoked_and_expired_tokens_get_the_same_401(client: Fla
     assert rows() == []
 
 
-@pytest.mark.parametrize(("method", "path"), [("POST", CHAT), ("GET", "/v1/models")])
-def test_disabled_team_gets_403_and_a_row(client: FlaskClient, disabled: Member, method: str, path: str):
-    reply = client.open(path, method=method, headers=disabled.headers)
+def test_disabled_team_gets_403_and_a_row(client: FlaskClient, disabled: Member):
+    reply = client.post(CHAT, headers=disabled.headers)
     assert_error(reply, 403, "team_disabled")
     assert_rejected(reply, 403)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/GPT-5-nano", "/v1/usage", "/usage/data"])
+def test_disabled_teams_look_at_models_or_use_is_no_failed_call(client: FlaskClient, disabled: Member, path: str):
+    assert_error(client.get(path, headers=disabled.headers), 403, "team_disabled")
+    assert rows() == []
 
 
 def assert_rejected(reply: TestResponse, status: int) -> None:

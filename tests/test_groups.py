@@ -392,7 +392,8 @@ def test_team_is_put_into_no_group_that_is_not_there(member: Member):
 def test_changes_tell_the_group(member: Member):
     teams.update("9a", group=None, by=TESTER)
     (row,) = changes.page(team_id=member.team.id, limit=1).rows
-    assert (row.before, row.after) == ({"group": "year 9"}, {"group": None})
+    in_group = {"group": "year 9", "group_id": teams.find_group("year 9").id}
+    assert (row.before, row.after) == (in_group, {"group": None})
     teams.delete_group("year 9", by=TESTER)
     (row,) = changes.page(limit=1).rows
     assert (row.action, row.group_name, row.before["teams"]) == ("group.delete", "year 9", [])

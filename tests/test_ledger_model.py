@@ -14,8 +14,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from tokenrouter import ledger, prices, teams
-from tokenrouter.database.tables import BY_PROVIDER, NOT_COUNTED, Group, RequestLog, Team, db, writing
+from tokenrouter import changes, ledger, prices, teams
+from tokenrouter.database.tables import BY_PROVIDER, NOT_COUNTED, Group, RequestLog, Team, TokenUsageDaily, db, writing
 from tokenrouter.errors import PaceExceeded, QuotaExceeded, QuotaReserved
 from tokenrouter.ledger import CallRequest, Ledger, Outcome, Reservation
 from tokenrouter.metering.prices import Price
@@ -57,13 +57,17 @@ class ModelAccount:
     cost: int = 0
     """Since the last reset and renewal, in billionths."""
     held_cost: int = 0
+    resets: list[tuple[int, int, int]] = field(default_factory=list)
+    """Those that can be taken back, the last first: their changes, and the tokens and the cost that they took."""
+    undone: tuple[int, int, int] | None = None
+    """What was taken back last, and can be done again, likewise."""
 
     @property
     def used(self) -> int:
         return self.settled - self.mark
 
     def begin_anew(self) -> None:
-        self.mark, self.cost = self.settled, 0
+        self.mark, self.cost, self.undone = self.settled, 0, None
 
     def lefts(self, prompt: int, price: Price, *, once_settled: bool = False) -> list[tuple[int, bool]]:
         """Return what each limit leaves for an answer, in tokens, and whether something is held of it."""
@@ -79,7 +83,17 @@ class ModelAccount:
 
 
 @dataclass
+class TokenAccount:
+    """What a token of a team used, ever."""
+
+    ended: int = 0
+    tokens: int = 0
+    cost: int = 0
+
+
+@dataclass
 class ModelCall:
+    token: TokenAccount
     accounts: list[ModelAccount]
     """Of its team, and of the group in which it is held."""
     worker: int
@@ -119,6 +133,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.accounts: dict[Key, ModelAccount] = {}
         self.group_of: list[int | None] = [None, None, None]
         self.group_ids, self.ids = [], []
+        self.tokens_of: list[dict[int, TokenAccount]] = []
         for name, quota, most in zip(self.groups, (4000, None), (None, 3), strict=True):
             group = teams.create_group(name, quota, renewal=Renewal("daily"), calls_at_once=most, by=TESTER)
             self.group_ids.append(group.id)
@@ -127,6 +142,8 @@ class LedgerMachine(RuleBasedStateMachine):
             team, _ = teams.create(name, quota, renewal=Renewal("daily"), calls_at_once=most, by=TESTER)
             self.ids.append(team.id)
             self.accounts[Team, team.id] = ModelAccount(quota, most)
+            teams.create_token(team.id, by=TESTER)
+            self.tokens_of.append({token.id: TokenAccount() for token in teams.tokens(team.id)})
         self.set_price(1_000_000_000, 2_000_000_000)
         self.processes = [Process(new_ledger(self.engine)) for _ in range(2)]
 
@@ -140,12 +157,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(
         target=calls,
         number=st.integers(0, 2),
+        token=st.integers(0, 1),
         worker=st.integers(0, 1),
         prompt=st.integers(1, 1500),
         output=st.integers(0, 3000),
         choices=st.integers(1, 4),
     )
-    def reserve(self, number: int, worker: int, prompt: int, output: int, choices: int) -> ModelCall | None:
+    def reserve(self, number: int, token: int, worker: int, prompt: int, output: int, choices: int) -> ModelCall | None:
+        token_id, token_account = list(self.tokens_of[number].items())[token]
         team_id, group = self.ids[number], self.group_of[number]
         group_id = None if group is None else self.group_ids[group]
         accounts = [self.accounts[Team, team_id], *([] if group_id is None else [self.accounts[Group, group_id]])]
@@ -155,7 +174,7 @@ class LedgerMachine(RuleBasedStateMachine):
             team_id=team_id,
             team_name=self.names[number],
             group_id=group_id,
-            token_id=1,
+            token_id=token_id,
             token_prefix="tr-model",
             model="GPT-5-nano",
             endpoint="/v1/chat/completions",
@@ -175,12 +194,13 @@ class LedgerMachine(RuleBasedStateMachine):
         assert given == expected
         if isinstance(given, str):
             accounts[0].rejected += 1
+            token_account.ended += 1
             return None
         for account in accounts:
             account.held += reservation.held_tokens
             account.held_cost += reservation.held_cost
             account.in_flight += 1
-        call = ModelCall(accounts, worker, reservation, prompt)
+        call = ModelCall(token_account, accounts, worker, reservation, prompt)
         process.calls.append(call)
         return call
 
@@ -218,8 +238,32 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 4))
     def reset(self, number: int) -> None:
         kind, id_ = self._key(number)
-        ledger.reset(self.engine, *([id_], []) if kind is Team else ([], [id_]), by=TESTER)
-        self.accounts[kind, id_].begin_anew()
+        account = self.accounts[kind, id_]
+        taken = account.used, account.cost
+        if ledger.reset(self.engine, *([id_], []) if kind is Team else ([], [id_]), by=TESTER):
+            account.begin_anew()
+            account.resets.append((newest_change(), *taken))
+
+    @rule(number=st.integers(0, 4))
+    def undo_reset(self, number: int) -> None:
+        account = self.accounts[self._key(number)]
+        if account.resets:
+            change, tokens, cost = account.resets.pop()
+            teams.undo([change], by=TESTER)
+            account.mark -= tokens
+            account.cost += cost
+            account.undone = newest_change(), tokens, cost
+
+    @rule(number=st.integers(0, 4))
+    def redo_reset(self, number: int) -> None:
+        account = self.accounts[self._key(number)]
+        if account.undone is not None:
+            change, tokens, cost = account.undone
+            teams.undo([change], by=TESTER)
+            account.mark += tokens
+            account.cost -= cost
+            account.resets.append((newest_change(), tokens, cost))
+            account.undone = None
 
     @rule(number=st.integers(0, 4))
     def renew(self, number: int) -> None:
@@ -229,6 +273,7 @@ class LedgerMachine(RuleBasedStateMachine):
             connection.execute(update(kind).where(kind.id == id_).values(renews_at=1))
         account = self.accounts[kind, id_]
         account.begin_anew()
+        account.resets.clear()
         account.extra = account.extra_budget = 0
 
     @rule(number=st.integers(0, 4), tokens=st.integers(0, 2000), budget=st.integers(0, 10**9))
@@ -278,6 +323,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def _book(self, call: ModelCall, tokens: int, cost: int) -> None:
         if not call.settled:
             call.settled = True
+            call.token.ended += 1
+            call.token.tokens += tokens
+            call.token.cost += cost
             for account in call.accounts:
                 account.held -= call.reservation.held_tokens
                 account.in_flight -= 1
@@ -288,7 +336,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def verify(self) -> None:
         """Prove the books while calls are under way; not at every step, since `verify` reads those of all runs."""
-        assert ledger.verify(self.engine).problems == []
+        found = ledger.verify(self.engine)
+        assert found.problems == []
+        assert [note for note in found.notes if "tokens lack" in note] == []
 
     @invariant()
     def counters_equal_the_model(self) -> None:
@@ -304,6 +354,21 @@ class LedgerMachine(RuleBasedStateMachine):
             process.ledger._write_repeats()
         rejected = {id_: each.rejected for (_, id_), each in self.accounts.items() if each.rejected}
         assert eventually(lambda: self.refusals() == rejected)
+        assert self.use_of_tokens() == {
+            id_: (each.ended, each.tokens, each.cost)
+            for accounts in self.tokens_of
+            for id_, each in accounts.items()
+            if each.ended
+        }
+
+    def use_of_tokens(self) -> dict[int, tuple[int, int, int]]:
+        """Return calls, tokens and cost by token, as the daily totals have them."""
+        days = TokenUsageDaily
+        sums = func.sum(days.requests), func.sum(days.total_tokens), func.sum(days.cost)
+        ids = [id_ for accounts in self.tokens_of for id_ in accounts]
+        query = select(days.token_id, *sums).where(days.token_id.in_(ids)).group_by(days.token_id)
+        with self.engine.connect() as connection:
+            return {id_: tuple(map(int, values)) for id_, *values in connection.execute(query)}
 
     def refusals(self) -> dict[int, int]:
         """Return how many calls of each team the log says were refused."""
@@ -312,6 +377,10 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         with self.engine.connect() as connection:
             return {id_: int(calls) for id_, calls in connection.execute(rejected.group_by(RequestLog.team_id))}
+
+
+def newest_change() -> int:
+    return changes.page(limit=1).rows[0].id
 
 
 def expected_grant(

@@ -13,3 +13,7 @@ def test_qr_code_is_drawn_in_the_page_and_says_where_it_leads():
 
 def test_text_that_is_another_makes_another_code():
     assert qr_code("a", "it") != qr_code("b", "it")
+
+
+def test_qr_code_has_an_id_by_which_it_is_shown_again():
+    assert 'id="usage-qr"' in qr_code("https://example.org/usage", "it", svg_id="usage-qr")

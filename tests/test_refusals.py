@@ -1,5 +1,6 @@
 """Refusals that repeat: one row of the log a minute, with how many calls it stands for, and no write for each."""
 
+import csv
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -160,7 +161,7 @@ def test_repeated_refusal_bears_the_id_of_its_row(client: FlaskClient, poor: Mem
 
 def test_disabled_teams_refusals_are_counted_likewise(client: FlaskClient, new_team: Callable[..., Member]):
     off = new_team("off", active=False)
-    ids = {client.get("/v1/models", headers=off.headers).headers["x-request-id"] for _ in range(3)}
+    ids = {client.post(CHAT, headers=off.headers).headers["x-request-id"] for _ in range(3)}
     assert [row[:2] for row in logged()] == [(*ids, "team_disabled")]
 
 
@@ -172,8 +173,8 @@ def test_repeats_are_shown_in_panel_json_and_csv(client: FlaskClient, poor: Memb
     assert "× 37" in panel.get("/admin/logs/").text
     (row,) = reports.newest_calls(None, 5)
     assert reports.log_view(row)["repeats"] == 37
-    header, line, *_ = "".join(calls_csv.lines([row])).splitlines()
-    assert dict(zip(header.split(","), line.split(","), strict=True))["repeats"] == "37"
+    (line,) = csv.DictReader("".join(calls_csv.lines([row])).splitlines())
+    assert line["repeats"] == "37"
 
 
 UNKNOWN_MODEL = [
@@ -193,7 +194,11 @@ def test_model_that_the_provider_does_not_know_is_counted_under_none(
     assert reply.status_code in (400, 404)
     assert days() == [("", 1, 1)]
     (row,) = reports.newest_calls(None, 2)
-    assert (row.status, row.model, row.error_code) == ("provider_error", "GPT-5-nano", "model_not_found")
+    error = reply.json["error"]
+    assert (row.status, row.status_code, row.model) == ("provider_error", reply.status_code, "GPT-5-nano")
+    assert row.error_code == (error["code"] or error["type"])  # as the caller saw it
+    assert row.reason.startswith(f"unknown model: HTTP {reply.status_code}")
+    assert ledger.verify(db.engine).problems == []
 
 
 @pytest.mark.parametrize(

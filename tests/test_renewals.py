@@ -98,7 +98,7 @@ def test_sums_in_the_database_know_that_the_time_has_come(client: FlaskClient, d
     assert reports.teams_page(near_quota="exhausted").total == 0
     assert ledger.reset(db.engine, [daily.team.id], by=TESTER) == 0  # nothing is used that could be reset
     ledger.add_extra(db.engine, daily.team, 5, UTC_ZONE, by=TESTER)
-    assert [row.allowance_tokens for row in reports.nearest_to_quota(1)] == [6]
+    assert [row.allowance_tokens for row in reports.teams_page().rows] == [6]
     teams.update("daily", quota_tokens=0, by=TESTER)
     assert reports.teams_page(near_quota="exhausted").total == 0
     make_due(daily)

@@ -174,34 +174,6 @@ def test_chart_of_one_team_has_its_series_also_without_use(team: Member, new_tea
 # Who is about to run out
 
 
-@both_databases
-def test_teams_nearest_to_their_quotas_come_first_then_the_unlimited_by_use(new_team: Callable[..., Member]):
-    for name, quota, used, held in (
-        ("half", 100, 30, 20),
-        ("over", 100, 150, 0),
-        ("blocked", 0, 0, 0),
-        ("fresh", 100, 0, 0),
-        ("free", None, 10, 0),
-        ("free and busy", None, 1000, 0),
-        ("disabled", 100, 100, 0),
-        ("reset", 100, 5, 0),
-    ):
-        set_counters(new_team(name, quota_tokens=quota), settled_tokens=1000 + used, reset_mark_tokens=1000)
-        teams.update(name, active=name != "disabled", by=TESTER)
-        write(update(Team).where(Team.name == name).values(held_tokens=held))
-    found = reports.nearest_to_quota(10)
-    assert [(team.name, team.share, team.remaining_tokens) for team in found] == [
-        ("over", 1.5, 0),
-        ("blocked", 1.0, 0),
-        ("half", 0.5, 50),
-        ("reset", 0.05, 95),
-        ("fresh", 0.0, 100),
-        ("free and busy", None, None),
-        ("free", None, None),
-    ]
-    assert len(reports.nearest_to_quota(2)) == 2
-
-
 # What failed
 
 
@@ -213,10 +185,26 @@ def test_newest_failures_come_first_and_nothing_else(app: Flask, team: Member):
         books.settle(books.reserve(call_request(team, number)), Outcome(status=status, status_code=200))
     books.reject(call_request(team, 100), 404, "model_not_found")
     books.close()
-    found = reports.last_failures(10)
-    assert [row.status for row in found] == ["rejected", "provider_error", "interrupted", "provider_error"]
-    assert (found[0].error_code, found[0].team_name) == ("model_not_found", "team")
-    assert [row.request_id for row in reports.last_failures(2)] == ["req_100", "req_4"]
+    found = reports.recent_failures(NOW)
+    assert [(each.status, each.calls) for each in found.groups] == [
+        ("rejected", 1),
+        ("provider_error", 2),
+        ("interrupted", 1),
+    ]
+    assert (found.groups[0].error_code, found.groups[0].team_name) == ("model_not_found", "team")
+    assert not found.is_partial
+    assert reports.recent_failures(NOW + timedelta(hours=25)).groups == []
+
+
+@both_databases
+def test_failures_beyond_counting_are_told_to_be_more(app: Flask, team: Member, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reports.failures, "MOST_ROWS", 2)
+    books = Ledger(db.engine, output_reserve_tokens=1024)
+    for number in range(3):
+        books.settle(books.reserve(call_request(team, number)), Outcome(status="provider_error", status_code=502))
+    books.close()
+    found = reports.recent_failures(NOW)
+    assert ([each.calls for each in found.groups], found.is_partial) == ([2], True)
 
 
 # The list of teams
@@ -272,7 +260,7 @@ def test_last_use_is_that_of_the_tokens_used_last(several: dict[str, Member]):
 @pytest.mark.parametrize(
     ("search", "names"),
     [
-        ("", ["100%_x", "Anna", "bert", "Ärzte"]),
+        ("", ["100%_x", "Anna", "Ärzte", "bert"]),
         ("  nn ", ["Anna"]),
         ("ANNA", ["Anna"]),
         ("ärZ", ["Ärzte"]),
@@ -317,7 +305,7 @@ def test_list_is_narrowed_by_state_and_nearness(several: dict[str, Member], aske
         ("tokens", ["Ärzte", "100%_x", "bert", "Anna"], ["Anna", "bert", "Ärzte", "100%_x"]),
         ("last_used", ["Ärzte", "Anna", "bert", "100%_x"], ["Anna", "Ärzte", "bert", "100%_x"]),
         ("created", ["Anna", "bert", "Ärzte", "100%_x"], ["100%_x", "Ärzte", "bert", "Anna"]),
-        ("name", ["100%_x", "Anna", "bert", "Ärzte"], ["Ärzte", "bert", "Anna", "100%_x"]),
+        ("name", ["100%_x", "Anna", "Ärzte", "bert"], ["bert", "Ärzte", "Anna", "100%_x"]),
     ],
 )
 def test_list_is_sorted_with_what_has_no_value_last(
@@ -335,7 +323,7 @@ def test_sorts_tested_here_are_all_there_are():
 @both_databases
 def test_list_is_paged(several: dict[str, Member]):
     pages = [reports.teams_page(page=number, per_page=3, now=NOW) for number in (1, 2, 3, 10**30)]
-    assert [[row.name for row in page.rows] for page in pages] == [["100%_x", "Anna", "bert"], ["Ärzte"], [], []]
+    assert [[row.name for row in page.rows] for page in pages] == [["100%_x", "Anna", "Ärzte"], ["bert"], [], []]
     assert [page.total for page in pages] == [4, 4, 4, 4]
 
 

@@ -15,6 +15,7 @@ from conftest import ROOT, eventually
 from flask import Flask
 from sqlalchemy import func, select, text, update
 
+from tokenrouter import addresses, attempts
 from tokenrouter.admin import password as passwords
 from tokenrouter.admin import sockets
 from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, Settings, load
@@ -24,7 +25,7 @@ from tokenrouter.database.tables import SignInAttempt, db
 HERE, ELSEWHERE = "192.0.2.1", "192.0.2.2"
 GUESSER = """
 import sys
-from tokenrouter import create_app
+from tokenrouter import attempts, create_app
 from tokenrouter.admin import password as passwords
 from tokenrouter.config import load
 
@@ -39,7 +40,7 @@ with app.app_context():
         try:
             passwords.try_password(settings, "wrong", address)
             looked_at += 1
-        except passwords.TooManyWrongPasswords:
+        except attempts.TooManyGuesses:
             pass
 print(looked_at, flush=True)
 """
@@ -52,10 +53,10 @@ def own(app: Flask) -> Settings:
 
 def guess(own: Settings, password: str = "wrong", address: str = HERE, browser: str | None = None) -> bool | str:
     """Return whether the password was right, or "wait"."""
-    guesser = passwords.counted_address(address) if browser is None else passwords.BROWSER + browser
+    guesser = addresses.counted(address) if browser is None else attempts.BROWSER + browser
     try:
         return passwords.try_password(own, password, guesser)
-    except passwords.TooManyWrongPasswords:
+    except attempts.TooManyGuesses:
         return "wait"
 
 
@@ -118,7 +119,7 @@ def test_wait_until_fewer_than_thirty_is_told(own: Settings):
     for number in range(30):
         guess(own, address=f"192.0.2.{number}")
     let_pass(20)
-    assert 20 <= passwords.sign_in_wait_s("198.51.100.1") <= 40
+    assert 20 <= attempts.wait_s("198.51.100.1") <= 40
 
 
 @both_databases
@@ -149,15 +150,15 @@ def test_another_address_may_still_try(own: Settings):
 def test_wait_is_told_in_whole_seconds_until_the_first_guess_is_a_minute_old(own: Settings):
     guess(own)
     let_pass(20)
-    assert passwords.sign_in_wait_s(HERE) == 0
+    assert attempts.wait_s(HERE) == 0
     for _ in range(4):
         guess(own)
-    with pytest.raises(passwords.TooManyWrongPasswords) as refusal:
+    with pytest.raises(attempts.TooManyGuesses) as refusal:
         passwords.try_password(own, "right", HERE)
     assert 38 <= refusal.value.wait_s <= 40
     assert str(refusal.value.wait_s) in str(refusal.value)
-    assert passwords.sign_in_wait_s(HERE) in (refusal.value.wait_s, refusal.value.wait_s - 1)
-    assert passwords.sign_in_wait_s(ELSEWHERE) == 0
+    assert attempts.wait_s(HERE) in (refusal.value.wait_s, refusal.value.wait_s - 1)
+    assert attempts.wait_s(ELSEWHERE) == 0
 
 
 @both_databases

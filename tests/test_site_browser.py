@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from adminclient import PASSWORD
 from browser import DESKTOP, PHONE, Visitor, windows
 from conftest import Server, hello
 from playwright.sync_api import Browser, expect
 from serving import post, running_service
+
+from tokenrouter.figures import short
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +79,13 @@ def test_exhausted_quota_is_told(visit, service: Server):
     visitor.check_page()
 
 
+def test_numbers_are_shortened_as_in_the_panel(visit):
+    visitor: Visitor = visit()
+    visitor.open("/usage")
+    numbers = [0, 950, 1_249, 1_250, -1_500, 107_000, 999_499, 999_950, 2_550_000, 10**9, 10**15]
+    assert visitor.page.evaluate("numbers => numbers.map(brief)", numbers) == [short(number) for number in numbers]
+
+
 def test_unknown_token_is_told_and_not_kept(visit):
     visitor: Visitor = visit(**DESKTOP)
     show_usage(visitor, "tr-unknown")
@@ -99,3 +109,39 @@ def test_server_that_is_away_is_told(visit):
     visitor.page.get_by_label("Your team’s API token").fill("tr-any")
     visitor.page.get_by_role("button", name="Show usage").click()
     expect(visitor.page.get_by_role("alert")).to_contain_text("TokenRouter does not answer")
+
+
+def test_class_joins_by_a_code_from_the_wall(visit, service: Server):
+    admin: Visitor = visit(**DESKTOP)
+    admin.sign_in(PASSWORD)
+    admin.page.get_by_role("link", name="Teams", exact=True).click()
+    admin.page.get_by_role("link", name="Codes to join").click()
+    admin.page.get_by_role("link", name="New code").click()
+    admin.page.get_by_label("Label").fill("Year 9")
+    admin.page.get_by_label("How many teams may join").fill("30")
+    admin.page.get_by_label("Works until").fill("2099-12-04T17:00")
+    admin.page.get_by_label("Quota in tokens").fill("250k")
+    admin.page.get_by_role("button", name="Create code").click()
+    admin.page.get_by_role("link", name="Sheet for the wall").click()
+    admin.check_page()
+    code = admin.page.locator(".code").text_content()
+
+    pupil: Visitor = visit(**PHONE, color_scheme="dark")
+    pupil.open(f"/join?code={code}")
+    pupil.check_page()
+    pupil.page.get_by_label("Name of your team").fill("blue")
+    pupil.page.get_by_role("button", name="Join").dblclick()  # the second press is not sent
+    expect(pupil.page.get_by_role("heading", level=1)).to_have_text("blue has joined")
+    token = pupil.page.locator("#token").text_content()
+    pupil.check_page()
+    assert post(service, token, hello()).status_code == 200
+    pupil.page.reload()  # makes no other team
+    expect(pupil.page.get_by_label("Your team’s API token")).to_be_visible()
+
+    admin.page.get_by_role("link", name="Back to the code").click()
+    expect(admin.page.get_by_role("row", name="blue")).to_be_visible()
+    admin.check_page()
+    admin.page.get_by_text("Revoke…").click()
+    admin.page.get_by_role("button", name=f"Revoke {code}").click()
+    expect(admin.page.get_by_text("nobody joins with it any more")).to_be_visible()
+    assert post(service, token, hello()).status_code == 200

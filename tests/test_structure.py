@@ -15,15 +15,16 @@ from tokenrouter.config import SETTINGS
 
 PACKAGE = ROOT / "tokenrouter"
 LADDER = (
-    "troubles",
-    "config errors untrusted_json periods money price_proposals qr spreadsheet docs standin",
+    "troubles addresses natural_order figures qr spreadsheet",
+    "config errors untrusted_json periods money price_proposals docs standin",
     "database provider metering request_body first_start unknown_paths cors",
-    "auth changes payload reports worker matching",
-    "ledger teams alerts",
+    "attempts auth changes payload reports worker matching",
+    "ledger",
+    "teams alerts",
     "prices account",
     "runway reconciliation",
     "runtime api cli",
-    "relay admin health demo",
+    "relay admin health demo door",
     "v1 site",
 )
 LEVELS = {name: level for level, names in enumerate(LADDER) for name in names.split()}

@@ -308,7 +308,7 @@ def test_grace_out_of_range_is_refused(client: FlaskClient, team: Member, grace:
         (2_500_001, "2,500,001"),
         (999_999, "999,999"),
         (10**9, "1B"),
-        (10**15, "1,000,000B"),
+        (10**15, "1,000T"),
     ],
 )
 def test_quota_is_shown_short_where_that_is_exact(quota: int | None, shown: str):

@@ -81,6 +81,8 @@ TAMPERS = {
     "day's prompts": ("UPDATE usage_daily SET prompt_tokens = prompt_tokens + 1", "prompt tokens in the log"),
     "day's answers": ("UPDATE usage_daily SET completion_tokens = 0", "completion tokens in the log"),
     "day's model": ("UPDATE usage_daily SET model = 'other' WHERE model <> ''", "for 'other'"),
+    "token's day": ("UPDATE token_usage_daily SET total_tokens = total_tokens + 1", "in the daily totals"),
+    "token's model": ("UPDATE token_usage_daily SET model = 'other' WHERE model <> ''", "for 'other'"),
     "day gone": ("DELETE FROM usage_daily", "0 in the daily totals"),
     "model of a call": (f"UPDATE request_logs SET model = 'other' {ANSWERED}", "for 'other'"),
     "prompt of a call": (

@@ -24,6 +24,7 @@ from tokenrouter import (
     cors,
     demo,
     docs,
+    door,
     errors,
     first_start,
     health,
@@ -124,7 +125,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     app.url_map.merge_slashes = False  # `//v1` is not `/v1`: no redirect, with a body, to elsewhere
     app.before_request(_begin)
     app.after_request(_label)
-    for part in (errors, unknown_paths, tables, schema, sessions, cli):
+    for part in (errors, door, unknown_paths, tables, schema, sessions, cli):
         part.init_app(app)
     request_body.init_app(app, settings.max_request_bytes)
     cors.init_app(app, settings)

@@ -1,7 +1,7 @@
 """Blueprint "api": the management API, by which programs keep teams and read what was used."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -12,9 +12,9 @@ from tokenrouter import changes, ledger, payload, reports, request_body, teams
 from tokenrouter.changes import Actor
 from tokenrouter.database.log_status import STATUSES
 from tokenrouter.database.tables import PACES, Group, Team, clamp_id, db
-from tokenrouter.errors import InvalidRequest, NotFound
+from tokenrouter.errors import APIError, InvalidRequest, NotFound
 from tokenrouter.periods import NEVER_RENEWS, UTC_ZONE, Renewal, midnight
-from tokenrouter.teams import management_tokens
+from tokenrouter.teams import NewTeam, imports, management_tokens
 
 MOST_ROWS, ROWS = 1000, 100
 SEARCH_S = 1.0
@@ -53,12 +53,62 @@ def list_teams() -> Document:
 @blueprint.post("/teams")
 def create_team() -> tuple[Document, int]:
     """Create a team; its first token is in the answer, once."""
-    fields = _body(TEAM_FIELDS)
+    team, bearer_token = teams.create(**_team_fields(_body(TEAM_FIELDS)), by=g.actor)
+    return {**reports.team_view(team), "token": bearer_token}, 201
+
+
+def _team_fields(fields: Document) -> Document:
+    """Return what a team is created with, as the domain takes it."""
     if "name" not in fields:
         raise InvalidRequest("A team needs a name.", param="name")
     _take_renewal(fields, NEVER_RENEWS)
-    team, bearer_token = teams.create(**fields, by=g.actor)
-    return {**reports.team_view(team), "token": bearer_token}, 201
+    return fields
+
+
+@blueprint.post("/teams/import")
+def import_teams() -> tuple[Document, int]:
+    """Create several teams, all or none; their first tokens are in the answer, once."""
+    body = _body({"teams": _new_teams, "dry_run": _boolean})
+    if "teams" not in body:
+        raise InvalidRequest("teams is missing.", param="teams")
+    if body.get("dry_run"):
+        if refusals := teams.why_not(body["teams"]):
+            raise _refused(refusals)
+        return {"data": []}, 200
+    try:
+        created = teams.create_several(body["teams"], by=g.actor)
+    except teams.NotCreated as error:
+        raise _refused(error.refusals) from error
+    return {"data": [{**reports.team_view(team), "token": bearer_token} for team, bearer_token in created]}, 201
+
+
+def _refused(refusals: Sequence[teams.Refusal]) -> InvalidRequest:
+    """Return what tells the first of them, and how many there are."""
+    first = _within(f"teams[{refusals[0].position}]", refusals[0].error)
+    if len(refusals) > 1:
+        first = InvalidRequest(f"{first.message} Things wrong in all: {len(refusals):,}.", param=first.param)
+    return first
+
+
+def _new_teams(value: Any, name: str) -> list[NewTeam]:
+    if not isinstance(value, list) or not 1 <= len(value) <= imports.MOST_TEAMS:
+        raise InvalidRequest(f"{name} is a list of 1 to {imports.MOST_TEAMS:,} teams.", param=name)
+    return [_new_team(each, f"{name}[{position}]") for position, each in enumerate(value)]
+
+
+def _new_team(value: Any, place: str) -> NewTeam:
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{place} is an object.", param=place)
+    try:
+        fields = _team_fields(_checked(value, NEW_TEAM_FIELDS))
+    except InvalidRequest as error:
+        raise _within(place, error) from error
+    limits = {name: fields.pop(name) for name in (*PACES, "budget") if name in fields}
+    return NewTeam(**fields, limits=limits, place=place)
+
+
+def _within(place: str, error: APIError) -> InvalidRequest:
+    return InvalidRequest(f"{place}: {error.message}", param=f"{place}.{error.param}")
 
 
 @blueprint.get("/teams/<team_id>")
@@ -209,7 +259,7 @@ def list_logs() -> Document:
 
 @blueprint.get("/usage")
 def list_usage() -> Document:
-    """List what was used, by day, team, group or model."""
+    """List what was used, by day, team, group, model or token."""
     query = _query("team", "group", "since", "until", "group_by")
     group_by: reports.Grouping = _choice(query, "group_by", reports.GROUPINGS) or "day"
     days = _day(query, "since"), _day(query, "until")
@@ -400,6 +450,7 @@ GROUP_FIELDS: Fields = {
     "budget": _budget,
 }
 TEAM_FIELDS: Fields = {**GROUP_FIELDS, "group": _optional_text, "models": _models, "active": _boolean}
+NEW_TEAM_FIELDS: Fields = {**TEAM_FIELDS, "label": _optional_text}
 TOKEN_FIELDS: Fields = {"label": _optional_text, "expires_at": _expiry}
 
 
@@ -410,8 +461,12 @@ def _body(fields: Fields) -> Document:
     """
     request_body.check_encoding()
     body = request_body.read(current_app.config["MAX_CONTENT_LENGTH"], lambda data: payload.parse(data or b"{}"))
-    unknown = next((name for name in body if name not in fields), None)
+    return _checked(body, fields)
+
+
+def _checked(document: Document, fields: Fields) -> Document:
+    unknown = next((name for name in document if name not in fields), None)
     if unknown is not None:
         taken = ", ".join(fields) or "none"
         raise InvalidRequest(f"Unknown field {unknown[:40]!r}. The fields here: {taken}.", param=unknown)
-    return {name: fields[name](value, name) for name, value in body.items()}
+    return {name: fields[name](value, name) for name, value in document.items()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import and_, bindparam, or_, select
+from sqlalchemy import and_, bindparam, case, literal_column, or_, select
 
 from tokenrouter.database.columns import UtcDateTime, is_yes
 from tokenrouter.database.connections import Readers
@@ -44,12 +44,18 @@ IS_VALID = and_(
     or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > bindparam("now", type_=UtcDateTime)),
     Team.deleted_at.is_(None),
 )
+WHAT_IT_WAS = case(
+    (Team.deleted_at.is_not(None), literal_column("'token_of_deleted_team'")),
+    (ApiToken.revoked_at.is_not(None), literal_column("'revoked_token'")),
+    (ApiToken.expires_at <= bindparam("now", type_=UtcDateTime), literal_column("'expired_token'")),
+)
+"""What a token is that is valid no more, as those turned away are counted; nothing, while it is valid."""
 FIND_CALLER = Statement(
-    select(*CALLER_COLUMNS, *LIMIT_COLUMNS, *GROUP_LIMIT_COLUMNS)
+    select(WHAT_IT_WAS, *CALLER_COLUMNS, *LIMIT_COLUMNS, *GROUP_LIMIT_COLUMNS)
     .select_from(Team)
     .join(ApiToken, ApiToken.team_id == Team.id)
     .outerjoin(Group, Group.id == Team.group_id)
-    .where(ApiToken.token_hash == bindparam("token_hash"), IS_VALID)
+    .where(ApiToken.token_hash == bindparam("token_hash"))
 )
 MOST_KNOWN = 10_000
 
@@ -100,9 +106,12 @@ def authenticate(readers: Readers, authorization: str | None) -> Caller:
         raise InvalidAPIKey
     row = readers.one(FIND_CALLER, {"token_hash": token_hash(bearer_token), "now": datetime.now(UTC)})
     if row is None:
-        raise InvalidAPIKey
-    known, limits = row[: len(CALLER_COLUMNS)], row[len(CALLER_COLUMNS) :]
+        raise InvalidAPIKey("unknown_token")
+    what_it_was, *columns = row
+    known, limits = tuple(columns[: len(CALLER_COLUMNS)]), columns[len(CALLER_COLUMNS) :]
     team_id, team_name, token_id, prefix, active, models, group_id = known
+    if what_it_was is not None:
+        raise InvalidAPIKey(what_it_was, token_id)
     unreadable = ["active"] if is_yes(active) is None else unreadable_limits(*limits[: len(LIMITS)])
     if unreadable:
         raise _unreadable("This team's", unreadable[0], "teams")

@@ -2,12 +2,13 @@
 
 import logging
 import random
+import re
 import time
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
 import orjson
-from flask import Flask, Response, g, request
+from flask import Flask, Response, current_app, g, render_template, request
 from sqlalchemy.exc import DBAPIError, TimeoutError
 from werkzeug.exceptions import (
     ClientDisconnected,
@@ -24,6 +25,12 @@ logger = logging.getLogger(__name__)
 
 DATABASE_ERRORS = (DBAPIError, TimeoutError)  # whatever it says: what was to be done is not done
 TROUBLE_STATUSES = (502, 503, 504)
+NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}", re.IGNORECASE | re.ASCII)
+TURNED_AWAY = "tokenrouter.turned_away"
+"""Where an app has the function that counts refusals which the log has no row of."""
+UNKNOWN_MODEL = "unknown model: "
+"""Begins the reason in the log where the provider has no model of the name, whatever its code says."""
+PAGES = "tokenrouter.error_pages"
 
 
 class APIError(Exception):
@@ -38,14 +45,28 @@ class APIError(Exception):
     headers: Mapping[str, str] = {}
     request_id: str | None = None
     """The id of the row in the log, where that is another call's, which this one repeats."""
-    logged_as: str | None = None
-    """The code in the log, where it is not that of the answer."""
+    reason: str | None = None
+    """What the log keeps of why: our own figures, or the provider's code and type; never what anybody wrote."""
+    is_logged = False
+    """Whether a row of the log tells of it; what has none is counted as turned away at the door."""
+    token_id = 0
+    """The token that came with it, where that is, or once was, a team's."""
+    turned_away_as: str | None = None
+    """What the count of those turned away calls it, where callers may not know."""
 
-    def __init__(self, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        reason: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.headers = {**self.headers, **(headers or {})}
+        self.reason = reason
 
     def body(self) -> bytes:
         """Return the JSON document."""
@@ -53,20 +74,24 @@ class APIError(Exception):
 
 
 class InvalidAPIKey(APIError):
-    """No token, or one that is unknown, revoked or expired: a caller cannot tell which."""
+    """No token, or one that is unknown, revoked or expired: a caller cannot tell which, the administrator can."""
 
     status, type, code = 401, "invalid_request_error", "invalid_api_key"
     headers = {"WWW-Authenticate": "Bearer"}
 
-    def __init__(self) -> None:
+    def __init__(self, turned_away_as: str = "no_token", token_id: int = 0) -> None:
         super().__init__(
             "Incorrect or missing API token. Send the token of your team as `Authorization: Bearer TOKEN`; "
             "who administers this service can give you one."
         )
+        self.turned_away_as = turned_away_as
+        self.token_id = token_id
 
 
 class InvalidManagementToken(InvalidAPIKey):
     """The management API was called without a management token; a team's token is none."""
+
+    turned_away_as = "no_management_token"
 
     def __init__(self) -> None:
         APIError.__init__(
@@ -118,6 +143,12 @@ class NameTaken(APIError):
     status, type, code = 409, "invalid_request_error", "name_taken"
 
 
+class CodeClosed(APIError):
+    """The code to join with is one, and nobody joins with it any more; only the page for people says so."""
+
+    status, type = 403, "invalid_request_error"
+
+
 class QuotaExceeded(APIError):
     """The team's quota is used up."""
 
@@ -144,10 +175,15 @@ class PaceExceeded(APIError):
     status, code = 429, "rate_limit_exceeded"
 
     def __init__(
-        self, message: str, kind: Literal["requests", "tokens"], wait_ms: int, headers: Mapping[str, str]
+        self,
+        message: str,
+        kind: Literal["requests", "tokens"],
+        wait_ms: int,
+        headers: Mapping[str, str],
+        reason: str | None = None,
     ) -> None:
         waits = {"Retry-After": str(-(-wait_ms // 1000)), "retry-after-ms": str(wait_ms)}
-        super().__init__(message, headers={**headers, **waits})
+        super().__init__(message, headers={**headers, **waits}, reason=reason)
         self.type = kind
 
 
@@ -227,10 +263,39 @@ class ProviderBadResponse(ProviderError):
 class ProviderRefusal(ProviderError):
     """An error of the provider's that is not in OpenAI's shape; its status is the provider's own."""
 
-    def __init__(self, message: str, status: int, headers: Mapping[str, str], provider_text: bytes) -> None:
-        super().__init__(message, headers=headers)
+    def __init__(
+        self, message: str, status: int, headers: Mapping[str, str], provider_text: bytes, reason: str
+    ) -> None:
+        super().__init__(message, headers=headers, reason=reason)
         self.status = status
         self.provider_text = provider_text
+
+
+def code_and_type(document: object) -> str:
+    """Name an error of the provider's by its code and type, in a document or in an event of a stream.
+
+    Only what is a name is told: all else may repeat a caller's words.
+    """
+    for error in _errors_in(document):
+        named = [f"{field} {error[field]}" for field in ("code", "type") if _is_name(error.get(field))]
+        if named:
+            return ", ".join(named)
+    return "no code"
+
+
+def _errors_in(document: object) -> Iterator[dict[str, Any]]:
+    if not isinstance(document, dict):
+        return
+    choices, response = document.get("choices"), document.get("response")
+    parts = [document, response, *(choices if isinstance(choices, list) else ())]
+    yield from (part["error"] for part in parts if isinstance(part, dict) and isinstance(part.get("error"), dict))
+    yield document
+
+
+def _is_name(value: object) -> bool:
+    if isinstance(value, int):
+        return abs(value) < 10**9 and not isinstance(value, bool)
+    return isinstance(value, str) and NAME.fullmatch(value) is not None
 
 
 def error_body(message: str, type_: str, param: str | None, code: str | None) -> bytes:
@@ -244,7 +309,8 @@ def new_request_id() -> str:
 
 
 def init_app(app: Flask) -> None:
-    """Register the handlers; all other paths keep Flask's own pages."""
+    """Register the handlers."""
+    app.extensions[PAGES] = {}
     app.register_error_handler(APIError, render)
     app.register_error_handler(HTTPException, _translate)
     for kind in DATABASE_ERRORS:
@@ -257,6 +323,9 @@ def render(error: APIError) -> Response:
         g.request_id = error.request_id
     if error.status in TROUBLE_STATUSES:
         _tell_operator(error)
+    if not error.is_logged:
+        count: Callable[[APIError], None] = current_app.extensions[TURNED_AWAY]
+        count(error)
     return Response(error.body(), error.status, error.headers, mimetype="application/json")
 
 
@@ -268,28 +337,48 @@ def _tell_operator(error: APIError) -> None:
     troubles.warn(f"{error.status} {kind}", "Calls are answered %d %s: %s%s", error.status, kind, error.message, why)
 
 
-def _without_database(error: Exception) -> Response | HTTPException:
+def _without_database(error: Exception) -> Response:
     refusal = StorageUnavailable()
     refusal.__cause__ = error
     if is_api_path(request.path):
         return render(refusal)
     _tell_operator(refusal)
-    return ServiceUnavailable(refusal.message)
+    return page(ServiceUnavailable(refusal.message))
 
 
-def _translate(error: HTTPException) -> Response | HTTPException:
+def _translate(error: HTTPException) -> Response:
     """Give Flask's own errors OpenAI's shape. Unknown paths reach no blueprint, so the path itself is looked at."""
     cause = error.original_exception if isinstance(error, InternalServerError) else None
     if cause is not None:
         logger.error("%s %s failed", request.method, request.path)
     if not is_api_path(request.path):
-        return page_error(error)
+        return page(error)
     return render(_as_api_error(error))
+
+
+def show_below(app: Flask, prefix: str, show: Callable[[HTTPException], Response]) -> None:
+    """Have the pages of errors below a path made by the room that serves it."""
+    app.extensions[PAGES][prefix] = show
+
+
+def page(error: HTTPException) -> Response:
+    """Return the page of an error, with the look of the pages about it."""
+    rooms: Mapping[str, Callable[[HTTPException], Response]] = current_app.extensions[PAGES]
+    for prefix, show in rooms.items():
+        if request.path.startswith(f"{prefix}/"):
+            return show(error)
+    error = page_error(error)
+    text = render_template("pages/error.html", heading=error.name, message=error.description)
+    return Response(text, error.code, error.get_headers())
 
 
 def page_error(error: HTTPException) -> HTTPException:
     """Return what a page says of an error: whoever is still there to read that a form broke off was too slow."""
-    return RequestTimeout() if isinstance(error, ClientDisconnected) else error
+    if isinstance(error, ClientDisconnected):
+        return RequestTimeout()
+    if error.code == 404 and error.description == type(error).description:
+        error.description = "There is nothing at this address."
+    return error
 
 
 def is_api_path(path: str) -> bool:

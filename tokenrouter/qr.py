@@ -4,8 +4,11 @@ import segno
 from markupsafe import Markup
 
 
-def qr_code(text: str, spoken: str) -> Markup:
-    """Return a text, often an address, as a QR code that the page's style sizes; `spoken` says what it leads to."""
+def qr_code(text: str, spoken: str, *, svg_id: str | None = None) -> Markup:
+    """Return a text, often an address, as a QR code that the page's style sizes; `spoken` says what it leads to.
+
+    By `svg_id` a page may show it again.
+    """
     code = segno.make(text, error="m", micro=False)
-    drawn = code.svg_inline(omitsize=True, svgclass="qr", lineclass=None, border=2, light="#fff")
+    drawn = code.svg_inline(omitsize=True, svgid=svg_id, svgclass="qr", lineclass=None, border=2, light="#fff")
     return Markup('<span role="img" aria-label="{}">{}</span>').format(spoken, Markup(drawn))  # noqa: S704 - drawn here

@@ -1,19 +1,70 @@
-"""Blueprint "site": the pages for teams and their programmers: `/`, and `/usage` with its data."""
+"""Blueprint "site": the pages for teams and their programmers: `/`, `/join`, and `/usage` with its data."""
 
 from typing import Any
 
 from flask import Blueprint, Response, render_template, request
+from flask.typing import ResponseReturnValue
 
-from tokenrouter import payload, reports, runtime
+from tokenrouter import attempts, payload, reports, runtime
+from tokenrouter.errors import APIError, NameTaken
 from tokenrouter.relay import handler
+from tokenrouter.teams import codes
 
 blueprint = Blueprint("site", __name__)
+
+FROM_ANOTHER_SITE = "Another site sent this form, so nothing was done. Type code and name here."
+JUST_JOINED = (
+    "Take another name. If this team is yours, of just now: its token was shown then, and who gave you the code can "
+    "give you a new one."
+)
 
 
 @blueprint.get("/")
 def index() -> str:
     """Say what this is, and lead on."""
     return render_template("pages/index.html", **_for_snippets())
+
+
+@blueprint.get("/join", strict_slashes=False)
+def join() -> str:
+    """Ask for a code and a name; a code in the address stands in its field already."""
+    return _join_form(request.args.get("code", ""))
+
+
+@blueprint.post("/join", strict_slashes=False)
+def join_with_code() -> ResponseReturnValue:
+    """Make a team by a code, and show its token this once; sent again it makes none, since the name is taken."""
+    if _is_from_another_site():
+        return _join_form(problem=FROM_ANOTHER_SITE), 403
+    code, name = (request.form.get(field, "").strip() for field in ("code", "name"))
+    try:
+        team, bearer_token = codes.join(code, name, address=request.remote_addr or "unknown")
+    except attempts.TooManyGuesses as error:
+        problem = f"Too many wrong codes: try again in {error.wait_s} seconds."
+        return _join_form(code, name, problem), 429, {"Retry-After": str(error.wait_s)}
+    except APIError as error:
+        problem = f"{error} {JUST_JOINED}" if isinstance(error, NameTaken) else str(error)
+        return _join_form(code, name, problem, error.param), error.status
+    model = _example_model(team.model_patterns)
+    words = {"base_url": f"{request.host_url}v1", "model": model}
+    return render_template("pages/joined.html", team=team, bearer_token=bearer_token, **words)
+
+
+def _join_form(code: str = "", name: str = "", problem: str | None = None, param: str | None = None) -> str:
+    typed = {"code": code, "name": name, "pattern": codes.TYPED}
+    return render_template("pages/join.html", problem=problem, param=param, **typed)
+
+
+def _is_from_another_site() -> bool:
+    """Tell whether a browser says that another site's page sent this form. Programs say nothing of that.
+
+    Old browsers, and all that came without https, tell the page's origin alone. Source: Fetch Metadata Request Headers,
+    W3C; RFC 6454, 7.
+    """
+    if site := request.headers.get("Sec-Fetch-Site"):
+        return site not in ("same-origin", "none")
+    origin = request.headers.get("Origin")
+    return origin is not None and origin.partition("://")[2] != request.host
 
 
 @blueprint.get("/usage", strict_slashes=False)
@@ -25,18 +76,26 @@ def usage() -> str:
 @blueprint.get("/usage/data")
 def usage_data() -> dict[str, Any]:
     """Tell the caller's team what its page shows beside `GET /v1/usage`; raises what that does."""
-    caller, own = handler.authenticate("/usage"), runtime.current()
-    patterns = payload.narrowed(own.settings.allowed_models, caller.models)
-    example = payload.example_model(patterns, own.settings.default_model, own.catalogue.known_names(patterns))
-    currency = {"currency": own.settings.currency}
-    return {**reports.own_details(caller.team_id), **currency, "example_model": example}
+    caller, currency = handler.authenticate(), {"currency": runtime.current().settings.currency}
+    return {**reports.own_details(caller.team_id), **currency, "example_model": _example_model(caller.models)}
 
 
 @blueprint.after_request
 def _keep_private(response: Response) -> Response:
-    """Let no one keep a page that tells an address, or a team's use."""
+    """Let no one keep a page that tells an address, a team's token, or its use.
+
+    The pages' own forms are to tell where they come from, which browsers leave out where no page is named to any other.
+    """
     response.headers["Cache-Control"] = "no-store"
+    response.headers["Referrer-Policy"] = "same-origin"
     return response
+
+
+def _example_model(models: tuple[str, ...] | None) -> str:
+    """Return a model to show to a team that has this list of its own."""
+    own = runtime.current()
+    patterns = payload.narrowed(own.settings.allowed_models, models)
+    return payload.example_model(patterns, own.settings.default_model, own.catalogue.known_names(patterns))
 
 
 def _for_snippets() -> dict[str, str]:

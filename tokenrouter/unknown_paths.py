@@ -3,7 +3,7 @@
 from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import NotFound
 
-from tokenrouter.errors import UnknownURL, is_api_path, render
+from tokenrouter.errors import UnknownURL, is_api_path, page, render
 
 PAGES = ("admin", "docs", "static", "usage")
 API_WORDS = frozenset(("v1", "openai", "deployments", "engines", "chat", "completions", "messages", "embeddings"))
@@ -16,13 +16,13 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(NotFound, _answer)
 
 
-def _answer(error: NotFound) -> Response | NotFound:
+def _answer(error: NotFound) -> Response:
     # not request.path, which has only one slash at its beginning, however many were sent
     path = request.environ["PATH_INFO"].encode("latin-1").decode(errors="replace")
     segments = [segment for segment in path.split("/") if segment]
     start = _start_of_served(segments)
     if not _is_of_programs(segments, start):
-        return error
+        return page(error)
     shown = path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}…"
     advice = _advice(path, segments, start)
     return render(UnknownURL(f"Unknown request URL: {request.method} {shown}.{advice}"))

@@ -19,14 +19,14 @@ for endpoint in payload.ENDPOINTS:
 @blueprint.get("/models")
 def models() -> dict[str, object]:
     """List the models that the caller's team may call."""
-    patterns = _patterns(handler.authenticate("/models"))
+    patterns = _patterns(handler.authenticate())
     return {"object": "list", "data": runtime.current().catalogue.models(patterns)}
 
 
 @blueprint.get("/models/<path:model_id>")
 def model(model_id: str) -> dict[str, object]:
     """Return one of the models that the caller's team may call."""
-    caller, own = handler.authenticate("/models"), runtime.current()
+    caller, own = handler.authenticate(), runtime.current()
     payload.check_model(model_id, own.settings.allowed_models, caller.models, own.catalogue.known_names)
     found = own.catalogue.model(model_id, _patterns(caller))
     if found is None:
@@ -41,5 +41,5 @@ def _patterns(caller: Caller) -> tuple[str, ...]:
 @blueprint.get("/usage")
 def usage() -> tuple[dict[str, object], dict[str, str]]:
     """Tell the caller's team what it used, in all and of late."""
-    caller = handler.authenticate("/usage")
+    caller = handler.authenticate()
     return reports.own_usage(caller.team_id, _patterns(caller)), {"Cache-Control": "no-store"}

@@ -28,7 +28,7 @@ CALLS = f"""
             ELSE 'interrupted' END AS status FROM drawn)
     INSERT INTO request_logs (id, request_id, team_id, team_name, token_id, token_prefix, worker_id, model, endpoint,
         status, status_code, error_code, stream, held_tokens, prompt_tokens, completion_tokens, total_tokens,
-        charged_tokens, usage_source, latency_ms, first_byte_ms, created_at)
+        charged_tokens, usage_source, latency_ms, first_byte_ms, created_at, day, group_id)
     SELECT i, printf('req_%012x%020x', i, i * 7919), team, 'filled ' || team, 2 * team - (i % 7 > 0),
         printf('tr-%05d', 2 * team - (i % 7 > 0)), 0,
         CASE WHEN i % 100000 = 0 THEN '{RARE_MODEL}' WHEN chance / 3 % 100 < 55 THEN 'GPT-5-nano'
@@ -42,26 +42,46 @@ CALLS = f"""
         (prompt + completion) * counts, CASE WHEN status = 'ok' THEN 'provider' WHEN counts THEN 'estimated'
             ELSE 'none' END,
         CASE WHEN status <> 'rejected' THEN 500 + chance % 9000 END, CASE WHEN counts THEN 200 + chance % 800 END,
-        strftime('%Y-%m-%d %H:%M:%f', julianday('now') - :days + i * :days / (:rows + 0.0)) || '000'
+        strftime('%Y-%m-%d %H:%M:%f', julianday('now') - :days + i * :days / (:rows + 0.0)) || '000',
+        date(julianday('now') - :days + i * :days / (:rows + 0.0)),
+        CASE WHEN team % 3 > 0 THEN 1 + team % 20 END
     FROM (SELECT *, status IN ('ok', 'client_closed', 'interrupted') AS counts FROM call)"""
 STATEMENTS = (
     "DROP INDEX ix_request_logs_team_id_id",
     "DROP INDEX ix_request_logs_rare",
-    """INSERT INTO teams (id, name, active, created_at)
+    "DROP INDEX ix_request_logs_group_id_id",
+    """INSERT INTO groups (id, name, created_at)
+    WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20)
+    SELECT i, 'year ' || i, '2026-01-01 00:00:00.000000' FROM n""",
+    """INSERT INTO teams (id, name, active, group_id, created_at)
     WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :teams)
-    SELECT i, 'filled ' || i, i % 50 > 0, '2026-01-01 00:00:00.000000' FROM n""",
+    SELECT i, 'filled ' || i, i % 50 > 0, CASE WHEN i % 3 > 0 THEN 1 + i % 20 END, '2026-01-01 00:00:00.000000'
+    FROM n""",
     """INSERT INTO api_tokens (id, team_id, label, prefix, token_hash, created_at)
     WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2 * :teams)
     SELECT i, (i + 1) / 2, CASE WHEN i % 2 THEN 'laptop' END, printf('tr-%05d', i), printf('%064x', i),
         '2026-01-01 00:00:00.000000' FROM n""",
     CALLS,
     "CREATE INDEX ix_request_logs_team_id_id ON request_logs (team_id, id)",
+    "CREATE INDEX ix_request_logs_group_id_id ON request_logs (group_id, id) WHERE group_id IS NOT NULL",
     f"CREATE INDEX ix_request_logs_rare ON request_logs (status, id) WHERE {IS_RARE}",
     """INSERT INTO usage_daily (day, team_id, model, requests, errors, prompt_tokens, completion_tokens, total_tokens)
-    SELECT date(created_at) AS day, team_id, model, count(*),
+    SELECT day, team_id, model, count(*),
         sum(status IN ('provider_error', 'rejected', 'interrupted')), sum(prompt_tokens), sum(completion_tokens),
         sum(charged_tokens)
     FROM request_logs GROUP BY day, team_id + 0, model""",
+    """INSERT INTO token_usage_daily (day, token_id, model, requests, errors, prompt_tokens, completion_tokens,
+        total_tokens)
+    SELECT day, token_id, model, count(*),
+        sum(status IN ('provider_error', 'rejected', 'interrupted')), sum(prompt_tokens), sum(completion_tokens),
+        sum(charged_tokens)
+    FROM request_logs GROUP BY day, token_id + 0, model""",
+    """INSERT INTO group_usage_daily (group_id, team_id, day, model, requests, errors, prompt_tokens, completion_tokens,
+        total_tokens)
+    SELECT group_id, team_id, day, model, requests, errors, prompt_tokens, completion_tokens, total_tokens
+    FROM usage_daily JOIN teams ON teams.id = team_id WHERE group_id IS NOT NULL""",
+    """UPDATE groups SET settled_tokens =
+    coalesce((SELECT sum(total_tokens) FROM group_usage_daily WHERE group_id = groups.id), 0)""",
     """UPDATE teams SET settled_tokens =
     coalesce((SELECT sum(total_tokens) FROM usage_daily WHERE team_id = teams.id), 0)""",
     """UPDATE teams SET reset_mark_tokens = settled_tokens * (id % 4) / 4,
@@ -70,6 +90,8 @@ STATEMENTS = (
     (SELECT max(day) FROM usage_daily WHERE team_id = api_tokens.team_id) || ' 12:00:00.000000'""",
     """INSERT INTO changes (at, actor_kind, actor_detail, action, team_id, team_name, after)
     SELECT created_at, 'cli', 'filler@benchmarks', 'team.create', id, name, json_object('name', name) FROM teams""",
+    """INSERT INTO changes (at, actor_kind, actor_detail, action, group_id, group_name, after)
+    SELECT created_at, 'cli', 'filler@benchmarks', 'group.create', id, name, json_object('name', name) FROM groups""",
     """INSERT INTO changes (at, actor_kind, actor_detail, action, team_id, team_name, before, after)
     SELECT created_at, 'cli', 'filler@benchmarks', 'usage.reset', id, name,
         json_object('used_tokens', reset_mark_tokens), json_object('used_tokens', 0) FROM teams

@@ -71,6 +71,12 @@ def report_functions(now: datetime) -> Measured:
         "logs: of a model": page(model="GPT-5-nano"),
         "logs: of a model that is seldom used": page(model=RARE_MODEL),
         "logs: of an endpoint, a month ago": page(endpoint="/v1/embeddings", until=month_ago),
+        "logs: any failure": page(status="failed"),
+        "logs: any failure of a kind": page(status="failed", error_code="nothing"),
+        "logs: of twenty teams": page(team_ids=tuple(range(1, 21))),
+        "logs: of many teams, slow ones": page(team_ids=tuple(range(1, TEAMS)), slower_than_ms=9_400),
+        "logs: sums of a team": lambda: reports.call_sums(CallFilter(team_id=BIG)),
+        "logs: sums of any failure": lambda: reports.call_sums(CallFilter(status="failed")),
         "logs: by request id": page(request_id=some.request_id),
         "logs: one call": lambda: reports.call(some.id),
     }
@@ -87,9 +93,18 @@ def pages(app: Flask, now: datetime) -> Measured:
         "teams by use, the last page": f"/admin/teams/?sort=share&descending=1&page={TEAMS // 50}",
         "teams searched": "/admin/teams/?search=led+1&near_quota=over80",
         "a team": f"/admin/teams/{BIG}/",
+        "teams by end": "/admin/teams/?sort=lasts",
+        "usage by team, this month": "/admin/usage/",
+        "usage by model, last month": "/admin/usage/?period=last-month&by=model",
+        "usage by group, last month": "/admin/usage/?period=last-month&by=group",
+        "usage by token, last month": "/admin/usage/?period=last-month&by=token",
+        "usage by team and model, last month": "/admin/usage/?period=last-month&by=team&and=model",
+        "usage by day and team, last month": "/admin/usage/?period=last-month&by=day&and=team",
         "logs": "/admin/logs/",
         "logs of a day a month ago": f"/admin/logs/?since={month_ago}&until={month_ago}",
         "logs of failures": "/admin/logs/?status=provider_error",
+        "logs of any failure of teams": "/admin/logs/?status=failed&team=led+1",
+        "at the door": "/admin/logs/door/",
         "changes": "/admin/changes/",
         "settings": "/admin/settings/",
     }
@@ -108,8 +123,8 @@ def dashboard(now: datetime) -> Measured:
     return {
         "dashboard: figures": lambda: reports.overview(now),
         "dashboard: chart": lambda: reports.use_per_day(30, now),
-        "dashboard: nearest to quota": lambda: reports.nearest_to_quota(8),
-        "dashboard: failures": lambda: reports.last_failures(8),
+        "dashboard: failures": lambda: reports.recent_failures(now),
+        "dashboard: running out next": lambda: reports.running_out(8, now),
     }
 
 

@@ -8,12 +8,14 @@ from flask_login import current_user
 from tokenrouter.admin import access, formats, password
 from tokenrouter.admin.account import AccountView, banner
 from tokenrouter.admin.changes import ChangesView
+from tokenrouter.admin.codes import CodeView
 from tokenrouter.admin.groups import GroupView
 from tokenrouter.admin.home import HomeView
 from tokenrouter.admin.logs import RequestLogView
 from tokenrouter.admin.prices import PriceView
 from tokenrouter.admin.settings import SettingsView
 from tokenrouter.admin.teams import TeamView
+from tokenrouter.admin.usage import UsageView
 from tokenrouter.database.tables import Group, RequestLog, Team, db
 
 
@@ -28,7 +30,9 @@ def init_app(app: Flask) -> None:
         theme=Bootstrap4Theme(base_template="admin/layout.html"),
     )
     panel.add_view(TeamView(Team, db, name="Teams", endpoint="teams"))
+    panel.add_view(CodeView(name="Codes to join", endpoint="codes"))
     panel.add_view(GroupView(Group, db, name="Groups", endpoint="groups"))
+    panel.add_view(UsageView(name="Usage", endpoint="usage"))
     panel.add_view(RequestLogView(RequestLog, db, name="Logs", endpoint="logs"))
     panel.add_view(PriceView(name="Prices", endpoint="prices"))
     panel.add_view(AccountView(name="Account", endpoint="account"))

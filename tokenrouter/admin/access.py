@@ -2,22 +2,34 @@
 
 import logging
 import os
-import re
 import socket
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from flask import Blueprint, Flask, Response, abort, redirect, render_template, request, session, url_for
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    abort,
+    g,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    session,
+    url_for,
+)
 from flask.typing import ResponseReturnValue
 from flask_admin import Admin, BaseView
 from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_wtf.csrf import validate_csrf
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, NotFound
-from werkzeug.wrappers import Response as BaseResponse
 from wtforms import ValidationError
 
-from tokenrouter import changes, errors, runtime
-from tokenrouter.admin import browsers, password, sessions, sockets
+from tokenrouter import addresses, attempts, changes, errors, runtime
+from tokenrouter.admin import browsers, kept_forms, own_pages, password, sessions, sockets
+from tokenrouter.admin.kept_forms import KeptForm
 from tokenrouter.changes import Actor
 from tokenrouter.config import Settings
 from tokenrouter.database import schema
@@ -25,7 +37,8 @@ from tokenrouter.database import schema
 logger = logging.getLogger(__name__)
 
 OPEN_ENDPOINTS = ("admin.login_view", "admin.static")
-OWN_PAGE = re.compile(r"/admin(?:[/?][^\\]*)?")  # browsers take a backslash for a slash
+FORM_ENDED = "This form is no longer valid. Its page is older than your session."
+SIGNED_OUT = "You were signed out when it was sent."
 
 
 class Administrator(UserMixin):
@@ -45,6 +58,7 @@ def init_app(app: Flask) -> None:
     manager.user_loader(_administrator)
     app.login_manager = manager  # type: ignore[attr-defined]
     app.config["WTF_CSRF_TIME_LIMIT"] = None  # as long as the session: pages stay open all day
+    errors.show_below(app, "/admin", _show_outside_views)
 
 
 def settings() -> Settings:
@@ -57,12 +71,16 @@ def _administrator(session_id: str) -> Administrator | None:
     return Administrator(session_id) if is_open else None
 
 
-def sign_in(response: BaseResponse) -> BaseResponse:
-    """Begin a new session for the administrator, nothing of an older one stays; and know the browser from now on."""
+def sign_in(answer: Callable[[], ResponseReturnValue]) -> Response:
+    """Begin a new session for the administrator, nothing of an older one stays; and know the browser from now on.
+
+    The answer is made in the new session.
+    """
     password_print = password.password_fingerprint(settings())
     session.clear()
     session.permanent = True
     login_user(Administrator(sessions.begin(password_print)))
+    response = make_response(answer())
     browsers.remember(response, request, password_print)
     return response
 
@@ -70,7 +88,7 @@ def sign_in(response: BaseResponse) -> BaseResponse:
 def guesser() -> str:
     """Return for whom wrong passwords are counted: a browser that has signed in before, else an address."""
     browser_id = browsers.known(request, password.password_fingerprint(settings()))
-    return password.counted_address(request.remote_addr or "") if browser_id is None else password.BROWSER + browser_id
+    return addresses.counted(request.remote_addr or "") if browser_id is None else attempts.BROWSER + browser_id
 
 
 def sign_out() -> None:
@@ -99,14 +117,13 @@ def _is_own_users(connection: socket.socket | None) -> bool:
 
 
 def actor() -> Actor:
-    """Return who makes the current request's changes, for the record of changes."""
-    return Actor(changes.PANEL, request.remote_addr or "unknown")
+    """Return who makes a change by the current request, for the record of changes; all of it is taken back at once."""
+    return Actor(changes.PANEL, request.remote_addr or "unknown").at_once()
 
 
 def safe_target(target: str | None) -> str:
     """Return a path of the panel to go on to; the dashboard in place of any other address."""
-    is_ours = target and target.isprintable() and OWN_PAGE.fullmatch(target)
-    return target if target and is_ours else url_for("admin.index")
+    return target if target and own_pages.is_own(target) else url_for("admin.index")
 
 
 class PanelView(BaseView):
@@ -115,16 +132,28 @@ class PanelView(BaseView):
     The hooks of its blueprint guard it, before Flask-Admin's `is_accessible` would be called, and everything on it.
     """
 
+    largest_forms: Mapping[str, int] = {}
+    """How many bytes the form of a view may have, by its name, where that is more than a page's usually has."""
+
     def create_blueprint(self, admin: Admin) -> Blueprint:
         """Make the blueprint with the hooks on it, so that no other request pays for them."""
         blueprint = super().create_blueprint(admin)
         blueprint.before_request(_turn_strangers_away)
+        blueprint.before_request(self._let_form_be_larger)
         blueprint.before_request(_check_csrf)
         blueprint.after_request(_keep_private)
         blueprint.register_error_handler(HTTPException, _show_error)
         blueprint.register_error_handler(NotFound, _show_error)  # that of the app comes before a blueprint's for all
         blueprint.register_error_handler(SQLAlchemyError, _show_database_error)
         return blueprint
+
+    def _let_form_be_larger(self) -> None:
+        most = self.largest_forms.get((request.endpoint or "").rpartition(".")[2])
+        if most is None:
+            return
+        if (request.content_length or 0) > most:
+            abort(413, f"What you sent is larger than {most:,} bytes, the most that is taken here.")
+        request.max_content_length = request.max_form_memory_size = most
 
     def _run_view(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         # Flask-Admin's own takes any TypeError for a sign of an old signature, and runs the view again
@@ -134,17 +163,40 @@ class PanelView(BaseView):
 def _turn_strangers_away() -> ResponseReturnValue | None:
     if request.endpoint in OPEN_ENDPOINTS or current_user.is_authenticated:
         return None
+    if (kept := kept_forms.sent_now()) and request.endpoint != "admin.logout_view":
+        return show_sign_in(kept=kept.to_be_carried()), 401
     target = request.full_path.rstrip("?") if request.method == "GET" else None
     return redirect(url_for("admin.login_view", next=target if target != url_for("admin.index") else None))
 
 
-def _check_csrf() -> None:
+def show_sign_in(problem: str | None = None, kept: KeptForm | None = None) -> str:
+    """Return the page that asks for the password; what was typed into another form goes through it."""
+    target = kept.page if kept else safe_target(request.values.get("next"))
+    return render_template("admin/login.html", target=target, problem=problem, kept=kept)
+
+
+def show_unsaved(kept: KeptForm | None, reason: str) -> str:
+    """Return the page that says that nothing was saved, with what was typed, and a button that sends it again."""
+    return render_template("admin/unsaved.html", kept=kept, reason=reason)
+
+
+def _check_csrf() -> ResponseReturnValue | None:
     if request.method in ("GET", "HEAD", "OPTIONS"):
-        return
+        return None
     try:
         validate_csrf(request.form.get("csrf_token"))
     except ValidationError:
-        abort(400, "This form is no longer valid. Go back, reload the page, and send it again.")
+        return _show_invalid_form(), 400
+    return None
+
+
+def _show_invalid_form() -> str:
+    if request.endpoint != "admin.login_view":
+        return show_unsaved(kept_forms.sent_now(), FORM_ENDED)
+    kept = kept_forms.carried()
+    if current_user.is_authenticated:
+        return show_unsaved(kept, FORM_ENDED)
+    return show_sign_in("This page was open for too long. Type the password again.", kept)
 
 
 def _keep_private(response: Response) -> Response:
@@ -163,5 +215,15 @@ def _show_error(error: HTTPException) -> ResponseReturnValue:
 def _show_database_error(error: SQLAlchemyError) -> ResponseReturnValue:
     logger.error("%s %s: the database failed: %s", request.method, request.path, schema.cause_of(error))
     message = f"The database failed: {schema.cause_of(error)}. Nothing was changed by this request. Try again."
-    page = render_template("admin/error.html", heading="The database does not answer", message=message, signed_in=False)
-    return page, 503
+    is_known = "_login_user" in g  # else the database, which fails, would be asked who is there
+    heading = "The database does not answer"
+    return render_template("admin/error.html", heading=heading, message=message, signed_in=is_known), 503
+
+
+def _show_outside_views(error: HTTPException) -> Response:
+    """Answer where no view of the panel is reached: strangers get the sign-in, as everywhere."""
+    try:
+        answer = _turn_strangers_away() or _show_error(error)
+    except SQLAlchemyError as failure:
+        answer = _show_database_error(failure)
+    return _keep_private(make_response(answer))

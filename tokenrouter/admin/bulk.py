@@ -63,13 +63,16 @@ ACTIONS = {
     "delete": BulkAction(
         "Delete",
         "Delete",
-        "All tokens stop working with the next call, and this cannot be undone. Calls in flight finish and are booked; "
-        "the log keeps its rows and the name, and the name becomes free.",
+        "All tokens stop working with the next call. Calls in flight finish and are booked; the log keeps its rows and "
+        "the name, and the name becomes free. For 30 days this can be undone, as long as nobody takes the name.",
         "Deleted",
         _delete,
         is_dangerous=True,
     ),
 }
+
+EDITS = ("quota", "edit")
+"""What leads to the pages that change several teams: what is typed for their quotas, or more."""
 
 
 def count(number: int) -> str:

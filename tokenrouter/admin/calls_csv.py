@@ -29,14 +29,16 @@ COLUMNS = (
     "cost",
     "cost_source",
     "usage_source",
+    "reason",
     "first_byte_ms",
     "latency_ms",
 )
 
 
-def lines(calls: Iterable[Any]) -> Iterator[str]:
+def lines(calls: Iterable[Any], delimiter: str = ",") -> Iterator[str]:
     """Yield a header and a line a call, some of them together."""
-    return spreadsheet.lines(COLUMNS, ([_written(call, name) for name in COLUMNS] for call in calls))
+    rows = ([_written(call, name) for name in COLUMNS] for call in calls)
+    return spreadsheet.lines(COLUMNS, rows, delimiter=delimiter, begin=spreadsheet.BYTE_ORDER_MARK)
 
 
 def _written(call: Any, name: str) -> Any:

@@ -1,13 +1,28 @@
-"""The record of changes: who did what, and when; read-only."""
+"""The record of changes: who did what, and when; looked through, exported, and taken back."""
 
-from flask import request
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from flask import Response, flash, redirect, request, stream_with_context, url_for
 from flask.typing import ResponseReturnValue
 from flask_admin import expose
+from markupsafe import Markup
+from werkzeug.datastructures import MultiDict
 
-from tokenrouter import changes
-from tokenrouter.admin.access import PanelView
+from tokenrouter import changes, reports, teams
+from tokenrouter.admin import access, changes_csv, undo
+from tokenrouter.admin.access import PanelView, actor
+from tokenrouter.admin.formats import ACTION_WORDS
+from tokenrouter.changes import CannotUndo, listing
+from tokenrouter.changes.listing import ChangeFilter
+from tokenrouter.database.tables import NAME_LENGTH
 
 PER_PAGE = 50
+FILTERS = ("name", "action", "who", "since", "until", "batch")
+WHO = {changes.PANEL: "panel", changes.CLI: "command line", changes.API: "API"}
+LAST_DAY = date.max - timedelta(days=1)
 
 
 class ChangesView(PanelView):
@@ -17,6 +32,80 @@ class ChangesView(PanelView):
     def index_view(self) -> ResponseReturnValue:
         """Show a page of them, the newest first."""
         before_id, after_id = (request.args.get(name, type=int) for name in ("before", "after"))
-        whose = {name: request.args.get(name, type=int) for name in ("team", "group")}
-        found = changes.page(before_id, after_id, PER_PAGE, team_id=whose["team"], group_id=whose["group"])
-        return self.render("admin/changes.html", found=found, whose=whose)
+        wanted = _filter(request.args)
+        shown: dict[str, Any] = {name: request.args.get(name) for name in (*FILTERS, "zone")}
+        shown |= {"team": wanted.team_id, "group": wanted.group_id}
+
+        def link(view: str = ".index_view", **more: Any) -> str:
+            return url_for(view, **{name: value for name, value in (shown | more).items() if value not in (None, "")})
+
+        return self.render(
+            "admin/changes.html",
+            found=listing.entries(wanted, before_id, after_id, PER_PAGE),
+            shown=shown,
+            link=link,
+            is_filtered=wanted != ChangeFilter(),
+            team_name=None if wanted.team_id is None else reports.team_name(wanted.team_id),
+            actions=ACTION_WORDS,
+            who=WHO,
+            here=request.full_path.rstrip("?"),
+        )
+
+    @expose("/export/csv/")
+    def export_view(self) -> ResponseReturnValue:
+        """Send the changes that fit as CSV, row by row."""
+        rows: Iterator[str] = changes_csv.lines(listing.iterate(_filter(request.args)))
+        name = f"tokenrouter-changes-{datetime.now(UTC):%Y%m%d-%H%M%S}.csv"
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(stream_with_context(rows), mimetype="text/csv", headers=headers)
+
+    @expose("/undo", methods=("POST",))
+    def undo_view(self) -> ResponseReturnValue:
+        """Take changes back, if all can be; ask before some are, and say why the others cannot."""
+        back, by = access.safe_target(request.form.get("url")), actor()
+        ids = request.form.getlist("change", type=int) or listing.ids_of_batch(request.form.get("batch", ""))
+        try:
+            undone = teams.undo(ids, by=by)
+        except teams.NotAllUndone as refusal:
+            if len(ids) > 1:
+                return self.render("admin/undo.html", refusal=refusal, back=back)
+            ((change, why),) = refusal.reasons
+            flash(Markup("Nothing was undone for {}. {}").format(undo.name_of(change), why), "error")
+        except CannotUndo as error:
+            flash(str(error), "error")
+        else:
+            undo.say(undo.outcome(undone), by)
+            back = url_for(".index_view") if undo.removes_again(undone) else back
+        return redirect(back)
+
+
+def _filter(args: MultiDict[str, str]) -> ChangeFilter:
+    """Read the filter from the address; what makes no sense counts as not given."""
+    texts = {name: args.get(name, "").strip()[:NAME_LENGTH] or None for name in ("name", "action", "who", "batch")}
+    zone = _zone(args.get("zone"))
+    since, until = (_day(args.get(name, "")) for name in ("since", "until"))
+    return ChangeFilter(
+        team_id=args.get("team", type=int),
+        group_id=args.get("group", type=int),
+        name=texts["name"],
+        action=texts["action"] if texts["action"] in ACTION_WORDS else None,
+        who=texts["who"] if texts["who"] in WHO else None,
+        batch=texts["batch"],
+        since=None if since is None else datetime.combine(since, time.min, zone),
+        until=None if until is None else datetime.combine(until + timedelta(days=1), time.min, zone),
+    )
+
+
+def _day(text: str) -> date | None:
+    try:
+        return min(date.fromisoformat(text), LAST_DAY)
+    except ValueError:
+        return None
+
+
+def _zone(name: str | None) -> ZoneInfo:
+    """Return the browser's time zone, in which its dates are meant; UTC where that is not known here."""
+    try:
+        return ZoneInfo(name or "UTC")
+    except (ValueError, OSError, KeyError):
+        return ZoneInfo("UTC")

@@ -1,25 +1,22 @@
 """Charts as SVG, drawn here: no script, no font and no style of its own, so that the page's style sheet rules them."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-import pygal
 from markupsafe import Markup
 
 from tokenrouter import money
+from tokenrouter.admin.drawing import Style, pygal
+from tokenrouter.figures import short
 from tokenrouter.reports import DailyUse, Series
 
-# pygal hooks into the import of maps that nobody has here; its hook is of a kind that Python warns of or passes over
-sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, pygal.PluginImportFixer)]
-
-TITLES = {"tokens": "Tokens a day", "money": "Cost a day"}
+TITLES = {"tokens": "Tokens a {}", "money": "Cost a {}"}
 WIDTH, HEIGHT = 960, 260
-SCALED = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
-GREYS = (8, 9)
+LABELS = Style(label_font_size=14, major_label_font_size=14)  # as large as on a phone: pygal leaves room for them
+GREYS = (8, 9)  # beside those of teams, for what is several together
 
 
 @dataclass(frozen=True)
@@ -34,32 +31,27 @@ class Chart:
     title: str
     write: Callable[[int], str]
     """Writes an amount, exactly."""
-
-
-def short(number: float) -> str:
-    """Write a number in few characters: `2.5M`, `12.3k`, `950`."""
-    for unit, letter in SCALED:
-        if abs(number) >= unit * 0.9995:
-            return f"{number / unit:.1f}".rstrip("0").rstrip(".") + letter
-    return f"{number:.0f}"
+    scale: Markup
+    """The figures at the left, once more, which stay where they are as the drawing is scrolled."""
 
 
 def use_chart(daily: DailyUse, currency: str = "") -> Chart | None:
     """Draw the tokens of each day, or their cost in a currency, a colour a series; None where there are none."""
     if not any(any(each.amounts) for each in daily.series):
         return None
-    greys = iter(GREYS)  # beside those of teams, for what is several together
+    greys = iter(GREYS)
     is_alone = len(daily.series) == 1
     colours = [
-        index if is_alone or each.team_id is not None else next(greys) for index, each in enumerate(daily.series)
+        next(greys) if each.is_rest and not is_alone else index + len(GREYS) * (index >= GREYS[0])
+        for index, each in enumerate(daily.series)
     ]
     totals = [sum(amounts) for amounts in zip(*(each.amounts for each in daily.series), strict=True)]
-    title, write = TITLES[daily.unit], "{:,}".format
+    title, write = TITLES[daily.unit].format(daily.step), "{:,}".format
     label, told = short, "{:,} tokens".format
     if daily.unit == "money":
         label = write = told = partial(_money, currency=currency)
     svg = _stacked_bars(daily, colours, title, label, told)
-    return Chart(svg, daily.days, daily.series, colours, totals, title, write)
+    return Chart(_markup(svg), daily.days, daily.series, colours, totals, title, write, _markup(_scale(svg)))
 
 
 def _money(amount: float, currency: str) -> str:
@@ -71,15 +63,21 @@ def day_label(day: date) -> str:
     return f"{day.day} {day:%b}"
 
 
+def month_label(day: date) -> str:
+    """Write a month likewise."""
+    return f"{day:%b %Y}"
+
+
 def _stacked_bars(
     daily: DailyUse, colours: Sequence[int], title: str, label: Callable[[float], str], told: Callable[[int], str]
-) -> Markup:
+) -> Element:
     chart = pygal.StackedBar(
         css=(),
         js=(),
         width=WIDTH,
         height=HEIGHT,
         margin=6,
+        style=LABELS,
         show_legend=False,
         max_scale=5,
         truncate_label=-1,
@@ -87,13 +85,29 @@ def _stacked_bars(
         show_minor_x_labels=False,
         value_formatter=label,
     )
-    chart.x_labels = [day_label(day) for day in daily.days]
+    label_of = day_label if daily.step == "day" else month_label
+    chart.x_labels = [label_of(day) for day in daily.days]
     for each in daily.series:
         chart.add("", each.amounts)
     svg = chart.render_tree()
     _strip(svg, title)
     for index, (each, colour) in enumerate(zip(daily.series, colours, strict=True)):
-        _tell_figures(svg, index, each, colour, daily.days, told)
+        _tell_figures(svg, index, each, colour, chart.x_labels, told)
+    return svg
+
+
+def _scale(svg: Element) -> Element:
+    """Draw the figures of the y axis alone."""
+    plot = next(each for each in svg.iter("g") if each.get("class") == "plot")
+    place = plot.get("transform", "")
+    left = place.removeprefix("translate(").partition(",")[0]
+    scale = Element("svg", {"class": "chart scale", "viewBox": f"0 0 {left} {HEIGHT}", "aria-hidden": "true"})
+    axis = SubElement(scale, "g", {"class": "axis y", "transform": place})
+    axis.extend(next(each for each in plot if "axis y" in each.get("class", "")).iter("text"))
+    return scale
+
+
+def _markup(svg: Element) -> Markup:
     return Markup(tostring(svg, encoding="unicode"))  # noqa: S704 - the XML writer escapes every text
 
 
@@ -110,10 +124,10 @@ def _strip(svg: Element, label: str) -> None:
 
 
 def _tell_figures(
-    svg: Element, index: int, series: Series, colour: int, days: Sequence[date], told: Callable[[int], str]
+    svg: Element, index: int, series: Series, colour: int, labels: Sequence[str], told: Callable[[int], str]
 ) -> None:
     group = next(each for each in svg.iter("g") if f"serie-{index}" in each.get("class", "").split())
     group.set("class", f"series color-{colour}")
     bars = [each for each in group.iter("g") if each.get("class") == "bar"]
-    for bar, day, amount in zip(bars, days, series.amounts, strict=True):
-        SubElement(bar, "title").text = f"{day_label(day)}, {series.name}: {told(amount)}"
+    for bar, label, amount in zip(bars, labels, series.amounts, strict=True):
+        SubElement(bar, "title").text = f"{label}, {series.name}: {told(amount)}"

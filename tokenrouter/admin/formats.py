@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +11,12 @@ from flask import Flask, current_app, url_for
 from flask_wtf.csrf import generate_csrf
 from markupsafe import Markup
 
-from tokenrouter.admin.charts import short
+from tokenrouter.changes.listing import Entry
 from tokenrouter.database.log_status import describe
+from tokenrouter.database.tables import Change
+from tokenrouter.figures import short
 from tokenrouter.money import decimal_string, shown
-from tokenrouter.teams import format_quota
+from tokenrouter.teams import can_undo, format_quota
 
 STATIC = Path(__file__).parent.parent / "static"
 SOURCE_WORDS = {
@@ -28,11 +30,14 @@ ACTION_WORDS = {
     "team.update": "Changed the team",
     "team.extra": "Gave extra tokens",
     "team.delete": "Deleted the team",
+    "team.restore": "Brought the team back",
     "group.create": "Created the group",
     "group.update": "Changed the group",
     "group.extra": "Gave extra tokens",
     "group.delete": "Deleted the group",
+    "group.restore": "Brought the group back",
     "usage.reset": "Reset its usage",
+    "usage.restore": "Took a reset back",
     "usage.repair": "Repaired its counters by the log",
     "price.set": "Set a price",
     "price.unset": "Ended a price",
@@ -40,11 +45,25 @@ ACTION_WORDS = {
     "prices.fetch": "Fetched the provider’s prices",
     "account.balance": "Set the provider’s balance",
     "token.create": "Created a token",
+    "token.update": "Changed a token",
     "token.revoke": "Revoked a token",
+    "token.restore": "Let a token in again",
     "token.rotate": "Replaced a token",
     "management_token.create": "Created a management token",
     "management_token.revoke": "Revoked a management token",
+    "code.create": "Created a code to join",
+    "code.revoke": "Revoked a code to join",
 }
+SEVERAL_WORDS = {
+    "team.create": "Created {} teams",
+    "team.update": "Changed {} teams",
+    "team.extra": "Gave extras to {} teams",
+    "team.delete": "Deleted {} teams",
+    "team.restore": "Brought {} teams back",
+    "usage.reset": "Reset the usage of {} teams or groups",
+    "usage.restore": "Took the resets of {} teams or groups back",
+}
+"""Of what was done to several at once."""
 FIELD_WORDS = {
     "quota_tokens": "quota",
     "used_tokens": "used",
@@ -60,6 +79,8 @@ FIELD_WORDS = {
     "expires_at": "expires",
     "old_token_until": "the old one works until",
 }
+UNSEEN_FIELDS = {"group_id", "team_ids", "token_id"}
+"""What the record of changes knows only for taking them back."""
 
 
 class Share(NamedTuple):
@@ -96,6 +117,20 @@ def day_and_time(instant: datetime) -> str:
     """Write when a quota renews, in the service's own zone: `1 Dec, 00:00`."""
     at = instant.astimezone(current_app.config["TIMEZONE"])
     return f"{at.day} {at:%b}, {at:%H:%M}"
+
+
+def weekday_and_time(instant: datetime) -> str:
+    """Write a moment on paper, in the service's own zone: `Friday 27 November, 17:00`."""
+    at = instant.astimezone(current_app.config["TIMEZONE"])
+    return f"{at:%A} {at.day} {at:%B}, {at:%H:%M}"
+
+
+def near_day(day: date) -> str:
+    """Write a day to come: `today`, `tomorrow`, `Fri 4 Dec`, `4 Dec 2027`."""
+    today = datetime.now(current_app.config["TIMEZONE"]).date()
+    if day <= today + timedelta(days=1):
+        return "today" if day <= today else "tomorrow"
+    return f"{day:%a} {day.day} {day:%b}" if day < today + timedelta(days=180) else f"{day.day} {day:%b %Y}"
 
 
 PACE_WORDS = {
@@ -140,6 +175,19 @@ def field_words(field: str) -> str:
     return FIELD_WORDS.get(field, field)
 
 
+def seen_fields(change: Change) -> list[str]:
+    """Return the fields of a change that people are told."""
+    return [name for name in {**(change.before or {}), **(change.after or {})} if name not in UNSEEN_FIELDS]
+
+
+def batch_words(entry: Entry) -> str:
+    """Say what was done at once."""
+    actions = sorted({change.action for change in entry.rows})
+    if len(actions) == 1 and actions[0] in SEVERAL_WORDS:
+        return SEVERAL_WORDS[actions[0]].format(f"{entry.total:,}")
+    return f"{', '.join(map(action_words, actions))}: {entry.total:,} changes at once"
+
+
 @cache
 def _version(filename: str) -> str:
     return hashlib.sha256((STATIC / filename).read_bytes()).hexdigest()[:10]
@@ -153,7 +201,9 @@ def asset(filename: str) -> str:
 def init_app(app: Flask) -> None:
     """Give the templates these words."""
     words = source_words, action_words, field_words
-    for each in (amount, short, share, iso, utc, day_and_time, pace, milliseconds, *words):
+    for each in (amount, short, share, iso, utc, day_and_time, weekday_and_time, near_day, pace, milliseconds, *words):
         app.jinja_env.filters[each.__name__] = each
     app.jinja_env.filters.update(quota=format_quota, status=describe)
+    app.jinja_env.filters.update(seen_fields=seen_fields, batch_words=batch_words)
+    app.jinja_env.tests["undoable"] = can_undo
     app.jinja_env.globals.update(asset=asset, csrf_token=generate_csrf)

@@ -9,12 +9,11 @@ from flask_admin.contrib.sqla import ModelView
 from markupsafe import Markup
 
 from tokenrouter import changes, ledger, reports, teams
-from tokenrouter.admin import access
+from tokenrouter.admin import access, inline, undo
 from tokenrouter.admin.access import PanelView, actor, settings
 from tokenrouter.admin.charts import use_chart
 from tokenrouter.admin.formats import quoted
 from tokenrouter.admin.limit_forms import PERIODS, GroupEditForm, LimitsForm, explain, extras_given, typed_extras
-from tokenrouter.admin.team_forms import parse_typed_quota
 from tokenrouter.admin.teams import CHART_DAYS, LAST_CALLS, LAST_CHANGES, about_periods, here
 from tokenrouter.database.tables import Group, db
 from tokenrouter.errors import APIError, NotFound
@@ -61,18 +60,20 @@ class GroupView(PanelView, ModelView):
         """Change a group's name and limits."""
         group = _found(group_id)
         form = GroupEditForm(group, request.form if request.method == "POST" else None)
-        if self.validate_form(form) and (saved := self.update_model(form, group)):
-            flash(Markup("Saved the group {}.").format(quoted(saved.name)), "success")
+        if self.validate_form(form) and self.update_model(form, group):
             return redirect(url_for(".details_view", group_id=group_id))
         return self.render("admin/group_form.html", form=form, group=group, **about_periods(group))
 
     def update_model(self, form: GroupEditForm, model: Group) -> Group | None:
         """Have the domain change the group; explain in the form what it refuses."""
+        by, expected = actor(), form.expected(teams.described(model))
         try:
-            return teams.update_group(model.id, **form.changes(), by=actor())
+            saved = teams.update_group(model.id, **form.changes(), expected=expected, by=by)
         except APIError as error:
             explain(form, error)
             return None
+        undo.say(Markup("Saved the group {}.").format(quoted(saved.name)), by)
+        return saved
 
     @expose("/<int:group_id>/")
     def details_view(self, group_id: int) -> ResponseReturnValue:
@@ -86,7 +87,7 @@ class GroupView(PanelView, ModelView):
             detail=detail,
             chart=use_chart(reports.use_per_day(CHART_DAYS, now, group_id=group_id)),
             calls=reports.calls_page(reports.CallFilter(group_id=group_id), limit=LAST_CALLS).rows,
-            changes=changes.page(limit=LAST_CHANGES, group_id=group_id).rows,
+            changes=changes.page(limit=LAST_CHANGES, group_id=group_id),
             others=[team for team in teams.living() if team.group_id != group_id],
             here=here(),
             periods=PERIODS,
@@ -96,47 +97,38 @@ class GroupView(PanelView, ModelView):
     @expose("/<int:group_id>/quota", methods=("POST",))
     def quota_view(self, group_id: int) -> ResponseReturnValue:
         """Set a quota typed into the list or the group's page."""
-        group = _found(group_id)
-        try:
-            quota = parse_typed_quota(request.form.get("quota", ""))
-            saved = teams.update_group(group_id, quota_tokens=quota, by=actor())
-        except APIError as error:
-            flash(Markup("The quota of {} stays as it is. {}").format(quoted(group.name), error), "error")
-        else:
-            now = teams.format_quota(saved.quota_tokens)
-            flash(Markup("The quota of {} is now {}.").format(quoted(saved.name), now), "success")
-        return redirect(access.safe_target(request.form.get("url")))
+        return inline.save_quota(_found(group_id), _found, teams.update_group)
 
     @expose("/<int:group_id>/extra", methods=("POST",))
     def extra_view(self, group_id: int) -> ResponseReturnValue:
         """Add to what a group may use until its quota renews."""
-        group = _found(group_id)
+        group, by = _found(group_id), actor()
         try:
             extras = typed_extras(request.form)
-            ledger.add_extra(db.engine, group, zone=settings().timezone, by=actor(), **extras)
+            ledger.add_extra(db.engine, group, zone=settings().timezone, by=by, **extras)
         except APIError as error:
             flash(Markup("The extra of {} stays as it is. {}").format(quoted(group.name), error), "error")
         else:
             given = extras_given(_found(group_id))
-            flash(Markup("The extra of {} is now {}.").format(quoted(group.name), given), "success")
+            undo.say(Markup("The extra of {} is now {}.").format(quoted(group.name), given), by)
         return redirect(access.safe_target(request.form.get("url")))
 
     @expose("/<int:group_id>/teams", methods=("POST",))
     def member_view(self, group_id: int) -> ResponseReturnValue:
         """Put a team into the group, or take one out of it."""
-        group = _found(group_id)
+        group, by = _found(group_id), actor()
         leaves = request.form.get("leaves", "")
         try:
             if leaves.isdecimal():
-                team = teams.update(int(leaves), group=None, by=actor())
+                team = teams.update(int(leaves), group=None, by=by)
                 done = Markup("{} is in no group now.")
             else:
-                team = teams.update(request.form.get("team", "").strip(), group=group_id, by=actor())
+                team = teams.update(request.form.get("team", "").strip(), group=group_id, by=by)
                 done = Markup("{} is in this group now; its next call counts here too.")
         except APIError as error:
             flash(str(error), "error")
         else:
-            flash(done.format(quoted(team.name)), "success")
+            undo.say(done.format(quoted(team.name)), by)
         return redirect(url_for(".details_view", group_id=group.id))
 
     @expose("/<int:group_id>/reset", methods=("POST",))
@@ -145,8 +137,9 @@ class GroupView(PanelView, ModelView):
         group, back = _found(group_id), access.safe_target(request.form.get("url"))
         if "confirmed" not in request.form:
             return self.render("admin/confirm_group.html", action="reset", group=group, back=back)
-        ledger.reset(db.engine, (), [group_id], by=actor())
-        flash(Markup("Usage reset: {}.").format(quoted(group.name)), "success")
+        by = actor()
+        ledger.reset(db.engine, (), [group_id], by=by)
+        undo.say(Markup("Usage reset: {}.").format(quoted(group.name)), by)
         return redirect(back)
 
     @expose("/<int:group_id>/delete", methods=("POST",))
@@ -156,8 +149,9 @@ class GroupView(PanelView, ModelView):
         if "confirmed" not in request.form:
             back = url_for(".details_view", group_id=group_id)
             return self.render("admin/confirm_group.html", action="delete", group=group, back=back)
-        teams.delete_group(group_id, by=actor())
-        flash(Markup("Deleted the group {}; its teams are in no group now.").format(quoted(group.name)), "success")
+        by = actor()
+        teams.delete_group(group_id, by=by)
+        undo.say(Markup("Deleted the group {}; its teams are in no group now.").format(quoted(group.name)), by)
         return redirect(url_for(".index_view"))
 
 

@@ -7,15 +7,16 @@ from flask.typing import ResponseReturnValue
 from flask_admin import AdminIndexView, expose
 from flask_login import current_user
 
-from tokenrouter import account, prices, reports, runtime
-from tokenrouter.admin import access, password
+from tokenrouter import account, attempts, prices, reports, runtime
+from tokenrouter.admin import access, kept_forms, password
 from tokenrouter.admin.access import PanelView, settings
 from tokenrouter.admin.charts import use_chart
+from tokenrouter.admin.failures import by_side
 from tokenrouter.database.tables import db
 
 CHART_DAYS = 30
-NEAREST = 8
-FAILURES = 8
+NEXT = 8
+MOST_REST = 0.5
 UNITS = ("tokens", "money")
 REFUSED_DEFAULT = (
     "The admin password is still the default, admin123, which opens the panel only on the machine that TokenRouter "
@@ -35,22 +36,26 @@ class HomeView(PanelView, AdminIndexView):
             return redirect(url_for(".index"))
         unit: reports.Unit = session.get("unit", UNITS[0])
         now = datetime.now(UTC)
-        exhausted, near = (
-            reports.teams_page(near_quota=nearness, state="active", per_page=1).total
-            for nearness in ("exhausted", "over80")
-        )
+        daily = reports.use_per_day(CHART_DAYS, now, unit=unit)
+        rest_share = daily.rest_share
+        if rest_share > MOST_REST:
+            daily = reports.use_by_model(CHART_DAYS, now, unit)
         return self.render(
             "admin/dashboard.html",
-            exhausted=exhausted,
+            running_out=reports.running_out(NEXT, now),
             exhausted_groups=reports.groups_near("exhausted"),
             near_groups=reports.groups_near("over80"),
-            near=near,
+            near=reports.teams_page(near_quota="over80", state="active", per_page=1).total,
             overview=reports.overview(now),
             unit=unit,
             has_prices=bool(prices.valid().prices),
-            chart=use_chart(reports.use_per_day(CHART_DAYS, now, unit=unit), settings().currency),
-            nearest=reports.nearest_to_quota(NEAREST),
-            failures=reports.last_failures(FAILURES),
+            failed=(failed := reports.recent_failures(now)),
+            failures=by_side(failed.groups),
+            turned_away=reports.count_turned_away(now),
+            zone=settings().timezone,
+            day_ago=f"{(now - timedelta(days=1)).astimezone(settings().timezone):%Y-%m-%dT%H:%M}",
+            chart=use_chart(daily, settings().currency),
+            teams_share=1 - rest_share if rest_share > MOST_REST else None,
             stands=account.standing(db.engine, now),
             checked_at=account.checked_at(db.engine),
             now=now,
@@ -73,10 +78,13 @@ class HomeView(PanelView, AdminIndexView):
         target = access.safe_target(request.values.get("next"))
         if current_user.is_authenticated:
             return redirect(target)
+        kept = kept_forms.carried()
         problem, status = self._try_password() if request.method == "POST" else (None, 200)
-        if request.method == "POST" and problem is None:
-            return access.sign_in(redirect(target))
-        return self.render("admin/login.html", target=target, problem=problem), status
+        if request.method != "POST" or problem is not None:
+            return access.show_sign_in(problem, kept), status
+        if kept is None:
+            return access.sign_in(lambda: redirect(target))
+        return access.sign_in(lambda: access.show_unsaved(kept, access.SIGNED_OUT))
 
     def _try_password(self) -> tuple[str | None, int]:
         """Return what to say to whoever stays outside, and the status."""
@@ -84,8 +92,8 @@ class HomeView(PanelView, AdminIndexView):
             return REFUSED_DEFAULT, 403
         try:
             is_right = password.try_password(settings(), request.form.get("password", ""), access.guesser())
-        except password.TooManyWrongPasswords as error:
-            return str(error), 429
+        except attempts.TooManyGuesses as error:
+            return f"Too many wrong passwords: try again in {error.wait_s} seconds.", 429
         if not is_right:
             return "This is not the admin password.", 401
         return None, 200

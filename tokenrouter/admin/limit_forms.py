@@ -15,6 +15,8 @@ from tokenrouter.periods import DAILY, MONTHLY, NEVER, WEEKLY, Renewal
 MEANWHILE = "Somebody changed this to “{}” meanwhile. Save again to put yours in its place."
 ARGUMENTS = {"name": "rename", "quota": "quota_tokens", "renews": "renewal", "renews_on": "renewal"}
 """What the domain calls a field that has another name there."""
+RECORDED = {"quota": "quota_tokens", "renews_on": "renews"}
+"""What the record of changes calls a field, likewise."""
 FIELDS = {"quota_tokens": "quota", "expires_at": "expires"}
 PERIODS = {NEVER: "never", DAILY: "every day", WEEKLY: "every Monday", MONTHLY: "every month"}
 
@@ -107,6 +109,11 @@ class Edited(LimitsForm):
         values = self.values() | {"rename": self.name.data}
         chosen = {ARGUMENTS.get(name, name) for name in self.typed}
         return {argument: value for argument, value in values.items() if argument in chosen}
+
+    def expected(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return what was typed over, as the record of changes names it, so that nobody changes it at this moment."""
+        names = {RECORDED.get(name, name) for name in self.typed}
+        return {name: fields[name] for name in names}
 
 
 class GroupEditForm(Edited):

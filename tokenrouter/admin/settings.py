@@ -1,16 +1,27 @@
-"""The Settings page: what is configured and where it came from, never a secret, and whether the provider answers."""
+"""The Settings page: what is configured and where it came from, never a secret; the provider; management tokens."""
 
 from dataclasses import dataclass
 from typing import Any
 
+from flask import flash, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_admin import expose
 from sqlalchemy.engine import make_url
 
 from tokenrouter import runtime
-from tokenrouter.admin.access import PanelView, settings
-from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, SETTINGS, Settings, is_allowed, without_password
+from tokenrouter.admin.access import PanelView, actor, settings
+from tokenrouter.config import (
+    DEFAULT_ADMIN_PASSWORD,
+    SETTINGS,
+    ConfigError,
+    Settings,
+    is_allowed,
+    slips,
+    without_password,
+)
+from tokenrouter.errors import APIError
 from tokenrouter.provider.catalogue import Check
+from tokenrouter.teams import management_tokens
 
 SHOWN_CHARACTERS = 4
 ADVICE = {
@@ -35,23 +46,48 @@ class Row:
 
 
 class SettingsView(PanelView):
-    """Show the settings, and ask the provider for its models."""
+    """Show the settings, keep the management tokens, and ask the provider for its models."""
 
     @expose("/")
     def index_view(self) -> ResponseReturnValue:
         """Show the page, with what is known of the provider."""
         return self._page(runtime.current().catalogue.last_check)
 
+    @expose("/management-tokens", methods=("POST",))
+    def create_token_view(self) -> ResponseReturnValue:
+        """Make a management token, and show it this once."""
+        label = request.form.get("label", "").strip()
+        try:
+            token, bearer_token = management_tokens.create(label or None, by=actor())
+        except APIError as error:
+            return self._page(runtime.current().catalogue.last_check, label, str(error))
+        return self.render("admin/management_token.html", token=token, bearer_token=bearer_token)
+
+    @expose("/management-tokens/<int:token_id>/revoke", methods=("POST",))
+    def revoke_token_view(self, token_id: int) -> ResponseReturnValue:
+        """Revoke a management token."""
+        try:
+            token = management_tokens.revoke(token_id, by=actor())
+        except APIError as error:
+            flash(str(error), "error")
+        else:
+            flash(f"Revoked the management token {token.prefix}…: it is refused from its next request on.", "success")
+        return redirect(url_for(".index_view"))
+
     @expose("/provider", methods=("POST",))
     def check_view(self) -> ResponseReturnValue:
         """Ask the provider now."""
         return self._page(runtime.current().catalogue.check())
 
-    def _page(self, check: Check | None) -> ResponseReturnValue:
+    def _page(self, check: Check | None, label: str = "", label_problem: str | None = None) -> ResponseReturnValue:
         own = settings()
         return self.render(
             "admin/settings.html",
             rows=rows(own),
+            faults=faults_of_env_file(),
+            tokens=management_tokens.living(),
+            label=label,
+            label_problem=label_problem,
             provider_url=without_password(own.provider_base_url),
             check=check,
             advice=ADVICE.get(check.code or "") if check else None,
@@ -62,6 +98,14 @@ class SettingsView(PanelView):
 def lacking(patterns: tuple[str, ...], models: tuple[str, ...]) -> list[str]:
     """Return the allowed names and prefixes that fit none of the provider's models."""
     return [pattern for pattern in patterns if not any(is_allowed(model, (pattern,)) for model in models)]
+
+
+def faults_of_env_file() -> list[str]:
+    """Return what is wrong in `.env` as it is now: names that resemble a setting's and are none, above all."""
+    try:
+        return list(slips())
+    except ConfigError as error:
+        return [str(error)]
 
 
 def rows(own: Settings) -> list[Row]:

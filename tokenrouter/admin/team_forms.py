@@ -8,8 +8,8 @@ from wtforms import BooleanField, DateField, Form, StringField
 from wtforms.validators import Length, Optional
 
 from tokenrouter import teams
-from tokenrouter.admin.limit_forms import Edited, LimitsForm, stored_limits
-from tokenrouter.database.tables import NAME_LENGTH, Team
+from tokenrouter.admin.limit_forms import MEANWHILE, Edited, LimitsForm, stored_limits
+from tokenrouter.database.tables import NAME_LENGTH, ApiToken, Team
 from tokenrouter.errors import InvalidRequest
 
 GRACES = {
@@ -70,11 +70,45 @@ class TokenForm(Form):
         return None if day is None else teams.end_of_day(day)
 
 
-def parse_typed_quota(text: str) -> int | None:
+class TokenEditForm(TokenForm):
+    """A token's label and its last day, sent with what they were when the form was opened."""
+
+    def __init__(self, token: ApiToken, formdata: MultiDict[str, str]) -> None:
+        """Find what was typed over, and what of it another changed meanwhile; a field that is missing is a 400."""
+        super().__init__(formdata)
+        self.token_id = token.id
+        stored = {"label": token.label or "", "expires": last_day_text(token.expires_at)}
+        self.typed = {name for name in stored if formdata[name].strip() != formdata[f"was_{name}"]}
+        self._overtaken = {
+            name: value
+            for name, value in stored.items()
+            if name in self.typed and value not in (formdata[f"was_{name}"], formdata[name].strip())
+        }
+        self.stored = stored
+
+    def validate(self, extra_validators: Any = None) -> bool:
+        """Check the fields, and that nobody else changed what was typed over."""
+        is_valid = super().validate(extra_validators)
+        for name, value in self._overtaken.items():
+            self[name].errors = [*self[name].errors, MEANWHILE.format(value or "none")]
+        return is_valid and not self._overtaken
+
+    def changes(self) -> dict[str, Any]:
+        """Return what was typed as the domain takes it."""
+        values = {"label": self.label.data, "expires": self.expires_at()}
+        return {("expires_at" if name == "expires" else name): values[name] for name in self.typed}
+
+
+def last_day_text(expires_at: datetime | None) -> str:
+    """Write the last day, in UTC, on which a token is valid; nothing where it never expires."""
+    return "" if expires_at is None else str((expires_at - timedelta(microseconds=1)).date())
+
+
+def parse_typed_quota(text: str) -> teams.AmountChange:
     """Read the quota typed into a list, where an emptied field is more likely a slip than a wish for no limit.
 
     Raises InvalidRequest.
     """
     if not text.strip():
         raise InvalidRequest("Type a number of tokens such as 2.5M, or the word unlimited.", param="quota_tokens")
-    return teams.parse_quota(text)
+    return teams.parse_quota_change(text)

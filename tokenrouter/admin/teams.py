@@ -11,14 +11,16 @@ from flask_admin.contrib.sqla import ModelView
 from markupsafe import Markup
 from werkzeug.datastructures import MultiDict
 
-from tokenrouter import changes, ledger, payload, reports, runtime
+from tokenrouter import changes, ledger, reports
 from tokenrouter import teams as team_store
-from tokenrouter.admin import access, bulk
-from tokenrouter.admin.access import PanelView, actor, settings
+from tokenrouter.admin import access, bulk, inline, slips, undo
+from tokenrouter.admin.access import actor, settings
+from tokenrouter.admin.bulk_edit import BulkEditing
 from tokenrouter.admin.charts import use_chart
 from tokenrouter.admin.formats import quoted
 from tokenrouter.admin.limit_forms import PERIODS, explain, extras_given, typed_extras
-from tokenrouter.admin.team_forms import GRACES, TeamEditForm, TeamForm, TokenForm, parse_typed_quota
+from tokenrouter.admin.team_forms import GRACES, TeamEditForm, TeamForm, TokenEditForm, TokenForm, last_day_text
+from tokenrouter.admin.team_imports import TeamImportView
 from tokenrouter.database.tables import Group, Team, db
 from tokenrouter.errors import APIError, NotFound
 from tokenrouter.periods import DAILY, MONTHLY, WEEKLY, Renewal, day_in_words
@@ -31,10 +33,11 @@ LAST_CHANGES = 10
 LAST_PAGE = 10**9
 STATES = ("active", "disabled")
 NEARNESS = ("exhausted", "over80")
-FILTERS = ("search", "state", "near_quota", "group_id")
+LASTING = ("used-up", "soon")
+FILTERS = ("search", "state", "near_quota", "lasts", "group_id")
 
 
-class TeamView(PanelView, ModelView):
+class TeamView(BulkEditing, TeamImportView, ModelView):
     """Teams, changed by the domain alone: no form here saves a row by itself, so none can undo a counter."""
 
     form = TeamForm
@@ -63,6 +66,8 @@ class TeamView(PanelView, ModelView):
             first=(query["page"] - 1) * PER_PAGE + 1,
             link=link,
             actions=bulk.ACTIONS,
+            count=bulk.count,
+            filter={"group" if name == "group_id" else name: query[name] for name in FILTERS},
             here=here(),
         )
 
@@ -92,8 +97,7 @@ class TeamView(PanelView, ModelView):
         """Change a team's name, quota, models and state."""
         team = _found(team_id)
         form = TeamEditForm(team, request.form if request.method == "POST" else None)
-        if self.validate_form(form) and (saved := self.update_model(form, team)):
-            flash(Markup("Saved the team {}.").format(quoted(saved.name)), "success")
+        if self.validate_form(form) and self.update_model(form, team):
             return redirect(url_for(".details_view", team_id=team_id))
         return self._form_page(form, team)
 
@@ -103,41 +107,35 @@ class TeamView(PanelView, ModelView):
 
     def update_model(self, form: TeamEditForm, model: Team) -> Team | None:
         """Have the domain change the team; explain in the form what it refuses."""
+        by, expected = actor(), form.expected(team_store.fields_of(model))
         try:
-            return team_store.update(model.id, **form.changes(), by=actor())
+            saved = team_store.update(model.id, **form.changes(), expected=expected, by=by)
         except APIError as error:
             explain(form, error)
             return None
+        undo.say(Markup("Saved the team {}.").format(quoted(saved.name)), by)
+        return saved
 
     @expose("/<int:team_id>/quota", methods=("POST",))
     def quota_view(self, team_id: int) -> ResponseReturnValue:
         """Set a quota typed into the list or the team's page."""
-        try:
-            team = team_store.update(team_id, quota_tokens=parse_typed_quota(request.form.get("quota", "")), by=actor())
-        except NotFound as error:
-            abort(404, str(error))
-        except APIError as error:
-            message = Markup("The quota of {} stays as it is. {}")
-            flash(message.format(quoted(_found(team_id).name), error), "error")
-        else:
-            message, quota = Markup("The quota of {} is now {}."), team_store.format_quota(team.quota_tokens)
-            flash(message.format(quoted(team.name), quota), "success")
-        return redirect(access.safe_target(request.form.get("url")))
+        return inline.save_quota(_found(team_id), _found, team_store.update)
 
     @expose("/<int:team_id>/extra", methods=("POST",))
     def extra_view(self, team_id: int) -> ResponseReturnValue:
         """Add to what a team may use until its quota renews."""
         team = _found(team_id)
+        by = actor()
         try:
             extras = typed_extras(request.form)
-            ledger.add_extra(db.engine, team, zone=settings().timezone, by=actor(), **extras)
+            ledger.add_extra(db.engine, team, zone=settings().timezone, by=by, **extras)
         except NotFound as error:
             abort(404, str(error))
         except APIError as error:
             flash(Markup("The extra of {} stays as it is. {}").format(quoted(team.name), error), "error")
         else:
             given = extras_given(_found(team_id))
-            flash(Markup("The extra of {} is now {}.").format(quoted(team.name), given), "success")
+            undo.say(Markup("The extra of {} is now {}.").format(quoted(team.name), given), by)
         return redirect(access.safe_target(request.form.get("url")))
 
     @expose("/<int:team_id>/")
@@ -145,7 +143,9 @@ class TeamView(PanelView, ModelView):
         """Show one team in large."""
         return self._team_page(team_id, TokenForm())
 
-    def _team_page(self, team_id: int, token_form: TokenForm) -> ResponseReturnValue:
+    def _team_page(
+        self, team_id: int, token_form: TokenForm, edited: TokenEditForm | None = None
+    ) -> ResponseReturnValue:
         now, team = datetime.now(UTC), _found(team_id)
         detail = reports.team_detail(team_id, now)
         if detail is None:
@@ -153,19 +153,22 @@ class TeamView(PanelView, ModelView):
         return self.render(
             "admin/team.html",
             detail=detail,
+            code=reports.code_of(team_id),
             chart=use_chart(reports.use_per_day(CHART_DAYS, now, team_id=team_id)),
             calls=reports.calls_page(reports.CallFilter(team_id=team_id), limit=LAST_CALLS).rows,
-            changes=changes.page(limit=LAST_CHANGES, team_id=team_id).rows,
+            changes=changes.page(limit=LAST_CHANGES, team_id=team_id),
             actions=bulk.ACTIONS,
             here=here(),
             token_form=token_form,
+            edited=edited,
+            last_day_text=last_day_text,
             graces=GRACES,
             periods=PERIODS,
             zone=settings().timezone.key,
             now=now,
             allowed=settings().allowed_models,
-            base_url=_base_url(),
-            model=_model_for(team),
+            base_url=slips.base_url(),
+            model=slips.model_for(team),
         )
 
     @expose("/<int:team_id>/tokens", methods=("POST",))
@@ -183,6 +186,25 @@ class TeamView(PanelView, ModelView):
                 team = _found(team_id)
                 return self._show_token(team, bearer_token, Markup("Created a token for the team {}."))
         return self._team_page(team_id, form)
+
+    @expose("/<int:team_id>/tokens/<int:token_id>/edit", methods=("POST",))
+    def edit_token_view(self, team_id: int, token_id: int) -> ResponseReturnValue:
+        """Change a token's label, or its last day."""
+        _found(team_id)
+        token = next((each for each in team_store.tokens(team_id) if each.id == token_id), None)
+        if token is None:
+            flash("The token was revoked meanwhile; nothing was changed.", "error")
+            return redirect(url_for(".details_view", team_id=team_id))
+        form = TokenEditForm(token, request.form)
+        if form.validate():
+            try:
+                saved = team_store.update_token(team_id, token_id, **form.changes(), by=actor())
+            except APIError as error:
+                explain(form, error)
+            else:
+                flash(f"Saved the token {saved.prefix}….", "success")
+                return redirect(url_for(".details_view", team_id=team_id))
+        return self._team_page(team_id, TokenForm(), form)
 
     @expose("/<int:team_id>/tokens/<int:token_id>/rotate", methods=("POST",))
     def rotate_token_view(self, team_id: int, token_id: int) -> ResponseReturnValue:
@@ -202,29 +224,29 @@ class TeamView(PanelView, ModelView):
     @expose("/<int:team_id>/tokens/<int:token_id>/revoke", methods=("POST",))
     def revoke_token_view(self, team_id: int, token_id: int) -> ResponseReturnValue:
         """Revoke a token."""
+        by = actor()
         try:
-            token = team_store.revoke_token(team_id, token_id, by=actor())
+            token = team_store.revoke_token(team_id, token_id, by=by)
         except APIError as error:
             flash(str(error), "error")
         else:
-            flash(f"Revoked the token {token.prefix}…: it is refused from its next call on.", "success")
+            undo.say(f"Revoked the token {token.prefix}…: it is refused from its next call on.", by)
         return redirect(url_for(".details_view", team_id=team_id))
 
     def _show_token(self, team: Team, bearer_token: str, done: Markup) -> ResponseReturnValue:
         return self.render(
             "admin/token.html",
-            team=team,
-            bearer_token=bearer_token,
+            slip=slips.slip(team, bearer_token),
             done=done.format(quoted(team.name)),
-            base_url=_base_url(),
-            model=_model_for(team),
+            **slips.addresses(),
         )
 
     @expose("/action/", methods=("POST",))
     def action_view(self) -> ResponseReturnValue:
         """Say what an action will do to the chosen teams; once that is confirmed, do it."""
-        action = bulk.ACTIONS.get(request.form.get("action", ""))
-        if action is None:
+        wanted = request.form.get("action", "")
+        action = bulk.ACTIONS.get(wanted)
+        if action is None and wanted not in bulk.EDITS:
             abort(400, "There is no such action.")
         chosen = _chosen(request.form)
         back = access.safe_target(request.form.get("url"))
@@ -232,11 +254,14 @@ class TeamView(PanelView, ModelView):
             gone = "What you selected was deleted meanwhile." if "rowid" in request.form else None
             flash(gone or "Select at least one team first.", "error")
             return redirect(back)
+        if action is None:
+            return self.edit_several([team.id for team in chosen], back)
         if "confirmed" not in request.form:
             return self.render("admin/confirm.html", action=action, chosen=chosen, back=back, count=bulk.count)
-        changed = action.perform([team.id for team in chosen], actor())
-        flash(bulk.outcome(action, chosen, changed), "success")
-        return redirect(url_for(".index_view") if request.form["action"] == "delete" else back)
+        by = actor()
+        changed = action.perform([team.id for team in chosen], by)
+        undo.say(bulk.outcome(action, chosen, changed), by)
+        return redirect(url_for(".index_view") if wanted == "delete" else back)
 
 
 def about_periods(row: Team | Group | None) -> dict[str, Any]:
@@ -256,12 +281,13 @@ def _found(team_id: int) -> Team:
 
 
 def _chosen(form: MultiDict[str, str]) -> Sequence[Team]:
-    """Return the living teams that are meant: those with a box ticked, or all."""
-    living = team_store.living()
+    """Return the living teams that are meant: those with a box ticked, or all that fit the list's filter."""
     if form.get("all"):
-        return living
-    ids = set(form.getlist("rowid"))
-    return [team for team in living if str(team.id) in ids]
+        query = _list_query(form)
+        ids = set(reports.ids_of_teams(**{name: query[name] for name in FILTERS}))
+    else:
+        ids = set(form.getlist("rowid", type=int))
+    return [team for team in team_store.living() if team.id in ids]
 
 
 def _list_query(args: MultiDict[str, str]) -> dict[str, Any]:
@@ -275,8 +301,9 @@ def _list_query(args: MultiDict[str, str]) -> dict[str, Any]:
         "search": args.get("search", "").strip(),
         "state": one_of("state", STATES),
         "near_quota": one_of("near_quota", NEARNESS),
+        "lasts": one_of("lasts", LASTING),
         "group_id": args.get("group", type=int),
-        "sort": one_of("sort", reports.SORTS) or "name",
+        "sort": one_of("sort", (*reports.SORTS, reports.LASTS)) or "name",
         "descending": args.get("descending") == "1",
         "page": min(max(1, args.get("page", 1, type=int)), LAST_PAGE),
     }
@@ -285,14 +312,3 @@ def _list_query(args: MultiDict[str, str]) -> dict[str, Any]:
 def here() -> str:
     """Return the address of this page, to come back to."""
     return request.full_path.rstrip("?") if request.method == "GET" else request.path
-
-
-def _base_url() -> str:
-    return f"{request.host_url}v1"
-
-
-def _model_for(team: Team) -> str:
-    """Return a model to show in an example."""
-    own = runtime.current()
-    patterns = payload.narrowed(own.settings.allowed_models, team.model_patterns)
-    return payload.example_model(patterns, own.settings.default_model, own.catalogue.known_names(patterns))

@@ -2,6 +2,7 @@
 
 from flask import Flask
 
+from tokenrouter.cli.codes import code_commands
 from tokenrouter.cli.groups import group_commands
 from tokenrouter.cli.logs import log_commands
 from tokenrouter.cli.management_tokens import management_token_commands
@@ -23,6 +24,7 @@ def init_app(app: Flask) -> None:
         usage_commands,
         log_commands,
         provider_commands,
+        code_commands,
         management_token_commands,
         setup,
     ):

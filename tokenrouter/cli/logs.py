@@ -6,6 +6,7 @@ import click
 
 from tokenrouter import reports, teams
 from tokenrouter.cli.commands import Group, as_json, show_list
+from tokenrouter.database.log_status import describe
 
 log_commands = Group("logs", help="Read the log of calls.")
 
@@ -26,7 +27,7 @@ def _log_row(view: dict[str, Any]) -> dict[str, Any]:
         "time": view["created_at"],
         "team": view["team"],
         "model": view["model"],
-        "status": view["status"],
+        "status": describe(view["status"]).words,
         "code": view["status_code"],
         "tokens": view["total_tokens"],
         "counted": view["usage_source"],

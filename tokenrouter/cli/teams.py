@@ -1,11 +1,11 @@
 """Create, change and delete teams."""
 
-from typing import Any
+from typing import IO, Any
 
 import click
 from flask import current_app
 
-from tokenrouter import ledger, reports, teams
+from tokenrouter import ledger, reports, spreadsheet, teams
 from tokenrouter.cli.commands import (
     LIMIT_OPTIONS,
     Group,
@@ -21,6 +21,7 @@ from tokenrouter.cli.commands import (
     without_confirmation,
 )
 from tokenrouter.database.tables import db
+from tokenrouter.teams import imports
 
 team_commands = Group("teams", help="Create, change and delete teams.")
 
@@ -84,6 +85,29 @@ def give_extra(name: str, extras: dict[str, int]) -> None:
     team = teams.find(name)
     ledger.add_extra(db.engine, team, zone=current_app.config["TIMEZONE"], by=me(), **extras)
     show_limits(teams.get(team.id))
+
+
+@team_commands.command("import")
+@click.argument("file", type=click.File("rb"))
+@click.option("--dry-run", is_flag=True, help="Only say what is wrong with the list.")
+def import_teams(file: IO[bytes], dry_run: bool) -> None:
+    """Create the teams of a list, all or none, and print CSV of their names and API tokens, for the only time.
+
+    Each line of FILE is NAME[,GROUP][,QUOTA][,MODELS][,LABEL], parted by commas, semicolons or tabs, below a line of
+    headings or not; `-` reads standard input.
+    """
+    checked = imports.check(imports.decode(file.read()))
+    try:
+        if dry_run:
+            checked.raise_faults()
+            click.echo(f"Nothing is wrong with the list. Teams that it would create: {len(checked.new):,}")
+            return
+        created = imports.create(checked, by=me())
+    except imports.NotImported as error:
+        raise click.ClickException(f"Nothing was created.\n{error}") from error
+    rows = [(spreadsheet.cell(team.name), bearer_token) for team, bearer_token in created]
+    for lines in spreadsheet.lines(("name", "token"), rows):
+        click.echo(lines.replace("\r\n", "\n"), nl=False)  # as `cut` and `while read` take it; no name has a line's end
 
 
 @team_commands.command("delete")

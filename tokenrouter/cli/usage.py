@@ -1,11 +1,18 @@
 """Show, reset and verify what was used."""
 
+import json
+from datetime import UTC, datetime
+from typing import Any
+
 import click
+from flask import current_app
 
 from tokenrouter import ledger, reports, teams
 from tokenrouter.cli.commands import Group, as_json, confirm, me, show_limits, show_list, team_row, without_confirmation
 from tokenrouter.database import schema
 from tokenrouter.database.tables import Team, db
+
+DAY = click.DateTime(["%Y-%m-%d"])
 
 usage_commands = Group("usage", help="Show, reset and verify what was used.")
 
@@ -20,6 +27,47 @@ def show_usage(team: str | None, as_json: bool) -> None:
         return
     views = [reports.team_view(each) for each in teams.living()]
     show_list(views, team_row, as_json, empty="There are no teams yet.")
+
+
+@usage_commands.command("report")
+@click.option(
+    "--since", type=DAY, metavar="DAY", help="The first day, such as 2026-11-01; that of the month by default."
+)
+@click.option("--until", type=DAY, metavar="DAY", help="The last day, which counts too; today by default.")
+@click.option("--by", default="team", help="team, group, model, day or token, or two of them, such as team,model.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@as_json
+def report_usage(since: datetime | None, until: datetime | None, by: str, as_csv: bool, as_json: bool) -> None:
+    """Sum up what was used from one day to another, the most first, beside the period before."""
+    if as_csv and as_json:
+        raise click.UsageError("Give either --csv or --json.")
+    today = reports.day_of(datetime.now(UTC))
+    last = until.date() if until else today
+    days = reports.check_days(since.date() if since else min(last, today).replace(day=1), last)
+    report = reports.usage_report(days, reports.check_dimensions([name.strip() for name in by.split(",")]), today)
+    if as_csv:
+        for lines in reports.csv_lines(report):
+            click.echo(lines, nl=False)
+        return
+    view = reports.report_view(report)
+    if as_json:
+        click.echo(json.dumps(view, ensure_ascii=False))
+        return
+    show_list(view["rows"], _report_row, False, empty="Nothing was used on these days.")
+    total, before = view["total"], view["before"]
+    click.echo(f"{days.since} to {days.until}: {_in_words(total)}")
+    click.echo(f"Before, {before['since']} to {before['until']}: {_in_words(before)}")
+
+
+def _report_row(row: dict[str, Any]) -> dict[str, Any]:
+    left_out = {"prompt_tokens", "completion_tokens", "requests_before", "cost_before"}
+    return {name: value for name, value in row.items() if name not in left_out}
+
+
+def _in_words(sums: dict[str, Any]) -> str:
+    cost = "cost not known" if sums["cost"] is None else f"cost {sums['cost']} {current_app.config['CURRENCY']}"
+    unpriced = f" and {sums['unpriced_tokens']:,} tokens without a price" if sums["unpriced_tokens"] else ""
+    return f"{sums['total_tokens']:,} tokens, {sums['requests']:,} calls, {sums['errors']:,} failed, {cost}{unpriced}."
 
 
 @usage_commands.command("reset")

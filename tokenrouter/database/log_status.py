@@ -54,5 +54,7 @@ def describe(status: str) -> Description:
 
 STATUSES = tuple(DESCRIPTIONS)
 FAILURES = tuple(status for status, description in DESCRIPTIONS.items() if description.is_failure)
+ANY_FAILURE = "failed"
+"""In a search, any of these."""
 RARE_STATUSES = tuple(status for status in STATUSES if status not in (OK, PENDING))
 """Those that an index serves; nearly all calls end otherwise."""

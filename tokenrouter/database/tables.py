@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from flask import Flask
@@ -260,6 +260,9 @@ def split_models(models: str | None) -> tuple[str, ...] | None:
     return tuple(name.strip() for name in str(models).split(",") if name.strip())
 
 
+CodeState = Literal["open", "revoked", "expired", "used up", "group deleted"]
+
+
 class JoinCode(Base):
     """A code with which whoever knows it makes a team of its own, by a name: as often as `uses` says.
 
@@ -272,12 +275,33 @@ class JoinCode(Base):
     code: Mapped[str] = mapped_column(String(32), unique=True)
     label: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
     group_id: Mapped[int | None] = mapped_column(ForeignKey("groups.id"))
-    limits: Mapped[dict[str, Any]] = mapped_column(JSON)  # of each team, by the names of LIMITS
+    limits: Mapped[dict[str, Any]] = mapped_column(JSON)  # of each team, and its models, by the names of its columns
     uses: Mapped[int | None]  # how many teams it may make; None is any number
     used: Mapped[int] = mapped_column(default=0, server_default="0")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    group_name: Mapped[str | None] = column_property(
+        select(Group.name).where(Group.id == group_id).correlate_except(Group).scalar_subquery()
+    )
+    group_deleted_at: Mapped[datetime | None] = column_property(
+        select(Group.deleted_at).where(Group.id == group_id).correlate_except(Group).scalar_subquery()
+    )
+
+    @property
+    def team_to_be(self) -> Team:
+        """A team as the code makes it, without a name, in no session."""
+        return Team(**self.limits)
+
+    def state_at(self, now: datetime) -> CodeState:
+        """Return whether it can be joined with, else why not."""
+        if self.revoked_at is not None:
+            return "revoked"
+        if self.expires_at is not None and self.expires_at <= now:
+            return "expired"
+        if self.uses is not None and self.used >= self.uses:
+            return "used up"
+        return "open" if self.group_deleted_at is None else "group deleted"
 
 
 class ApiToken(Base):
@@ -434,7 +458,8 @@ class TokenUsageDaily(DailySums, Base):
     day: Mapped[date] = mapped_column(primary_key=True)
     model: Mapped[str] = mapped_column(primary_key=True)
 
-    __table_args__ = (Index("ix_token_usage_daily_day", "day"),)
+    # in the order of its key on SQLite too, which spares each count a second tree
+    __table_args__ = (Index("ix_token_usage_daily_day", "day"), {"sqlite_with_rowid": False})
 
 
 class RenewalColumns:
@@ -635,15 +660,15 @@ class PanelSession(Base):
 
 
 class SignInAttempt(Base):
-    """A try to sign in as administrator that was wrong, or is being checked; kept for a minute."""
+    """A wrong guess at the administrator's password, or at a code to join with; kept for a minute."""
 
     __tablename__ = "sign_in_attempts"
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
-    address: Mapped[str] = mapped_column(String(64), index=True)
+    address: Mapped[str] = mapped_column(String(64), index=True)  # or another guesser: see attempts
     at: Mapped[float]  # seconds since 1970 by the database's clock
 
-    __table_args__ = ({"sqlite_autoincrement": True},)  # an attempt gives back its own id, never a later one's
+    __table_args__ = ({"sqlite_autoincrement": True},)
 
 
 def init_app(app: Flask) -> None:

@@ -5,10 +5,11 @@ decides by a team's counters, or changes them, has its row locked, several in th
 a circle. Whoever settles a call first takes its row from `pending`: that succeeds once.
 """
 
-from tokenrouter.ledger.books import add_extra, recover, reset
+from tokenrouter.ledger.books import add_extra, begin_due_periods, check_extras, recover, reset
 from tokenrouter.ledger.corrections import Corrected, correct_costs
 from tokenrouter.ledger.responses import Given, first_unknown_item, tokens_of_response
 from tokenrouter.ledger.rules import CallerChanged, CallRequest, Outcome, Reservation
+from tokenrouter.ledger.undoing import keep_corrections_out, undo_extra, undo_resets
 from tokenrouter.ledger.verification import Verification, repair, verify
 from tokenrouter.ledger.worker import SETTLE_WAIT_S, Ledger
 
@@ -23,11 +24,16 @@ __all__ = [
     "Reservation",
     "Verification",
     "add_extra",
+    "begin_due_periods",
+    "check_extras",
     "correct_costs",
     "first_unknown_item",
+    "keep_corrections_out",
     "recover",
     "repair",
     "reset",
     "tokens_of_response",
+    "undo_extra",
+    "undo_resets",
     "verify",
 ]

@@ -52,6 +52,7 @@ from tokenrouter.troubles import one_line
 logger = logging.getLogger(__name__)
 
 RECOVERY_PROMISE_S = 60.0
+WORKER_DIED = "the worker that answered it ended before the answer did"
 RECOVERY_S = 5.0  # at a time: whoever recovers has a lease of its own to renew
 
 
@@ -109,6 +110,7 @@ def _interrupt(call: AnyRow, tx: Transaction) -> bool:
     total = call.prompt_tokens + call.completion_tokens
     outcome = Outcome(
         status=INTERRUPTED,
+        reason=WORKER_DIED,
         charged_tokens=total,
         usage_source=ESTIMATED,
         prompt_tokens=call.prompt_tokens,
@@ -139,17 +141,29 @@ def add_extra(
             raise InvalidRequest("Its limits cannot be read: somebody edited them in the database. Set them again.")
         before = {"extra_tokens": balance.extra_tokens, "extra_budget": balance.extra_budget}
         after = {"extra_tokens": balance.extra_tokens + tokens, "extra_budget": balance.extra_budget + budget}
-        if not 0 <= after["extra_tokens"] <= MOST_QUOTA_TOKENS:
-            most = f"from 0 to {MOST_QUOTA_TOKENS:,} tokens; it would be {after['extra_tokens']:,}."
-            raise InvalidRequest(f"The extra of a period is {most}", param="tokens")
-        if not 0 <= after["extra_budget"] <= MOST_AMOUNT:
-            most = f"from 0 to {decimal_string(MOST_AMOUNT)}; it would be {decimal_string(after['extra_budget'])}."
-            raise InvalidRequest(f"The extra budget of a period is {most}", param="budget")
+        check_extras(**after)
         connection.execute(update(kind).where(kind.id == to.id).values(after))
         action = changes.GROUP_EXTRA if kind is Group else changes.TEAM_EXTRA
         changed = [name for name in before if before[name] != after[name]]
         told = [{name: _told(name, values[name]) for name in changed} for values in (before, after)]
         changes.record(connection, by, action, Changed.of(kind, to.id, name, *told))
+
+
+def check_extras(extra_tokens: int, extra_budget: int) -> None:
+    """Raise InvalidRequest where a period cannot have these extras, the budget in billionths of the currency."""
+    if not 0 <= extra_tokens <= MOST_QUOTA_TOKENS:
+        most = f"from 0 to {MOST_QUOTA_TOKENS:,} tokens; it would be {extra_tokens:,}."
+        raise InvalidRequest(f"The extra of a period is {most}", param="tokens")
+    if not 0 <= extra_budget <= MOST_AMOUNT:
+        most = f"from 0 to {decimal_string(MOST_AMOUNT)}; it would be {decimal_string(extra_budget)}."
+        raise InvalidRequest(f"The extra budget of a period is {most}", param="budget")
+
+
+def begin_due_periods(connection: Connection, kind: type[Team | Group], ids: Iterable[int], zone: ZoneInfo) -> None:
+    """Lock teams or groups, and renew their quotas where the time has come, so that extras are those of this period."""
+    tx = Transaction(driver_connection(connection), worker_id=0, output_reserve_tokens=0, zone=zone)
+    for id_ in sorted(ids):
+        (tx.groups if kind is Group else tx.teams).lock(id_)
 
 
 def _told(name: str, value: int) -> int | str | None:

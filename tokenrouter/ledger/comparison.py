@@ -24,9 +24,10 @@ from tokenrouter.database.tables import (
     QuotaRenewal,
     RequestLog,
     Team,
+    TokenUsageDaily,
     UsageDaily,
 )
-from tokenrouter.errors import ModelNotFound, TeamDisabled
+from tokenrouter.errors import UNKNOWN_MODEL, ModelNotFound, TeamDisabled
 from tokenrouter.ledger.operations import NO_MODEL
 
 
@@ -53,7 +54,7 @@ Key = tuple[Any, ...]
 
 @dataclass
 class Comparison:
-    """The log and the daily totals of teams, or of groups, side by side."""
+    """The log and the daily totals of teams, of groups or of tokens, side by side."""
 
     rows: int = 0
     settled: defaultdict[int, Sums] = field(default_factory=lambda: defaultdict(Sums))
@@ -67,19 +68,27 @@ class Comparison:
 DAY = func.coalesce(cast(RequestLog.day, String), func.substr(cast(RequestLog.created_at, String), 1, 10)).label("day")
 
 
-@dataclass(frozen=True)
-class Books:
-    """Where one kind has its counters, its calls, its daily totals and its renewals."""
+@dataclass(frozen=True, kw_only=True)
+class DailyBooks:
+    """Where one kind has its calls, their corrections and its daily totals."""
+
+    daily: type[UsageDaily | GroupUsageDaily | TokenUsageDaily]
+    of_calls: tuple[Any, ...]
+    """The columns of the log that make a key, the first of them telling whose a call is."""
+    of_corrections: tuple[Any, ...]
+    """Those of the corrections and of the calls that these correct, likewise."""
+    of_days: tuple[Any, ...]
+    """Those of the daily totals, likewise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Books(DailyBooks):
+    """Where one kind has its counters and its renewals too."""
 
     kind: type[Team | Group]
-    daily: type[UsageDaily | GroupUsageDaily]
     renewals: type[QuotaRenewal | GroupRenewal]
     of_renewals: Any
     of_changes: Any
-    of_calls: tuple[Any, ...]
-    """The columns of the log that make a key, the first of them telling whose a call is."""
-    of_days: tuple[Any, ...]
-    """Those of the daily totals, likewise."""
     creation: str
     """The change by which one was made."""
     word: str = ""
@@ -89,26 +98,35 @@ class Books:
 # grouped by a sum, so that SQLite reads the log from end to end; led by an index it would jump through it
 TEAM = (RequestLog.team_id + literal_column("0")).label("team")
 GROUP = (RequestLog.group_id + literal_column("0")).label("group")
+TOKEN = (RequestLog.token_id + literal_column("0")).label("token")
 OF_TEAMS = Books(
-    Team,
-    UsageDaily,
-    QuotaRenewal,
-    QuotaRenewal.team_id,
-    Change.team_id,
-    (TEAM,),
-    (UsageDaily.team_id,),
-    changes.TEAM_CREATE,
+    kind=Team,
+    daily=UsageDaily,
+    renewals=QuotaRenewal,
+    of_renewals=QuotaRenewal.team_id,
+    of_changes=Change.team_id,
+    of_calls=(TEAM,),
+    of_corrections=(CostCorrection.team_id,),
+    of_days=(UsageDaily.team_id,),
+    creation=changes.TEAM_CREATE,
 )
 OF_GROUPS = Books(
-    Group,
-    GroupUsageDaily,
-    GroupRenewal,
-    GroupRenewal.group_id,
-    Change.group_id,
-    (GROUP, TEAM),
-    (GroupUsageDaily.group_id, GroupUsageDaily.team_id),
-    changes.GROUP_CREATE,
-    "group ",
+    kind=Group,
+    daily=GroupUsageDaily,
+    renewals=GroupRenewal,
+    of_renewals=GroupRenewal.group_id,
+    of_changes=Change.group_id,
+    of_calls=(GROUP, TEAM),
+    of_corrections=(CostCorrection.group_id, CostCorrection.team_id),
+    of_days=(GroupUsageDaily.group_id, GroupUsageDaily.team_id),
+    creation=changes.GROUP_CREATE,
+    word="group ",
+)
+OF_TOKENS = DailyBooks(
+    daily=TokenUsageDaily,
+    of_calls=(TOKEN,),
+    of_corrections=(RequestLog.token_id,),
+    of_days=(TokenUsageDaily.token_id,),
 )
 COUNTED_MODEL = case(
     (
@@ -116,7 +134,7 @@ COUNTED_MODEL = case(
             and_(RequestLog.status == REJECTED, RequestLog.error_code.in_((ModelNotFound.code, TeamDisabled.code))),
             and_(
                 RequestLog.status == PROVIDER_ERROR,
-                RequestLog.error_code == ModelNotFound.code,
+                or_(RequestLog.error_code == ModelNotFound.code, RequestLog.reason.startswith(UNKNOWN_MODEL)),
                 RequestLog.charged_tokens == 0,
             ),
         ),
@@ -127,7 +145,7 @@ COUNTED_MODEL = case(
 """As the ledger counts: what callers invent is no model of the sums."""
 
 
-def compare(connection: Connection, books: Books) -> Comparison:
+def compare(connection: Connection, books: DailyBooks) -> Comparison:
     """Read log and daily totals side by side."""
     compared = Comparison()
     first_day = _first_day(connection)
@@ -151,7 +169,7 @@ def _first_day(connection: Connection) -> str:
     return connection.execute(select(func.min(DAY))).scalar() or ""
 
 
-def _logged(connection: Connection, books: Books, compared: Comparison) -> Iterator[tuple[Key, Sums]]:
+def _logged(connection: Connection, books: DailyBooks, compared: Comparison) -> Iterator[tuple[Key, Sums]]:
     model = _in_byte_order(connection, COUNTED_MODEL)
     settled = RequestLog.status != PENDING
     sums = (
@@ -172,19 +190,20 @@ def _logged(connection: Connection, books: Books, compared: Comparison) -> Itera
             yield tuple(row[: len(key)]), Sums(*map(int, values))
 
 
-def _corrected(connection: Connection, books: Books) -> Iterator[tuple[Key, Sums]]:
+def _corrected(connection: Connection, books: DailyBooks) -> Iterator[tuple[Key, Sums]]:
     """Yield by how much more calls cost than the log says, in the same order."""
-    owners = [getattr(CostCorrection, column.key) for column in books.of_days]
+    owners = books.of_corrections
     model = _in_byte_order(connection, CostCorrection.model)
     key = (*owners, cast(CostCorrection.day, String), model)
     sums = func.sum(CostCorrection.cost), func.sum(CostCorrection.priced_tokens)
-    query = select(*key, *sums).where(owners[0].is_not(None)).group_by(*key).order_by(*key)
-    for row in streamed(connection, query):
+    calls = RequestLog.id == CostCorrection.call_id
+    query = select(*key, *sums).select_from(CostCorrection).outerjoin(RequestLog, calls)
+    for row in streamed(connection, query.where(owners[0].is_not(None)).group_by(*key).order_by(*key)):
         cost, priced_tokens = row[len(key) :]
         yield tuple(row[: len(key)]), Sums(cost=int(cost), priced_tokens=int(priced_tokens))
 
 
-def _daily(connection: Connection, books: Books) -> Iterator[tuple[Key, Sums]]:
+def _daily(connection: Connection, books: DailyBooks) -> Iterator[tuple[Key, Sums]]:
     daily = books.daily
     columns = [getattr(daily, name) for name in Sums._fields]
     key = (*books.of_days, cast(daily.day, String), _in_byte_order(connection, daily.model))
@@ -214,7 +233,7 @@ def _side_by_side(
         yield key, both[0], both[1]
 
 
-def rewrite_days(connection: Connection, books: Books, compared: Comparison) -> Counter[int]:
+def rewrite_days(connection: Connection, books: DailyBooks, compared: Comparison) -> Counter[int]:
     """Write the sums of the log where the daily totals differ; return how many by id."""
     rewritten: Counter[int] = Counter()
     for (*ids, day, model), log, _ in compared.differences:

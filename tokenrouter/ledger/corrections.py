@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import String, cast, func, insert, select, text, update
@@ -28,16 +30,17 @@ from tokenrouter.database.tables import (
     QuotaRenewal,
     RequestLog,
     Team,
+    TokenUsageDaily,
     UsageDaily,
     writing,
 )
 from tokenrouter.errors import NotFound
 from tokenrouter.ledger.comparison import COUNTED_MODEL, DAY, OF_GROUPS, OF_TEAMS, Books, streamed
 from tokenrouter.ledger.costs import KnownPrices
+from tokenrouter.ledger.undoing import EPOCH, beginnings, resets_of
 from tokenrouter.metering.prices import Price
 from tokenrouter.money import decimal_string
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ROWS_AT_ONCE = 1000
 
 
@@ -110,6 +113,7 @@ def _entries(connection: Connection, known: KnownPrices, price: Price, since: da
             "call_id": call.id,
             "team_id": call.team_id,
             "group_id": call.group_id,
+            "token_id": call.token_id,
             "day": date.fromisoformat(call.day),
             "model": call.counted_model,
             "cost": more,
@@ -132,6 +136,7 @@ def _calls(connection: Connection, since: date) -> Iterable[AnyRow]:
             RequestLog.id,
             RequestLog.team_id,
             RequestLog.group_id,
+            RequestLog.token_id,
             RequestLog.model,
             RequestLog.created_at,
             RequestLog.latency_ms,
@@ -153,13 +158,10 @@ def _calls(connection: Connection, since: date) -> Iterable[AnyRow]:
 
 
 def _beginnings(connection: Connection, books: Books) -> defaultdict[int, datetime]:
-    """Return when the running period of each began: at its last reset, or the instant of its last renewal."""
+    """Return when the running period of each began: by its last reset that holds, or its last renewal."""
     begins = defaultdict(lambda: EPOCH)
-    resets = select(books.of_changes, func.max(Change.at)).where(
-        Change.action == changes.USAGE_RESET, books.of_changes.is_not(None)
-    )
-    for owner_id, at in connection.execute(resets.group_by(books.of_changes)):
-        begins[owner_id] = at
+    for owner_id, resets in groupby(resets_of(connection, books), attrgetter("owner_id")):
+        begins[owner_id] = beginnings(resets).running
     renewals = select(books.of_renewals, func.max(books.renewals.due_at)).group_by(books.of_renewals)
     for owner_id, at in connection.execute(renewals):
         begins[owner_id] = max(begins[owner_id], datetime.fromtimestamp(at, UTC))
@@ -183,13 +185,15 @@ def _let_pay_no_less_than_nothing(
 def _apply(connection: Connection, entries: list[dict[str, Any]]) -> None:
     now = datetime.now(UTC)
     for at in range(0, len(entries), ROWS_AT_ONCE):
-        rows = [entry | {"at": now} for entry in entries[at : at + ROWS_AT_ONCE]]
+        some = entries[at : at + ROWS_AT_ONCE]
+        rows = [{name: value for name, value in entry.items() if name != "token_id"} | {"at": now} for entry in some]
         connection.execute(insert(CostCorrection), rows)
     _move(connection, Group, "group_id", "is_past_of_group", entries)  # groups before teams: in the order of locks
     _move(connection, Team, "team_id", "is_past", entries)
     _add_to_days(connection, UsageDaily, ("team_id",), entries)
     grouped = [entry for entry in entries if entry["group_id"] is not None]
     _add_to_days(connection, GroupUsageDaily, ("group_id", "team_id"), grouped)
+    _add_to_days(connection, TokenUsageDaily, ("token_id",), entries)
 
 
 def _move(
@@ -213,7 +217,7 @@ def _move(
 
 def _add_to_days(
     connection: Connection,
-    table: type[UsageDaily | GroupUsageDaily],
+    table: type[UsageDaily | GroupUsageDaily | TokenUsageDaily],
     owners: tuple[str, ...],
     entries: list[dict[str, Any]],
 ) -> None:

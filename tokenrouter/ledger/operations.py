@@ -8,10 +8,11 @@ from sqlalchemy import bindparam, exists, insert, literal_column, select, update
 
 from tokenrouter.database.log_status import PENDING, PROVIDER_ERROR, REJECTED
 from tokenrouter.database.statements import Statement
-from tokenrouter.database.tables import NO_COST, NOT_COUNTED, AnyRow, ApiToken, RequestLog, Worker
-from tokenrouter.errors import ModelHasNoPrice, ModelNotFound, PaceExceeded, QuotaExceeded, QuotaReserved
+from tokenrouter.database.tables import NO_COST, NOT_COUNTED, REASON_LENGTH, AnyRow, ApiToken, RequestLog, Worker
+from tokenrouter.errors import UNKNOWN_MODEL, ModelHasNoPrice, ModelNotFound, PaceExceeded, QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.costs import PRICES_VERSION
 from tokenrouter.ledger.counters import IS_PENDING, NOW
+from tokenrouter.ledger.door import CountTurnedAway
 from tokenrouter.ledger.leases import Lease
 from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, Repetition, key_of
 from tokenrouter.ledger.responses import Given, remember
@@ -68,7 +69,9 @@ class Reserve:
                 tx.recount_calls(team_id, group_id)
                 check_pace(paced, grant.held_tokens)
         except REFUSALS as refusal:
-            refusal.request_id = Reject(request, refusal.status, refusal.code, request.model).apply(tx)
+            why = refusal.status, refusal.code, refusal.reason
+            refusal.request_id = Reject(request, *why, request.model).apply(tx)
+            refusal.is_logged = True
             return refusal
         tx.move(team_id, group_id, held=grant.held_tokens, calls=1, held_cost=grant.held_cost)
         for balance in paced:
@@ -80,7 +83,7 @@ class Reserve:
         (call_id,) = INSERT_CALL.execute(tx.connection, row).fetchone()
         headers = pace_headers(paced) if paced else NO_HEADERS
         limited = grant.held_cost, grant.output_limit
-        return Reservation(call_id, team_id, request.model, day, held, group_id, *limited, headers)
+        return Reservation(call_id, team_id, request.token_id, request.model, day, held, group_id, *limited, headers)
 
     def undo(self) -> "Abandon":
         """Give back what may have been committed without our knowing."""
@@ -97,6 +100,7 @@ class Reject:
     request: CallRequest
     status_code: int
     error_code: str | None
+    reason: str | None = None
     counted_model: str = NO_MODEL
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
@@ -117,9 +121,10 @@ class Reject:
             tx.refusals.learn(key, logged)
             if (known_id := tx.refusals.repeat(key, request.created_at)) is not None:
                 return known_id
-        why = {"status_code": self.status_code, "error_code": self.error_code}
+        why = {"status_code": self.status_code, "error_code": self.error_code, "reason": kept_reason(self.reason)}
         INSERT_CALL.execute(tx.connection, _log_row(request, status=REJECTED, day=day, **why)).fetchone()
-        tx.count(self.team_id, request.group_id, day, self.counted_model, Outcome(status=REJECTED))
+        whose = self.team_id, request.group_id, request.token_id
+        tx.count(*whose, day, self.counted_model, Outcome(status=REJECTED))
         tx.refusals.learn(key, self._refusal(request.request_id, request.created_at, day))
         return request.request_id
 
@@ -140,7 +145,8 @@ class Reject:
         return None if row is None else self._refusal(row[0], _moment(row[1]), day)
 
     def _refusal(self, request_id: str, created_at: datetime, day: date) -> LoggedRefusal:
-        return LoggedRefusal(request_id, self.team_id, self.request.group_id, created_at, day, self.counted_model)
+        whose = self.team_id, self.request.group_id, self.request.token_id
+        return LoggedRefusal(request_id, *whose, created_at, day, self.counted_model)
 
     def undo(self) -> None:
         """Return None: the row may stay where it was written, since it moved no counter."""
@@ -174,6 +180,7 @@ class Settle:
         call = self.reservation
         cost, source = tx.prices.cost(call.model, self.outcome)
         values = {"call_id": call.call_id, "cost": cost, "cost_source": source, **vars(self.outcome)}
+        values["reason"] = kept_reason(self.outcome.reason)
         taken = SETTLE_CALL.execute(tx.connection, values).fetchone()
         if taken is not None:
             if taken[0] != tx.prices.version:
@@ -181,7 +188,8 @@ class Settle:
             charged = self.outcome.charged_tokens
             money = {"cost": cost or 0, "priced": 0 if cost is None else charged, "held_cost": -call.held_cost}
             tx.move(call.team_id, call.group_id, held=-call.held_tokens, settled=charged, calls=-1, **money)
-            tx.count(call.team_id, call.group_id, call.day, self._counted_model(), self.outcome, cost=cost)
+            whose = call.team_id, call.group_id, call.token_id
+            tx.count(*whose, call.day, self._counted_model(), self.outcome, cost=cost)
             if self.given is not None:
                 remember(tx.connection, call.team_id, self.given, self.outcome.charged_tokens)
             return True
@@ -197,8 +205,9 @@ class Settle:
 
     def _counted_model(self) -> str:
         """Return the call's model, or none where the provider knows none of that name."""
-        unknown = self.outcome.error_code == ModelNotFound.code and not self.outcome.charged_tokens
-        return NO_MODEL if unknown else self.reservation.model
+        outcome = self.outcome
+        says_so = (outcome.reason or "").startswith(UNKNOWN_MODEL) or outcome.error_code == ModelNotFound.code
+        return NO_MODEL if says_so and not outcome.charged_tokens else self.reservation.model
 
     def _stands_in_log(self, tx: Transaction) -> bool:
         row = STATUS_OF_CALL.execute(tx.connection, {"call_id": self.reservation.call_id}).fetchone()
@@ -222,8 +231,9 @@ class Abandon:
         """Settle the row, if it is there, at nothing: the provider was not called."""
         row = PENDING_CALL.execute(tx.connection, {"request_id": self.request_id}).fetchone()
         if row is not None:
-            call_id, model, held_tokens, held_cost, day = row
-            call = Reservation(call_id, self.team_id, model, _day(day), held_tokens, self.group_id, held_cost)
+            call_id, token_id, model, held_tokens, held_cost, day = row
+            whose = self.team_id, token_id
+            call = Reservation(call_id, *whose, model, _day(day), held_tokens, self.group_id, held_cost)
             outcome = Outcome(status=PROVIDER_ERROR, status_code=503, error_code="storage_unavailable")
             Settle(call, outcome).apply(tx)
 
@@ -247,7 +257,8 @@ class CountRepeats:
             added = ADD_REPEATS.execute(tx.connection, {"refusal": each.request_id, "times": each.times})
             if added.rowcount == 1:
                 outcome = Outcome(status=REJECTED)
-                tx.count(self.team_id, each.group_id, each.day, each.counted_model, outcome, times=each.times)
+                whose = self.team_id, each.group_id, each.token_id
+                tx.count(*whose, each.day, each.counted_model, outcome, times=each.times)
 
     def undo(self) -> None:
         """Return None: it is retried until it is written, so there is never anything to take back."""
@@ -312,19 +323,25 @@ class Probe:
 def reservation_of(row: AnyRow) -> Reservation:
     """Return the reservation that a row of PENDING_CALLS describes."""
     day = row.day or row.created_at.date()  # of a call from before that was kept, the one in UTC
-    return Reservation(row.id, row.team_id, row.model, day, row.held_tokens, row.group_id, row.held_cost)
+    held = row.held_tokens, row.group_id, row.held_cost
+    return Reservation(row.id, row.team_id, row.token_id, row.model, day, *held)
 
 
-LedgerOperation = Reserve | Reject | Settle | Abandon | CountRepeats | Heartbeat | Probe
+LedgerOperation = Reserve | Reject | Settle | Abandon | CountRepeats | CountTurnedAway | Heartbeat | Probe
 
 LOGGED_COLUMNS = [column.key for column in RequestLog.__table__.columns if column.key != "id"]
 INSERT_CALL = Statement(
     insert(RequestLog).values({name: bindparam(name) for name in LOGGED_COLUMNS}).returning(RequestLog.id)
 )
 PENDING_CALL = Statement(
-    select(RequestLog.id, RequestLog.model, RequestLog.held_tokens, RequestLog.held_cost, RequestLog.day).where(
-        RequestLog.request_id == bindparam("request_id"), IS_PENDING
-    )
+    select(
+        RequestLog.id,
+        RequestLog.token_id,
+        RequestLog.model,
+        RequestLog.held_tokens,
+        RequestLog.held_cost,
+        RequestLog.day,
+    ).where(RequestLog.request_id == bindparam("request_id"), IS_PENDING)
 )
 STATUS_OF_CALL = Statement(select(RequestLog.status).where(RequestLog.id == bindparam("call_id")))
 PENDING_CALLS = select(
@@ -333,6 +350,7 @@ PENDING_CALLS = select(
     RequestLog.team_id,
     RequestLog.team_name,
     RequestLog.group_id,
+    RequestLog.token_id,
     RequestLog.model,
     RequestLog.held_tokens,
     RequestLog.held_cost,
@@ -348,6 +366,7 @@ SETTLED_COLUMNS = (
     "status",
     "status_code",
     "error_code",
+    "reason",
     "charged_tokens",
     "usage_source",
     "prompt_tokens",
@@ -447,6 +466,13 @@ def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
         "reason": None,
         **values,
     }
+
+
+def kept_reason(reason: str | None) -> str | None:
+    """Return what the log keeps of a reason: so much of it, in characters that are seen."""
+    if reason is None:
+        return None
+    return "".join(each if each.isprintable() else " " for each in reason[:REASON_LENGTH])
 
 
 def _moment(stored: datetime | str) -> datetime:

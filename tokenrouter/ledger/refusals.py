@@ -26,6 +26,7 @@ class LoggedRefusal:
     request_id: str
     team_id: int
     group_id: int | None
+    token_id: int
     created_at: datetime
     day: date
     """To which it counts."""
@@ -43,6 +44,7 @@ class Repetition:
 
     request_id: str
     group_id: int | None
+    token_id: int
     day: date
     counted_model: str
     times: int
@@ -96,7 +98,7 @@ class Refusals:
         with self._lock:
             for logged in (*self._ended, *self._known.values()):
                 if logged.unwritten:
-                    counted = logged.group_id, logged.day, logged.counted_model
+                    counted = logged.group_id, logged.token_id, logged.day, logged.counted_model
                     taken[logged.team_id].append(Repetition(logged.request_id, *counted, logged.unwritten))
                     logged.unwritten = 0
             self._ended.clear()

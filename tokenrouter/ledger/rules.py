@@ -10,7 +10,7 @@ from tokenrouter.database.tables import NOT_COUNTED
 from tokenrouter.errors import ModelHasNoPrice, PaceExceeded, QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.pace import Bucket, duration
 from tokenrouter.metering.prices import Price
-from tokenrouter.money import shown
+from tokenrouter.money import decimal_string, shown
 from tokenrouter.periods import in_words
 
 LEAST_OUTPUT_TOKENS = 16
@@ -63,6 +63,7 @@ class Reservation:
 
     call_id: int
     team_id: int
+    token_id: int
     model: str
     day: date
     held_tokens: int
@@ -92,6 +93,7 @@ class Outcome:
     latency_ms: int | None = None
     first_byte_ms: int | None = None
     error_code: str | None = None
+    reason: str | None = None
     provider_request_id: str | None = None
 
 
@@ -110,6 +112,9 @@ class Limit(Protocol):
 
     def figures(self) -> str:
         """Say how much of it is used and held, and whose it is."""
+
+    def reason(self, prompt_tokens: int) -> str:
+        """Say the same, and what a call with this prompt needed, as briefly as the log keeps it."""
 
 
 @dataclass
@@ -140,6 +145,11 @@ class TokenLimit:
             f"{self.tokens:,} tokens that {self.whose} has"
         )
 
+    def reason(self, prompt_tokens: int) -> str:
+        """As of all limits."""
+        figures = f"{self.used_tokens:,} used, {self.held_tokens:,} held, {prompt_tokens:,} needed for the prompt"
+        return f"{figures}; limit {self.tokens:,} tokens, of {self.whose}"
+
 
 @dataclass
 class MoneyLimit:
@@ -169,6 +179,12 @@ class MoneyLimit:
         """As of all limits."""
         used, held, amount = (shown(each, self.currency) for each in (self.used_cost, self.held_cost, self.amount))
         return f"{used} used and {held} held for calls in flight of the budget of {amount} that {self.whose} has"
+
+    def reason(self, prompt_tokens: int) -> str:
+        """As of all limits."""
+        needed = self.price.cost(prompt_tokens, 0, 0)
+        used, held, need, most = map(decimal_string, (self.used_cost, self.held_cost, needed, self.amount))
+        return f"{used} used, {held} held, {need} needed for the prompt; limit {most} {self.currency}, of {self.whose}"
 
 
 @dataclass
@@ -232,7 +248,9 @@ class Balance:
         if self.budget is not None:
             if price is None:
                 raise ModelHasNoPrice(
-                    f"This model has no price, and {self.whose} has a budget. Who administers this service can set one."
+                    f"This model has no price, and {self.whose} has a budget. "
+                    "Who administers this service can set one.",
+                    reason=f"no price; budget {decimal_string(self.budget)} {currency}, of {self.whose}",
                 )
             amount = self.budget + self.extra_budget
             yield MoneyLimit(self.whose, price, currency, amount, self.used_cost, self.held_cost, self.renews_at)
@@ -249,9 +267,10 @@ def check_pace(balances: Sequence[Balance], tokens: int) -> None:
     wait_ns, kind, words = max(waits, key=lambda wait: (wait[0] is None, wait[0] or 0))
     headers = pace_headers(balances)
     if wait_ns is None:
-        raise PaceExceeded(f"{words}. It can never fit.", kind, 60_000, {**headers, **NO_RETRY})
+        raise PaceExceeded(f"{words}. It can never fit.", kind, 60_000, {**headers, **NO_RETRY}, reason=words)
     wait_ms = -(-wait_ns // MS_NS)
-    raise PaceExceeded(f"{words}. Try again in {wait_ms / 1000:g} s.", kind, wait_ms, headers)
+    wait = f"{wait_ms / 1000:g} s"
+    raise PaceExceeded(f"{words}. Try again in {wait}.", kind, wait_ms, headers, reason=f"{words}; fits in {wait}")
 
 
 def _waits(balance: Balance, tokens: int) -> Iterator[tuple[int | None, Kind, str]]:
@@ -312,11 +331,15 @@ def decide(
     smallest = min(limits, key=lambda limit: limit.left(prompt_tokens, once_settled=True))
     if tightest.is_held and smallest.left(prompt_tokens, once_settled=True) >= least:
         figures = f"{tightest.figures()}; {needs}"
-        raise QuotaReserved(f"Quota reserved by calls in flight: {figures}. Try again once they have ended.")
+        raise QuotaReserved(
+            f"Quota reserved by calls in flight: {figures}. Try again once they have ended.",
+            reason=tightest.reason(prompt_tokens),
+        )
     renews = "" if smallest.renews_at is None else f" It renews on {in_words(smallest.renews_at, zone)}."
     raise QuotaExceeded(
         f"Quota exceeded: {smallest.figures()}; {needs}.{renews} Who administers this service can raise it or reset "
-        f"its use."
+        f"its use.",
+        reason=smallest.reason(prompt_tokens),
     )
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, select
 from tokenrouter.auth import CALLER_COLUMNS, IS_VALID
 from tokenrouter.database.log_status import FAILURES
 from tokenrouter.database.statements import DriverConnection, Inserter, Statement
-from tokenrouter.database.tables import ApiToken, GroupUsageDaily, Team, UsageDaily
+from tokenrouter.database.tables import ApiToken, GroupUsageDaily, Team, TokenUsageDaily, UsageDaily
 from tokenrouter.ledger.costs import KnownPrices
 from tokenrouter.ledger.counters import OF_GROUPS, OF_TEAMS, Counters, Locked
 from tokenrouter.ledger.refusals import NewRefusals, Refusals
@@ -58,6 +58,7 @@ class Transaction:
         """What the database says of tokens, by id; none of one that is valid no more."""
         self._days: defaultdict[tuple[int, date, str], dict[str, int]] = defaultdict(NO_USE.copy)
         self._group_days: defaultdict[tuple[int, int, date, str], dict[str, int]] = defaultdict(NO_USE.copy)
+        self._token_days: defaultdict[tuple[int, date, str], dict[str, int]] = defaultdict(NO_USE.copy)
 
     def lock(self, operations: "Sequence[Moving]", requests: Sequence[CallRequest]) -> None:
         """Lock what operations move, groups first and each kind in the order of ids.
@@ -112,6 +113,7 @@ class Transaction:
         self,
         team_id: int,
         group_id: int | None,
+        token_id: int,
         day: date,
         model: str,
         outcome: Outcome,
@@ -121,6 +123,7 @@ class Transaction:
     ) -> None:
         """Add a call to the sums of its day, or several that cost nothing."""
         _add(self._days[team_id, day, model], outcome, cost, times)
+        _add(self._token_days[token_id, day, model], outcome, cost, times)
         if group_id is not None:
             _add(self._group_days[group_id, team_id, day, model], outcome, cost, times)
 
@@ -133,6 +136,8 @@ class Transaction:
         for (group_id, team_id, day, model), sums in sorted(self._group_days.items()):
             whose = {"group_id": group_id, "team_id": team_id, "day": day, "model": model}
             ADD_TO_GROUP_DAY.execute(self.connection, whose | sums)
+        for (token_id, day, model), sums in sorted(self._token_days.items()):
+            ADD_TO_TOKEN_DAY.execute(self.connection, {"token_id": token_id, "day": day, "model": model, **sums})
 
 
 def _add(sums: dict[str, int], outcome: Outcome, cost: int | None, times: int) -> None:
@@ -153,7 +158,7 @@ LOCK_CALLER = Statement(
 )
 
 
-def _adding(table: type[UsageDaily | GroupUsageDaily], *key: str) -> Statement:
+def _adding(table: type[UsageDaily | GroupUsageDaily | TokenUsageDaily], *key: str) -> Statement:
     def add(insert_or_update: Inserter) -> Any:
         adding = insert_or_update(table)
         sums = {name: getattr(table, name) + adding.excluded[name] for name in SUMS}
@@ -165,3 +170,4 @@ def _adding(table: type[UsageDaily | GroupUsageDaily], *key: str) -> Statement:
 
 ADD_TO_DAY = _adding(UsageDaily, "team_id", "day", "model")
 ADD_TO_GROUP_DAY = _adding(GroupUsageDaily, "group_id", "team_id", "day", "model")
+ADD_TO_TOKEN_DAY = _adding(TokenUsageDaily, "token_id", "day", "model")

@@ -25,6 +25,7 @@ from tokenrouter.database.tables import Worker, writing
 from tokenrouter.errors import StorageUnavailable
 from tokenrouter.ledger.books import recover
 from tokenrouter.ledger.costs import DOLLARS, KnownPrices
+from tokenrouter.ledger.door import Door
 from tokenrouter.ledger.leases import HEARTBEAT_S, LEASE_S, Watch
 from tokenrouter.ledger.operations import (
     CountRepeats,
@@ -91,6 +92,7 @@ class Ledger:
         self._watch = Watch()
         self._tokens_used: dict[int, datetime] = {}
         self._refusals = Refusals()
+        self.door = Door()
         self.end_service: Callable[[], None] = partial(os.kill, os.getpid(), signal.SIGTERM)
         """What to do where the file of the database is lost; gunicorn's workers end their master."""
         self._heart: threading.Thread | None = None  # started when first needed: none survives a fork
@@ -112,7 +114,7 @@ class Ledger:
         """Write what waits, leave the workers, and end the threads."""
         atexit.unregister(self.close)
         self._stop.set()
-        self._write_repeats()
+        self._write_refusals()
         self._writer.close(0.0 if self._connection.lost_file() else timeout_s)
         if self._heart is not None:
             self._heart.join(timeout_s)
@@ -151,7 +153,7 @@ class Ledger:
         self.start()
         self._writer.run(Probe())
 
-    def reject(self, request: CallRequest, status_code: int, error_code: str | None) -> str:
+    def reject(self, request: CallRequest, status_code: int, error_code: str | None, reason: str | None = None) -> str:
         """Log a call that was refused before it asked for tokens, and return the id of its row.
 
         One that repeats another of the last minute is counted to that one's row, soon, and costs no write of its own.
@@ -162,7 +164,7 @@ class Ledger:
         known_id = self._refusals.repeat(key, request.created_at)
         if known_id is not None:
             return known_id
-        request_id: str = self._writer.run(Reject(request, status_code, error_code))
+        request_id: str = self._writer.run(Reject(request, status_code, error_code, reason))
         return request_id
 
     def settle(self, reservation: Reservation, outcome: Outcome, given: Given | None = None) -> None:
@@ -218,7 +220,7 @@ class Ledger:
                 self.end_service()
                 return
             try:
-                self._write_repeats()
+                self._write_refusals()
                 sight: Sight = self._writer.run(self._heartbeat())
                 dead = self._watch.look(sight.leases)
                 if (dead or sight.has_orphans) and self._may_recover():
@@ -230,8 +232,14 @@ class Ledger:
             if self._stop.wait(HEARTBEAT_S):
                 return
 
+    def _write_refusals(self) -> None:
+        """Have the refusals written that were only counted since the last time: repeats, and those at the door."""
+        self._write_repeats()
+        if (counted := self.door.take()) is not None:
+            self._writer.submit(counted, then=lambda ticket: self.door.note_written())
+
     def _write_repeats(self) -> None:
-        """Have the repeats of refusals written that were counted since the last time; one team's in one operation."""
+        """Have the repeats of refusals written; one team's in one operation."""
         for team_id, repetitions in self._refusals.take().items():
             self._writer.submit(CountRepeats(team_id, repetitions))
 

@@ -29,7 +29,7 @@ class Operation(Protocol):
 
     @property
     def team_id(self) -> int | None:
-        """The team whose counters it moves; what must happen has one."""
+        """The team whose counters it moves; what must happen stands aside by it."""
 
     def undo(self) -> "Operation | None":
         """Return what takes this operation back if it was committed without our knowing, or None."""

@@ -64,6 +64,8 @@ class Meter(Protocol):
     """What the provider reported so far."""
     response_id: str | None
     """The id by which a later call may name the answer."""
+    error: str
+    """The code and type of the error that came, if one did."""
     item_ids: dict[str, None]
     """The ids by which it may name parts of it, in the order they came."""
 

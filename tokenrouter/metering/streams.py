@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from tokenrouter.errors import code_and_type
 from tokenrouter.metering import sse
 from tokenrouter.metering.gather import dicts_in
 from tokenrouter.metering.given import item_ids
@@ -55,6 +56,7 @@ class StreamMeter:
     def __init__(self) -> None:
         self.state = StreamState.WAITING
         self.report: Report | None = None
+        self.error = ""
         self.response_id: str | None = None  # none that a later call may name
         self.item_ids: dict[str, None] = {}
         self._texts = AnswerTexts()
@@ -113,7 +115,7 @@ class StreamMeter:
         if reported or self._texts.additions > before:
             self.state = self.state.after_answer()
         if has_error(document):
-            self.state = self.state.after_error()
+            self.state, self.error = self.state.after_error(), code_and_type(document)
             return False
         self._finished |= {str(choice.get("index")) for choice in choices if choice.get("finish_reason")}
         only_usage = not choices and not BROUGHT_BY_OUR_REQUEST.isdisjoint(document) and _brings_no_more(document)

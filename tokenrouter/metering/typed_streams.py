@@ -6,6 +6,7 @@ Source: OpenAI's API reference: streaming events of responses, images, speech an
 from dataclasses import dataclass
 from typing import Any
 
+from tokenrouter.errors import code_and_type
 from tokenrouter.metering import sse
 from tokenrouter.metering.given import item_ids
 from tokenrouter.metering.meter import StreamState
@@ -44,6 +45,7 @@ class TypedMeter:
         """Expect so many last events: each image has one of its own."""
         self.state = StreamState.WAITING
         self.report: Report | None = None
+        self.error = ""
         self.response_id: str | None = None
         self.item_ids: dict[str, None] = {}
         self._last = last_events
@@ -75,7 +77,7 @@ class TypedMeter:
         if kind in ITEM_EVENTS:
             self.item_ids |= dict.fromkeys(item_ids({"output": [document.get("item")]}))
         if is_bad:
-            self.state = self.state.after_error()
+            self.state, self.error = self.state.after_error(), code_and_type(document)
         elif kind in self._last.good:
             self._came += 1
             self._take_whole(response)

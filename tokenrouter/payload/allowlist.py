@@ -43,7 +43,10 @@ def check_model(
             raise InvalidRequest(message, param="model")
         return
     if not _is_allowed_by_both(model, allowed, team_models):
-        raise ModelNotFound(_refusal(model, allowed, team_models, expand), param="model")
+        may_call = ", ".join(narrowed(allowed, team_models)) or "none"
+        raise ModelNotFound(
+            _refusal(model, allowed, team_models, expand), param="model", reason=f"the team may call: {may_call}"
+        )
 
 
 def check_named_models(

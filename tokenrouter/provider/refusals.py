@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from tokenrouter.errors import (
+    UNKNOWN_MODEL,
     APIError,
-    ModelNotFound,
     ProviderAuthFailed,
     ProviderBadResponse,
     ProviderQuotaExhausted,
     ProviderRefusal,
+    code_and_type,
 )
 from tokenrouter.provider.replies import LONGEST_NAME, Reply
 from tokenrouter.untrusted_json import parse_json
@@ -18,7 +19,7 @@ from tokenrouter.untrusted_json import parse_json
 SHOWN_ERROR_CHARACTERS = 500
 UNKNOWN_MODEL_STATUSES = (400, 403, 404, 422)
 UNKNOWN_MODEL_CODES = frozenset(("modelnotfound", "invalidmodel", "unknownmodel", "modelnotexist"))
-UNKNOWN_MODEL = re.compile(  # as OpenAI, OpenRouter, DeepSeek, Mistral, Together, Ollama and vLLM word it
+MODEL_COMPLAINT = re.compile(  # as OpenAI, OpenRouter, DeepSeek, Mistral, Together, Ollama and vLLM word it
     rb"\b(unknown|invalid|no such|unrecogni[sz]ed) model\b"
     rb"|\bmodel\b[^{}]{0,300}?\b(not found|not exist|not available)\b"
     rb"|\bnot a valid model\b|\bno endpoints found for\b|\bunable to access model\b",
@@ -50,10 +51,13 @@ ECHOED = ("input", "ctx")  # where a validator repeats what the caller sent
 class RelayedError(APIError):
     """An error of the provider's in OpenAI's shape, which reaches the caller as it is."""
 
-    def __init__(self, status: int, body: bytes, code: str | None, headers: Mapping[str, str]) -> None:
-        super().__init__("The provider refused the call.", headers=headers)
+    def __init__(
+        self, status: int, body: bytes, error: Mapping[str, Any], headers: Mapping[str, str], reason: str
+    ) -> None:
+        super().__init__("The provider refused the call.", headers=headers, reason=reason)
         self.status = status
-        self.code = code
+        self.code = _shown_name(error.get("code"))
+        self.type = _shown_name(error.get("type")) or self.type
         self._body = body
 
     def body(self) -> bytes:
@@ -76,24 +80,33 @@ def refuse(reply: Reply) -> NoReturn:
         reply.close()
     document = parse_json(body)
     names = set(_names(document)) if reply.status in ABOUT_THE_ACCOUNT else set()
+    masked = reply.without_key(body)
+    shown = parse_json(masked)
+    reason = f"HTTP {reply.status}, {code_and_type(shown)}"
     if reply.status == 402 or (reply.status != 401 and names & EMPTY_ACCOUNT):
-        raise ProviderQuotaExhausted("The provider's account is used up. The operator has to top it up.")
+        raise ProviderQuotaExhausted("The provider's account is used up. The operator has to top it up.", reason=reason)
     if reply.status == 401 or (reply.status in (400, 403) and names & WRONG_KEY):
-        raise ProviderAuthFailed("The provider refuses this service's key. Its operator has to set a valid one.")
-    refusal = _relayed(reply, reply.without_key(body), _openai_error(document))
+        raise ProviderAuthFailed(
+            "The provider refuses this service's key. Its operator has to set a valid one.", reason=reason
+        )
     if _says_unknown_model(reply.status, document, body):
-        refusal.logged_as = ModelNotFound.code
-    raise refusal
+        reason = UNKNOWN_MODEL + reason
+    raise _relayed(reply, masked, _openai_error(shown), reason)
 
 
-def _relayed(reply: Reply, body: bytes, error: Mapping[str, Any] | None) -> APIError:
+def _relayed(reply: Reply, body: bytes, error: Mapping[str, Any] | None, reason: str) -> APIError:
     if error is None:
         text = body.decode(errors="replace").strip()[:SHOWN_ERROR_CHARACTERS]
         message = text or f"The provider answered {reply.status}."
-        return ProviderRefusal(message, reply.status, _without_type(reply), body)
-    code = error.get("code")
-    is_name = isinstance(code, str) and code.isprintable() and len(code) <= LONGEST_NAME
-    return RelayedError(reply.status, body, code if is_name else None, _without_type(reply))
+        return ProviderRefusal(message, reply.status, _without_type(reply), body, reason)
+    return RelayedError(reply.status, body, error, _without_type(reply), reason)
+
+
+def _shown_name(name: object) -> str | None:
+    """Return a code or type as the log has it; None where it is none."""
+    if isinstance(name, int) and not isinstance(name, bool):
+        name = str(name)
+    return name if isinstance(name, str) and name.isprintable() and 0 < len(name) <= LONGEST_NAME else None
 
 
 def _says_unknown_model(status: int, document: object, body: bytes) -> bool:
@@ -102,7 +115,7 @@ def _says_unknown_model(status: int, document: object, body: bytes) -> bool:
         return False
     return (
         not UNKNOWN_MODEL_CODES.isdisjoint(_names(document))
-        or UNKNOWN_MODEL.search(body[:LONGEST_COMPLAINT]) is not None
+        or MODEL_COMPLAINT.search(body[:LONGEST_COMPLAINT]) is not None
     )
 
 

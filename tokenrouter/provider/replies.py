@@ -77,6 +77,10 @@ class Reply:
         """Return an error of the provider's with our key masked, should it repeat that."""
         return bytes(error).replace(self._key, b"[key]")
 
+    def masked(self, names: str) -> str:
+        """Return what an error is called, likewise."""
+        return self.without_key(names.encode()).decode()
+
     def read(self) -> bytes:
         """Return the whole body."""
         return b"".join(self.chunks())

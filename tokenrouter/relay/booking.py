@@ -65,21 +65,36 @@ class Booking:
         else:
             self._settle(OK, self._counted(count_completion), ESTIMATED, given=given)
 
-    def cut(self, status: str, report: Report | None, count_completion: Callable[[], int], code: str | None) -> None:
-        """Book an answer that was cut short: what arrived is charged, or what was reported where that is more."""
+    def cut(
+        self,
+        status: str,
+        report: Report | None,
+        count_completion: Callable[[], int],
+        error: APIError | None,
+        status_code: int | None = None,
+    ) -> None:
+        """Book an answer that was cut short: what arrived is charged, or what was reported where that is more.
+
+        `error` is what cut it, but for a client who left; `status_code` what the caller got, unless the provider's.
+        """
         if not self._claim():
             return
         if self._client_has_left and status == PROVIDER_ERROR:
-            status, code = CLIENT_CLOSED, None
+            status, error = CLIENT_CLOSED, None
         usage = self._counted(count_completion)
         if report is not None:
             reported = self._reported(report, count_completion)
             known = replace(usage, cached_tokens=reported.cached_tokens, cost=reported.cost)
             usage = max(reported, known, key=lambda usage: usage.total_tokens)
-        self._settle(status, usage, ESTIMATED if report is None else BY_PROVIDER, error_code=code)
+        source = ESTIMATED if report is None else BY_PROVIDER
+        code = None if error is None else error.code
+        self._settle(status, usage, source, status_code=status_code, error_code=code, reason=reason_of(error))
 
-    def failed(self, error: Exception) -> None:
-        """Book a call that brought nothing of an answer: it costs nothing, or its prompt if we ended it ourselves."""
+    def failed(self, error: Exception, status_code: int | None = None) -> None:
+        """Book a call that brought nothing of an answer: it costs nothing, or its prompt if we ended it ourselves.
+
+        `status_code` is what the caller got, unless that is the error's.
+        """
         if not self._claim():
             return
         if self._client_has_left and isinstance(error, ProviderTimeout):
@@ -88,8 +103,8 @@ class Booking:
         status, usage, source = PROVIDER_ERROR, Usage(0, 0, 0), NOT_COUNTED
         if isinstance(error, CallEnded):
             status, usage, source = error.log_status, self._counted(int), ESTIMATED
-        code = api_error.logged_as or api_error.code or api_error.type
-        self._settle(status, usage, source, status_code=api_error.status, error_code=code)
+        code, seen = api_error.code or api_error.type, status_code or api_error.status
+        self._settle(status, usage, source, status_code=seen, error_code=code, reason=reason_of(error))
 
     def _claim(self) -> bool:
         """Return True once: to the ending that came first."""
@@ -128,13 +143,15 @@ class Booking:
         usage: Usage,
         source: str,
         *,
-        status_code: int = 200,
+        status_code: int | None = None,
         error_code: str | None = None,
+        reason: str | None = None,
         given: Given | None = None,
     ) -> None:
+        reply = getattr(self, "reply", None)
         outcome = Outcome(
             status=status,
-            status_code=status_code,
+            status_code=status_code or (200 if reply is None else reply.status),
             charged_tokens=usage.total_tokens,
             usage_source=source,
             prompt_tokens=usage.prompt_tokens,
@@ -145,7 +162,8 @@ class Booking:
             latency_ms=self._elapsed_ms(),
             first_byte_ms=self._first_byte_ms,
             error_code=error_code,
-            provider_request_id=self.reply.request_id if hasattr(self, "reply") else None,
+            reason=reason,
+            provider_request_id=None if reply is None else reply.request_id,
         )
         self._ledger.settle(self._reservation, outcome, given or None)
 
@@ -156,6 +174,15 @@ class Booking:
 def log_status(error: APIError) -> str:
     """Return the status of a call that this ended."""
     return error.log_status if isinstance(error, CallEnded) else PROVIDER_ERROR
+
+
+def reason_of(error: Exception | None) -> str | None:
+    """Return what the log keeps of why a call failed; who left knows why."""
+    if error is None or isinstance(error, ClientLeft):
+        return None
+    if not isinstance(error, APIError):
+        return f"TokenRouter failed on it: {type(error).__name__}"
+    return error.reason or error.message
 
 
 def _within(tokens: int, ceiling: int | None) -> int:

@@ -30,6 +30,7 @@ from tokenrouter.errors import (
     ResponseNotFound,
     StorageUnavailable,
     TeamDisabled,
+    code_and_type,
 )
 from tokenrouter.ledger import (
     CallerChanged,
@@ -73,6 +74,7 @@ def handle(endpoint: Endpoint) -> Response:
     request_body.check_size(own.settings.max_request_bytes)
     known = own.callers.find(request.headers.get("Authorization"))
     caller = known or authenticate(endpoint.path)
+    g.token_id = caller.token_id
     with ExitStack() as finish:  # all that it does is done once the call has ended, a stream's once it has been sent
         received = None
         try:
@@ -134,6 +136,8 @@ def _answer(
         response = _relay(booking, finish)
     except Exception as error:  # whatever went wrong, the hold is given back
         booking.failed(error)
+        if isinstance(error, APIError):
+            error.is_logged = True
         raise
     if reservation.output_limit is not None:
         response.headers["x-tokenrouter-output-limit"] = str(reservation.output_limit)
@@ -191,16 +195,20 @@ def _end(booking: Booking, link: ProviderLink, error: CallEnded) -> None:
         threading.Thread(target=booking.failed, args=(error,), name="ending").start()
 
 
-def authenticate(endpoint_path: str) -> Caller:
+def authenticate(endpoint_path: str | None = None) -> Caller:
     """Return the team of the current request's token, as the database has it now.
 
-    Raises InvalidAPIKey, TeamDisabled, which the log keeps, and StorageUnavailable.
+    Of a call, whose path is given, the log keeps that its team is disabled; a look at models or use is no call.
+    Raises InvalidAPIKey, TeamDisabled and StorageUnavailable.
     """
     own, authorization = runtime.current(), request.headers.get("Authorization")
     caller = auth.authenticate(own.readers, authorization)
+    g.token_id = caller.token_id
     if not caller.active:
-        refusal = TeamDisabled("This team is disabled. Who administers this service can enable it again.")
-        _log_refusal(own.ledger, new_call_request(caller, endpoint_path, model="", stream=False), refusal)
+        message = "This team is disabled. Who administers this service can enable it again."
+        refusal = TeamDisabled(message, reason="the team is disabled")
+        if endpoint_path is not None:
+            _log_refusal(own.ledger, new_call_request(caller, endpoint_path, model="", stream=False), refusal)
         raise refusal
     own.callers.remember(authorization, caller)
     return caller
@@ -229,7 +237,8 @@ def _log_refusal(ledger: Ledger, call_request: CallRequest, refusal: ModelNotFou
     Where it cannot be written the refusal stands all the same.
     """
     try:
-        refusal.request_id = ledger.reject(call_request, refusal.status, refusal.code)
+        refusal.request_id = ledger.reject(call_request, refusal.status, refusal.code, refusal.reason)
+        refusal.is_logged = True
     except StorageUnavailable:
         logger.warning("The refusal of request %s could not be logged", call_request.request_id)
 
@@ -299,11 +308,12 @@ def _relay_json(booking: Booking, chunks: Iterator[bytes]) -> Response:
     except (ProviderError, CallEnded) as error:
         if body:
             text = body.decode(errors="replace") if booking.call.endpoint.answers_in_text else ""
-            booking.cut(log_status(error), None, lambda: count_tokens(text), error.code)
+            booking.cut(log_status(error), None, lambda: count_tokens(text), error, error.status)
         raise
     if len(body) > MOST_ANSWER_BYTES:
-        booking.cut(PROVIDER_ERROR, None, int, ProviderBadResponse.code)  # what it says is not worth its count
-        raise ProviderBadResponse(f"The provider's answer has more than {MOST_ANSWER_BYTES:,} bytes.")
+        too_large = ProviderBadResponse(f"The provider's answer has more than {MOST_ANSWER_BYTES:,} bytes.")
+        booking.cut(PROVIDER_ERROR, None, int, too_large, too_large.status)  # what it says is not worth its count
+        raise too_large
     document = parse_json(body)
     if not (isinstance(document, dict) or booking.call.takes_plain_text):
         raise ProviderBadResponse("The provider's answer is not a JSON object.")
@@ -316,10 +326,16 @@ def _book_document(booking: Booking, document: dict[str, Any]) -> None:
     report, texts = read_usage(document), booking.call.endpoint.read_answer(document)
     brings_something = bool(report) or texts.additions > 0
     has_failed = has_error(document)
-    if has_failed and brings_something:
-        booking.cut(PROVIDER_ERROR, report, texts.tokens, ProviderError.code)
-    elif has_failed or not (brings_something or not booking.call.endpoint.limits or booking.call.takes_plain_text):
-        booking.failed(ProviderError("The provider answered with an error under status 200, or with nothing."))
+    if has_failed:
+        named = booking.reply.masked(code_and_type(document))
+        reason = f"an error under HTTP {booking.reply.status}, {named}"
+        error = ProviderError("The provider answered with an error.", reason=reason)
+        if brings_something:
+            booking.cut(PROVIDER_ERROR, report, texts.tokens, error)
+        else:
+            booking.failed(error, booking.reply.status)
+    elif not (brings_something or not booking.call.endpoint.limits or booking.call.takes_plain_text):
+        booking.failed(ProviderError("The provider answered with nothing."), booking.reply.status)
     else:
         response_id = document.get("id")
         given = Given(response_id if isinstance(response_id, str) else None, tuple(item_ids(document)))

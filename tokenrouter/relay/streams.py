@@ -91,7 +91,7 @@ class Stream:
             yield rest
 
     def _error_event(self, error: APIError) -> bytes:
-        self._cut(log_status(error), error.code)
+        self._cut(log_status(error), error)
         return b"data: " + error.body() + b"\n\n"
 
     def _read_on(self) -> None:
@@ -110,17 +110,24 @@ class Stream:
         if self._meter.state is StreamState.WHOLE or not self._meter.state.has_ended:
             self._book_whole()
         else:
-            self._cut(PROVIDER_ERROR, "provider_error")
+            self._cut(PROVIDER_ERROR, self._provider_error())
+
+    def _provider_error(self) -> ProviderError:
+        """Return what the log keeps of a stream that ended badly by the provider's own word."""
+        if not self._meter.state.has_failed:
+            return ProviderBadResponse("Nothing of an answer came.")
+        named = self._booking.reply.masked(self._meter.error)
+        return ProviderError("The provider's stream has an error.", reason=f"an error in the stream, {named}")
 
     def _book_whole(self) -> None:
         given = Given(self._meter.response_id, tuple(self._meter.item_ids))
         self._booking.answered(self._meter.report, self._meter.completion_tokens, given)
 
-    def _cut(self, status: str, code: str | None) -> None:
-        if self._meter.state.has_nothing and status == PROVIDER_ERROR:
-            self._booking.failed(ProviderBadResponse("Nothing of an answer came."))
+    def _cut(self, status: str, error: APIError | None) -> None:
+        if error is not None and self._meter.state.has_nothing and status == PROVIDER_ERROR:
+            self._booking.failed(error, self._booking.reply.status)
             return
-        self._booking.cut(status, self._meter.report, self._meter.completion_tokens, code)
+        self._booking.cut(status, self._meter.report, self._meter.completion_tokens, error)
 
     def close(self) -> None:
         """Book the stream as left by its caller, if it has not ended; give the connection and the place back.
@@ -180,7 +187,7 @@ class BinaryStream:
             yield from self._chunks
             self._booking.answered(None, int)
         except (ProviderError, CallEnded) as error:
-            self._booking.cut(log_status(error), None, int, error.code)
+            self._booking.cut(log_status(error), None, int, error)
             raise ConnectionResetError(errno.ECONNRESET, error.message) from error
         finally:
             self.close()

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import ColumnElement, false, func, literal_column, select
+from sqlalchemy import ColumnElement, CompoundSelect, Select, case, false, func, literal_column, select, union_all
 from sqlalchemy.engine import Connection
 
-from tokenrouter.database.log_status import PENDING, RARE_STATUSES
+from tokenrouter.database.log_status import ANY_FAILURE, FAILURES, PENDING, RARE_STATUSES
 from tokenrouter.database.tables import (
     AnyRow,
     ApiToken,
@@ -23,6 +24,7 @@ from tokenrouter.database.tables import (
     UsageDaily,
     clamp_id,
     clamp_text,
+    normalized,
 )
 from tokenrouter.reports.days import day_of
 from tokenrouter.reports.reading import reading
@@ -36,11 +38,37 @@ SEARCH_S = 0.15
 RECENT_ROWS = 20_000
 RECENT_DAYS = 30
 MOST_OPTIONS = 200
+MOST_ALTERNATIVES = 20  # that are looked up in an index each; where more fit, the log is looked through instead
 
 COLUMNS = RequestLog.__table__, RequestLog.group_name.label("group_name")
-COMPARED = ("request_id", "team_id", "group_id", "token_id", "token_prefix", "status", "model", "endpoint")
+IS_UNPRICED = RequestLog.cost.is_(None) & (RequestLog.charged_tokens > 0)
+SUMS = (
+    func.sum(RequestLog.repeats),
+    func.sum(RequestLog.charged_tokens),
+    func.sum(RequestLog.cost),
+    func.sum(case((IS_UNPRICED, 1), else_=0)),
+)
+NO_LONGER_UNPRICED = -func.count(case((IS_UNPRICED, CostCorrection.call_id)).distinct())
+CORRECTIONS: tuple[Any, ...] = (
+    literal_column("0"),
+    literal_column("0"),
+    func.sum(CostCorrection.cost),
+    NO_LONGER_UNPRICED,
+)
+COMPARED = (
+    "request_id",
+    "team_id",
+    "group_id",
+    "token_id",
+    "token_prefix",
+    "status",
+    "error_code",
+    "model",
+    "endpoint",
+)
 
 CallRow = AnyRow  # with the columns of the log, and the group's name, as attributes
+AnySelect = Select[*tuple[Any, ...]]
 Step = Callable[[Connection, int, int], tuple[list[CallRow], int | None]]
 
 
@@ -49,11 +77,16 @@ class CallFilter:
     """Which calls to show; None leaves it open. `until` itself is not within."""
 
     team_id: int | None = None
+    team_ids: tuple[int, ...] | None = None
+    """Any of these teams."""
     group_id: int | None = None
     token_id: int | None = None
     token_prefix: str | None = None
     model: str | None = None
     status: str | None = None
+    """A status, or ANY_FAILURE."""
+    error_code: str | None = None
+    slower_than_ms: int | None = None
     endpoint: str | None = None
     since: datetime | None = None
     until: datetime | None = None
@@ -71,6 +104,18 @@ class CallsPage:
     """The `after_id` of the page before; None on the newest page."""
     searched_back_to: datetime | None = None
     """The time of the last call looked at, where the search stopped before the page was full; `before_id` resumes."""
+
+
+@dataclass(frozen=True)
+class CallSums:
+    """What the calls that fit come to; `cost` is in billionths, of those whose cost is known."""
+
+    calls: int
+    tokens: int
+    cost: int
+    unpriced_calls: int
+    searched_back_to: datetime | None
+    """The time of the last call looked at, where the time was over before all were."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +165,23 @@ def iterate_calls(filter: CallFilter) -> Iterator[CallRow]:
         yield from rows
 
 
+def call_sums(filter: CallFilter, *, search_s: float = SEARCH_S) -> CallSums:
+    """Add up the calls that fit, the newest first, for as long as `search_s`; the newest of all are always counted."""
+    deadline = time.monotonic() + search_s
+    totals = [0, 0, 0, 0]
+    with reading() as connection:
+        search = _Search(connection, filter, in_windows=True)
+        has_corrections = connection.execute(select(CostCorrection.id).limit(1)).first() is not None
+        rest: int | None = search.end
+        while rest is not None:
+            sums, rest = search.sums(connection, rest, has_corrections=has_corrections)
+            totals = [total + more for total, more in zip(totals, sums, strict=True)]
+            if time.monotonic() > deadline:
+                break
+        calls, tokens, cost, unpriced = totals
+        return CallSums(calls, tokens, cost, unpriced, None if rest is None else _time_of(connection, rest))
+
+
 def call(call_id: int) -> CallDetail | None:
     """Return a call, or None where there is none.
 
@@ -159,6 +221,33 @@ def model_names() -> list[str]:
         return list(connection.execute(query).scalars())
 
 
+def team_names() -> list[str]:
+    """Return the living teams' names, those of the teams that called last first; not more than anyone could read."""
+    last_use = select(ApiToken.team_id, func.max(ApiToken.last_used_at).label("at")).group_by(ApiToken.team_id)
+    used = last_use.subquery()
+    query = (
+        select(Team.name)
+        .outerjoin(used, used.c.team_id == Team.id)
+        .where(Team.deleted_at.is_(None))
+        .order_by(used.c.at.is_(None), used.c.at.desc(), Team.name)
+    )
+    with reading() as connection:
+        return list(connection.execute(query.limit(MOST_OPTIONS)).scalars())
+
+
+def teams_named(part: str) -> list[AnyRow]:
+    """Return id and name of all teams, also deleted ones, that have this in their name, whatever its capitals."""
+    is_named = Team.name.icontains(clamp_text(normalized(part)), autoescape=True)
+    with reading() as connection:
+        return list(connection.execute(select(Team.id, Team.name).where(is_named).order_by(Team.name, Team.id)))
+
+
+def token_prefix(token_id: int) -> str | None:
+    """Return the first characters of a token; None where there never was one of this id."""
+    with reading() as connection:
+        return connection.execute(select(ApiToken.prefix).where(ApiToken.id == clamp_id(token_id))).scalar()
+
+
 def endpoint_names() -> list[str]:
     """Return the endpoints of the newest calls, the most used first, likewise."""
     newest = select(RequestLog.endpoint).order_by(RequestLog.id.desc()).limit(RECENT_ROWS).subquery()
@@ -174,20 +263,25 @@ class _Search:
     from where to go on, None at the end.
     """
 
-    def __init__(self, connection: Connection, filter: CallFilter) -> None:
-        self.indexed, others = _conditions(connection, filter)
-        self.window_rows = (SCATTERED_ROWS if self.indexed else WINDOW_ROWS) if others else None
+    def __init__(self, connection: Connection, filter: CallFilter, *, in_windows: bool = False) -> None:
+        """Go by windows also where an index gives nothing but what fits, if `in_windows`."""
+        self.alternatives, others = _conditions(connection, filter)
+        self.is_merged = len(self.alternatives) > 1
+        self.indexed = [] if self.is_merged else self.alternatives
+        self.window_rows = None
+        if others or in_windows or self.is_merged:
+            self.window_rows = SCATTERED_ROWS if self.alternatives else WINDOW_ROWS
         self.first = 0
         self.end = (connection.execute(select(func.max(RequestLog.id))).scalar() or 0) + 1
         if filter.since is not None:
             since = min(max(filter.since, EARLIEST), LATEST)
             others.append(RequestLog.created_at >= since)
-            self.first = _first_id_since(connection, since - DISORDER, self.end)
+            self.first = first_id_since(connection, since - DISORDER, self.end)
         if filter.until is not None:
             until = min(max(filter.until, EARLIEST), LATEST)
             others.append(RequestLog.created_at < until)
-            self.end = _first_id_since(connection, until + DISORDER, self.end)
-        self.rows = select(*COLUMNS).where(*self.indexed, *others)
+            self.end = first_id_since(connection, until + DISORDER, self.end)
+        self.conditions = [*self.indexed, *others]
 
     def page_down(self, connection: Connection, before_id: int | None, limit: int, search_s: float) -> CallsPage:
         """Return the page below an id, or the newest."""
@@ -212,19 +306,47 @@ class _Search:
 
     def older(self, connection: Connection, before_id: int, limit: int) -> tuple[list[CallRow], int | None]:
         """Take a step down."""
+        order = RequestLog.id.desc()
+        within, rest = self._window_below(connection, before_id)
+        rows = list(connection.execute(self._of(select(*COLUMNS), within, order).order_by(order).limit(limit)))
+        return (rows, rows[-1].id) if len(rows) == limit else (rows, rest)
+
+    def sums(self, connection: Connection, before_id: int, *, has_corrections: bool) -> tuple[list[int], int | None]:
+        """Take a step down that adds up what fits: calls, tokens, cost, and calls without a price."""
+        order = RequestLog.id.desc()
+        within, rest = self._window_below(connection, before_id)
+        sums = list(connection.execute(self._of(select(*SUMS), within, order)).one())
+        if has_corrections:
+            corrected = select(*CORRECTIONS).join(RequestLog, RequestLog.id == CostCorrection.call_id)
+            more = connection.execute(self._of(corrected, within, order)).one()
+            sums = [(total or 0) + (each or 0) for total, each in zip(sums, more, strict=True)]
+        return [int(total or 0) for total in sums], rest
+
+    def _window_below(
+        self, connection: Connection, before_id: int
+    ) -> tuple[tuple[ColumnElement[bool], ...], int | None]:
+        """Return what lies in the next window, and the id from where to go on, None where it is the last."""
         edge = self._edge(connection, RequestLog.id < before_id, RequestLog.id.desc())
         within = RequestLog.id < before_id, RequestLog.id >= max(self.first, edge or 0)
-        rows = list(connection.execute(self.rows.where(*within).order_by(RequestLog.id.desc()).limit(limit)))
-        if len(rows) == limit:
-            return rows, rows[-1].id
-        return rows, edge if edge is not None and edge > self.first else None
+        return within, edge if edge is not None and edge > self.first else None
+
+    def _of(self, query: AnySelect, within: tuple[ColumnElement[bool], ...], order: ColumnElement[int]) -> AnySelect:
+        """Let a query have what fits in a window, whose ids several look-ups give where one cannot."""
+        if self.is_merged:
+            within = (RequestLog.id.in_(self._merged(within, order)),)
+        return query.where(*self.conditions, *within)
+
+    def _merged(self, within: tuple[ColumnElement[bool], ...], order: ColumnElement[int]) -> CompoundSelect[tuple[int]]:
+        ids = select(RequestLog.id).order_by(order).limit(self.window_rows)
+        return union_all(*(select(ids.where(each, *within).subquery()) for each in self.alternatives))
 
     def newer(self, connection: Connection, after_id: int, limit: int) -> tuple[list[CallRow], int | None]:
         """Take a step up."""
-        edge = self._edge(connection, RequestLog.id > after_id, RequestLog.id.asc())
+        order = RequestLog.id.asc()
+        edge = self._edge(connection, RequestLog.id > after_id, order)
         last = self.end - 1 if edge is None else min(edge, self.end - 1)
         within = RequestLog.id > max(after_id, self.first - 1), RequestLog.id <= last
-        rows = list(connection.execute(self.rows.where(*within).order_by(RequestLog.id).limit(limit)))
+        rows = list(connection.execute(self._of(select(*COLUMNS), within, order).order_by(order).limit(limit)))
         if len(rows) == limit:
             return rows, rows[-1].id
         return rows, last if last < self.end - 1 else None
@@ -233,8 +355,10 @@ class _Search:
         """Return the last id of the next window, or None where it has no end."""
         if self.window_rows is None:
             return None
-        query = select(RequestLog.id).where(*self.indexed, beyond).order_by(order)
-        return connection.execute(query.limit(1).offset(self.window_rows - 1)).scalar()
+        query = select(RequestLog.id).where(*self.indexed, beyond)
+        if self.is_merged:
+            query = select(RequestLog.id).where(RequestLog.id.in_(self._merged((beyond,), order)))
+        return connection.execute(query.order_by(order).limit(1).offset(self.window_rows - 1)).scalar()
 
 
 def _collect(
@@ -252,35 +376,58 @@ def _collect(
 def _conditions(
     connection: Connection, filter: CallFilter
 ) -> tuple[list[ColumnElement[bool]], list[ColumnElement[bool]]]:
-    """Return the condition that an index serves best, if one does, and the others but for the dates."""
+    """Return the condition that an index serves best, if one does, and the others but for the dates.
+
+    Instead of one there are several where an index gives what fits any of them.
+    """
     given = {name: getattr(filter, name) for name in COMPARED if getattr(filter, name) is not None}
     conditions = {
         name: getattr(RequestLog, name) == (clamp_id(value) if isinstance(value, int) else clamp_text(value))
         for name, value in given.items()
     }
+    if filter.slower_than_ms is not None:
+        conditions["slower_than_ms"] = RequestLog.latency_ms > filter.slower_than_ms
+    if filter.team_ids is not None:
+        conditions["team_ids"] = RequestLog.team_id.in_(filter.team_ids)
+    if filter.status == ANY_FAILURE:
+        conditions["status"] = RequestLog.status.in_(FAILURES)
     by_index = ["request_id", "team_id", "group_id"]
     if filter.status == PENDING:
         by_index.insert(1, "status")
         conditions["status"] = RequestLog.id.in_(PENDING_IDS)  # else SQLite would go through the log from its end
     elif filter.status in RARE_STATUSES:
         by_index.append("status")
-        conditions["status"] = _has_status(filter.status)
+        conditions["status"] = has_status(filter.status)
     if "team_id" not in conditions and (owners := _teams_of_token(connection, filter)) is not None:
         if not owners:
             return [false()], []
         if len(owners) == 1:
             conditions["team_id"] = RequestLog.team_id == owners[0]
     best = next((name for name in by_index if name in conditions), None)
-    indexed = [] if best is None else [conditions.pop(best)]
-    return indexed, list(conditions.values())
+    if best is not None:
+        return [conditions.pop(best)], list(conditions.values())
+    replaced, alternatives = _alternatives(filter)
+    conditions.pop(replaced, None)
+    return alternatives, list(conditions.values())
 
 
-def _has_status(status: str) -> ColumnElement[bool]:
+def _alternatives(filter: CallFilter) -> tuple[str, list[ColumnElement[bool]]]:
+    """Return conditions that an index serves each, of which one has to be met, and which one they stand for."""
+    if filter.status == ANY_FAILURE:
+        return "status", [has_status(status) for status in FAILURES]
+    if filter.team_ids is not None and len(filter.team_ids) <= MOST_ALTERNATIVES:
+        return "team_ids", [RequestLog.team_id == team_id for team_id in filter.team_ids] or [false()]
+    if filter.error_code is not None:  # which no call has that ended well
+        return "", [has_status(status) for status in RARE_STATUSES]
+    return "", []
+
+
+def has_status(status: str) -> ColumnElement[bool]:
     """Spell the status out, not bind it: only so can an index of some statuses alone serve."""
     return RequestLog.status == literal_column(f"'{status}'")
 
 
-PENDING_IDS = select(RequestLog.id).where(_has_status(PENDING)).correlate(None)
+PENDING_IDS = select(RequestLog.id).where(has_status(PENDING)).correlate(None)
 
 
 def _teams_of_token(connection: Connection, filter: CallFilter) -> list[int] | None:
@@ -294,7 +441,7 @@ def _teams_of_token(connection: Connection, filter: CallFilter) -> list[int] | N
     return list(connection.execute(select(ApiToken.team_id).where(is_meant).distinct()).scalars())
 
 
-def _first_id_since(connection: Connection, moment: datetime, end: int) -> int:
+def first_id_since(connection: Connection, moment: datetime, end: int) -> int:
     """Return an id before which no call is from `moment` or later, by bisection; `end` where all are earlier.
 
     Where times are out of order by less than the caller allowed for, no call is lost.

@@ -1,17 +1,18 @@
 """What the panel shows of groups, and of teams and groups together."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from typing import ClassVar
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from tokenrouter.database.tables import Group, GroupUsageDaily, Team, clamp_id
+from tokenrouter.natural_order import by_name
 from tokenrouter.reports.days import day_of
-from tokenrouter.reports.limits import Nearness, Use, nearness_of, share_of, use_of
+from tokenrouter.reports.limits import Nearness, Use, nearness_of, use_of
 from tokenrouter.reports.reading import reading
+from tokenrouter.reports.running_out import End, ends_of, is_limited
 from tokenrouter.reports.teams import LATELY_DAYS, TeamUse, team_use
 
 
@@ -20,6 +21,8 @@ class GroupUse(Use):
     """A living group, its counters, and how many teams it has."""
 
     teams: int
+    end: End | None = None
+    """When quota or budget will be used up; None where they last."""
     kind: ClassVar[str] = "group"
 
 
@@ -41,19 +44,21 @@ MEMBERS = (
     .correlate(Group)
     .scalar_subquery()
 )
+LIVING_TEAM = Team.deleted_at.is_(None)
 LIVING = select(Group, MEMBERS.label("teams")).where(Group.deleted_at.is_(None))
 
 
 def groups() -> list[GroupUse]:
     """Return all living groups by name."""
     with reading() as connection, Session(connection) as session:
-        rows = session.execute(LIVING.order_by(func.lower(Group.name), Group.id)).all()
-        return [GroupUse(**use_of(group), teams=teams) for group, teams in rows]
+        uses = [GroupUse(**use_of(group), teams=teams) for group, teams in session.execute(LIVING)]
+    return sorted(uses, key=by_name)
 
 
 def group_detail(group_id: int, now: datetime | None = None) -> GroupDetail | None:
     """Return all about a living group, or None where there is none."""
-    since = day_of(now or datetime.now(UTC)) - timedelta(days=LATELY_DAYS - 1)
+    now = now or datetime.now(UTC)
+    since = day_of(now) - timedelta(days=LATELY_DAYS - 1)
     sums = func.sum(GroupUsageDaily.requests), func.sum(GroupUsageDaily.total_tokens)
     lately = select(*sums).where(GroupUsageDaily.group_id == clamp_id(group_id), GroupUsageDaily.day >= since)
     members = select(Team).where(Team.group_id == clamp_id(group_id), Team.deleted_at.is_(None))
@@ -62,10 +67,11 @@ def group_detail(group_id: int, now: datetime | None = None) -> GroupDetail | No
         if row is None:
             return None
         requests, tokens = connection.execute(lately).one()
+        group = GroupUse(**use_of(row.Group), teams=row.teams)
         return GroupDetail(
-            GroupUse(**use_of(row.Group), teams=row.teams),
+            replace(group, end=ends_of(connection, Group, [group], now).get(group.id)),
             row.Group.created_at,
-            [TeamUse(**team_use(team)) for team in session.scalars(members.order_by(func.lower(Team.name), Team.id))],
+            [TeamUse(**team_use(team)) for team in sorted(session.scalars(members), key=by_name)],
             int(requests or 0),
             int(tokens or 0),
         )
@@ -73,9 +79,9 @@ def group_detail(group_id: int, now: datetime | None = None) -> GroupDetail | No
 
 def group_names() -> dict[int, str]:
     """Return the names of the living groups, by id, in order."""
-    query = select(Group.id, Group.name).where(Group.deleted_at.is_(None)).order_by(func.lower(Group.name), Group.id)
+    query = select(Group.id, Group.name).where(Group.deleted_at.is_(None))
     with reading() as connection:
-        return dict(connection.execute(query).all())
+        return dict(sorted(connection.execute(query).all(), key=by_name))
 
 
 def groups_near(nearness: Nearness) -> int:
@@ -85,18 +91,39 @@ def groups_near(nearness: Nearness) -> int:
         return connection.execute(near).scalar_one()
 
 
-def nearest_to_quota(limit: int) -> Sequence[TeamUse | GroupUse]:
-    """Return the active teams, and the groups, nearest to their quotas first, then the unlimited teams by use."""
-    share = share_of(Team).desc().nulls_last(), Team.used_tokens.desc(), Team.id
-    teams = select(Team).where(Team.deleted_at.is_(None), Team.active).order_by(*share).limit(limit)
-    limited = (
-        LIVING.where(or_(Group.quota_tokens.is_not(None), Group.budget.is_not(None)))
-        .order_by(share_of(Group).desc(), Group.id)
-        .limit(limit)
-    )
+@dataclass(frozen=True)
+class RunningOut:
+    """Who will have used up quota or budget next, the soonest first, and how many have already."""
+
+    next: list[tuple[TeamUse | GroupUse, End]]
+    used_up_teams: int
+    used_up_groups: int
+    has_teams: bool
+    """Whether there is any team at all."""
+
+
+def running_out(limit: int, now: datetime | None = None) -> RunningOut:
+    """Return who runs out next, teams and groups; whom a limit of 0 or being disabled blocks is none of them."""
+    now = now or datetime.now(UTC)
     with reading() as connection, Session(connection) as session:
-        found: list[TeamUse | GroupUse] = [
-            GroupUse(**use_of(group), teams=members) for group, members in session.execute(limited)
+        teams = [
+            TeamUse(**team_use(team)) for team in session.scalars(select(Team).where(LIVING_TEAM, is_limited(Team)))
         ]
-        found += [TeamUse(**team_use(team)) for team in session.scalars(teams)]
-    return sorted(found, key=lambda use: -1.0 if use.share is None else use.share, reverse=True)[:limit]
+        groups = [
+            GroupUse(**use_of(group), teams=members)
+            for group, members in session.execute(LIVING.where(is_limited(Group)))
+        ]
+        team_ends = ends_of(connection, Team, teams, now, all_of_them=True)
+        group_ends = ends_of(connection, Group, groups, now, all_of_them=True)
+        has_teams = connection.execute(select(Team.id).where(LIVING_TEAM).limit(1)).first() is not None
+    ending: list[tuple[TeamUse | GroupUse, End]] = [(use, group_ends[use.id]) for use in groups if use.id in group_ends]
+    ending += [(use, team_ends[use.id]) for use in teams if use.id in team_ends]
+    upcoming = sorted((each for each in ending if not each[1].is_used_up), key=_soonest)
+    used_up = [use.kind for use, end in ending if end.is_used_up]
+    return RunningOut(upcoming[:limit], used_up.count("team"), used_up.count("group"), has_teams)
+
+
+def _soonest(ending: tuple[Use, End]) -> tuple[date, float]:
+    """Of those that end on a day, the one comes first that has used the most of its own."""
+    use, end = ending
+    return end.day, -(use.share or 0)

@@ -1,21 +1,20 @@
-"""What the management API reads: teams and groups in pages, and use by day, team, group or model."""
+"""What the management API reads: teams and groups in pages, and use by day, team, group, model or token."""
 
-from datetime import date
-from typing import Any, Literal, TypeVar, get_args
+from datetime import date, timedelta
+from typing import Any, TypeVar
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
-from tokenrouter.database.tables import Group, GroupUsageDaily, Team, UsageDaily, clamp_id, clamp_text, db, normalized
+from tokenrouter.database.tables import ApiToken, Group, Team, clamp_id, clamp_text, db, normalized
 from tokenrouter.money import decimal_string
+from tokenrouter.reports.daily_sums import DIMENSIONS, NOTHING, Dimension, Scope, Sums, read_sums
 from tokenrouter.reports.reading import reading
-from tokenrouter.reports.views import known_cost
 
-Grouping = Literal["day", "team", "group", "model"]
-GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
+Grouping = Dimension
+GROUPINGS = DIMENSIONS
 TOLD = ("requests", "prompt_tokens", "completion_tokens", "total_tokens")
-SUMS = (*TOLD, "cost", "priced_tokens")
 
 
 def teams_after(after_id: int, limit: int, name: str | None = None) -> tuple[list[Team], bool]:
@@ -47,57 +46,32 @@ def usage(
     since: date | None = None,
     until: date | None = None,
 ) -> list[dict[str, Any]]:
-    """Return what was used by day, team, group or model, in that order; `until` itself is not within.
+    """Return what was used by day, team, group, model or token, in that order; `until` itself is not within.
 
-    Use is of the group in which it was booked, wherever the team is now; None is that of no group, the last row. Teams
-    that have had the same name one after the other are one here, groups too. `total_tokens` is what was charged.
+    Use is of the group in which it was booked, wherever the team is now; None is that of no group, or what was used
+    before the use of tokens was kept, the last row. Teams that have had the same name one after the other are one here,
+    groups too. `total_tokens` is what was charged.
+    Raises InvalidRequest for a group by token, of which no totals are kept.
     """
-    asked = team_id, group_id, since, until
+    if until == date.min:
+        return []
+    scope = Scope(since, until and until - timedelta(days=1), team_id, group_id)
     with reading() as connection:
-        if group_by != "group":
-            table = UsageDaily if group_id is None else GroupUsageDaily
-            keys = {"day": table.day, "team": Team.name, "model": table.model}
-            rows: list[tuple[Any, dict[str, int]]] = [
-                (str(key), sums) for key, sums in _sums(connection, table, keys[group_by], *asked)
-            ]
-        else:
-            rows = _sums(connection, GroupUsageDaily, Group.name, *asked)
-            if group_id is None:
-                left = _of_no_group(connection, [sums for _, sums in rows], *asked)
-                rows += [(None, left)] if left["requests"] else []
-    return [{group_by: key, **_told(sums)} for key, sums in rows]
+        found = read_sums(connection, (group_by,), scope)
+        names = _names(connection, group_by)
+    named: dict[str | None, Sums] = {}
+    for (key,), sums in found.items():
+        name = None if key is None else str(names.get(key, key))
+        named[name] = named.get(name, NOTHING).plus(sums)
+    order = sorted(named, key=lambda name: (name is None, name or ""))
+    return [{group_by: name, **_told(named[name])} for name in order]
 
 
-def _told(sums: dict[str, int]) -> dict[str, Any]:
-    cost = known_cost(sums["cost"], sums["total_tokens"], sums["priced_tokens"])
-    return {**{name: sums[name] for name in TOLD}, "cost": decimal_string(cost)}
+def _names(connection: Connection, group_by: Grouping) -> dict[int, str]:
+    """Return what the ids of teams, groups or tokens stand for: tokens begin with that, as the log shows them."""
+    columns = {"team": (Team.id, Team.name), "group": (Group.id, Group.name), "token": (ApiToken.id, ApiToken.prefix)}
+    return dict(connection.execute(select(*columns[group_by])).all()) if group_by in columns else {}
 
 
-def _of_no_group(connection: Connection, grouped: list[dict[str, int]], *asked: Any) -> dict[str, int]:
-    """Return what is left of all use once that of groups is taken from it."""
-    everything = [sums for _, sums in _sums(connection, UsageDaily, UsageDaily.day, *asked)]
-    return {name: sum(sums[name] for sums in everything) - sum(sums[name] for sums in grouped) for name in SUMS}
-
-
-def _sums(
-    connection: Connection,
-    table: type[UsageDaily | GroupUsageDaily],
-    key: Any,
-    team_id: int | None,
-    group_id: int | None,
-    since: date | None,
-    until: date | None,
-) -> list[tuple[Any, dict[str, int]]]:
-    sums = [func.sum(getattr(table, name)) for name in SUMS]
-    query = select(key, *sums).select_from(table).join(Team, Team.id == table.team_id).group_by(key).order_by(key)
-    if table is GroupUsageDaily:
-        query = query.join(Group, Group.id == GroupUsageDaily.group_id)
-        if group_id is not None:
-            query = query.where(GroupUsageDaily.group_id == clamp_id(group_id))
-    if team_id is not None:
-        query = query.where(table.team_id == clamp_id(team_id))
-    if since is not None:
-        query = query.where(table.day >= since)
-    if until is not None:
-        query = query.where(table.day < until)
-    return [(key, dict(zip(SUMS, map(int, values), strict=True))) for key, *values in connection.execute(query)]
+def _told(sums: Sums) -> dict[str, Any]:
+    return {**{name: getattr(sums, name) for name in TOLD}, "cost": decimal_string(sums.known_cost)}

@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, func, literal_column, select, union_all
+from sqlalchemy import ColumnElement, func, literal_column, select
 from sqlalchemy.engine import Connection
 
-from tokenrouter.database.log_status import FAILURES, PENDING
-from tokenrouter.database.tables import AnyRow, GroupUsageDaily, RequestLog, Team, UsageDaily
+from tokenrouter.database.log_status import PENDING
+from tokenrouter.database.tables import GroupUsageDaily, RequestLog, Team, UsageDaily
 from tokenrouter.reports.days import day_of
 from tokenrouter.reports.reading import reading
 
@@ -64,12 +64,14 @@ class Overview:
 
 @dataclass(frozen=True)
 class Series:
-    """What was used by day, of a team, or of several together, for which `team_id` is None."""
+    """What was used by day, of a team, or of something else, for which `team_id` is None."""
 
     team_id: int | None
     name: str
     amounts: list[int]
     """Tokens, or the billionths that they cost as far as that is known."""
+    is_rest: bool = False
+    """Whether it is what is left of all others."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,14 @@ class DailyUse:
     days: list[date]
     series: list[Series]
     unit: Unit = "tokens"
+    step: Literal["day", "month"] = "day"
+    """For what each of the days stands: itself, or the month that it begins."""
+
+    @property
+    def rest_share(self) -> float:
+        """How much of it all is what is left of others, 1.0 being all."""
+        total = sum(sum(each.amounts) for each in self.series)
+        return sum(sum(each.amounts) for each in self.series if each.is_rest) / total if total else 0.0
 
 
 # The status is spelled out, not bound: only so can an index of some statuses alone serve.
@@ -171,10 +181,10 @@ def _series(connection: Connection, days: list[date], unit: Unit) -> list[Series
         for team_id in biggest
     ]
     gone = select(Team.id).where(Team.deleted_at.is_not(None))
-    deleted = Series(None, DELETED_TEAMS, _amounts(connection, days, unit, UsageDaily.team_id.in_(gone)))
+    deleted = Series(None, DELETED_TEAMS, _amounts(connection, days, unit, UsageDaily.team_id.in_(gone)), is_rest=True)
     parts = zip(*(each.amounts for each in (*series, deleted)), strict=True)
     rest = [total - sum(part) for total, part in zip(_amounts(connection, days, unit), parts, strict=True)]
-    return [each for each in (*series, Series(None, OTHER_TEAMS, rest), deleted) if any(each.amounts)]
+    return [each for each in (*series, Series(None, OTHER_TEAMS, rest, is_rest=True), deleted) if any(each.amounts)]
 
 
 def _biggest_first(connection: Connection, days: list[date], unit: Unit) -> Iterable[int]:
@@ -198,23 +208,3 @@ def _amounts(
     query = select(table.day, func.sum(_column(table, unit))).where(table.day.between(days[0], days[-1]), *conditions)
     found: dict[date, Any] = dict(connection.execute(query.group_by(table.day)).all())
     return [int(found.get(day, 0)) for day in days]
-
-
-def last_failures(limit: int) -> list[AnyRow]:
-    """Return the newest calls that the provider or we refused or that were interrupted, newest first.
-
-    They have the log's columns as attributes.
-    """
-    newest = (
-        select(
-            select(RequestLog.id)
-            .where(RequestLog.status == literal_column(f"'{status}'"))
-            .order_by(RequestLog.id.desc())
-            .limit(limit)
-            .subquery()
-        )
-        for status in FAILURES
-    )
-    query = select(RequestLog.__table__).where(RequestLog.id.in_(union_all(*newest)))
-    with reading() as connection:
-        return list(connection.execute(query.order_by(RequestLog.id.desc()).limit(limit)))

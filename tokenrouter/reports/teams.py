@@ -1,10 +1,11 @@
 """What the panel shows of teams: their quotas, how near they are to them, their tokens, and what they used lately."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, ClassVar, Literal
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, bindparam, false, func, or_, select, true
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, bindparam, false, func, or_, select, true
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, aliased
 
@@ -12,19 +13,24 @@ from tokenrouter.database.tables import (
     AnyRow,
     ApiToken,
     Team,
+    TokenUsageDaily,
     UsageDaily,
     clamp_id,
     clamp_text,
     normalized,
 )
+from tokenrouter.natural_order import by_name
 from tokenrouter.reports.days import day_of
 from tokenrouter.reports.limits import Nearness, Use, nearness_of, share_of, taken_of, use_of
 from tokenrouter.reports.reading import reading
+from tokenrouter.reports.running_out import SOON_DAYS, End, ends_of, is_limited
 
 LATELY_DAYS = 7
 MODELS_DAYS = 30
 ENDED_TOKENS_DAYS = 30
 
+LASTS = "lasts"
+Lasting = Literal["used-up", "soon"]
 State = Literal["active", "disabled"]
 TokenState = Literal["active", "replaced", "expired", "revoked"]
 
@@ -48,6 +54,8 @@ class TeamRow(TeamUse):
     requests_7d: int
     tokens_7d: int
     last_used_at: datetime | None
+    end: End | None = None
+    """When quota or budget will be used up; None where they last."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,9 @@ class TokenRow:
     replaced_by: str | None
     """The first characters of the token that it was rotated into."""
     state: TokenState
+    tokens_7d: int
+    """Today included."""
+    tokens_30d: int
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ ROWS = select(
     LAST_USED_AT.label("last_used_at"),
 ).where(Team.deleted_at.is_(None))
 SORTS: dict[str, SQLColumnExpression[Any]] = {
-    "name": func.lower(Team.name),
+    "name": Team.name,
     "quota": Team.quota_tokens,
     "used": Team.used_tokens,
     "remaining": Team.allowance_tokens - TAKEN,
@@ -129,6 +140,7 @@ def teams_page(
     search: str | None = None,
     state: State | None = None,
     near_quota: Nearness | None = None,
+    lasts: Lasting | None = None,
     group_id: int | None = None,
     sort: str = "name",
     descending: bool = False,
@@ -138,19 +150,104 @@ def teams_page(
 ) -> TeamsPage:
     """Return a page of the living teams, the first being 1, and how many fit in all.
 
-    `search` is a part of the name, whatever its capitals; the group 0 is none; `sort` is a key of SORTS. What has no
-    value there, an unlimited quota or the last use of a team that made no call, comes last either way.
+    `search` is a part of the name, whatever its capitals; the group 0 is none; `sort` is a key of SORTS, or LASTS. What
+    has no value there, an unlimited quota or the last use of a team that made no call, comes last either way. `lasts`
+    are those whose quota or budget is used up, or will be within seven days.
     """
+    now = now or datetime.now(UTC)
     fitting = _fitting((search or "").strip(), state, near_quota, group_id)
-    key = SORTS[sort]
-    order = (key.desc() if descending else key.asc()).nulls_last(), Team.id
-    shown = select(Team.id).where(*fitting).order_by(*order).limit(per_page).offset(clamp_id((page - 1) * per_page))
-    since = {"since": _first_day(now or datetime.now(UTC), LATELY_DAYS)}
+    if lasts is not None or sort == LASTS:
+        return _page_by_end(fitting, lasts, sort, descending, page, per_page, now)
+    skipped = clamp_id((page - 1) * per_page)
     with reading() as connection, Session(connection) as session:
         total = connection.execute(select(func.count()).select_from(Team).where(*fitting)).scalar_one()
-        ids = list(connection.execute(shown, since).scalars())
-        rows = {row.Team.id: _team_row(row) for row in session.execute(ROWS.where(Team.id.in_(ids)), since)}
-    return TeamsPage([rows[team_id] for team_id in ids], total)
+        if sort == "name":
+            ids = _ids_by_name(connection, fitting, descending)[skipped : skipped + per_page]
+        else:
+            shown = _ordered(fitting, sort, descending).limit(per_page).offset(skipped)
+            ids = list(connection.execute(shown, {"since": _first_day(now, LATELY_DAYS)}).scalars())
+        return TeamsPage(_rows(connection, session, ids, now), total)
+
+
+def _page_by_end(
+    fitting: list[ColumnElement[bool]],
+    lasts: Lasting | None,
+    sort: str,
+    descending: bool,
+    page: int,
+    per_page: int,
+    now: datetime,
+) -> TeamsPage:
+    """Return a page of those that are left by, or in the order of, when they will be used up: SQL knows no pace."""
+    with reading() as connection, Session(connection) as session:
+        ends = _ending(connection, session, fitting, lasts, now)
+        if sort in ("name", LASTS):
+            ids = _ids_by_name(connection, fitting, descending and sort == "name")
+        else:
+            in_order = _ordered(fitting, sort, descending)
+            ids = list(connection.execute(in_order, {"since": _first_day(now, LATELY_DAYS)}).scalars())
+        if lasts is not None:
+            ids = [id_ for id_ in ids if id_ in ends]
+        if sort == LASTS:
+            ending = sorted(
+                (id_ for id_ in ids if id_ in ends), key=lambda id_: _urgency(ends[id_]), reverse=descending
+            )
+            ids = ending + [id_ for id_ in ids if id_ not in ends]
+        shown = ids[(page - 1) * per_page : page * per_page]
+        return TeamsPage(_rows(connection, session, shown, now), len(ids))
+
+
+def _ending(
+    connection: Connection, session: Session, fitting: list[ColumnElement[bool]], lasts: Lasting | None, now: datetime
+) -> dict[int, End]:
+    """Return when each of those that fit will be used up, by id; `lasts` leaves out who lasts longer."""
+    limited = [TeamUse(**team_use(team)) for team in session.scalars(select(Team).where(*fitting, is_limited(Team)))]
+    ends = ends_of(connection, Team, limited, now, all_of_them=True)
+    return {id_: end for id_, end in ends.items() if lasts is None or _is_within(end, lasts, now)}
+
+
+def _ordered(fitting: list[ColumnElement[bool]], sort: str, descending: bool = False) -> Select[int]:
+    key = SORTS[sort]
+    return select(Team.id).where(*fitting).order_by((key.desc() if descending else key.asc()).nulls_last(), Team.id)
+
+
+def _is_within(end: End, lasts: Lasting, now: datetime) -> bool:
+    return end.is_used_up if lasts == "used-up" else end.day <= day_of(now) + timedelta(days=SOON_DAYS)
+
+
+def _urgency(end: End) -> tuple[bool, date]:
+    return not end.is_used_up, end.day
+
+
+def _rows(connection: Connection, session: Session, ids: Sequence[int], now: datetime) -> list[TeamRow]:
+    """Return the rows of these teams, in this order."""
+    query = ROWS.where(Team.id.in_(ids))
+    rows = {row.Team.id: _team_row(row) for row in session.execute(query, {"since": _first_day(now, LATELY_DAYS)})}
+    ends = ends_of(connection, Team, [row for row in rows.values() if row.active], now)
+    return [replace(rows[team_id], end=ends.get(team_id)) for team_id in ids]
+
+
+def _ids_by_name(connection: Connection, fitting: list[ColumnElement[bool]], descending: bool) -> list[int]:
+    """Return all teams that fit, in the order of people, which no database knows."""
+    rows = connection.execute(select(Team.id, Team.name).where(*fitting)).all()
+    return [team_id for team_id, _ in sorted(rows, key=by_name, reverse=descending)]
+
+
+def ids_of_teams(
+    *,
+    search: str | None = None,
+    state: State | None = None,
+    near_quota: Nearness | None = None,
+    lasts: Lasting | None = None,
+    group_id: int | None = None,
+    now: datetime | None = None,
+) -> list[int]:
+    """Return the ids of all teams that `teams_page` lists by these, on whatever page."""
+    fitting = _fitting((search or "").strip(), state, near_quota, group_id)
+    with reading() as connection, Session(connection) as session:
+        if lasts is not None:
+            return sorted(_ending(connection, session, fitting, lasts, now or datetime.now(UTC)))
+        return list(connection.execute(select(Team.id).where(*fitting).order_by(Team.id)).scalars())
 
 
 def _fitting(
@@ -196,12 +293,11 @@ def team_detail(team_id: int, now: datetime | None = None) -> TeamDetail | None:
     """
     now = now or datetime.now(UTC)
     with reading() as connection:
-        query = ROWS.where(Team.id == clamp_id(team_id))
-        with Session(connection) as session:
-            row = session.execute(query, {"since": _first_day(now, LATELY_DAYS)}).one_or_none()
-            team = row and _team_row(row)
-        if team is None:
+        is_meant = Team.id == clamp_id(team_id), Team.deleted_at.is_(None)
+        if connection.execute(select(Team.id).where(*is_meant)).scalar() is None:
             return None
+        with Session(connection) as session:
+            (team,) = _rows(connection, session, [team_id], now)
         return TeamDetail(team, _tokens(connection, team_id, now), model_uses(connection, team_id, now))
 
 
@@ -224,6 +320,8 @@ def _tokens(connection: Connection, team_id: int, now: datetime) -> list[TokenRo
             ApiToken.expires_at,
             ApiToken.revoked_at,
             successor.prefix.label("replaced_by"),
+            _used_by_token(_first_day(now, LATELY_DAYS)).label("tokens_7d"),
+            _used_by_token(_first_day(now, MODELS_DAYS)).label("tokens_30d"),
         )
         .outerjoin(successor, successor.id == ApiToken.replaced_by_id)
         .where(
@@ -232,7 +330,18 @@ def _tokens(connection: Connection, team_id: int, now: datetime) -> list[TokenRo
         )
         .order_by(ApiToken.id)
     )
-    return [TokenRow(**row._mapping, state=_state(row, now)) for row in connection.execute(query)]
+    return [_token_row(row, now) for row in connection.execute(query)]
+
+
+def _token_row(row: AnyRow, now: datetime) -> TokenRow:
+    summed = {"tokens_7d": int(row.tokens_7d), "tokens_30d": int(row.tokens_30d)}  # PostgreSQL sums up to decimals
+    return TokenRow(**{**row._mapping, **summed}, state=_state(row, now))
+
+
+def _used_by_token(since: date) -> ColumnElement[int]:
+    days = TokenUsageDaily.token_id == ApiToken.id, TokenUsageDaily.day >= since
+    used = select(func.coalesce(func.sum(TokenUsageDaily.total_tokens), 0)).where(*days)
+    return used.correlate(ApiToken).scalar_subquery()
 
 
 def _state(token: AnyRow, now: datetime) -> TokenState:

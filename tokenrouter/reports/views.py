@@ -21,6 +21,7 @@ from tokenrouter.database.tables import (
     db,
 )
 from tokenrouter.money import decimal_string
+from tokenrouter.natural_order import by_name
 from tokenrouter.periods import moment
 from tokenrouter.reports.days import day_of
 
@@ -58,10 +59,10 @@ def group_views(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def _names_of_members(group_ids: Iterable[int]) -> dict[int, list[str]]:
     """Return the names of the living teams of each of these groups, in order."""
     is_member = Group.id.in_(list(group_ids)), Team.deleted_at.is_(None)
-    query = select(Group.id, Team.name).join(Team, Team.group_id == Group.id).where(*is_member).order_by(Team.name)
+    query = select(Group.id, Team.name).join(Team, Team.group_id == Group.id).where(*is_member)
     members: dict[int, list[str]] = {}
     with Session(db.engine) as session:
-        for group_id, name in session.execute(query):
+        for group_id, name in sorted(session.execute(query), key=by_name):
             members.setdefault(group_id, []).append(name)
     return members
 
@@ -144,6 +145,7 @@ def log_view(row: RequestLog | AnyRow) -> dict[str, Any]:
         "cost": decimal_string(row.cost),
         "cost_source": row.cost_source,
         "usage_source": row.usage_source,
+        "reason": row.reason,
         "latency_ms": row.latency_ms,
         "first_byte_ms": row.first_byte_ms,
         "created_at": timestamp(row.created_at),

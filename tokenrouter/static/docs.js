@@ -12,7 +12,7 @@ SwaggerUIBundle({
   domNode: place,
   url: place.dataset.document,
   validatorUrl: null,
-  deepLinking: true,
+  deepLinking: false, // its links would stand within buttons, where readers of screens lose one of both
   defaultModelsExpandDepth: 0,
   displayRequestDuration: true,
   persistAuthorization: false,

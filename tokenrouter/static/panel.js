@@ -1,7 +1,9 @@
 // Comforts on top of pages that work without them.
 "use strict";
 
+const PATIENCE_MS = 20_000;
 const formats = {
+  clock: { timeStyle: "short" },
   plain: { dateStyle: "medium", timeStyle: "short" },
   today: { timeStyle: "medium" },
   thisYear: { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" },
@@ -16,7 +18,7 @@ function formatFor(moment) {
 }
 
 function showLocalTimes(root) {
-  for (const time of root.querySelectorAll("time[datetime]")) {
+  for (const time of root.querySelectorAll("time[datetime]:not([data-day])")) {
     const moment = new Date(time.dateTime);
     const format = "seconds" in time.dataset ? formatFor(moment) : formats.plain;
     time.textContent = format.format(moment);
@@ -25,15 +27,17 @@ function showLocalTimes(root) {
 
 async function copy(button) {
   const source = document.getElementById(button.dataset.copy);
+  button.dataset.words ??= button.textContent;
   try {
     await navigator.clipboard.writeText(source.textContent);
     button.textContent = "Copied";
   } catch {
     // without https there is no clipboard: the text is marked, to be copied by hand
+    source.closest("details")?.setAttribute("open", ""); // what is not shown cannot be marked
     getSelection().selectAllChildren(source);
     button.textContent = document.execCommand("copy") ? "Copied" : "Press Ctrl-C";
   }
-  setTimeout(() => (button.textContent = "Copy"), 2500);
+  setTimeout(() => (button.textContent = button.dataset.words), 2500);
 }
 
 async function fill(element) {
@@ -48,38 +52,98 @@ function watchSelection(form) {
   const boxes = () => [...document.querySelectorAll(`input[name=rowid][form="${form.id}"]`)];
   const all = document.querySelector(`input[data-all="${form.id}"]`);
   const update = () => {
-    const chosen = boxes().filter((box) => box.checked).length;
+    const fitting = form.querySelector("input[name=all]");
+    const chosen = fitting?.checked ? +fitting.dataset.total : boxes().filter((box) => box.checked).length;
     for (const button of form.querySelectorAll("button[data-needs-rows]")) button.disabled = chosen === 0;
-    form.querySelector("[data-count]").textContent = chosen === 0 ? "Select teams to act on them" : `${chosen} selected`;
-    all.checked = chosen > 0 && chosen === boxes().length;
+    form.querySelector("[data-count]").textContent = chosen === 0 ? "Select teams to act on them" : `${chosen.toLocaleString("en")} selected`;
+    all.checked = chosen > 0 && chosen >= boxes().length;
     all.indeterminate = chosen > 0 && chosen < boxes().length;
+    for (const box of boxes()) box.disabled = Boolean(fitting?.checked);
   };
   all.closest("th").hidden = false;
   all.addEventListener("change", () => {
+    const fitting = form.querySelector("input[name=all]");
+    if (fitting && !all.checked) fitting.checked = false;
     for (const box of boxes()) box.checked = all.checked;
     update();
   });
   for (const box of boxes()) box.addEventListener("change", update);
+  form.querySelector("input[name=all]")?.addEventListener("change", update);
   update();
 }
 
-// Dates are meant in the reader's own time zone, as times are shown.
+// After a quota was saved the page is where it was, and the field is in hand again.
+function rememberPlace(event) {
+  const field = event.target.querySelector("input[name=quota]");
+  const place = { path: location.pathname, top: scrollY, field: field?.id };
+  sessionStorage.setItem("place", JSON.stringify(place));
+}
+
+function backToPlace() {
+  const place = JSON.parse(sessionStorage.getItem("place") ?? "null");
+  sessionStorage.removeItem("place");
+  if (place?.path !== location.pathname) return;
+  document.getElementById(place.field)?.focus({ preventScroll: true });
+  scrollTo({ top: place.top, behavior: "instant" });
+}
+
+// Times are meant in the reader's own zone, as they are shown, unless the page was opened with those of another one.
 function nameZone(input) {
-  input.value = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  const own = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  input.value ||= own;
+  if (input.value !== own) return;
   for (const name of document.querySelectorAll("[data-zone-name]")) name.textContent = "";
 }
 
-// A page that stays open all day shows what is so now, except while somebody is doing something on it.
+// A page that stays open all day shows what is so now, except while somebody is doing something on it; and it says so
+// where that cannot be had.
 async function renew(main) {
+  const asked = { headers: { "X-Requested-With": "fetch" }, redirect: "manual", signal: AbortSignal.timeout(PATIENCE_MS) };
+  const answer = await fetch(location.href, asked);
   const isUsed = main.querySelector(":focus, details[open]") !== null || !getSelection().isCollapsed;
-  if (document.hidden || isUsed) return;
-  const answer = await fetch(location.href, { headers: { "X-Requested-With": "fetch" }, redirect: "manual" });
-  if (answer.type === "opaqueredirect") location.reload(); // the session is over: to the sign-in
-  if (!answer.ok) return;
-  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
+  if (answer.type === "opaqueredirect" && !isUsed) location.reload(); // the session is over: to the sign-in
+  if (answer.status >= 400) return showNoContact(main, `The answer is status ${answer.status}.`);
+  const page = await answer.text();
+  showContact(main);
+  if (!answer.ok || isUsed) return;
+  const fresh = new DOMParser().parseFromString(page, "text/html").querySelector("main");
   main.replaceChildren(...fresh.childNodes);
   prepare(main);
-  if (!("renewS" in fresh.dataset)) clearInterval(renewal);
+  if (!("renewS" in fresh.dataset)) delete main.dataset.renewS;
+}
+
+function showContact(main) {
+  lastContact = new Date();
+  document.querySelector(".no-contact")?.remove();
+  main.classList.remove("stale");
+}
+
+function showNoContact(main, why = "") {
+  main.classList.add("stale");
+  const isToday = lastContact.toDateString() === new Date().toDateString();
+  const since = (isToday ? formats.clock : formats.plain).format(lastContact);
+  const words = `No contact since ${since}. What this page shows is as of then. ${why}`;
+  const banner = document.querySelector(".no-contact") ?? document.createElement("div");
+  if (banner.textContent === words) return; // it was read out already
+  banner.className = "banner banner-bad no-contact";
+  banner.setAttribute("role", "alert");
+  banner.textContent = words;
+  main.before(banner);
+}
+
+async function keepRenewing(main) {
+  clearTimeout(renewal);
+  if (!document.hidden) await renew(main).catch(() => showNoContact(main));
+  if ("renewS" in main.dataset) renewal = setTimeout(keepRenewing, 1000 * main.dataset.renewS, main);
+}
+
+// A second press, while the first is on its way, would be answered in place of it, and the token be lost.
+function sendOnce(form) {
+  form.addEventListener("submit", (event) => {
+    if ("sent" in form.dataset) event.preventDefault();
+    form.dataset.sent = "";
+  });
+  addEventListener("pageshow", () => delete form.dataset.sent);
 }
 
 function prepare(root) {
@@ -89,14 +153,25 @@ function prepare(root) {
     button.hidden = false;
     button.addEventListener("click", () => copy(button));
   }
+  for (const button of root.querySelectorAll("button[data-print]")) {
+    button.hidden = false;
+    button.addEventListener("click", () => print());
+  }
   for (const element of root.querySelectorAll("[data-fill]")) fill(element).catch(() => {});
   for (const form of root.querySelectorAll("form[data-bulk]")) watchSelection(form);
+  for (const form of root.querySelectorAll("form[data-once]")) sendOnce(form);
+  for (const form of root.querySelectorAll("form[data-keep-place]")) form.addEventListener("submit", rememberPlace);
   for (const region of root.querySelectorAll(".scroll[data-newest-right]")) region.scrollLeft = region.scrollWidth;
 }
 
 prepare(document);
+backToPlace();
 const main = document.querySelector("main[data-renew-s]");
-const renewal = main && setInterval(() => renew(main).catch(() => {}), 1000 * main.dataset.renewS);
+let lastContact = new Date();
+let renewal = main && setTimeout(keepRenewing, 1000 * main.dataset.renewS, main);
+document.addEventListener("visibilitychange", () => {
+  if (main && !document.hidden && Date.now() - lastContact > 1000 * main.dataset.renewS) keepRenewing(main);
+});
 
 // A page that shows a new token came from a POST: reloading it must not make another one.
 const settled = document.querySelector("[data-reload-as]");

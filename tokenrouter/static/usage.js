@@ -7,7 +7,6 @@ const UNKNOWN_TOKEN = "This token is not known here: it may be mistyped, revoked
 const UNREACHABLE = "TokenRouter does not answer. Check your connection, and try again.";
 
 const exact = new Intl.NumberFormat("en-US");
-const brief = new Intl.NumberFormat("en-US", { notation: "compact", maximumFractionDigits: 1 });
 const percent = new Intl.NumberFormat("en-US", { style: "percent", maximumFractionDigits: 1 });
 const dayOfUtc = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", timeZone: "UTC" });
 const byId = (id) => document.getElementById(id);
@@ -19,6 +18,15 @@ class Refusal extends Error {
     super(message);
     this.isOfToken = isOfToken;
   }
+}
+
+// A number in few characters, as the panel and all messages write it: figures.py has the same rule.
+const SCALES = [["T", 1e12], ["B", 1e9], ["M", 1e6], ["k", 1e3]];
+
+function brief(number) {
+  const [letter, size] = SCALES.find(([, size]) => Math.abs(number) >= size * 0.9995) ?? ["", 0];
+  if (size === 0) return number.toFixed(0);
+  return exact.format((Math.sign(number) * Math.floor((Math.abs(number) / size) * 10 + 0.5)) / 10) + letter;
 }
 
 // Making elements
@@ -54,7 +62,7 @@ function tableCell(cell, kind = "", beside = {}) {
 const onDay = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const atTime = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
-const short = (tokens) => element("span", { className: "num", title: `${exact.format(tokens)} tokens` }, brief.format(tokens));
+const short = (tokens) => element("span", { className: "num", title: `${exact.format(tokens)} tokens` }, brief(tokens));
 
 function moment(text, format = formatFor(new Date(text))) {
   const made = element("time", { dateTime: text, title: `${text.slice(0, 19).replace("T", " ")} UTC` });
@@ -236,7 +244,7 @@ function daysChart(days, width) {
   const scale = drawn("g", { class: "axis y" });
   for (let line = 0; line <= lines; line += 1) {
     scale.append(drawn("path", { class: "line", d: `M${left} ${y(line * step)}H${width - right}` }));
-    scale.append(drawn("text", { x: left - 6, y: y(line * step) + 4 }, brief.format(line * step)));
+    scale.append(drawn("text", { x: left - 6, y: y(line * step) + 4 }, brief(line * step)));
   }
   const bars = drawn("g", { class: "color-0" });
   const names = drawn("g", { class: "axis x" });
@@ -263,8 +271,9 @@ function showModels(models) {
     exact.format(use.total_tokens),
     all ? percent.format(use.total_tokens / all) : "–",
   ]);
-  const columns = [["Model", "model"], ["Requests", "num"], ["Failed", "num"], ["Tokens", "num"], ["Share", "num"]];
-  byId("by-model").replaceChildren(rows.length ? table("Use by model", columns, rows) : nothing("No calls in the last 30 days", ""));
+  const numbers = ["Requests", "Failed", "Tokens", "Share"].map((name) => [name, "num wide", { label: name }]);
+  const columns = [["Model", "model wide"], ...numbers];
+  byId("by-model").replaceChildren(rows.length ? table("Use by model", columns, rows, "cards") : nothing("No calls in the last 30 days", ""));
 }
 
 function showCalls(calls) {

@@ -11,6 +11,7 @@ from tokenrouter.auth import SHOWN_CHARACTERS, new_bearer_token, token_hash
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.tables import ApiToken, Team, db
 from tokenrouter.errors import InvalidRequest, NotFound
+from tokenrouter.teams.limits import KEEP, Keep
 from tokenrouter.teams.lookup import changing, find_in
 from tokenrouter.teams.names import check_label
 
@@ -40,12 +41,51 @@ def create_token(
     with changing() as session:
         team = find_in(session, which, locked=True)
         token, bearer_token = add_token(session, team, label, expires_at)
-        changes.record(session, by, changes.TOKEN_CREATE, Changed(team.id, team.name, after=_token_fields(token)))
+        changes.record(session, by, changes.TOKEN_CREATE, Changed(team.id, team.name, after=token_fields(token)))
     return token, bearer_token
+
+
+def update_token(
+    which: str | int,
+    token_id: int,
+    *,
+    label: str | Keep | None = KEEP,
+    expires_at: datetime | Keep | None = KEEP,
+    by: Actor,
+) -> ApiToken:
+    """Change the label of a team's token, or when it expires, which is not before now; what is not named stays.
+
+    A token that has expired works again until then. Raises InvalidRequest and NotFound.
+    """
+    if isinstance(expires_at, datetime) and expires_at <= datetime.now(UTC):
+        raise InvalidRequest("A token cannot expire in the past; revoke it to end it now.", param="expires_at")
+    with changing() as session:
+        team = find_in(session, which, locked=True)
+        token = _find_token(session, team, token_id)
+        before = token_fields(token)
+        if not isinstance(label, Keep):
+            token.label = check_label(label)
+        if not isinstance(expires_at, Keep):
+            token.expires_at = expires_at
+        after = token_fields(token)
+        changed = [name for name in before if before[name] != after[name]]
+        if changed:
+            told = {"token": token.prefix} | {name: before[name] for name in changed}
+            change = Changed(team.id, team.name, told, {name: after[name] for name in changed})
+            changes.record(session, by, changes.TOKEN_UPDATE, change)
+        return token
 
 
 def add_token(session: Session, team: Team, label: str | None, expires_at: datetime | None) -> tuple[ApiToken, str]:
     """Add a token within a session; return its record and the token itself."""
+    token, bearer_token = new_token(team, label, expires_at)
+    session.add(token)
+    session.flush()
+    return token, bearer_token
+
+
+def new_token(team: Team, label: str | None, expires_at: datetime | None) -> tuple[ApiToken, str]:
+    """Make a token for a team that is stored; return its record, which is not yet, and the token itself."""
     bearer_token = new_bearer_token()
     token = ApiToken(
         team_id=team.id,
@@ -55,12 +95,10 @@ def add_token(session: Session, team: Team, label: str | None, expires_at: datet
         created_at=datetime.now(UTC),
         expires_at=expires_at,
     )
-    session.add(token)
-    session.flush()
     return token, bearer_token
 
 
-def _token_fields(token: ApiToken) -> dict[str, Any]:
+def token_fields(token: ApiToken) -> dict[str, Any]:
     """Return what the record of changes may tell of a token."""
     expires_at = token.expires_at and token.expires_at.isoformat(timespec="seconds").replace("+00:00", "Z")
     return {"token": token.prefix, "label": token.label, "expires_at": expires_at}
@@ -88,7 +126,8 @@ def revoke_token(which: str | int, token: str | int, *, by: Actor) -> ApiToken:
         team = find_in(session, which, locked=True)
         found = _find_token(session, team, token)
         found.revoked_at = datetime.now(UTC)
-        changes.record(session, by, changes.TOKEN_REVOKE, Changed(team.id, team.name, _token_fields(found)))
+        told = token_fields(found) | {"token_id": found.id}
+        changes.record(session, by, changes.TOKEN_REVOKE, Changed(team.id, team.name, told))
         return found
 
 
@@ -107,9 +146,9 @@ def rotate_token(which: str | int, token_id: int, grace: timedelta, *, by: Actor
             why = "expired" if old.replaced_by_id is None else "been replaced"
             raise NotUsable(f"The token {old.prefix}… of the team {team.name!r} has {why} already.")
         new, bearer_token = add_token(session, team, old.label, old.expires_at)
-        before = _token_fields(old)
+        before = token_fields(old)
         _retire(old, new, grace)
-        after = {"token": new.prefix, "old_token_until": _token_fields(old)["expires_at"]}
+        after = {"token": new.prefix, "old_token_until": token_fields(old)["expires_at"]}
         changes.record(session, by, changes.TOKEN_ROTATE, Changed(team.id, team.name, before, after))
     return new, bearer_token
 

@@ -4,17 +4,28 @@ Every function is one transaction, which records who made the change, and commit
 or by its id, which is an int.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy import update as update_rows
+from sqlalchemy.orm import Session
 
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.tables import Group, Team
 from tokenrouter.errors import InvalidRequest
 from tokenrouter.periods import NEVER_RENEWS, Renewal
-from tokenrouter.teams.limits import KEEP, Keep, change_limits, described
+from tokenrouter.teams.limits import (
+    KEEP,
+    NOTHING_EXPECTED,
+    Keep,
+    change_limits,
+    changed_between,
+    check_expected,
+    described,
+)
 from tokenrouter.teams.lookup import changing, find_group_in
 from tokenrouter.teams.names import check_name, unique_name
 
@@ -58,22 +69,22 @@ def update(
     rename: str | None = None,
     quota_tokens: int | Keep | None = KEEP,
     renewal: Renewal | Keep = KEEP,
+    expected: Mapping[str, Any] = NOTHING_EXPECTED,
     **limits: int | None,
 ) -> Group:
-    """Change what is given and nothing else; `limits` has those of PACES, and `budget`.
+    """Change what is given and nothing else; `limits` has those of PACES, and `budget`; `expected` is as of teams.
 
-    Raises InvalidRequest, NotFound and NameTaken.
+    Raises InvalidRequest, NotFound, NameTaken and ChangedMeanwhile.
     """
     with unique_name("group", rename or str(which)), changing() as session:
         group = find_group_in(session, which, locked=True)
         before = described(group)
+        check_expected(before, expected)
         if rename is not None:
             group.name = _check_name(rename)
         change_limits(session, group, quota_tokens, renewal, **limits)
-        changed = {name: value for name, value in described(group).items() if value != before[name]}
-        if changed:
-            old = {name: before[name] for name in changed}
-            changes.record(session, by, changes.GROUP_UPDATE, Changed.of(Group, group.id, before["name"], old, changed))
+        if changed := changed_between(before, described(group)):
+            changes.record(session, by, changes.GROUP_UPDATE, Changed.of(Group, group.id, before["name"], *changed))
     return group
 
 
@@ -84,11 +95,16 @@ def delete(which: str | int, *, by: Actor) -> Group:
     """
     with changing() as session:
         group = find_group_in(session, which, locked=True)
-        theirs = select(Team.id, Team.name).where(Team.group_id == group.id, Team.deleted_at.is_(None))
-        members = session.execute(theirs.order_by(Team.id).with_for_update(key_share=True)).all()
-        is_member = Team.id.in_([member.id for member in members])
-        session.execute(update_rows(Team).where(is_member).values(group_id=None))
-        group.deleted_at = datetime.now(UTC)
-        lost = described(group) | {"used_tokens": group.used_tokens, "teams": [member.name for member in members]}
-        changes.record(session, by, changes.GROUP_DELETE, Changed.of(Group, group.id, group.name, lost))
+        changes.record(session, by, changes.GROUP_DELETE, mark_deleted(session, group))
     return group
+
+
+def mark_deleted(session: Session, group: Group) -> Changed:
+    """Delete a locked group, and take its teams out of it; they are told, since they come back when it is undone."""
+    theirs = select(Team.id, Team.name).where(Team.group_id == group.id, Team.deleted_at.is_(None))
+    members = session.execute(theirs.order_by(Team.id).with_for_update(key_share=True)).all()
+    ids = [member.id for member in members]
+    session.execute(update_rows(Team).where(Team.id.in_(ids)).values(group_id=None))
+    group.deleted_at = datetime.now(UTC)
+    lost = {"used_tokens": group.used_tokens, "teams": [member.name for member in members], "team_ids": ids}
+    return Changed.of(Group, group.id, group.name, described(group) | lost)

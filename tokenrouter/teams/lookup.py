@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from tokenrouter.database.tables import Group, Team, clamp_id, clamp_text, db, normalized, writing
 from tokenrouter.errors import InvalidRequest, NotFound
+from tokenrouter.natural_order import by_name
 
 
 @contextmanager
@@ -81,6 +82,22 @@ def group_id_in(session: Session, which: str | int | None) -> int | None:
         raise InvalidRequest(str(error), param="group") from error
 
 
+def group_ids_in(session: Session, which: Iterable[str | int], *, locked: bool = False) -> dict[str | int, int]:
+    """Return the ids of those of these groups that live, by the name or id by which each was asked for.
+
+    They are locked in the order of their ids.
+    """
+    asked = {each: clamp_id(each) if isinstance(each, int) else clamp_text(normalized(each)) for each in which}
+    if not asked:
+        return {}
+    ids, names = ([key for key in asked.values() if isinstance(key, kind)] for kind in (int, str))
+    is_meant = or_(Group.id.in_(ids), Group.name.in_(names)), Group.deleted_at.is_(None)
+    query = select(Group.id, Group.name).where(*is_meant).order_by(Group.id)
+    rows = session.execute(query.with_for_update(key_share=True) if locked else query)
+    found = {key: row.id for row in rows for key in (row.id, row.name)}
+    return {each: found[key] for each, key in asked.items() if key in found}
+
+
 def find_group(which: str | int) -> Group:
     """Return the living group of this name or id, detached.
 
@@ -93,7 +110,8 @@ def find_group(which: str | int) -> Group:
 def living_groups() -> list[Group]:
     """Return all living groups by name, detached."""
     with Session(db.engine) as session:
-        return list(session.scalars(select(Group).where(Group.deleted_at.is_(None)).order_by(Group.name)))
+        groups = session.scalars(select(Group).where(Group.deleted_at.is_(None))).all()
+    return sorted(groups, key=by_name)
 
 
 def ids_of_groups_ever_named(name: str) -> list[int]:
@@ -129,4 +147,5 @@ def ids_ever_named(name: str) -> list[int]:
 def living() -> list[Team]:
     """Return all living teams by name, detached."""
     with Session(db.engine) as session:
-        return list(session.scalars(select(Team).where(Team.deleted_at.is_(None)).order_by(Team.name)))
+        teams = session.scalars(select(Team).where(Team.deleted_at.is_(None))).all()
+    return sorted(teams, key=by_name)

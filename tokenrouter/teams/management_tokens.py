@@ -1,4 +1,4 @@
-"""Tokens of the management API: made, listed and revoked by commands, and looked up at each of its requests."""
+"""Tokens of the management API: made, listed and revoked by people, and looked up at each of its requests."""
 
 import secrets
 from datetime import UTC, datetime, timedelta
@@ -43,17 +43,13 @@ def living() -> list[ManagementToken]:
         return _living(session)
 
 
-def revoke(beginning: str, *, by: Actor) -> ManagementToken:
-    """Revoke the token that begins with this text, its shown characters or all of it, and commit.
+def revoke(which: str | int, *, by: Actor) -> ManagementToken:
+    """Revoke the token of this id, or that begins with this text, its shown characters or all of it, and commit.
 
     Raises NotFound, also where several tokens begin like that.
     """
     with writing(db.engine) as connection, Session(connection, expire_on_commit=False) as session:
-        fitting = [token for token in _living(session) if _begins(token, beginning)]
-        if len(fitting) != 1:
-            many = "are several management tokens that begin" if fitting else "is no management token that begins"
-            raise NotFound(f"There {many} with {beginning[:SHOWN_CHARACTERS]!r}.")
-        (token,) = fitting
+        token = _find(session, which)
         token.revoked_at = datetime.now(UTC)
         session.flush()
         changes.record(session, by, changes.MANAGEMENT_TOKEN_REVOKE, Changed(None, None, _fields(token)))
@@ -92,6 +88,16 @@ def _note_use(token: ManagementToken) -> None:
 def _living(session: Session) -> list[ManagementToken]:
     query = select(ManagementToken).where(ManagementToken.revoked_at.is_(None)).order_by(ManagementToken.id)
     return list(session.scalars(query))
+
+
+def _find(session: Session, which: str | int) -> ManagementToken:
+    fitting = [token for token in _living(session) if which == token.id or _begins(token, str(which))]
+    if len(fitting) == 1:
+        return fitting[0]
+    if isinstance(which, int):
+        raise NotFound("There is no such management token, or it was revoked.")
+    many = "are several management tokens that begin" if fitting else "is no management token that begins"
+    raise NotFound(f"There {many} with {which[:SHOWN_CHARACTERS]!r}.")
 
 
 def _begins(token: ManagementToken, beginning: str) -> bool:

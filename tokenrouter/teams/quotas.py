@@ -7,13 +7,13 @@ from decimal import Decimal
 from tokenrouter.database.columns import UnreadableNumber
 from tokenrouter.database.tables import MOST_QUOTA_TOKENS
 from tokenrouter.errors import InvalidRequest
+from tokenrouter.figures import SCALES
 from tokenrouter.money import BILLION, MOST_AMOUNT, parse_amount
 
-SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+SUFFIXES = {"": 1} | {letter.lower(): size for letter, size in SCALES}
 # A comma parts thousands, the last of them three digits: `2,5M`, which may mean 2.5M, is none, nor is `250.000`.
 WHOLE = r"-?(?:[0-9]{1,3}(?:[,_ ][0-9]{2,3}){0,8}[,_ ][0-9]{3}|[0-9]{1,30})"
-QUOTA = re.compile(rf"(?P<number>{WHOLE}(?:\.[0-9]{{1,9}}(?= ?[kmb]))?) ?(?P<suffix>[kmb]?)")
-SHORT_FORMS = (("B", 10**9), ("M", 10**6), ("k", 10**3))
+QUOTA = re.compile(rf"(?P<number>{WHOLE}(?:\.[0-9]{{1,9}}(?= ?[kmbt]))?) ?(?P<suffix>[kmbt]?)")
 UNLIMITED = "unlimited"
 BUDGET_PLACES = 6
 MOST_PACE = {"requests_per_minute": 10**6, "tokens_per_minute": 10**12, "calls_at_once": 10**6}
@@ -134,7 +134,7 @@ def format_quota(quota_tokens: int | None) -> str:
         return UNLIMITED
     if isinstance(quota_tokens, UnreadableNumber):
         return str(quota_tokens)
-    for suffix, size in SHORT_FORMS:
+    for suffix, size in SCALES:
         if quota_tokens >= size:
             number = Decimal(quota_tokens) / size
             return f"{number.normalize():,f}{suffix}" if number == round(number, 2) else f"{quota_tokens:,}"

@@ -1,10 +1,10 @@
-"""Create, change and delete teams.
+"""Change and delete teams.
 
 Every function is one transaction, which records who made the change, and commits. A team is identified by its name,
 or by its id, which is an int.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,9 +19,16 @@ from tokenrouter.database.columns import is_yes
 from tokenrouter.database.tables import ApiToken, Team
 from tokenrouter.errors import InvalidRequest
 from tokenrouter.payload import narrowed
-from tokenrouter.periods import NEVER_RENEWS, Renewal
-from tokenrouter.teams.api_tokens import add_token
-from tokenrouter.teams.limits import KEEP, Keep, change_limits, described
+from tokenrouter.periods import Renewal
+from tokenrouter.teams.limits import (
+    KEEP,
+    NOTHING_EXPECTED,
+    Keep,
+    change_limits,
+    changed_between,
+    check_expected,
+    described,
+)
 from tokenrouter.teams.lookup import changing, find_in, find_several_in, group_id_in
 from tokenrouter.teams.names import check_name, unique_name
 
@@ -44,36 +51,13 @@ def check_models(text: str | None) -> str | None:
     return ",".join(names)
 
 
-def create(
-    name: str,
-    quota_tokens: int | None = None,
-    models: str | None = None,
-    *,
-    active: bool = True,
-    renewal: Renewal = NEVER_RENEWS,
-    group: str | int | None = None,
-    by: Actor,
-    **limits: int | None,
-) -> tuple[Team, str]:
-    """Create a team with its first token; return both, the token for the only time.
+def fields_of(team: Team) -> dict[str, Any]:
+    """Return what people set of a team; None for a state that cannot be read.
 
-    `group` is the name or id of one; `limits` has those of PACES, and `budget`. Raises InvalidRequest and NameTaken.
+    A group that it is in is told by its id too, since names change.
     """
-    team = Team(name=check_name(name), models=check_models(models), active=active, created_at=datetime.now(UTC))
-    with unique_name("team", team.name), changing() as session:
-        team.group_id = group_id_in(session, group)
-        session.add(team)
-        session.flush()
-        change_limits(session, team, quota_tokens, renewal, **limits)
-        token, bearer_token = add_token(session, team, None, None)
-        after = _fields(team) | {"token": token.prefix}
-        changes.record(session, by, changes.TEAM_CREATE, Changed(team.id, team.name, after=after))
-    return team, bearer_token
-
-
-def _fields(team: Team) -> dict[str, Any]:
-    """Return what people set of a team; None for a state that cannot be read."""
-    return described(team) | {"group": team.group_name, "active": is_yes(team.active), "models": team.models}
+    told = described(team) | {"group": team.group_name, "active": is_yes(team.active), "models": team.models}
+    return told if team.group_id is None else told | {"group_id": team.group_id}
 
 
 def update(
@@ -86,17 +70,20 @@ def update(
     models: str | Keep | None = KEEP,
     renewal: Renewal | Keep = KEEP,
     group: str | int | Keep | None = KEEP,
+    expected: Mapping[str, Any] = NOTHING_EXPECTED,
     **limits: int | None,
 ) -> Team:
     """Change what is given and nothing else, the counters least of all.
 
     Calls in flight are booked in the group in which they are held. `group` is the name or id of one; `limits` has those
-    of PACES, and `budget`. Raises InvalidRequest, NotFound and NameTaken.
+    of PACES, and `budget`; `expected` is what the fields are taken to be, by their names in the record of changes.
+    Raises InvalidRequest, NotFound, NameTaken, and ChangedMeanwhile where they are something else.
     """
     with unique_name("team", rename or str(which)), changing() as session:
         group_id = KEEP if group is Keep.KEEP else group_id_in(session, group)  # before the team: in the order of locks
         team = find_in(session, which, locked=True)
-        before = _fields(team)
+        before = fields_of(team)
+        check_expected(before, expected)
         if rename is not None:
             team.name = check_name(rename)
         if active is not None:
@@ -108,10 +95,8 @@ def update(
         change_limits(session, team, quota_tokens, renewal, **limits)
         session.flush()
         session.refresh(team, ["group_name"])
-        changed = {name: value for name, value in _fields(team).items() if value != before[name]}
-        if changed:
-            old = {name: before[name] for name in changed}
-            changes.record(session, by, changes.TEAM_UPDATE, Changed(team.id, before["name"], old, changed))
+        if changed := changed_between(before, fields_of(team)):
+            changes.record(session, by, changes.TEAM_UPDATE, Changed(team.id, before["name"], *changed))
     return team
 
 
@@ -135,7 +120,7 @@ def delete(which: str | int, *, by: Actor) -> Team:
     """
     with changing() as session:
         team = find_in(session, which, locked=True)
-        _delete(session, [team], by)
+        changes.record(session, by, changes.TEAM_DELETE, *mark_deleted(session, [team]))
     return team
 
 
@@ -143,14 +128,19 @@ def delete_several(team_ids: Iterable[int], *, by: Actor) -> list[Team]:
     """Delete teams like `delete`, all or none; return those deleted. Teams that are gone already are passed over."""
     with changing() as session:
         teams = find_several_in(session, team_ids)
-        _delete(session, teams, by)
+        changes.record(session, by, changes.TEAM_DELETE, *mark_deleted(session, teams))
     return teams
 
 
-def _delete(session: Session, teams: list[Team], by: Actor) -> None:
+def mark_deleted(session: Session, teams: list[Team]) -> list[Changed]:
+    """Delete locked teams and revoke their tokens, both at one moment, by which they are known when it is undone."""
     ids, now = [team.id for team in teams], datetime.now(UTC)
     session.execute(update_rows(Team).where(Team.id.in_(ids)).values(deleted_at=now))
     is_theirs = ApiToken.team_id.in_(ids), ApiToken.revoked_at.is_(None)
     session.execute(update_rows(ApiToken).where(*is_theirs).values(revoked_at=now))
-    lost = [Changed(team.id, team.name, _fields(team) | {"used_tokens": team.used_tokens}) for team in teams]
-    changes.record(session, by, changes.TEAM_DELETE, *lost)
+    return [lost_with(team) for team in teams]
+
+
+def lost_with(team: Team) -> Changed:
+    """Return what is recorded of a team's deletion."""
+    return Changed(team.id, team.name, fields_of(team) | {"used_tokens": team.used_tokens})

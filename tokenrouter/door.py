@@ -1,0 +1,24 @@
+"""Who is turned away before the log has a row of it: an unknown token, a broken body, too much at once."""
+
+from flask import Flask, g, request
+
+from tokenrouter import addresses, runtime
+from tokenrouter.errors import TURNED_AWAY, APIError
+
+CRASHED = 500
+BAD_REQUEST = "bad_request"
+
+
+def init_app(app: Flask) -> None:
+    """Have such refusals counted, by address and, where it was once one, by token."""
+    app.extensions[TURNED_AWAY] = _count
+
+
+def _count(error: APIError) -> None:
+    """Count a refusal, unless it is a signed-in program's own mistake at the management API, or a failure of ours."""
+    if error.status == CRASHED or (request.path.startswith("/api") and error.status != 401):
+        return
+    reason = error.turned_away_as or error.code or (BAD_REQUEST if error.status == 400 else error.type)
+    address = addresses.counted(request.remote_addr or "")
+    token_id: int = error.token_id if error.status == 401 else g.get("token_id", 0)
+    runtime.current().ledger.door.count(address, reason, token_id)

@@ -1,0 +1,18 @@
+"""Numbers in few characters, written one way on all pages and in all messages; `usage.js` has the same rule."""
+
+import math
+
+SCALES = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3))
+
+
+def short(number: float) -> str:
+    """Write a number in few characters, with one decimal at most: `2.5M`, `12.3k`, `950`."""
+    for letter, size in SCALES:
+        if abs(number) >= size * 0.9995:
+            return _one_decimal(number / size) + letter
+    return f"{number:.0f}"
+
+
+def _one_decimal(number: float) -> str:
+    tenths = math.floor(abs(number) * 10 + 0.5)  # halves go up, as in JavaScript
+    return f"{math.copysign(tenths / 10, number):,.1f}".removesuffix(".0")
