@@ -21,6 +21,7 @@ from tokenrouter.config import ConfigError, load
 from tokenrouter.errors import APIError, ProviderBadResponse
 from tokenrouter.money import BILLION
 from tokenrouter.provider.account import Account, AccountCheck, Balance, State, kind_of
+from tokenrouter.provider.catalogue import Catalogue
 from tokenrouter.provider.client import Provider
 from tokenrouter.standin import StandInProvider
 
@@ -186,7 +187,7 @@ def checked(settings: dict[str, str], url: str) -> AccountCheck:
     made = load(settings | {"PROVIDER_BASE_URL": url})
     provider = Provider(made)
     try:
-        return Account(provider, made).check()
+        return Account(provider, made, Catalogue(provider, "m").ask).check()
     finally:
         provider.close()
 

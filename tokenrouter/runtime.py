@@ -45,7 +45,8 @@ def init_app(app: Flask, settings: Settings) -> None:
         ledger = Ledger(engine, settings.output_reserve_tokens, settings.timezone, settings.currency)
     provider = Provider(settings)
     slots = Slots(settings.threads, settings.team_calls)
-    catalogue, account = Catalogue(provider, settings.default_model), Account(provider, settings)
+    catalogue = Catalogue(provider, settings.default_model)
+    account = Account(provider, settings, catalogue.ask)
     tasks = [Task("provider's account", REFRESH_S, partial(refresh, engine, account))]
     app.extensions["tokenrouter"] = Runtime(
         settings, readers, ledger, provider, slots, catalogue, account, Jobs(engine, tasks), WaitingClients()

@@ -14,7 +14,7 @@ from tokenrouter.provider.causes import IS_V1, cause_in_words
 from tokenrouter.provider.client import Provider
 from tokenrouter.provider.documents import read_document
 from tokenrouter.provider.history import Entry, entries
-from tokenrouter.provider.refusals import RelayedError
+from tokenrouter.provider.refusals import words_of
 from tokenrouter.provider.values import moment_of, money_of, whole_of
 
 Kind = Literal["poe", "openrouter", "deepseek", "none"]
@@ -70,8 +70,10 @@ class AccountCheck:
 class Account:
     """The account of one provider, which is asked at every call of a method here."""
 
-    def __init__(self, provider: Provider, settings: Settings) -> None:
+    def __init__(self, provider: Provider, settings: Settings, ask_for_models: Callable[[], None]) -> None:
+        """`ask_for_models` is what is done where no balance can be asked for; it raises an APIError."""
         self._provider = provider
+        self._ask_for_models = ask_for_models
         self.kind = kind_of(settings)
 
     def balance(self) -> Balance | None:
@@ -97,7 +99,7 @@ class Account:
         try:
             balance = self.balance()
             if balance is None:
-                read_document(self._provider, "/models", "its models")
+                self._ask_for_models()
                 return AccountCheck(now, State.UNPROVEN, "The provider answers; the key is not proven before a call.")
         except APIError as error:
             return AccountCheck(now, *trouble(error))
@@ -114,9 +116,7 @@ def trouble(error: APIError) -> tuple[State, str]:
         return State.LIMITED, "The provider refuses requests for now: the account makes too many (429)."
     state = STATES.get(error.code or "", State.BROKEN)
     cause = cause_in_words(error) if state is State.UNREACHABLE else None
-    if isinstance(error, RelayedError):
-        return state, f"The provider answered with status {error.status}."
-    return state, error.message if cause is None else f"The provider could not be reached: {cause}."
+    return state, words_of(error) if cause is None else f"The provider could not be reached: {cause}."
 
 
 STATES = {

@@ -17,7 +17,7 @@ from tokenrouter.troubles import one_line
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 15.0
+LOOK_S = 60.0
 NOW = epoch_now()
 
 
