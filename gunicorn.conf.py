@@ -57,6 +57,7 @@ def post_worker_init(worker: Any) -> None:
     runtime = worker.wsgi.extensions["tokenrouter"]
     runtime.ledger.end_service = partial(os.kill, worker.ppid, signal.SIGTERM)
     runtime.ledger.start()
+    runtime.jobs.start()
     worker.serve(runtime.clients, runtime.slots, settings.provider_read_timeout)
     atexit.register(leave, worker)  # once the threads that answer calls have ended
 

@@ -24,6 +24,7 @@ PAGES = (
     "/admin/logs/",
     "/admin/logs/door/",
     "/admin/prices/",
+    "/admin/account/",
     "/admin/changes/",
     "/admin/settings/",
 )

@@ -34,7 +34,7 @@ def test_dashboard_puts_the_provider_first_and_callers_mistakes_last(panel: Pane
     for _ in range(2):
         chat(client, calling, "status=401")
     runtime.current().ledger._write_repeats()
-    page = panel.get("/admin/").text
+    page = panel.get("/admin/").text.partition('aria-labelledby="failures"')[2]
     order = [
         "At the provider",
         "The provider refuses the key",

@@ -106,6 +106,7 @@ def test_nothing_set_gives_the_contracts_defaults():
         "MAX_REQUEST_BYTES": 33554432,
         "TRUSTED_PROXIES": 0,
         "CORS_ORIGINS": None,
+        "PROVIDER_ACCOUNT": "auto",
         "HOSTED_TOOLS": None,
         "TIMEZONE": ZoneInfo("UTC"),
         "CURRENCY": "USD",

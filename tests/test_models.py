@@ -13,8 +13,8 @@ from requests_mock import Adapter
 from sending import fetch
 
 from tokenrouter import config, errors, payload, reports, runtime, teams
-from tokenrouter.provider import catalogue
 from tokenrouter.provider import client as provider_client
+from tokenrouter.provider import documents
 from tokenrouter.provider.catalogue import Catalogue
 from tokenrouter.provider.client import Provider
 from tokenrouter.standin import Ending, Script, StandInProvider
@@ -295,7 +295,7 @@ def slowly(pieces: list[tuple[float, bytes]]) -> Callable[..., Script]:
 def test_list_that_trickles_is_given_up_in_time(
     app, provider: StandInProvider, monkeypatch: pytest.MonkeyPatch, pieces: list[tuple[float, bytes]]
 ):
-    monkeypatch.setattr(catalogue, "FETCH_S", 0.5)
+    monkeypatch.setattr(documents, "FETCH_S", 0.5)
     monkeypatch.setattr(provider, "respond", slowly(pieces))
     began = time.monotonic()
     check = runtime.current().catalogue.check()
@@ -307,7 +307,7 @@ def test_while_one_waits_for_the_list_the_others_get_what_is_known(
     app, provider: StandInProvider, monkeypatch: pytest.MonkeyPatch
 ):
     own = runtime.current().catalogue
-    monkeypatch.setattr(catalogue, "FETCH_S", 1.5)
+    monkeypatch.setattr(documents, "FETCH_S", 1.5)
     monkeypatch.setattr(provider, "respond", slowly([(0, HEAD), *TRICKLE]))
     first = threading.Thread(target=own.models, args=(EVERY,))
     first.start()
@@ -321,6 +321,6 @@ def test_while_one_waits_for_the_list_the_others_get_what_is_known(
 
 
 def test_list_without_end_is_given_up(own: Catalogue, answers: Adapter, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(catalogue, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(documents, "MOST_BYTES", 10_000)
     answers.register_uri("GET", f"{ROOT}/models", text=" " * 20_000)
     assert own.check().code == "provider_bad_response"

@@ -286,7 +286,7 @@ def test_signal_that_reaches_a_worker_in_its_first_moments_ends_it(settings, tmp
     )
     options = {"GUNICORN_CMD_ARGS": f"--config {slow}", "WEB_CONCURRENCY": "1"}
     with running_server(settings | options, tmp_path, ready=False) as server:
-        assert eventually(lambda: "Booting worker" in server.log.read_text())
+        assert eventually(lambda: "Booting worker" in server.log.read_text(), 60)
         time.sleep(0.5)  # so that the master waits for signals
         server.process.send_signal(ending)
         assert server.process.wait(10) == 0

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError
 ENV_FILE = Path(".env")
 DEFAULT_ADMIN_PASSWORD = "admin123"
 LIKENESS = 0.8  # of a name to a setting's, from which on it is taken for a slip of the pen; 1 is the same
+ACCOUNTS = ("auto", "poe", "openrouter", "deepseek", "none")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 
 
@@ -136,6 +137,12 @@ def _host(text: str) -> str:
     return text
 
 
+def _account(text: str) -> str:
+    if (text := text.strip().lower()) not in ACCOUNTS:
+        raise ValueError
+    return text
+
+
 _ANY_TEXT = Reader("a text", str)
 API_KEY = Reader("printable ASCII characters without spaces", printable_text)
 
@@ -184,6 +191,9 @@ class Settings:
     )
     cors_origins: tuple[str, ...] | None = _setting(
         "", Reader("origins such as https://app.example separated by commas, or *", _origins)
+    )
+    provider_account: Literal["auto", "poe", "openrouter", "deepseek", "none"] = _setting(
+        "auto", Reader(f"one of {', '.join(ACCOUNTS)}", _account)
     )
     origins: Mapping[str, str] = field(repr=False)
 

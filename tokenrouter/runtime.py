@@ -1,18 +1,22 @@
 """What one process runs with: its settings, ledger and provider, its slots for calls, and the clients that wait."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from flask import Flask, current_app
 
+from tokenrouter.account import REFRESH_S, refresh
 from tokenrouter.auth import KnownCallers
 from tokenrouter.config import Settings
 from tokenrouter.database.connections import Readers
 from tokenrouter.database.tables import db
 from tokenrouter.ledger import SETTLE_WAIT_S, Ledger
 from tokenrouter.payload import RefusedAdditions
+from tokenrouter.provider.account import Account
 from tokenrouter.provider.catalogue import Catalogue
 from tokenrouter.provider.client import Provider
 from tokenrouter.worker.disconnects import WaitingClients
+from tokenrouter.worker.jobs import Jobs, Task
 from tokenrouter.worker.slots import Slots
 
 
@@ -26,6 +30,8 @@ class Runtime:
     provider: Provider
     slots: Slots
     catalogue: Catalogue
+    account: Account
+    jobs: Jobs
     clients: WaitingClients
     callers: KnownCallers = field(default_factory=KnownCallers)
     refused_additions: RefusedAdditions = field(default_factory=RefusedAdditions)
@@ -34,12 +40,16 @@ class Runtime:
 def init_app(app: Flask, settings: Settings) -> None:
     """Give the app its runtime, of which nothing runs yet: gunicorn forks its workers from this process."""
     with app.app_context():
-        readers = Readers(db.engine)
-        ledger = Ledger(db.engine, settings.output_reserve_tokens, settings.timezone, settings.currency)
+        engine = db.engine
+        readers = Readers(engine)
+        ledger = Ledger(engine, settings.output_reserve_tokens, settings.timezone, settings.currency)
     provider = Provider(settings)
     slots = Slots(settings.threads, settings.team_calls)
+    catalogue = Catalogue(provider, settings.default_model)
+    account = Account(provider, settings, catalogue.ask)
+    tasks = [Task("provider's account", REFRESH_S, partial(refresh, engine, account))]
     app.extensions["tokenrouter"] = Runtime(
-        settings, readers, ledger, provider, slots, Catalogue(provider, settings.default_model), WaitingClients()
+        settings, readers, ledger, provider, slots, catalogue, account, Jobs(engine, tasks), WaitingClients()
     )
 
 
@@ -49,6 +59,7 @@ def close(app: Flask, timeout_s: float = SETTLE_WAIT_S) -> None:
     The last process that closes an SQLite database leaves its one file.
     """
     own = of(app)
+    own.jobs.close()
     own.clients.close()
     own.ledger.close(timeout_s)
     own.provider.close()

@@ -6,6 +6,7 @@ from flask_admin.theme import Bootstrap4Theme
 from flask_login import current_user
 
 from tokenrouter.admin import access, formats, password
+from tokenrouter.admin.account import AccountView, banner
 from tokenrouter.admin.changes import ChangesView
 from tokenrouter.admin.codes import CodeView
 from tokenrouter.admin.groups import GroupView
@@ -34,10 +35,12 @@ def init_app(app: Flask) -> None:
     panel.add_view(UsageView(name="Usage", endpoint="usage"))
     panel.add_view(RequestLogView(RequestLog, db, name="Logs", endpoint="logs"))
     panel.add_view(PriceView(name="Prices", endpoint="prices"))
+    panel.add_view(AccountView(name="Account", endpoint="account"))
     panel.add_view(ChangesView(name="Changes", endpoint="changes"))
     panel.add_view(SettingsView(name="Settings", endpoint="settings"))
     app.jinja_env.globals.update(
         panel=panel,
         current_user=current_user,
+        account_banner=banner,
         has_default_password=lambda: password.has_default_password(access.settings()),
     )

@@ -43,6 +43,7 @@ ACTION_WORDS = {
     "price.unset": "Ended a price",
     "price.correct": "Corrected costs",
     "prices.fetch": "Fetched the provider’s prices",
+    "account.balance": "Set the provider’s balance",
     "token.create": "Created a token",
     "token.update": "Changed a token",
     "token.revoke": "Revoked a token",
@@ -145,9 +146,9 @@ def pace(limits: Mapping[str, int | None]) -> str:
     return ", ".join(told) or "no limit"
 
 
-def amount(billionths: int) -> Markup:
-    """Write an amount of money for people, with the exact one on hover."""
-    currency = current_app.config["CURRENCY"]
+def amount(billionths: int, currency: str | None = None) -> Markup:
+    """Write an amount of money for people, of CURRENCY unless another is given, with the exact one on hover."""
+    currency = currency or current_app.config["CURRENCY"]
     exact = f"{decimal_string(billionths)} {currency}"
     return Markup('<span class="num" title="{}">{}</span>').format(exact, shown(billionths, currency))
 

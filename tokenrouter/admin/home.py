@@ -7,17 +7,17 @@ from flask.typing import ResponseReturnValue
 from flask_admin import AdminIndexView, expose
 from flask_login import current_user
 
-from tokenrouter import attempts, prices, reports, runtime
+from tokenrouter import account, attempts, prices, reports, runtime
 from tokenrouter.admin import access, kept_forms, password
 from tokenrouter.admin.access import PanelView, settings
 from tokenrouter.admin.charts import use_chart
 from tokenrouter.admin.failures import by_side
+from tokenrouter.database.tables import db
 
 CHART_DAYS = 30
 NEXT = 8
 MOST_REST = 0.5
 UNITS = ("tokens", "money")
-PROVIDER_ANSWER_S = 60
 REFUSED_DEFAULT = (
     "The admin password is still the default, admin123, which opens the panel only on the machine that TokenRouter "
     "runs on, for the same user, and without a proxy between. Set ADMIN_PASSWORD there, or run `flask setup`, and "
@@ -56,14 +56,21 @@ class HomeView(PanelView, AdminIndexView):
             day_ago=f"{(now - timedelta(days=1)).astimezone(settings().timezone):%Y-%m-%dT%H:%M}",
             chart=use_chart(daily, settings().currency),
             teams_share=1 - rest_share if rest_share > MOST_REST else None,
-            check=runtime.current().catalogue.last_check,
+            stands=account.standing(db.engine, now),
+            checked_at=account.checked_at(db.engine),
             now=now,
         )
 
     @expose("/provider")
     def provider_view(self) -> ResponseReturnValue:
-        """Tell whether the provider answers; the dashboard asks this after it has come up."""
-        return self.render("admin/provider.html", check=runtime.current().catalogue.check(within_s=PROVIDER_ANSWER_S))
+        """Tell how the provider's account stands; the dashboard asks this after it has come up.
+
+        The provider is asked where no worker did so lately.
+        """
+        checked_at = account.checked_at(db.engine)
+        if checked_at is None or datetime.now(UTC) - checked_at > timedelta(seconds=account.REFRESH_S):
+            checked_at = account.refresh(db.engine, runtime.current().account).at
+        return self.render("admin/provider.html", stands=account.standing(db.engine), checked_at=checked_at)
 
     @expose("/login", methods=("GET", "POST"))
     def login_view(self) -> ResponseReturnValue:

@@ -8,7 +8,7 @@ from flask.typing import ResponseReturnValue
 from flask_admin import expose
 from sqlalchemy.engine import make_url
 
-from tokenrouter import runtime
+from tokenrouter import account, runtime
 from tokenrouter.admin.access import PanelView, actor, settings
 from tokenrouter.config import (
     DEFAULT_ADMIN_PASSWORD,
@@ -19,11 +19,13 @@ from tokenrouter.config import (
     slips,
     without_password,
 )
+from tokenrouter.database.tables import db
 from tokenrouter.errors import APIError
 from tokenrouter.provider.catalogue import Check
 from tokenrouter.teams import management_tokens
 
 SHOWN_CHARACTERS = 4
+ASKED_S = 5.0  # so lately the models were asked for with the account
 ADVICE = {
     "provider_auth_failed": "Check PROVIDER_API_KEY: run `flask setup` where TokenRouter is installed, and restart it.",
     "provider_unreachable": "Check PROVIDER_BASE_URL, and whether this machine reaches it.",
@@ -77,7 +79,9 @@ class SettingsView(PanelView):
     @expose("/provider", methods=("POST",))
     def check_view(self) -> ResponseReturnValue:
         """Ask the provider now."""
-        return self._page(runtime.current().catalogue.check())
+        own = runtime.current()
+        account.refresh(db.engine, own.account)
+        return self._page(own.catalogue.check(within_s=ASKED_S))
 
     def _page(self, check: Check | None, label: str = "", label_problem: str | None = None) -> ResponseReturnValue:
         own = settings()

@@ -7,6 +7,7 @@ from tokenrouter.cli.groups import group_commands
 from tokenrouter.cli.logs import log_commands
 from tokenrouter.cli.management_tokens import management_token_commands
 from tokenrouter.cli.prices import price_commands
+from tokenrouter.cli.provider import provider_commands
 from tokenrouter.cli.setup import setup
 from tokenrouter.cli.teams import team_commands
 from tokenrouter.cli.tokens import token_commands
@@ -22,6 +23,7 @@ def init_app(app: Flask) -> None:
         price_commands,
         usage_commands,
         log_commands,
+        provider_commands,
         code_commands,
         management_token_commands,
         setup,

@@ -604,6 +604,51 @@ class DoorRefusal(Base):
     requests: Mapped[int] = mapped_column(BigInteger)
 
 
+class Job(Base):
+    """Something that one worker of all does by the clock, and when it is due next, by the database's clock."""
+
+    __tablename__ = "jobs"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    due_at: Mapped[float]  # seconds since 1970
+    began_at: Mapped[float | None]  # likewise, as all that follow
+    ended_at: Mapped[float | None]
+    error: Mapped[str | None] = mapped_column(String(REASON_LENGTH))  # of the last run, if it failed
+
+
+class AccountCheck(Base):
+    """What the provider said of the paid account at a moment, or the administrator did."""
+
+    __tablename__ = "account_checks"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    state: Mapped[str] = mapped_column(String(16))
+    words: Mapped[str] = mapped_column(String(REASON_LENGTH))
+    points: Mapped[int | None] = mapped_column(BigInteger)
+    money: Mapped[int | None] = mapped_column(BigInteger)  # billionths of `currency`
+    currency: Mapped[str] = mapped_column(String(3))
+    next_grant_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    next_grant_points: Mapped[int | None] = mapped_column(BigInteger)
+    spent: Mapped[int] = mapped_column(BigInteger)  # what all calls had cost by then, in billionths of CURRENCY
+    is_typed: Mapped[bool]
+
+
+class ProviderEntry(Base):
+    """A call as the provider's own record has it, kept so that it is fetched once."""
+
+    __tablename__ = "provider_entries"
+
+    id: Mapped[str] = mapped_column(String(100), primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    model: Mapped[str]
+    cost: Mapped[int | None] = mapped_column(BigInteger)  # billionths of a dollar
+    points: Mapped[int | None] = mapped_column(BigInteger)
+    prompt_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    completion_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    key_name: Mapped[str | None]
+
+
 class PanelSession(Base):
     """A session in which the administrator signed in, and was not signed out of."""
 

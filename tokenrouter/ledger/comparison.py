@@ -7,13 +7,14 @@ from datetime import date
 from heapq import merge
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import String, and_, case, cast, delete, func, insert, literal_column, or_, select
 from sqlalchemy.engine import Connection
 
 from tokenrouter import changes
 from tokenrouter.database.log_status import FAILURES, PENDING, PROVIDER_ERROR, REJECTED
+from tokenrouter.database.sums import NOTHING, Sums
 from tokenrouter.database.tables import (
     AnyRow,
     Change,
@@ -30,24 +31,6 @@ from tokenrouter.database.tables import (
 from tokenrouter.errors import UNKNOWN_MODEL, ModelNotFound, TeamDisabled
 from tokenrouter.ledger.operations import NO_MODEL
 
-
-class Sums(NamedTuple):
-    """What was used of a model on a day."""
-
-    requests: int = 0
-    errors: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-    cost: int = 0
-    priced_tokens: int = 0
-
-    def plus(self, other: "Sums", sign: int = 1) -> "Sums":
-        """Add, or with a sign of -1 subtract, sum by sum."""
-        return Sums(*(mine + sign * theirs for mine, theirs in zip(self, other, strict=True)))
-
-
-NOTHING = Sums()
 Key = tuple[Any, ...]
 """Whose it is, by id, a group's with the team's after it; then day and model."""
 

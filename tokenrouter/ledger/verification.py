@@ -34,6 +34,7 @@ from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.columns import is_yes
 from tokenrouter.database.connections import driver_connection
 from tokenrouter.database.log_status import PENDING, REJECTED, STATUSES
+from tokenrouter.database.sums import Sums
 from tokenrouter.database.tables import (
     BY_PROVIDER,
     ESTIMATED,
@@ -59,7 +60,6 @@ from tokenrouter.ledger.comparison import (
     Books,
     Comparison,
     Key,
-    Sums,
     compare,
     rewrite_days,
     streamed,

@@ -8,16 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tokenrouter.config import is_allowed
-from tokenrouter.errors import APIError, ProviderBadResponse, ProviderRefusal, ProviderTimeout
+from tokenrouter.errors import APIError, ProviderBadResponse, ProviderRefusal
 from tokenrouter.provider.client import Provider
-from tokenrouter.provider.refusals import RelayedError
-from tokenrouter.provider.transport import ProviderLink
-from tokenrouter.untrusted_json import parse_json
+from tokenrouter.provider.documents import read_document
+from tokenrouter.provider.refusals import RelayedError, words_of
 
 CACHE_S = 300.0
 FAILURE_CACHE_S = 10.0
-FETCH_S = 10.0
-MOST_BYTES = 4 * 1024 * 1024
 FIRST_MILLISECONDS = 10**11  # as seconds, the year 5138
 
 
@@ -45,6 +42,7 @@ class Catalogue:
         self._fresh_until = float("-inf")
         self._fetching = threading.Lock()
         self.last_check: Check | None = None
+        self._error: APIError | None = None
 
     def models(self, patterns: tuple[str, ...]) -> list[dict[str, Any]]:
         """Return OpenAI's model objects for names and prefixes: exact names always, what prefixes cover if known.
@@ -100,7 +98,7 @@ class Catalogue:
         try:
             return _listed_in(self._fetch("/models"))
         except RelayedError as error:
-            raise ProviderBadResponse(_words(error)) from error
+            raise ProviderBadResponse(words_of(error)) from error
 
     def check(self, within_s: float = 0.0) -> Check:
         """Ask the provider for its models, unless that was done within the last seconds, and say what came of it."""
@@ -110,37 +108,28 @@ class Catalogue:
                 last = self._refresh()
             return last
 
+    def ask(self) -> None:
+        """Ask the provider for its models now, and keep them; raises an APIError that says why they cannot be had."""
+        with self._fetching:
+            self._refresh()
+            if self._error is not None:
+                raise self._error
+
     def _refresh(self) -> Check:
         """Ask, keep what was known before where that fails, and remember when to ask again."""
+        self._error = None
         try:
             self._listed = _listed_in(self._fetch("/models"))
             models, problem, code, cache_s = tuple(self._listed), None, None, CACHE_S
         except APIError as error:
-            models, problem, code, cache_s = None, _words(error), error.code, FAILURE_CACHE_S
+            self._error = error
+            models, problem, code, cache_s = None, words_of(error), error.code, FAILURE_CACHE_S
         self._fresh_until = time.monotonic() + cache_s
         self.last_check = Check(datetime.now(UTC), models, problem, code)
         return self.last_check
 
     def _fetch(self, path: str) -> Any:
-        """Return a JSON document of the provider's, which has FETCH_S in all, however steadily it trickles."""
-        link = ProviderLink()
-        too_late = ProviderTimeout("The provider took too long to tell its models.")
-        alarm = threading.Timer(FETCH_S, link.cut, (too_late,))
-        alarm.daemon = True
-        alarm.start()
-        try:
-            reply = self._provider.get(path, link)
-            try:
-                body = bytearray()
-                for chunk in reply.chunks():
-                    body += chunk
-                    if len(body) > MOST_BYTES:
-                        raise ProviderBadResponse("The provider's list of models is larger than 4 MiB.")
-            finally:
-                reply.close()
-        finally:
-            alarm.cancel()
-        return parse_json(body)
+        return read_document(self._provider, path, "its models")
 
 
 def _listed_in(document: object) -> dict[str, dict[str, Any]]:
@@ -148,13 +137,6 @@ def _listed_in(document: object) -> dict[str, dict[str, Any]]:
     if not isinstance(listed, list):
         raise ProviderBadResponse("The provider's answer is not a list of models.")
     return {model["id"]: model for model in listed if isinstance(model, dict) and isinstance(model.get("id"), str)}
-
-
-def _words(error: APIError) -> str:
-    """Say what is wrong; of an error that callers see as it is, the status and the provider's own message."""
-    if not isinstance(error, RelayedError):
-        return error.message
-    return f"The provider answered with status {error.status}: {parse_json(error.body())['error']['message'][:500]}"
 
 
 def _model_object(name: str, listed: Mapping[str, Any]) -> dict[str, Any]:

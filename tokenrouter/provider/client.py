@@ -2,8 +2,9 @@
 
 import http.client
 import os
+from collections.abc import Mapping
 from typing import IO, Any, Protocol
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import requests
 from urllib3.util import Retry, Timeout
@@ -32,6 +33,7 @@ class Provider:
 
     def __init__(self, settings: Settings) -> None:
         self._root = settings.provider_base_url
+        self._beside = self._root.removesuffix("/v1")
         self._key = settings.provider_api_key
         self._own_headers = {
             "Host": _host_header(self._root),
@@ -77,9 +79,20 @@ class Provider:
         file.seek(0)
         return self._send("POST", path, file, headers, link, content=(content_type, length))
 
-    def get(self, path: str, link: ProviderLink | None = None) -> Reply:
-        """Ask for a small document of the provider's, likewise, and wait only shortly."""
-        return self._send("GET", path, None, {}, link, timeout=self._short_timeout)
+    def get(
+        self,
+        path: str,
+        link: ProviderLink | None = None,
+        *,
+        is_beside: bool = False,
+        query: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Ask for a small document of the provider's, likewise, and wait only shortly.
+
+        What `is_beside` the API for callers stands where the root would without its `/v1`.
+        """
+        root = self._beside if is_beside else self._root
+        return self._send("GET", path, None, {}, link, timeout=self._short_timeout, root=root, query=query)
 
     def _send(
         self,
@@ -90,10 +103,12 @@ class Provider:
         link: ProviderLink | None = None,
         timeout: Timeout | None = None,
         content: tuple[str, int] | None = None,
+        root: str | None = None,
+        query: Mapping[str, str] | None = None,
     ) -> Reply:
         prepared: Any = requests.PreparedRequest()  # whose headers may be any mapping, whatever its type says
         prepared.method = method
-        prepared.url = self._root + quote(path)
+        prepared.url = (root or self._root) + quote(path) + (f"?{urlencode(query)}" if query else "")
         if isinstance(body, bytes):
             content = "application/json", len(body)
         prepared.headers = self._headers(headers, content)

@@ -70,6 +70,14 @@ class RelayedError(APIError):
         return self._body
 
 
+def words_of(error: APIError) -> str:
+    """Say what is wrong; of an error that callers see as it is, the status and the provider's own message."""
+    if not isinstance(error, RelayedError):
+        return error.message
+    said = parse_json(error.body())["error"]["message"][:SHOWN_ERROR_CHARACTERS]
+    return f"The provider answered with status {error.status}: {said}"
+
+
 def refuse(reply: Reply) -> NoReturn:
     """Raise what the caller may know of the provider's error, an APIError, and close the reply."""
     try:

@@ -1,5 +1,6 @@
 """Read-only sums, pages and documents for the panel, the API and the commands. Nothing here writes."""
 
+from tokenrouter.database.sums import Sums
 from tokenrouter.reports.calls import (
     CallDetail,
     CallFilter,
@@ -16,7 +17,7 @@ from tokenrouter.reports.calls import (
     token_prefix,
 )
 from tokenrouter.reports.codes import CodeDetail, code_detail, code_of, code_view, codes
-from tokenrouter.reports.daily_sums import DIMENSIONS, Dimension, Sums
+from tokenrouter.reports.daily_sums import DIMENSIONS, Dimension
 from tokenrouter.reports.days import day_of
 from tokenrouter.reports.door import TurnedAway, count_turned_away, moment_of, turned_away
 from tokenrouter.reports.failures import FailureGroup, RecentFailures, recent_failures

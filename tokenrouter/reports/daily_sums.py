@@ -4,11 +4,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, and_, func, literal_column, select
 from sqlalchemy.engine import Connection
 
+from tokenrouter.database.sums import NOTHING, Sums
 from tokenrouter.database.tables import ApiToken, GroupUsageDaily, TokenUsageDaily, UsageDaily, clamp_id
 from tokenrouter.errors import InvalidRequest
 
@@ -21,35 +22,6 @@ Only = Mapping[Dimension, Collection[Any]]
 Table = type[UsageDaily | GroupUsageDaily | TokenUsageDaily]
 ALL: Only = MappingProxyType({})
 NOT_KEPT = "Use of a group is not kept by token. Ask for one of them, and for team, model or day."
-
-
-class Sums(NamedTuple):
-    """What was used: `total_tokens` is what was charged, `cost` in billionths, that of the priced tokens."""
-
-    requests: int = 0
-    errors: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-    cost: int = 0
-    priced_tokens: int = 0
-
-    def plus(self, other: "Sums", sign: int = 1) -> "Sums":
-        """Add, or with a sign of -1 subtract, sum by sum."""
-        return Sums(*(mine + sign * theirs for mine, theirs in zip(self, other, strict=True)))
-
-    @property
-    def known_cost(self) -> int | None:
-        """The cost; None where it is known of none of the tokens, since what is unknown is not nothing."""
-        return None if self.total_tokens and not self.priced_tokens and not self.cost else self.cost
-
-    @property
-    def unpriced_tokens(self) -> int:
-        """How many of the tokens have no price."""
-        return self.total_tokens - self.priced_tokens
-
-
-NOTHING = Sums()
 
 
 def total(sums: Iterable[Sums]) -> Sums:

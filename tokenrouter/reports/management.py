@@ -7,9 +7,10 @@ from sqlalchemy import select
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
+from tokenrouter.database.sums import NOTHING, Sums
 from tokenrouter.database.tables import ApiToken, Group, Team, clamp_id, clamp_text, db, normalized
 from tokenrouter.money import decimal_string
-from tokenrouter.reports.daily_sums import DIMENSIONS, NOTHING, Dimension, Scope, Sums, read_sums
+from tokenrouter.reports.daily_sums import DIMENSIONS, Dimension, Scope, read_sums
 from tokenrouter.reports.reading import reading
 
 Grouping = Dimension

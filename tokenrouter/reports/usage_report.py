@@ -11,17 +11,16 @@ from natsort import natsort_keygen, ns
 from sqlalchemy import select
 from sqlalchemy.engine import Connection
 
+from tokenrouter.database.sums import NOTHING, Sums
 from tokenrouter.database.tables import ApiToken, Group, Team
 from tokenrouter.errors import InvalidRequest
 from tokenrouter.reports.daily_sums import (
     DIMENSIONS,
     NOT_KEPT,
-    NOTHING,
     Dimension,
     Key,
     Only,
     Scope,
-    Sums,
     folded,
     read_sums,
     total,

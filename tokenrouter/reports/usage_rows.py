@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from tokenrouter import spreadsheet
+from tokenrouter.database.sums import Sums
 from tokenrouter.money import decimal_string
-from tokenrouter.reports.daily_sums import Sums
 from tokenrouter.reports.usage_report import Line, Report, Subject
 
 TOLD = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens", "unpriced_tokens")

@@ -37,7 +37,8 @@ def read_call(buffer: bytearray, send: Callable[[bytes], None]) -> Generator[Non
         body = yield from take_chunks(buffer)
     else:
         body = yield from take(buffer, int(headers.get("content-length", 0)))
-    return Call(method, target.partition("?")[0], headers, body)
+    path, _, query = target.partition("?")
+    return Call(method, path, headers, body, query)
 
 
 def take_until(buffer: bytearray, mark: bytes) -> Generator[None, None, bytes]:

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import orjson
 
 from tokenrouter.standin import media
+from tokenrouter.standin.account import StandInAccount
 from tokenrouter.standin.answers import answer_completion, answer_embeddings, requested_failure
 from tokenrouter.standin.connections import Connection
 from tokenrouter.standin.faults import FAITHFUL, Faults, directives
@@ -46,6 +47,7 @@ class StandInProvider:
         self.host, self.port, self.api_key, self.models = host, port, api_key, tuple(models)
         self.record_calls = record_calls  # a long benchmark need not keep every body
         self.defaults: dict[str, str] = {}
+        self.account = StandInAccount()
         self.calls: list[Call] = []
         self.finished: list[Served] = []
         self.aborted = 0
@@ -130,6 +132,9 @@ class StandInProvider:
 
     def _answer(self, call: Call) -> tuple[Answer, Faults]:
         self._check_key(call.headers.get("authorization", ""))
+        if call.method == "GET" and self.account.answers(call.path):
+            faults = directives("", self.account.faults)
+            return requested_failure(faults) or self.account.answer(call, tuple(self.finished)), faults
         if call.method == "GET" and (call.path + "/").startswith("/v1/models/"):
             faults = directives("", self.defaults)
             return requested_failure(faults) or self._list_models(call.path[len("/v1/models/") :]), faults

@@ -2,6 +2,7 @@
 
 import enum
 import functools
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ class Call:
     path: str
     headers: dict[str, str]
     body: bytes
+    query: str = ""
 
     @functools.cached_property
     def json(self) -> Any:
@@ -31,6 +33,8 @@ class Served:
     model: str
     prompt_tokens: int
     completion_tokens: int
+    at: float = field(default_factory=time.time, compare=False)
+    """Seconds since 1970, when the answer was decided."""
 
     @property
     def total_tokens(self) -> int:

@@ -1,0 +1,185 @@
+"""The one paid account as it is known here: what it said of itself, and how it stands by the calls that were made.
+
+Who asks the provider is `refresh`, which one worker of all runs by the clock; all else reads what is kept.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from statistics import median
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import func, insert, literal_column, select
+from sqlalchemy.engine import Connection, Engine
+
+from tokenrouter import troubles
+from tokenrouter.database.log_status import OK, PROVIDER_ERROR
+from tokenrouter.database.tables import REASON_LENGTH, AccountCheck, AnyRow, RequestLog, Team, writing
+from tokenrouter.provider.account import Account, State
+from tokenrouter.provider.account import AccountCheck as Found
+
+REFRESH_S = 600.0
+LOOKED_BACK = timedelta(days=1)
+LATELY = timedelta(minutes=10)
+LATE_MS = 10_000
+NEWEST_ROWS = 20_000  # as far as is looked back for a call that was answered
+PACED_CALLS = 20
+
+STATES = {
+    "provider_quota_exhausted": State.EMPTY,
+    "provider_auth_failed": State.KEY_REFUSED,
+    "provider_unreachable": State.UNREACHABLE,
+    "provider_timeout": State.SLOW,
+    "provider_bad_response": State.BROKEN,
+}
+"""How the account stands by the code of a call that failed."""
+NEEDS_PROOF = (State.EMPTY, State.KEY_REFUSED)
+WORDS = {
+    State.EMPTY: "The provider’s account is empty",
+    State.KEY_REFUSED: "The provider refuses the key",
+    State.UNREACHABLE: "The provider cannot be reached",
+    State.BROKEN: "The provider answers with what is no answer",
+    State.LIMITED: "The account is at its rate limit",
+    State.SLOW: "The provider is slow",
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How the account stands: since when, and how many calls of how many teams failed by it."""
+
+    state: State
+    since: datetime | None = None
+    calls: int = 0
+    teams: int = 0
+    said: str = ""
+    """What the provider's account itself said, or why it could not be asked."""
+
+    def words(self, zone: ZoneInfo) -> str:
+        """Say it in a sentence, with the time in a zone."""
+        if self.state.is_good:
+            return self.said or "The provider answers."
+        since = "" if self.since is None else f" since {_time(self.since, zone)}"
+        text = WORDS[self.state] + since
+        if not self.calls:
+            return f"{text}: {self.said}" if self.said else f"{text}."
+        calls = "1 call" if self.calls == 1 else f"{self.calls:,} calls"
+        teams = "1 team" if self.teams == 1 else f"{self.teams:,} teams"
+        return f"{text}: {calls} of {teams} failed by it."
+
+
+def _time(moment: datetime, zone: ZoneInfo) -> str:
+    at, now = moment.astimezone(zone), datetime.now(zone)
+    return f"{at:%H:%M}" if at.date() == now.date() else f"{at.day} {at:%b}, {at:%H:%M}"
+
+
+def refresh(engine: Engine, account: Account) -> Found:
+    """Ask the provider how the account stands and what is left, and keep it; say in the log where it is not well."""
+    found = account.check()
+    balance = {"points": None, "money": None, "currency": "USD"} if found.balance is None else vars(found.balance)
+    with writing(engine, durable=False) as connection:
+        kept = {"at": found.at, "state": found.state.value, "words": found.words[:REASON_LENGTH], "is_typed": False}
+        connection.execute(insert(AccountCheck).values(**kept, **balance, spent=spent(connection)))
+    if not found.state.is_good:
+        troubles.warn("account", "The provider's account: %s", found.words)
+    return found
+
+
+def spent(connection: Connection) -> int:
+    """Return what all calls ever cost, as far as that is known: counters only grow, and deleted teams keep theirs."""
+    return int(connection.execute(select(func.coalesce(func.sum(Team.settled_cost), 0))).scalar_one())
+
+
+def checked_at(engine: Engine) -> datetime | None:
+    """Return when the provider was asked last; None where it never was."""
+    with engine.connect() as connection:
+        check = connection.execute(NEWEST_CHECK).first()
+    return None if check is None else check.at
+
+
+def standing(engine: Engine, now: datetime | None = None) -> Standing:
+    """Say how the account stands by the calls since the last one that was answered, and by what it said when asked.
+
+    What it said after the last failed call holds. That it lists its models proves neither key nor balance: only an
+    answered call ends such a trouble then.
+    """
+    now = now or datetime.now(UTC)
+    with engine.connect() as connection:
+        check = connection.execute(NEWEST_CHECK).first()
+        answered = connection.execute(LAST_ANSWERED).first()
+        failed = _by_failures(connection, 0 if answered is None else answered.id, check, now)
+        if failed is not None:
+            return failed
+        is_newer = check is not None and (answered is None or check.at > _ended(answered))
+        if check is not None and is_newer and not State(check.state).is_good:
+            return Standing(State(check.state), check.at, said=check.words)
+        state = State.UNPROVEN if check is None or State(check.state) is State.UNPROVEN else State.GOOD
+        said = "The provider answers." if answered is not None else check.words if check else ""
+        return _by_pace(connection, now) or Standing(State.GOOD if answered is not None else state, said=said)
+
+
+def _by_failures(connection: Connection, after_id: int, check: AnyRow | None, now: datetime) -> Standing | None:
+    """Return how the account stands by the calls that failed since; None where none did, or a later check is well."""
+    failures = FAILURES.where(RequestLog.id > after_id, RequestLog.created_at > now - LOOKED_BACK)
+    found = [
+        (STATES[row.error_code], row)
+        for row in connection.execute(failures)
+        if not _is_over(STATES[row.error_code], row.last, check)
+    ]
+    if not found:
+        return None
+    order = list(State)
+    state, row = min(found, key=lambda each: order.index(each[0]))
+    return Standing(state, row.first, row.calls, row.teams)
+
+
+def _is_over(state: State, last: datetime, check: AnyRow | None) -> bool:
+    if check is None or check.at <= last:
+        return False
+    said = State(check.state)
+    return said is State.GOOD or (said is State.UNPROVEN and state not in NEEDS_PROOF)
+
+
+def _by_pace(connection: Connection, now: datetime) -> Standing | None:
+    """Return that calls are refused for the account's rate, or answered late; None where they are not."""
+    limited = connection.execute(LIMITED.where(RequestLog.created_at > now - LATELY)).one()
+    if limited.calls:
+        return Standing(State.LIMITED, limited.first, limited.calls, limited.teams)
+    waits = connection.execute(NEWEST_WAITS.where(RequestLog.created_at > now - LATELY)).scalars()
+    waits_ms = [wait_ms for wait_ms in waits if wait_ms is not None]
+    if len(waits_ms) < PACED_CALLS or median(waits_ms) < LATE_MS:
+        return None
+    return Standing(State.SLOW, said=f"answers begin after {median(waits_ms) / 1000:.0f} s.")
+
+
+def _ended(call: AnyRow) -> datetime:
+    began: datetime = call.created_at
+    return began + timedelta(milliseconds=call.latency_ms or 0)
+
+
+# the statuses are spelled out, not bound: only so can an index of some of them serve
+HAS_FAILED = RequestLog.status == literal_column(f"'{PROVIDER_ERROR}'")
+IS_NEW = RequestLog.id > select(func.coalesce(func.max(RequestLog.id), 0) - NEWEST_ROWS).scalar_subquery()
+NEWEST_CHECK = (
+    select(AccountCheck.__table__).where(AccountCheck.is_typed.is_(False)).order_by(AccountCheck.id.desc()).limit(1)
+)
+ANSWERED: tuple[Any, ...] = RequestLog.status == OK, RequestLog.status_code == 200, IS_NEW
+LAST_ANSWERED = (
+    select(RequestLog.id, RequestLog.created_at, RequestLog.latency_ms)
+    .where(*ANSWERED)
+    .order_by(RequestLog.id.desc())
+    .limit(1)
+)
+SUMMED = (
+    func.min(RequestLog.created_at).label("first"),
+    func.max(RequestLog.created_at).label("last"),
+    func.count().label("calls"),
+    func.count(RequestLog.team_id.distinct()).label("teams"),
+)
+FAILURES = (
+    select(RequestLog.error_code, *SUMMED)
+    .where(HAS_FAILED, RequestLog.error_code.in_(STATES))
+    .group_by(RequestLog.error_code)
+)
+LIMITED = select(*SUMMED).where(HAS_FAILED, RequestLog.status_code == 429, IS_NEW)
+NEWEST_WAITS = select(RequestLog.first_byte_ms).where(*ANSWERED).order_by(RequestLog.id.desc()).limit(PACED_CALLS)

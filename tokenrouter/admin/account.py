@@ -1,0 +1,70 @@
+"""The paid account: how it stands, what is left of it, and how long that lasts."""
+
+from flask import flash, redirect, request, url_for
+from flask.typing import ResponseReturnValue
+from flask_admin import expose
+
+from tokenrouter import account, runtime, runway
+from tokenrouter.admin.access import PanelView, actor, settings
+from tokenrouter.config import without_password
+from tokenrouter.database.tables import db
+from tokenrouter.errors import InvalidRequest
+from tokenrouter.provider.account import Kind, State
+from tokenrouter.teams import parse_budget
+
+NAMES: dict[Kind, str] = {"poe": "Poe", "openrouter": "OpenRouter", "deepseek": "DeepSeek"}
+ADVICE = {
+    State.EMPTY: "Top up the account at the provider. Calls go through again by themselves then.",
+    State.KEY_REFUSED: "Run `flask setup` where TokenRouter is installed to set the key anew, and restart it.",
+    State.UNREACHABLE: "Check PROVIDER_BASE_URL, and whether this machine reaches it.",
+    State.BROKEN: "PROVIDER_BASE_URL should be the root of an OpenAI-compatible API, and often ends in /v1.",
+    State.LIMITED: "The provider takes so many requests a minute of this account; a pace of each team spreads them.",
+    State.SLOW: "See the provider’s status page; calls wait for PROVIDER_READ_TIMEOUT at most.",
+}
+
+
+class AccountView(PanelView):
+    """Show how the account stands; ask it; take down what is left where the provider has no API that tells it."""
+
+    @expose("/")
+    def index_view(self) -> ResponseReturnValue:
+        """Show the page, with what is known by now."""
+        own, stands = runtime.current(), account.standing(db.engine)
+        return self.render(
+            "admin/account.html",
+            stands=stands,
+            words=stands.words(settings().timezone),
+            advice=ADVICE.get(stands.state),
+            checked_at=account.checked_at(db.engine),
+            provider=NAMES.get(own.account.kind),
+            provider_url=without_password(settings().provider_base_url),
+            runway=runway.runway(db.engine),
+            pace_days=runway.PACE_DAYS,
+        )
+
+    @expose("/check", methods=("POST",))
+    def check_view(self) -> ResponseReturnValue:
+        """Ask the provider now."""
+        found = account.refresh(db.engine, runtime.current().account)
+        flash(found.words, "success" if found.state.is_good else "error")
+        return redirect(url_for(".index_view"))
+
+    @expose("/balance", methods=("POST",))
+    def balance_view(self) -> ResponseReturnValue:
+        """Take down what the administrator read at the provider."""
+        try:
+            amount = parse_budget(request.form.get("balance", ""))
+            if amount is None:
+                raise InvalidRequest("Type what is left, such as 12.50.")
+        except InvalidRequest as error:
+            flash(str(error), "error")
+        else:
+            runway.set_balance(db.engine, amount, settings().currency, by=actor())
+            flash("Noted. What calls cost is counted down from it.", "success")
+        return redirect(url_for(".index_view"))
+
+
+def banner() -> account.Standing | None:
+    """Return how the account stands where every page has to say it; None where calls are answered."""
+    stands = account.standing(db.engine)
+    return None if stands.state.is_good else stands

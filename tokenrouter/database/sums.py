@@ -1,0 +1,32 @@
+"""What the daily totals sum up, as one value."""
+
+from typing import NamedTuple
+
+
+class Sums(NamedTuple):
+    """What was used: `total_tokens` is what was charged, `cost` in billionths, that of the priced tokens."""
+
+    requests: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cost: int = 0
+    priced_tokens: int = 0
+
+    def plus(self, other: "Sums", sign: int = 1) -> "Sums":
+        """Add, or with a sign of -1 subtract, sum by sum."""
+        return Sums(*(mine + sign * theirs for mine, theirs in zip(self, other, strict=True)))
+
+    @property
+    def known_cost(self) -> int | None:
+        """The cost; None where it is known of none of the tokens, since what is unknown is not nothing."""
+        return None if self.total_tokens and not self.priced_tokens and not self.cost else self.cost
+
+    @property
+    def unpriced_tokens(self) -> int:
+        """How many of the tokens have no price."""
+        return self.total_tokens - self.priced_tokens
+
+
+NOTHING = Sums()

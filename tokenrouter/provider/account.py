@@ -1,0 +1,174 @@
+"""The paid account itself: whether its key is accepted, and what is left of it, as far as the provider's API tells."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from http import HTTPStatus
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from tokenrouter.config import Settings
+from tokenrouter.errors import APIError, ProviderBadResponse
+from tokenrouter.provider.causes import IS_V1, cause_in_words
+from tokenrouter.provider.client import Provider
+from tokenrouter.provider.documents import read_document
+from tokenrouter.provider.history import Entry, entries
+from tokenrouter.provider.refusals import words_of
+from tokenrouter.provider.values import moment_of, money_of, whole_of
+
+Kind = Literal["poe", "openrouter", "deepseek", "none"]
+HOSTS: dict[str, Kind] = {"api.poe.com": "poe", "openrouter.ai": "openrouter", "api.deepseek.com": "deepseek"}
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What is left; None where the provider does not tell it, money also where the account has no bound."""
+
+    points: int | None = None
+    money: int | None = None
+    """In billionths of `currency`."""
+    currency: str = "USD"
+    next_grant_at: datetime | None = None
+    next_grant_points: int | None = None
+
+    @property
+    def is_empty(self) -> bool | None:
+        """Whether nothing is left; None where it is not known."""
+        told = [each for each in (self.points, self.money) if each is not None]
+        return all(each <= 0 for each in told) if told else None
+
+
+class State(Enum):
+    """How the account stands, the worst first; the value is that of documents."""
+
+    EMPTY = "empty"
+    KEY_REFUSED = "key_refused"
+    UNREACHABLE = "unreachable"
+    BROKEN = "broken"
+    LIMITED = "rate_limited"
+    SLOW = "slow"
+    UNPROVEN = "key_not_proven"
+    GOOD = "good"
+
+    @property
+    def is_good(self) -> bool:
+        """Whether calls can be expected to be answered."""
+        return self in (State.GOOD, State.UNPROVEN)
+
+
+@dataclass(frozen=True)
+class AccountCheck:
+    """What came of asking: how the account stands, in words too, and what is left where that was told."""
+
+    at: datetime
+    state: State
+    words: str
+    balance: Balance | None = None
+
+
+class Account:
+    """The account of one provider, which is asked at every call of a method here."""
+
+    def __init__(self, provider: Provider, settings: Settings, ask_for_models: Callable[[], None]) -> None:
+        """`ask_for_models` is what is done where no balance can be asked for; it raises an APIError."""
+        self._provider = provider
+        self._ask_for_models = ask_for_models
+        self.kind = kind_of(settings)
+
+    def balance(self) -> Balance | None:
+        """Ask what is left; None where this provider has no API for it. An answer proves the key.
+
+        Raises an APIError that says why it cannot be had.
+        """
+        if self.kind == "none":
+            return None
+        path, is_beside, read = APIS[self.kind]
+        document = read_document(self._provider, path, "its balance", is_beside=is_beside)
+        if not isinstance(document, dict):
+            raise ProviderBadResponse("The provider's answer is not a balance.")
+        return read(document)
+
+    def history(self) -> Iterator[Entry]:
+        """Ask what the provider wrote down of the account's calls, as `history.entries` yields it."""
+        return entries(self._provider)
+
+    def check(self) -> AccountCheck:
+        """Ask what proves the key, the balance; where there is none to ask for, whether the provider answers at all."""
+        now = datetime.now(UTC)
+        try:
+            balance = self.balance()
+            if balance is None:
+                self._ask_for_models()
+                return AccountCheck(now, State.UNPROVEN, "The provider answers; the key is not proven before a call.")
+        except APIError as error:
+            return AccountCheck(now, *trouble(error))
+        if balance.is_empty:
+            return AccountCheck(now, State.EMPTY, "The provider's account is empty.", balance)
+        return AccountCheck(now, State.GOOD, "The provider answers and accepts the key.", balance)
+
+
+def trouble(error: APIError) -> tuple[State, str]:
+    """Say how the account stands by an error of the provider's, and why."""
+    if error.status == HTTPStatus.NOT_FOUND:
+        return State.BROKEN, f"The provider has nothing at this address (404): {IS_V1}"
+    if error.status == HTTPStatus.TOO_MANY_REQUESTS:
+        return State.LIMITED, "The provider refuses requests for now: the account makes too many (429)."
+    state = STATES.get(error.code or "", State.BROKEN)
+    cause = cause_in_words(error) if state is State.UNREACHABLE else None
+    return state, words_of(error) if cause is None else f"The provider could not be reached: {cause}."
+
+
+STATES = {
+    "provider_quota_exhausted": State.EMPTY,
+    "provider_auth_failed": State.KEY_REFUSED,
+    "provider_unreachable": State.UNREACHABLE,
+    "provider_timeout": State.SLOW,
+}
+"""By the code of an error, how the account stands; by any other it is broken."""
+
+
+def kind_of(settings: Settings) -> Kind:
+    """Return whose account API is to be used: the one that is set, else by the provider's host."""
+    if settings.provider_account != "auto":
+        return settings.provider_account
+    return HOSTS.get(urlsplit(settings.provider_base_url).hostname or "", "none")
+
+
+def _poes(document: dict[str, Any]) -> Balance:
+    """Read Poe's. Source: its API documentation, "Usage API", and the fields that its clients read beside it."""
+    parts = [whole_of(document.get(name)) for name in ("plan_points_balance", "addon_point_balance")]
+    points = whole_of(document.get("current_point_balance"))
+    if points is None and any(part is not None for part in parts):
+        points = sum(part or 0 for part in parts)
+    return Balance(
+        points,
+        money_of(document.get("total_balance_usd")),
+        next_grant_at=moment_of(document.get("next_monthly_grant_time")),
+        next_grant_points=whole_of(document.get("next_monthly_grant_amount")),
+    )
+
+
+def _openrouters(document: dict[str, Any]) -> Balance:
+    """Read OpenRouter's: what the key may still spend. Source: its API reference, "Get current API key"."""
+    key = document.get("data")
+    return Balance(money=money_of(key.get("limit_remaining")) if isinstance(key, dict) else None)
+
+
+def _deepseeks(document: dict[str, Any]) -> Balance:
+    """Read DeepSeek's, whose first currency stands for all. Source: its API reference, "Get user balance"."""
+    balances = document.get("balance_infos")
+    first = balances[0] if isinstance(balances, list) and balances and isinstance(balances[0], dict) else {}
+    currency = first.get("currency")
+    return Balance(
+        money=money_of(first.get("total_balance")),
+        currency=currency if isinstance(currency, str) and len(currency) == len("USD") else "USD",
+    )
+
+
+APIS: dict[Kind, tuple[str, bool, Callable[[dict[str, Any]], Balance]]] = {
+    "poe": ("/usage/current_balance", True, _poes),
+    "openrouter": ("/key", False, _openrouters),
+    "deepseek": ("/user/balance", True, _deepseeks),
+}
+"""By kind: where the balance stands, whether that is beside the root's `/v1`, and how it is read."""

@@ -1,0 +1,68 @@
+"""What the provider itself wrote down of the account's calls, where it has an API for that: Poe's points history."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from tokenrouter.errors import ProviderBadResponse
+from tokenrouter.provider.client import Provider
+from tokenrouter.provider.documents import read_document
+from tokenrouter.provider.values import moment_of, money_of, whole_of
+
+PATH = "/usage/points_history"
+PAGE = 100
+MOST_PAGES = 5_000  # of one fetch; half a million calls
+LONGEST_ID = 100
+TOKENS = re.compile(r"\(([0-9][0-9,]*) tokens?\)")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A call as the provider wrote it down; None where it does not tell, money in billionths of a dollar."""
+
+    id: str
+    at: datetime
+    model: str
+    cost: int | None
+    points: int | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    key_name: str | None
+
+
+def entries(provider: Provider) -> Iterator[Entry]:
+    """Yield what Poe wrote down of the API's calls in the last 30 days, newest first, page by page as it is taken.
+
+    Raises an APIError that says why it cannot be had. Source: Poe's API documentation, "Usage API".
+    """
+    query = {"limit": str(PAGE)}
+    for _ in range(MOST_PAGES):
+        page = read_document(provider, PATH, "its history", is_beside=True, query=query)
+        rows = page.get("data") if isinstance(page, dict) else None
+        if not isinstance(rows, list):
+            raise ProviderBadResponse("The provider's answer is not a history.")
+        found = [entry for row in rows if isinstance(row, dict) and (entry := _entry(row)) is not None]
+        yield from found
+        last = rows[-1].get("query_id") if rows and isinstance(rows[-1], dict) else None
+        if not page.get("has_more") or not isinstance(last, str) or last == query.get("starting_after"):
+            return
+        query["starting_after"] = last
+
+
+def _entry(row: Mapping[str, Any]) -> Entry | None:
+    """Read an entry; None where it is of no call by the API, or does not tell when and of what model it was."""
+    id_, model, at = row.get("query_id"), row.get("bot_name"), moment_of(row.get("creation_time"))
+    if not (isinstance(id_, str) and isinstance(model, str) and at) or row.get("usage_type", "API") != "API":
+        return None
+    parts = row.get("cost_breakdown_in_points")
+    prompt, completion = (_tokens(parts.get(name) if isinstance(parts, dict) else None) for name in ("Input", "Output"))
+    key_name = row.get("api_key_name")
+    told = money_of(row.get("cost_usd")), whole_of(row.get("cost_points")), prompt, completion
+    return Entry(id_[:LONGEST_ID], at, model, *told, key_name if isinstance(key_name, str) else None)
+
+
+def _tokens(part: object) -> int | None:
+    found = TOKENS.search(part) if isinstance(part, str) else None
+    return None if found is None else int(found[1].replace(",", "")[:15])

@@ -1,0 +1,94 @@
+"""What is left of the paid account, and how long that lasts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+from sqlalchemy import insert, or_, select
+from sqlalchemy.engine import Connection, Engine
+
+from tokenrouter import changes
+from tokenrouter.account import spent
+from tokenrouter.changes import Actor, Changed
+from tokenrouter.database.tables import AccountCheck, AnyRow, writing
+from tokenrouter.money import decimal_string
+from tokenrouter.provider.account import State
+
+PACE_DAYS = 7
+LEAST_HISTORY = timedelta(hours=6)  # of less no pace can be told
+FARTHEST_DAYS = 3650
+
+
+@dataclass(frozen=True)
+class Runway:
+    """What was left when it was last told; None where a unit is not known, and of money its currency.
+
+    `is_typed` is what the administrator read at the provider, counted down by what calls cost since.
+    """
+
+    at: datetime
+    points: int | None
+    money: int | None
+    currency: str
+    next_grant_at: datetime | None
+    next_grant_points: int | None
+    is_typed: bool
+    lasts_until: datetime | None
+    """At the pace of the last seven days; None where that is not known, or nothing is used."""
+
+    @property
+    def ends_before_grant(self) -> timedelta | None:
+        """By how much it ends before the next grant; None where it does not, or one of both is not known."""
+        if self.lasts_until is None or self.next_grant_at is None or self.lasts_until >= self.next_grant_at:
+            return None
+        return self.next_grant_at - self.lasts_until
+
+
+def runway(engine: Engine, now: datetime | None = None) -> Runway | None:
+    """Return what is left as the provider told it last, else as the administrator did; None where nobody did."""
+    now = now or datetime.now(UTC)
+    with engine.connect() as connection:
+        told = connection.execute(NEWEST_TOLD).first() or connection.execute(NEWEST_TYPED).first()
+        if told is None:
+            return None
+        used = spent(connection) - told.spent if told.is_typed else 0
+        money = told.money if told.money is None else told.money - used
+        unit, left = ("points", told.points) if told.points is not None else ("money", money)
+        pace = _pace(connection, "spent" if told.is_typed else unit, now)
+    lasts_until = None
+    if pace and left is not None:
+        lasts_until = now + timedelta(days=min(max(0.0, left / pace), FARTHEST_DAYS))
+    grant = told.next_grant_at, told.next_grant_points
+    return Runway(told.at, told.points, money, told.currency, *grant, bool(told.is_typed), lasts_until)
+
+
+def _pace(connection: Connection, column: str, now: datetime) -> float | None:
+    """Return how much a day is used, by what was kept in the last seven; None where that is too little to tell."""
+    kept = getattr(AccountCheck, column)
+    query = select(AccountCheck.at, kept).where(AccountCheck.at > now - timedelta(days=PACE_DAYS), kept.is_not(None))
+    if column != "spent":
+        query = query.where(AccountCheck.is_typed.is_(False))
+    rows: Sequence[AnyRow] = connection.execute(query.order_by(AccountCheck.id)).all()
+    if not rows or rows[-1].at - rows[0].at < LEAST_HISTORY:
+        return None
+    sign = 1 if column == "spent" else -1  # a balance falls, and what rises is a grant or a payment
+    used = sum(max(0, sign * (later[1] - earlier[1])) for earlier, later in pairwise(rows))
+    return float(used / ((rows[-1].at - rows[0].at) / timedelta(days=1)))
+
+
+def set_balance(engine: Engine, amount: int, currency: str, *, by: Actor) -> None:
+    """Keep what the administrator read at the provider, in billionths: from now on it is counted down by costs."""
+    told: dict[str, Any] = {"state": State.UNPROVEN.value, "words": "", "is_typed": True}
+    with writing(engine) as connection:
+        values = {"at": datetime.now(UTC), "money": amount, "currency": currency, "spent": spent(connection)}
+        connection.execute(insert(AccountCheck).values(**told, **values))
+        after = {"balance": decimal_string(amount), "currency": currency}
+        changes.record(connection, by, changes.ACCOUNT_BALANCE, Changed(None, None, after=after))
+
+
+CHECKS = select(AccountCheck.__table__).order_by(AccountCheck.id.desc()).limit(1)
+TELLS = or_(AccountCheck.points.is_not(None), AccountCheck.money.is_not(None))
+NEWEST_TOLD = CHECKS.where(AccountCheck.is_typed.is_(False), TELLS)
+NEWEST_TYPED = CHECKS.where(AccountCheck.is_typed.is_(True))
