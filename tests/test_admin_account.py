@@ -6,8 +6,9 @@ import pytest
 from adminclient import PAGES, Panel
 from conftest import Member, chat
 from flask.testing import FlaskClient
+from sqlalchemy.exc import OperationalError
 
-from tokenrouter import account, runtime
+from tokenrouter import account, reports, runtime
 from tokenrouter.database.tables import db
 from tokenrouter.standin import StandInProvider
 
@@ -85,3 +86,14 @@ def test_pages_say_no_more_than_the_account_does_of_an_odd_answer(panel: Panel, 
     page = panel.get("/admin/account/").text
     assert "was not asked yet" in page or "Lasts until" not in page
     assert "&lt;script" not in page
+
+
+def test_page_that_says_that_the_database_fails_asks_it_nothing(panel: Panel, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise OperationalError("SELECT 1", {}, Exception("gone"))
+
+    monkeypatch.setattr(reports, "teams_page", fail)
+    monkeypatch.setattr(account, "standing", fail)
+    answer = panel.get("/admin/teams/")
+    assert answer.status_code == 503
+    assert "The database does not answer" in answer.text and 'aria-label="Main"' in answer.text

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 
 import pytest
 from conftest import HELLO, TESTER, Member, chat, stored
@@ -312,7 +313,7 @@ def test_costs_corrected_between_reset_and_undo_are_paid_by_their_period(app: Fl
         reset(member)
     settle(books, member, ok(1000, 0))
     prices.set_price("GPT-5-nano", price, price, by=TESTER)
-    correct = lambda: ledger.correct_costs(db.engine, "GPT-5-nano", date(2020, 1, 1), by=TESTER)  # noqa: E731
+    correct = partial(ledger.correct_costs, db.engine, "GPT-5-nano", date(2020, 1, 1), by=TESTER)
     (resetting,) = [row.id for row in changes.page(limit=9).rows if row.action == "usage.reset"][:1]
     correct()
     teams.undo([resetting], by=TESTER)

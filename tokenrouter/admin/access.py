@@ -216,8 +216,8 @@ def _show_database_error(error: SQLAlchemyError) -> ResponseReturnValue:
     logger.error("%s %s: the database failed: %s", request.method, request.path, schema.cause_of(error))
     message = f"The database failed: {schema.cause_of(error)}. Nothing was changed by this request. Try again."
     is_known = "_login_user" in g  # else the database, which fails, would be asked who is there
-    heading = "The database does not answer"
-    return render_template("admin/error.html", heading=heading, message=message, signed_in=is_known), 503
+    words = {"heading": "The database does not answer", "message": message}
+    return render_template("admin/error.html", **words, signed_in=is_known, database_fails=True), 503
 
 
 def _show_outside_views(error: HTTPException) -> Response:
