@@ -55,7 +55,7 @@ def test_calls_are_corrected_once_and_the_log_stays(books: Ledger, team: Member)
     assert correct() == (2, 4_000_000)
     assert logged() == [1_000_000, 1_000_000, 3_000_000]
     assert teams.find("team").cost == 9_000_000
-    assert reports.usage("model")[0]["cost"] == "0.009"
+    assert reports.usage("model")[0][0]["cost"] == "0.009"
     assert correct() == (0, 0)
     assert problems() == []
     prices.set_price("GPT-5-nano", WRONG, WRONG, by=TESTER)  # it was right after all
@@ -103,7 +103,7 @@ def test_running_period_pays_for_its_own_calls_alone(books: Ledger, new_team: Ca
     assert correct() == (3, 3 * (price - WRONG) // 1000)
     assert teams.find("9a").cost == price // 1000
     assert teams.find_group("year 9").cost == 3 * price // 1000
-    assert reports.usage("group")[0]["cost"] == ("0.009" if price else "0")
+    assert reports.usage("group")[0][0]["cost"] == ("0.009" if price else "0")
     assert problems() == []
     ledger.reset(db.engine, [member.team.id], by=TESTER)
     assert problems() == []

@@ -41,7 +41,7 @@ def days() -> list[date]:
 def test_call_counts_to_its_day_wherever_that_is_shown(zone: ZoneInfo, client: FlaskClient, team: Member):
     day = day_of_call(chat(client, team), zone)
     assert days() == [day]
-    assert reports.usage("day")[0]["day"] == day.isoformat()
+    assert reports.usage("day")[0][0]["day"] == day.isoformat()
     told = client.get("/v1/usage", headers=team.headers).json["by_day"]
     assert [row["date"] for row in told if row["requests"]] == [day.isoformat()]
     now = datetime.now(UTC)

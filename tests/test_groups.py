@@ -209,7 +209,7 @@ def test_calls_go_on_while_teams_move_and_every_call_is_in_one_group(app: Flask,
         codes = Counter(pool.map(call, range(80)))
         assert [each.result() for each in moving] == [None] * len(moves)
     assert codes == {200: 80}
-    rows = reports.usage("group")
+    rows = reports.usage("group")[0]
     assert sum(row["requests"] for row in rows) == 80
     assert sum(team.used_tokens for team in teams.living()) == 80 * COSTS
     assert problems() == []
@@ -299,11 +299,11 @@ def test_refusals_and_their_repeats_are_counted_with_the_group(client: FlaskClie
         assert ask(client, member).status_code == 429
     own = runtime.current().ledger
     own._write_repeats()
-    assert eventually(lambda: reports.usage("group") and reports.usage("group")[0]["requests"] == 5)
+    assert eventually(lambda: reports.usage("group")[0] and reports.usage("group")[0][0]["requests"] == 5)
     assert problems() == []
     teams.update("9a", group=None, by=TESTER)
     assert ask(client, member, {**HELLO, "model": "no-such"}).status_code == 404  # has a row of its own now
-    assert {row["group"]: row["requests"] for row in reports.usage("group")} == {"year 9": 5, None: 1}
+    assert {row["group"]: row["requests"] for row in reports.usage("group")[0]} == {"year 9": 5, None: 1}
     assert problems() == []
 
 
@@ -446,12 +446,12 @@ def test_reset_of_all_resets_groups_too(runner: FlaskCliRunner, client: FlaskCli
 def test_use_is_reported_by_group(client: FlaskClient, member: Member, other: Member, new_team: NewTeam):
     for each in (member, other, new_team("alone")):
         ask(client, each)
-    by_group = {row["group"]: row["total_tokens"] for row in reports.usage("group")}
+    by_group = {row["group"]: row["total_tokens"] for row in reports.usage("group")[0]}
     assert by_group == {"year 9": 2 * COSTS, None: COSTS}
     group_id = teams.find_group("year 9").id
-    assert [row["team"] for row in reports.usage("team", group_id=group_id)] == ["9a", "9b"]
-    assert [row["total_tokens"] for row in reports.usage("day", group_id=group_id)] == [2 * COSTS]
-    assert reports.usage("group", team_id=member.team.id)[0]["total_tokens"] == COSTS
+    assert [row["team"] for row in reports.usage("team", group_id=group_id)[0]] == ["9a", "9b"]
+    assert [row["total_tokens"] for row in reports.usage("day", group_id=group_id)[0]] == [2 * COSTS]
+    assert reports.usage("group", team_id=member.team.id)[0][0]["total_tokens"] == COSTS
 
 
 def test_log_is_filtered_by_group(client: FlaskClient, member: Member, new_team: NewTeam):

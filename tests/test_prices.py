@@ -21,6 +21,7 @@ from tokenrouter.metering.usage import read_usage
 from tokenrouter.periods import Renewal
 from tokenrouter.provider.catalogue import Catalogue
 from tokenrouter.standin import StandInProvider
+from tokenrouter.teams import management_tokens
 
 both_databases = pytest.mark.both_databases
 
@@ -221,7 +222,7 @@ def test_commands_say_how_many_tokens_a_cost_leaves_out(runner: FlaskCliRunner, 
         told = runner.invoke(args=command).output.splitlines()
         assert ["cost", "0.000028"] in [line.split() for line in told]
         assert told[-1] == left_out
-        assert left_out not in runner.invoke(args=[*command, "--json"]).output
+        assert runner.invoke(args=[*command, "--json"]).stderr == f"{left_out}\n"
     runner.invoke(args=["usage", "reset", "team", "--yes"])
     assert "no price" not in runner.invoke(args=["teams", "show", "team"]).output
 
@@ -316,8 +317,8 @@ def test_hour_of_calls_agrees_with_what_was_computed_by_hand(app: Flask, team: M
     assert [source for _, source in rows()] == ["price", "price", "price", "none", "provider", "price", "price"]
     view = reports.team_view(teams.get(team.team.id))
     assert view["cost"] == "0.00336035"
-    assert reports.usage("team")[0]["cost"] == "0.00336035"
-    assert {row["model"]: row["cost"] for row in reports.usage("model")}["unknown"] == "0.0000276"
+    assert reports.usage("team")[0][0]["cost"] == "0.00336035"
+    assert {row["model"]: row["cost"] for row in reports.usage("model")[0]}["unknown"] == "0.0000276"
     assert teams.get(team.team.id).unpriced_tokens == 1200
     assert problems() == []
 
@@ -395,13 +396,32 @@ def test_hour_of_the_providers_traffic_agrees_with_what_was_computed_by_hand(cli
     assert problems() == []
 
 
+def test_answers_whose_keys_are_fixed_say_beside_them_how_many_tokens_have_no_price(client: FlaskClient, team: Member):
+    _, management_token = management_tokens.create("tests", by=TESTER)
+
+    def unpriced(path: str) -> str | None:
+        bearer = team.bearer_token if path.startswith("/v1/") else management_token
+        reply = client.get(path, headers={"Authorization": f"Bearer {bearer}"})
+        assert reply.status_code == 200
+        return reply.headers.get("x-tokenrouter-unpriced-tokens")
+
+    paths = ["/v1/usage", "/api/usage", "/api/usage?group_by=model", "/api/teams", f"/api/teams/{team.team.id}"]
+    chat(client, team)
+    prices.set_price("GPT-5-mini", 0, 0, by=TESTER)
+    chat(client, team, model="GPT-5-mini")
+    used = teams.get(team.team.id).used_tokens
+    assert [unpriced(path) for path in paths] == [str(used // 2)] * len(paths)
+    ledger.reset(db.engine, [team.team.id], by=TESTER)
+    assert [unpriced(path) for path in paths] == [str(used // 2)] * 3 + [None] * 2  # the days are not reset
+
+
 @both_databases
 def test_unknown_cost_is_never_nothing(client: FlaskClient, team: Member, new_team: Callable[..., Member]):
     assert reports.team_view(teams.get(team.team.id))["cost"] == "0"  # of no tokens
     chat(client, team)
     view = reports.team_view(teams.get(team.team.id))
     assert (view["cost"], rows()) == (None, [(None, "none")])
-    assert reports.usage("day")[0]["cost"] is None
+    assert reports.usage("day")[0][0]["cost"] is None
     assert client.get("/v1/usage", headers=team.headers).json["by_day"][-1]["cost"] is None
     prices.set_price("*", 0, 0, by=TESTER)
     chat(client, team)

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from flask import Blueprint, Response, current_app, g, request
 
-from tokenrouter import changes, ledger, payload, reports, request_body, teams
+from tokenrouter import changes, ledger, payload, reports, request_body, teams, unpriced
 from tokenrouter.changes import Actor
 from tokenrouter.database.log_status import STATUSES
 from tokenrouter.database.tables import PACES, Group, Team, clamp_id, db
@@ -47,6 +47,7 @@ def list_teams() -> Document:
     """List the teams by id."""
     query = _query("limit", "after", "name")
     rows, more = reports.teams_after(_after(query) or 0, _limit(query), query.get("name"))
+    unpriced.tell(sum(team.unpriced_tokens for team in rows))
     return _page([reports.team_view(team) for team in rows], rows[-1].id if more else None)
 
 
@@ -114,7 +115,7 @@ def _within(place: str, error: APIError) -> InvalidRequest:
 @blueprint.get("/teams/<team_id>")
 def show_team(team_id: str) -> Document:
     """Tell of a team."""
-    return reports.team_view(teams.get(_id(team_id)))
+    return _team(teams.get(_id(team_id)))
 
 
 @blueprint.patch("/teams/<team_id>")
@@ -124,7 +125,7 @@ def update_team(team_id: str) -> Document:
     _take_renewal(fields, team.renewal)
     if "name" in fields:
         fields["rename"] = fields.pop("name")
-    return reports.team_view(teams.update(team.id, **fields, by=g.actor))
+    return _team(teams.update(team.id, **fields, by=g.actor))
 
 
 @blueprint.delete("/teams/<team_id>")
@@ -140,7 +141,7 @@ def reset_team(team_id: str) -> Document:
     _body({})
     team = teams.get(_id(team_id))
     ledger.reset(db.engine, [team.id], by=g.actor)
-    return reports.team_view(teams.get(team.id))
+    return _team(teams.get(team.id))
 
 
 @blueprint.post("/teams/<team_id>/extra")
@@ -148,7 +149,7 @@ def give_extra(team_id: str) -> Document:
     """Add to what a team may use until its quota renews."""
     team = teams.get(_id(team_id))
     _give_extra(team)
-    return reports.team_view(teams.get(team.id))
+    return _team(teams.get(team.id))
 
 
 @blueprint.get("/groups")
@@ -156,6 +157,7 @@ def list_groups() -> Document:
     """List the groups by id."""
     query = _query("limit", "after", "name")
     rows, more = reports.groups_after(_after(query) or 0, _limit(query), query.get("name"))
+    unpriced.tell(sum(group.unpriced_tokens for group in rows))
     return _page(reports.group_views(rows), rows[-1].id if more else None)
 
 
@@ -209,8 +211,15 @@ def give_group_extra(group_id: str) -> Document:
     return _group(group.id)
 
 
+def _team(team: Team) -> Document:
+    unpriced.tell(team.unpriced_tokens)
+    return reports.team_view(team)
+
+
 def _group(group_id: int) -> Document:
-    (view,) = reports.group_views([teams.find_group(group_id)])
+    group = teams.find_group(group_id)
+    unpriced.tell(group.unpriced_tokens)
+    (view,) = reports.group_views([group])
     return view
 
 
@@ -247,7 +256,7 @@ def list_logs() -> Document:
     """List the calls, newest first."""
     query = _query("team", "model", "status", "since", "until", "limit", "after")
     calls = reports.CallFilter(
-        team_id=_team(query),
+        team_id=_team_id(query),
         model=query.get("model"),
         status=_choice(query, "status", STATUSES),
         since=_moment(query, "since"),
@@ -263,7 +272,9 @@ def list_usage() -> Document:
     query = _query("team", "group", "since", "until", "group_by")
     group_by: reports.Grouping = _choice(query, "group_by", reports.GROUPINGS) or "day"
     days = _day(query, "since"), _day(query, "until")
-    return _page(reports.usage(group_by, _team(query), _group_id(query), *days), None)
+    rows, unpriced_tokens = reports.usage(group_by, _team_id(query), _group_id(query), *days)
+    unpriced.tell(unpriced_tokens)
+    return _page(rows, None)
 
 
 def _page(data: list[Document], next_id: int | None) -> Document:
@@ -308,7 +319,7 @@ def _after(query: dict[str, str]) -> int | None:
     return number
 
 
-def _team(query: dict[str, str]) -> int | None:
+def _team_id(query: dict[str, str]) -> int | None:
     """Return the id of the team that is given by its id, or by its name unless that is a number."""
     if "team" not in query:
         return None

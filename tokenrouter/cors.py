@@ -5,6 +5,7 @@ Source: Fetch Standard, 3.3.
 
 from flask import Flask, Response, current_app, request
 
+from tokenrouter import unpriced
 from tokenrouter.config import Settings
 
 METHODS = "GET, POST, OPTIONS"
@@ -14,6 +15,7 @@ EXPOSED = ", ".join(
     (
         "x-request-id",
         "x-tokenrouter-output-limit",
+        unpriced.HEADER,
         "retry-after",
         "retry-after-ms",
         "x-should-retry",

@@ -4,7 +4,7 @@ from functools import partial
 
 from flask import Blueprint
 
-from tokenrouter import payload, reports, runtime
+from tokenrouter import payload, reports, runtime, unpriced
 from tokenrouter.auth import Caller
 from tokenrouter.errors import ModelNotFound
 from tokenrouter.relay import handler
@@ -42,4 +42,6 @@ def _patterns(caller: Caller) -> tuple[str, ...]:
 def usage() -> tuple[dict[str, object], dict[str, str]]:
     """Tell the caller's team what it used, in all and of late."""
     caller = handler.authenticate()
-    return reports.own_usage(caller.team_id, _patterns(caller)), {"Cache-Control": "no-store"}
+    view, unpriced_tokens = reports.own_usage(caller.team_id, _patterns(caller))
+    unpriced.tell(unpriced_tokens)
+    return view, {"Cache-Control": "no-store"}

@@ -46,8 +46,10 @@ def usage(
     group_id: int | None = None,
     since: date | None = None,
     until: date | None = None,
-) -> list[dict[str, Any]]:
-    """Return what was used by day, team, group, model or token, in that order; `until` itself is not within.
+) -> tuple[list[dict[str, Any]], int]:
+    """Return what was used by day, team, group, model or token, in that order, and how many tokens have no price.
+
+    `until` itself is not within.
 
     Use is of the group in which it was booked, wherever the team is now; None is that of no group, or what was used
     before the use of tokens was kept, the last row. Teams that have had the same name one after the other are one here,
@@ -55,7 +57,7 @@ def usage(
     Raises InvalidRequest for a group by token, of which no totals are kept.
     """
     if until == date.min:
-        return []
+        return [], 0
     scope = Scope(since, until and until - timedelta(days=1), team_id, group_id)
     with reading() as connection:
         found = read_sums(connection, (group_by,), scope)
@@ -65,7 +67,8 @@ def usage(
         name = None if key is None else str(names.get(key, key))
         named[name] = named.get(name, NOTHING).plus(sums)
     order = sorted(named, key=lambda name: (name is None, name or ""))
-    return [{group_by: name, **_told(named[name])} for name in order]
+    unpriced_tokens = sum(sums.unpriced_tokens for sums in named.values())
+    return [{group_by: name, **_told(named[name])} for name in order], unpriced_tokens
 
 
 def _names(connection: Connection, group_by: Grouping) -> dict[int, str]:

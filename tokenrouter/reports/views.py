@@ -152,11 +152,14 @@ def log_view(row: RequestLog | AnyRow) -> dict[str, Any]:
     }
 
 
-def own_usage(team_id: int, models: Sequence[str]) -> dict[str, Any]:
-    """Describe a team to itself: its quota, the names and prefixes that it may call, and its last days."""
+def own_usage(team_id: int, models: Sequence[str]) -> tuple[dict[str, Any], int]:
+    """Describe a team to itself: its quota, the names and prefixes that it may call, and its last days.
+
+    The second is how many of the tokens on these days, or of those used if they are more, have no price.
+    """
     with Session(db.engine) as session:
         team = session.get_one(Team, team_id)
-        days = _last_days(session, team_id)
+        days, unpriced_tokens = _last_days(session, team_id)
         limits = limits_view(team)
     told = ("quota_tokens", "used_tokens", "held_tokens", "remaining_tokens", "budget", "cost", "renews_at")
     return {
@@ -165,11 +168,11 @@ def own_usage(team_id: int, models: Sequence[str]) -> dict[str, Any]:
         **{name: limits[name] for name in told},
         "models": list(models),
         "by_day": days,
-    }
+    }, max(unpriced_tokens, team.unpriced_tokens)
 
 
-def _last_days(session: Session, team_id: int) -> list[dict[str, Any]]:
-    """Return a row for each of the last 30 days, today the last, also where nothing was called."""
+def _last_days(session: Session, team_id: int) -> tuple[list[dict[str, Any]], int]:
+    """Return a row for each of the last 30 days, today the last, also where nothing was called; and tokens unpriced."""
     today = day_of(datetime.now(UTC))
     days = [today - timedelta(days=before) for before in reversed(range(DAYS_SHOWN))]
     sums = (UsageDaily.requests, UsageDaily.total_tokens, UsageDaily.cost, UsageDaily.priced_tokens)
@@ -184,7 +187,7 @@ def _last_days(session: Session, team_id: int) -> list[dict[str, Any]]:
         requests, tokens, cost, priced = found.get(day, (0, 0, 0, 0))
         told = {"date": day.isoformat(), "requests": requests, "total_tokens": tokens}
         rows.append({**told, "cost": decimal_string(known_cost(cost, tokens, priced))})
-    return rows
+    return rows, sum(tokens - priced for _, tokens, _, priced in found.values())
 
 
 def newest_calls(team_ids: list[int] | None, limit: int) -> list[RequestLog]:
