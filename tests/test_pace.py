@@ -1,7 +1,5 @@
 """How fast a team may call: exact over processes, told as OpenAI tells it, and never taken by what was refused."""
 
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -9,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from conftest import HELLO, ROOT, TESTER, Member, Server, eventually, hello, stored
+import rivals
+import warm
+from conftest import HELLO, TESTER, Member, Server, eventually, hello, stored
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
 from hypothesis import given
@@ -227,52 +227,13 @@ def test_group_that_puts_back_and_takes_is_as_exact_as_one_by_one(
     assert codes.keys() == {200, 429}
 
 
-PROCESS = """
-import sys, time
-from datetime import UTC, datetime
-from tokenrouter import create_app
-from tokenrouter.database.tables import db
-from tokenrouter.errors import PaceExceeded
-from tokenrouter.ledger import CallRequest, Ledger, operations
-
-app = create_app({"DATABASE_URL": sys.argv[1], "PROVIDER_API_KEY": "k", "SECRET_KEY": "s"})
-with app.app_context():
-    ledger = Ledger(db.engine, 100)
-    admitted = 0
-    for number in range(40):
-        try:
-            ledger.reserve(CallRequest(
-                request_id=f"req_{sys.argv[2]}_{number}", team_id=1, team_name="t", token_id=1, token_prefix="tr-",
-                model="m", endpoint="/v1/e", stream=False, created_at=datetime.now(UTC), prompt_tokens=1,
-            ))
-            admitted += 1
-        except PaceExceeded:
-            pass
-    print(admitted, flush=True)
-"""
-
-
 @pytest.mark.slow
 @both_databases
-def test_eight_processes_are_admitted_as_often_as_the_limit(
-    app: Flask, database_url: str, new_team: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
-):
+def test_eight_processes_are_admitted_as_often_as_the_limit(database_url: str, new_team: Callable[..., Member]):
     """On a clock that stands still, as the database tells it."""
     member = new_team("slow", requests_per_minute=100)
-    frozen = PROCESS.replace(
-        "app = create_app",
-        "from tokenrouter.database import tables\n"
-        "from sqlalchemy.ext.compiler import compiles\n"
-        "for dialect in ('sqlite', 'postgresql'):\n"
-        "    compiles(tables.epoch_now, dialect)(lambda *_, **__: '1795000000.0')\n"
-        "app = create_app",
-    )
-    command = [sys.executable, "-c", frozen, database_url]
-    processes = [
-        subprocess.Popen([*command, str(number)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for number in range(8)
-    ]
-    admitted = [int(process.communicate(timeout=60)[0]) for process in processes]
-    assert sum(admitted) == 100
+    processes = [(database_url, str(number), 40) for number in range(8)]
+    assert sum(warm.at_once(rivals.reserve_calls, *processes)) == 100
     assert stored(member).calls_in_flight in (0, 100)
 
 

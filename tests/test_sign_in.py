@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, eventually
+import rivals
+import warm
+from conftest import eventually
 from flask import Flask
 from sqlalchemy import func, select, text, update
 
@@ -23,27 +23,6 @@ from tokenrouter.database import tables
 from tokenrouter.database.tables import SignInAttempt, db
 
 HERE, ELSEWHERE = "192.0.2.1", "192.0.2.2"
-GUESSER = """
-import sys
-from tokenrouter import attempts, create_app
-from tokenrouter.admin import password as passwords
-from tokenrouter.config import load
-
-url, address, guesses = sys.argv[1:]
-values = {"DATABASE_URL": url, "PROVIDER_API_KEY": "unused", "SECRET_KEY": "unused", "ADMIN_PASSWORD": "right"}
-app, settings = create_app(values), load(values)
-print("ready", flush=True)
-sys.stdin.readline()
-looked_at = 0
-with app.app_context():
-    for _ in range(int(guesses)):
-        try:
-            passwords.try_password(settings, "wrong", address)
-            looked_at += 1
-        except attempts.TooManyGuesses:
-            pass
-print(looked_at, flush=True)
-"""
 
 
 @pytest.fixture
@@ -243,15 +222,8 @@ def test_addresses_that_guess_at_once_have_thirty_looked_at(app: Flask, own: Set
 
 @pytest.mark.slow
 @both_databases
-def test_processes_that_guess_at_once_have_five_looked_at(app: Flask, own: Settings, database_url: str):
-    command = [sys.executable, "-c", GUESSER, database_url, HERE, "10"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    guessers = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(4)]
-    assert [guesser.stdout.readline() for guesser in guessers] == ["ready\n"] * 4
-    for guesser in guessers:
-        guesser.stdin.write("go\n")
-        guesser.stdin.flush()
-    assert sum(int(guesser.communicate(timeout=30)[0]) for guesser in guessers) == 5
+def test_processes_that_guess_at_once_have_five_looked_at(app: Flask, database_url: str):
+    assert sum(warm.at_once(rivals.guess_passwords, *[(database_url, HERE, 10)] * 4)) == 5
 
 
 def test_refused_guess_writes_nothing(own: Settings):

@@ -52,7 +52,7 @@ def test_stopped_run_leaves_nothing_behind(tmp_path: Path, way: str):
         postgresql = psutil.Process(int(pid))
         started = [*psutil.Process(run.pid).children(recursive=True), postgresql, *postgresql.children()]
         commands = " ".join(word for process in started for word in process.cmdline())
-        assert "gunicorn" in commands and "postgres" in commands and "sweeper" in commands
+        assert "forkserver" in commands and "postgres" in commands and "sweeper" in commands
         WAYS[way](run.pid)
         run.wait(90)
         assert eventually(lambda: not any(map(lives, started)))

