@@ -55,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: watcher.communicate(timeout=30))
     compiled.remember_rules()
     compiled.remember_templates()
+    compiled.remember_statements()
 
 
 def is_quick_loop(config: pytest.Config) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.ext.compiler import compiles
@@ -11,6 +12,7 @@ from tokenrouter.admin import password as passwords
 from tokenrouter.config import load
 from tokenrouter.database import tables
 from tokenrouter.errors import PaceExceeded
+from tokenrouter.first_start import generated_secret_key
 from tokenrouter.ledger import CallRequest, Ledger
 
 Wait = Callable[[], Any]
@@ -68,6 +70,12 @@ def reserve_calls(wait_for_all: Wait, database_url: str, name: str, calls: int) 
             except PaceExceeded:
                 pass
     return admitted
+
+
+def generate_key(wait_for_all: Wait, folder: Path) -> str:
+    """Return the key that signs sessions."""
+    wait_for_all()
+    return generated_secret_key(folder)
 
 
 def settings(database_url: str) -> dict[str, str]:

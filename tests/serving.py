@@ -128,8 +128,8 @@ def running_server(
 
 def start_gunicorn(folder: Path, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes] | warm.Started:
     """Start gunicorn on the service in the folder, in a session of its own."""
-    if starts_warm and folder == ROOT:
-        return warm.start(["gunicorn", "wsgi:app"], folder, environment, log, log)
+    if starts_warm:
+        return warm.start(["gunicorn", "wsgi:app"], folder, environment, log, log, code=folder)
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "wsgi:app"],
@@ -142,16 +142,14 @@ def start_gunicorn(folder: Path, environment: dict[str, str], log: Path) -> subp
         )
 
 
-def run_flask(arguments: Sequence[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a `flask` command to its end."""
-    if not starts_warm:
-        command = [sys.executable, "-m", "flask", *arguments]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
-    with tempfile.TemporaryDirectory() as folder:
-        output, errors = Path(folder, "output"), Path(folder, "errors")
-        process = warm.start(["flask", *arguments], ROOT, environment, output, errors)
-        status = process.wait(60)
-        return subprocess.CompletedProcess(process.arguments, status, output.read_text(), errors.read_text())
+def run_flask(
+    arguments: Sequence[str], environment: dict[str, str], folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Run a `flask` command of the service in the folder to its end."""
+    if starts_warm:
+        return warm.run(["flask", *arguments], folder, environment, code=folder)
+    command = [sys.executable, "-m", "flask", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def answers(server: Server) -> bool:

@@ -232,7 +232,7 @@ def test_calls_of_several_teams_are_found_by_index_or_without(
     monkeypatch.setattr(calls, "MOST_ALTERNATIVES", most)
     assert found(CallFilter(team_ids=(1, 2))) == mixed
     assert found(CallFilter(team_ids=(1, 2), status="failed")) == [mixed[19 - number] for number in (6, 3, 2, 1)]
-    page = reports.calls_page(CallFilter(team_ids=(1, 2)), after_id=mixed[9], limit=3)
+    page = reports.calls_page(CallFilter(team_ids=(1, 2)), after_id=mixed[9], limit=3, search_s=60)
     assert ids(page) == mixed[6:9]
 
 

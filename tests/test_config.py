@@ -10,20 +10,12 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+import rivals
+import warm
 from conftest import ROOT
 
 from tokenrouter import config, first_start
 from tokenrouter.config import SETTINGS, ConfigError
-
-FLASK = Path(sys.executable).with_name("flask")
-GENERATE_KEY = """
-import sys
-from pathlib import Path
-from tokenrouter.first_start import generated_secret_key
-print("ready", flush=True)
-sys.stdin.readline()
-print(generated_secret_key(Path("instance")))
-"""
 
 
 def write_env(text: str, folder: Path = Path()) -> None:
@@ -32,10 +24,11 @@ def write_env(text: str, folder: Path = Path()) -> None:
 
 def flask(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run the real command in a folder, on the repository's application."""
-    environment = os.environ | {"FLASK_APP": str(ROOT / "wsgi.py"), **settings}
-    return subprocess.run(
-        [FLASK, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    return warm.run(["flask", *arguments], folder, environment_of(settings))
+
+
+def environment_of(settings: dict[str, str]) -> dict[str, str]:
+    return os.environ | {"FLASK_APP": str(ROOT / "wsgi.py"), **settings}
 
 
 def refusal(overrides: Mapping[str, str]) -> str:
@@ -309,7 +302,9 @@ def test_flask_command_takes_the_environment_before_the_file(tmp_path: Path, dat
 def test_environment_holds_although_a_parents_file_says_the_same(tmp_path: Path, database_url: str):
     write_env("PORT=nonsense\n", tmp_path)
     (tmp_path / "below").mkdir()
-    done = flask(tmp_path / "below", "teams", "list", DATABASE_URL=database_url, PORT="nonsense")
+    environment = environment_of({"DATABASE_URL": database_url, "PORT": "nonsense"})
+    command = [sys.executable, "-m", "flask", "teams", "list"]  # of the system is asked what it was started with
+    done = subprocess.run(command, cwd=tmp_path / "below", env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.startswith("Error: PORT: 'nonsense' is refused")
 
@@ -367,24 +362,8 @@ def test_generated_secret_key_is_kept_for_its_owner_alone(tmp_path: Path):
 
 @pytest.mark.slow
 def test_processes_that_start_at_once_share_one_secret_key(tmp_path: Path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", GENERATE_KEY],
-            cwd=tmp_path,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(6)
-    ]
-    assert {process.stdout.readline() for process in processes} == {"ready\n"}
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    keys = {process.communicate(timeout=20)[0].strip() for process in processes}
-    assert keys == {(tmp_path / "instance" / "secret_key").read_text()}
+    keys = warm.at_once(rivals.generate_key, *[(tmp_path / "instance",)] * 6)
+    assert {*keys} == {(tmp_path / "instance" / "secret_key").read_text()}
 
 
 def test_secret_key_that_cannot_be_made_is_told_with_its_place(tmp_path: Path):

@@ -1,6 +1,5 @@
 """The first start: what is asked on a terminal, what is saved, and the one line where a start cannot be."""
 
-import ctypes
 import io
 import os
 import re
@@ -19,6 +18,7 @@ import dotenv
 import pexpect
 import pytest
 import requests
+import warm
 from conftest import eventually, free_port
 from serving import copy_service
 
@@ -32,14 +32,6 @@ KEY = "sk-typed-on-the-terminal"
 PASSWORD = "it's # my ${own}"
 NOTES = "# Our notes: keep them\nTHREADS=8   # few\n\nexport OTHER='of someone else'\nPROVIDER_API_KEY=\n# the end\n"
 ERROR = re.compile(r"Error: .+\n")  # in one line
-PR_CAPBSET_DROP, OVERRIDES = 24, (1, 2, 3)  # linux/capability.h: what lets root read, write and own all files
-
-
-def obey_file_modes() -> None:
-    """Have the program that is started meet closed files as other users do, should the tests run as root."""
-    if os.geteuid() == 0:
-        for capability in OVERRIDES:
-            ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 @dataclass
@@ -65,23 +57,14 @@ class Checkout:
 
     def run(self, *command: str, folder: Path | None = None, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, without a terminal; one that comes to none is told to stop."""
-        with subprocess.Popen(
-            [BIN / command[0], *command[1:]],
-            cwd=folder or self.folder,
-            env=self.environment(settings),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=obey_file_modes,
-        ) as process:
-            try:
-                stdout, stderr = process.communicate(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.terminate()  # so that gunicorn ends its workers too
-                stdout, stderr = process.communicate(timeout=20)
-        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+        return warm.run(
+            list(command),
+            folder or self.folder,
+            self.environment(settings),
+            30,
+            code=self.folder,
+            prepare=warm.obey_file_modes,
+        )
 
     def answers(self) -> bool:
         """Tell whether the service can be reached."""
@@ -102,7 +85,7 @@ class Checkout:
             env=environment,
             encoding="utf-8",
             timeout=20,
-            preexec_fn=obey_file_modes,
+            preexec_fn=warm.obey_file_modes,
         )
         terminal = Terminal(child)
         try:

@@ -2,7 +2,6 @@
 
 import io
 import subprocess
-import sys
 import tarfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, eventually, hello, running_server
-from serving import Server, post
+from serving import Server, post, run_flask
 
 from tokenrouter.database import schema
 
@@ -45,9 +44,7 @@ def older_version(tmp_path: Path) -> Path:
 
 def create_team(server: Server, folder: Path) -> str:
     """Have the older version create a team, and return its token."""
-    command = [sys.executable, "-m", "flask", "teams", "create", "team", "--quota", "1M"]
-    done = subprocess.run(command, cwd=folder, env=server.environment, stdout=subprocess.PIPE, text=True, check=True)
-    return done.stdout.split()[-1]
+    return run_flask(["teams", "create", "team", "--quota", "1M"], server.environment, folder).stdout.split()[-1]
 
 
 def used_tokens(server: Server) -> str:
@@ -59,11 +56,7 @@ def test_older_version_serves_on_beside_the_one_that_migrated(settings, older_ve
     prompt, output, calls = 23, 100, 30
     body = hello(f"prompt_tokens={prompt} words={output} delay=0.1", max_tokens=output)
     with running_server(settings, tmp_path, folder=older_version) as old:
-        command = [sys.executable, "-m", "flask", "teams", "create", "team", "--quota", "1M"]
-        made = subprocess.run(
-            command, cwd=older_version, env=old.environment, capture_output=True, text=True, check=True
-        )
-        token = made.stdout.split()[-1]
+        token = create_team(old, older_version)
         assert post(old, token, body).status_code == 200
         stream = post(old, token, hello("words=100 gap=0.1", stream=True), stream=True)
         with running_server(settings, tmp_path) as new:

@@ -5,12 +5,14 @@ start. What they load is what a start on a command line loads, and is tested by 
 """
 
 import atexit
+import ctypes
 import importlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 import warnings
@@ -24,9 +26,25 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+ROOT = Path(__file__).parent.parent
 MAINS: dict[str, str] = {"gunicorn": "gunicorn.app.wsgiapp:run", "flask": "flask.cli:main"}
 
+PR_CAPBSET_DROP, CAPABILITY_VERSION_3 = 24, 0x20080522
+OVERRIDES = 1, 2, 3  # what lets root read, write and own all files
 starting = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a program is to be started."""
+
+    arguments: list[str]
+    folder: Path
+    environment: dict[str, str]
+    output: Path
+    errors: Path
+    code: Path
+    prepare: Callable[[], None] | None
 
 
 @dataclass
@@ -62,11 +80,39 @@ class Started:
         self.send_signal(signal.SIGTERM)
 
 
-def start(arguments: list[str], folder: Path, environment: Mapping[str, str], output: Path, errors: Path) -> Started:
-    """Start a program with its arguments in a folder and a session of its own; what it writes is added to the files."""
+def run(
+    arguments: list[str], folder: Path, environment: Mapping[str, str], timeout: float = 60, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, as `start` starts it; one that comes to none is told to stop."""
+    with tempfile.TemporaryDirectory() as written:
+        output, errors = Path(written, "output"), Path(written, "errors")
+        program = start(arguments, folder, environment, output, errors, **options)
+        try:
+            status = program.wait(timeout)
+        except subprocess.TimeoutExpired:
+            program.terminate()  # so that gunicorn ends its workers too
+            status = program.wait(20)
+        return subprocess.CompletedProcess(arguments, status, output.read_text(), errors.read_text())
+
+
+def start(
+    arguments: list[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    output: Path,
+    errors: Path,
+    *,
+    code: Path = ROOT,
+    prepare: Callable[[], None] | None = None,
+) -> Started:
+    """Start a program with its arguments in a folder and a session of its own; what it writes is added to the files.
+
+    `code` is the folder of the service that it is to find; `prepare` is called in it first of all.
+    """
     for path in (output, errors):
         path.touch()
-    child = server().Process(target=become, args=(arguments, folder, dict(environment), output, errors))
+    way = Way(arguments, folder, dict(environment), output, errors, code, prepare)
+    child = server().Process(target=become, args=(way,))
     child.start()
     return Started(child, arguments)
 
@@ -104,28 +150,56 @@ def do(work: Callable[..., Any], *arguments: Any) -> Any:
     return work(partial(_barriers[-1].wait, 60), *arguments)
 
 
-def become(arguments: list[str], folder: Path, environment: dict[str, str], output: Path, errors: Path) -> None:
+def become(way: Way) -> None:
     """Be the program, and end as the interpreter would after it."""
     os.setsid()
-    os.chdir(folder)
+    os.chdir(way.folder)
     os.environ.clear()
-    os.environ.update(environment)
-    for number, path in enumerate((Path(os.devnull), output, errors)):
+    os.environ.update(way.environment)
+    for number, path in enumerate((Path(os.devnull), way.output, way.errors)):
         file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
     sys.stdin = os.fdopen(0, closefd=False)
-    sys.argv = arguments
+    sys.argv = way.arguments
+    find_code(way.code)
     warnings.resetwarnings()
-    for action in filter(None, environment.get("PYTHONWARNINGS", "").split(",")):
+    for action in filter(None, way.environment.get("PYTHONWARNINGS", "").split(",")):
         warnings.simplefilter(action)
-    module, _, name = MAINS[arguments[0]].partition(":")
+    if way.prepare is not None:
+        way.prepare()
+    module, _, name = MAINS[way.arguments[0]].partition(":")
     status = status_of(getattr(importlib.import_module(module), name))
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def find_code(code: Path) -> None:
+    """Leave it to the program to find the service where it looks for it; what is loaded stands for that of ROOT."""
+    sys.path[:] = [path for path in sys.path if not Path(path).is_relative_to(ROOT)]
+    if code != ROOT:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tokenrouter"]:
+            del sys.modules[name]
+
+
+def obey_file_modes() -> None:
+    """Have this process, and what it becomes, meet closed files as other users do, should the tests run as root.
+
+    Source: capabilities(7) and capset(2) of Linux, with version 3 of its header.
+    """
+    if os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    for capability in OVERRIDES:
+        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    header, sets = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0, os.strerror(ctypes.get_errno())
+    for place in (0, 1):  # what is in force, and what may be
+        sets[place] &= ~sum(1 << capability for capability in OVERRIDES)
+    assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
 
 
 def status_of(main: Callable[[], object]) -> int:
