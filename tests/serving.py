@@ -38,7 +38,7 @@ starts_warm = False
 PROVIDER_KEY = "sk-provider-key-for-tests"
 
 
-def eventually(claim: Callable[[], bool], within_s: float = 10.0) -> bool:
+def eventually(claim: Callable[[], bool], within_s: float = 30.0) -> bool:
     """Wait until a claim comes true, and return whether it did."""
     deadline = time.monotonic() + within_s
     while not claim():
@@ -98,18 +98,24 @@ def copy_service(folder: Path) -> None:
 
 @contextmanager
 def running_server(
-    settings: dict[str, str], tmp_path: Path, *, ready: bool = True, port: int | None = None, folder: Path = ROOT
+    settings: dict[str, str],
+    tmp_path: Path,
+    *,
+    ready: bool = True,
+    port: int | None = None,
+    folder: Path = ROOT,
+    is_warm: bool | None = None,
 ) -> Iterator[Server]:
     """Run gunicorn as the README says, with these settings; every process of it ends with the block.
 
-    `folder` has the service that is run.
+    `folder` has the service that is run. A run of the tests starts it warm unless told not to.
     """
     assert_slow()
     port = port or free_port()
     environment = {name: text for name, text in os.environ.items() if not re.match("PYTEST|COV", name)}
     environment |= settings | {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONWARNINGS": "default"}
     log = tmp_path / f"gunicorn-{port}-{time.monotonic_ns()}.log"  # a successor has the same port
-    process = start_gunicorn(folder, environment, log)
+    process = start_gunicorn(folder, environment, log, starts_warm if is_warm is None else is_warm)
     server = Server(f"http://127.0.0.1:{port}", process, log, environment)
     try:
         assert not ready or eventually(lambda: answers(server), 60), log.read_text()
@@ -126,9 +132,11 @@ def running_server(
             process.wait(5)
 
 
-def start_gunicorn(folder: Path, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes] | warm.Started:
+def start_gunicorn(
+    folder: Path, environment: dict[str, str], log: Path, is_warm: bool
+) -> subprocess.Popen[bytes] | warm.Started:
     """Start gunicorn on the service in the folder, in a session of its own."""
-    if starts_warm:
+    if is_warm:
         return warm.start(["gunicorn", "wsgi:app"], folder, environment, log, log, code=folder)
     with log.open("wb") as output:
         return subprocess.Popen(

@@ -133,7 +133,7 @@ def traffic(tmp_path_factory: pytest.TempPathFactory) -> Traffic:
             ADMIN_PASSWORD=ADMIN_PASSWORD,
             GUNICORN_CMD_ARGS=f"--log-level debug --log-config {folder / 'logging.ini'}",
         )
-        with running_server(settings, folder) as server:
+        with running_server(settings, folder, is_warm=False) as server:  # its command line is searched too
             bearer_token = server.create_team()
             management_token = server.flask("management-tokens", "create").stdout.split()[-1]
             traffic.secrets |= {

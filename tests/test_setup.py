@@ -84,7 +84,7 @@ class Checkout:
             cwd=str(self.folder),
             env=environment,
             encoding="utf-8",
-            timeout=20,
+            timeout=60,
             preexec_fn=warm.obey_file_modes,
         )
         terminal = Terminal(child)

@@ -192,7 +192,7 @@ def test_whose_guesses_are_counted_together(own: Settings, one: str, other: str,
 
 
 @both_databases
-@pytest.mark.parametrize("threads", [40])
+@pytest.mark.parametrize("threads", [20])
 def test_threads_that_guess_at_once_have_five_looked_at(app: Flask, own: Settings, threads: int):
     together = threading.Barrier(threads)
 
