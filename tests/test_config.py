@@ -110,6 +110,7 @@ def test_nothing_set_gives_the_contracts_defaults():
         "HOSTED_TOOLS": None,
         "TIMEZONE": ZoneInfo("UTC"),
         "CURRENCY": "USD",
+        "PROVIDER_TEAM_IDS": False,
     }
 
 

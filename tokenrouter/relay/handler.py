@@ -10,7 +10,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from flask import Response, g, request
+from flask import Response, current_app, g, request
 
 from tokenrouter import auth, payload, request_body, runtime
 from tokenrouter.auth import Caller
@@ -158,6 +158,8 @@ def _admit(
     default = own.settings.default_model if endpoint.has_default_model else None
     model = payload.model_of(body, default)
     call = payload.check(endpoint, body, model, own.settings)
+    if own.settings.provider_team_ids:
+        call.name_team(payload.team_identity(current_app.secret_key or "", caller.team_id))
     if upload is not None:
         call.add_prompt(media.tokens_of_files(endpoint.file_kind, upload.files, upload.size))
     call_request = new_call_request(caller, endpoint.path, call.model, stream=call.stream)
