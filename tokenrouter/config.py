@@ -202,6 +202,7 @@ class Settings:
     provider_account: Literal["auto", "poe", "openrouter", "deepseek", "none"] = _setting(
         "auto", Reader(f"one of {', '.join(ACCOUNTS)}", _account)
     )
+    provider_requests_per_minute: int | None = _setting("", _whole(1, 10**6))
     provider_team_ids: bool = _setting("no", Reader("yes or no", _switch))
     origins: Mapping[str, str] = field(repr=False)
 
