@@ -53,11 +53,8 @@ def told_limits(engine: Engine) -> list[RateLimit]:
 
 
 def told_words(limits: list[RateLimit], zone: ZoneInfo) -> str | None:
-    """Say it in a sentence, with the time in a zone; None where nothing was told."""
-    if not limits:
-        return None
-    parts = " and ".join(_left(limit, zone) for limit in limits)
-    return f"The provider says: {parts}, as of {max(limit.at for limit in limits).astimezone(zone):%H:%M}."
+    """Say it, with times in a zone; None where nothing was told."""
+    return " and ".join(_left(limit, zone) for limit in limits) or None
 
 
 def _left(limit: RateLimit, zone: ZoneInfo) -> str:

@@ -30,6 +30,7 @@ class AccountView(PanelView):
     def index_view(self) -> ResponseReturnValue:
         """Show the page, with what is known by now."""
         own, stands = runtime.current(), account.standing(db.engine)
+        limits = account_pace.told_limits(db.engine)
         return self.render(
             "admin/account.html",
             stands=stands,
@@ -41,7 +42,8 @@ class AccountView(PanelView):
             runway=runway.runway(db.engine),
             pace_days=runway.PACE_DAYS,
             queue=account_pace.queue(db.engine, settings().provider_requests_per_minute),
-            told=account_pace.told_words(account_pace.told_limits(db.engine), settings().timezone),
+            told=account_pace.told_words(limits, settings().timezone),
+            told_at=max((limit.at for limit in limits), default=None),
         )
 
     @expose("/check", methods=("POST",))

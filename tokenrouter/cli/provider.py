@@ -30,8 +30,9 @@ def check_provider(as_json: bool) -> None:
         click.echo(json.dumps(view | {"rate_limits": [_limit_view(limit) for limit in limits]}))
     elif check.state.is_good:
         click.echo(check.words)
-        if (told := account_pace.told_words(limits, current_app.config["TIMEZONE"])) is not None:
-            click.echo(told)
+        zone = current_app.config["TIMEZONE"]
+        if (told := account_pace.told_words(limits, zone)) is not None:
+            click.echo(f"The provider says: {told}, as of {max(limit.at for limit in limits).astimezone(zone):%H:%M}.")
     if not check.state.is_good:
         raise click.ClickException(check.words)
 
