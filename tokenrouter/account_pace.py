@@ -104,13 +104,14 @@ def queue(engine: Engine, requests_per_minute: int | None) -> Queue | None:
                 WaitingCall.since > pace.now - LATEST_PLACE_NS,
             )
         ).one()
+    blocked_s = max(0, pace.blocked_until - pace.now) / SECOND_NS
     return Queue(
         requests_per_minute,
-        free=Bucket(requests_per_minute, pace.full_at).remaining(pace.now),
+        free=0 if blocked_s else Bucket(requests_per_minute, pace.full_at).remaining(pace.now),
         calls=waiting.calls,
         teams=waiting.teams,
         longest_s=0.0 if waiting.first is None else max(0, pace.now - waiting.first) / SECOND_NS,
-        blocked_s=max(0, pace.blocked_until - pace.now) / SECOND_NS,
+        blocked_s=blocked_s,
     )
 
 
