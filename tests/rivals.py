@@ -11,9 +11,9 @@ from tokenrouter import attempts, create_app, runtime
 from tokenrouter.admin import password as passwords
 from tokenrouter.config import load
 from tokenrouter.database import tables
-from tokenrouter.errors import PaceExceeded
+from tokenrouter.errors import PaceExceeded, ProviderBusy
 from tokenrouter.first_start import generated_secret_key
-from tokenrouter.ledger import CallRequest, Ledger
+from tokenrouter.ledger import CallRequest, Ledger, operations
 
 Wait = Callable[[], Any]
 
@@ -41,33 +41,24 @@ def guess_passwords(wait_for_all: Wait, database_url: str, address: str, guesses
     return looked_at
 
 
-def reserve_calls(wait_for_all: Wait, database_url: str, name: str, calls: int) -> int:
-    """Return how many calls of team 1 were admitted, by a database whose clock stands still."""
+def reserve_calls(wait_for_all: Wait, database_url: str, name: str, calls: int, pace: int | None = None) -> int:
+    """Return how many calls of team 1 were admitted, by a database whose clock stands still.
+
+    `pace` is that of the whole service, for which none waits.
+    """
     for dialect in ("sqlite", "postgresql"):
         compiles(tables.epoch_now, dialect)(lambda *_, **__: "1795000000.0")
+    operations.PATIENCE_S = 0.0
     app = create_app(settings(database_url))
     admitted = 0
     wait_for_all()
     with app.app_context():
-        ledger = Ledger(tables.db.engine, 100)
+        ledger = Ledger(tables.db.engine, 100, requests_per_minute=pace)
         for number in range(calls):
             try:
-                ledger.reserve(
-                    CallRequest(
-                        request_id=f"req_{name}_{number}",
-                        team_id=1,
-                        team_name="t",
-                        token_id=1,
-                        token_prefix="tr-",
-                        model="m",
-                        endpoint="/v1/e",
-                        stream=False,
-                        created_at=datetime.now(UTC),
-                        prompt_tokens=1,
-                    )
-                )
+                ledger.reserve(call_request(f"req_{name}_{number}"))
                 admitted += 1
-            except PaceExceeded:
+            except (PaceExceeded, ProviderBusy):
                 pass
     return admitted
 
@@ -76,6 +67,23 @@ def generate_key(wait_for_all: Wait, folder: Path) -> str:
     """Return the key that signs sessions."""
     wait_for_all()
     return generated_secret_key(folder)
+
+
+def call_request(request_id: str, team_id: int = 1, **fields: Any) -> CallRequest:
+    """Return what a call of a team says of itself to the ledger."""
+    return CallRequest(
+        request_id=request_id,
+        team_id=team_id,
+        team_name="t",
+        token_id=team_id,
+        token_prefix="tr-",
+        model="m",
+        endpoint="/v1/e",
+        stream=False,
+        created_at=datetime.now(UTC),
+        prompt_tokens=1,
+        **fields,
+    )
 
 
 def settings(database_url: str) -> dict[str, str]:

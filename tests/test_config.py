@@ -103,6 +103,8 @@ def test_nothing_set_gives_the_contracts_defaults():
         "HOSTED_TOOLS": None,
         "TIMEZONE": ZoneInfo("UTC"),
         "CURRENCY": "USD",
+        "PROVIDER_REQUESTS_PER_MINUTE": None,
+        "PROVIDER_TEAM_IDS": False,
     }
 
 
@@ -146,6 +148,8 @@ BAD_VALUES = {
     "MAX_REQUEST_BYTES": ("-1", "0", "1023", "32MB", "1.5"),
     "TRUSTED_PROXIES": ("-1", "1.5", "yes", "17", "10.0.0.1"),
     "CORS_ORIGINS": (",", "app.example", "https://", "https://a.example/path", "https://*.example", "https://a b"),
+    "PROVIDER_REQUESTS_PER_MINUTE": (*COUNTS, "0"),
+    "PROVIDER_TEAM_IDS": ("maybe", "2", "   "),
 }
 
 
@@ -180,6 +184,8 @@ def test_refused_secret_is_not_shown(name: str):
         ("PROVIDER_READ_TIMEOUT", "0.5", 0.5),
         ("TRUSTED_PROXIES", "16", 16),
         ("CORS_ORIGINS", "*", ("*",)),
+        ("PROVIDER_TEAM_IDS", " Yes ", True),
+        ("PROVIDER_TEAM_IDS", "off", False),
         (
             "CORS_ORIGINS",
             " https://A.example/, app://x,http://[::1]:80",

@@ -21,7 +21,7 @@ LADDER = (
     "attempts auth changes payload reports worker matching",
     "ledger",
     "teams alerts",
-    "prices account",
+    "prices account account_pace",
     "runway reconciliation",
     "runtime api cli",
     "relay admin health demo door",

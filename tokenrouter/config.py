@@ -20,6 +20,7 @@ ENV_FILE = Path(".env")
 DEFAULT_ADMIN_PASSWORD = "admin123"
 LIKENESS = 0.8  # of a name to a setting's, from which on it is taken for a slip of the pen; 1 is the same
 ACCOUNTS = ("auto", "poe", "openrouter", "deepseek", "none")
+SWITCHES = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 
 
@@ -137,6 +138,12 @@ def _host(text: str) -> str:
     return text
 
 
+def _switch(text: str) -> bool:
+    if (value := SWITCHES.get(text.strip().lower())) is None:
+        raise ValueError
+    return value
+
+
 def _account(text: str) -> str:
     if (text := text.strip().lower()) not in ACCOUNTS:
         raise ValueError
@@ -195,6 +202,8 @@ class Settings:
     provider_account: Literal["auto", "poe", "openrouter", "deepseek", "none"] = _setting(
         "auto", Reader(f"one of {', '.join(ACCOUNTS)}", _account)
     )
+    provider_requests_per_minute: int | None = _setting("", _whole(1, 10**6))
+    provider_team_ids: bool = _setting("no", Reader("yes or no", _switch))
     origins: Mapping[str, str] = field(repr=False)
 
     def __repr__(self) -> str:

@@ -169,6 +169,11 @@ class QuotaReserved(APIError):
     headers = {"Retry-After": "1"}
 
 
+def waits(wait_ms: int) -> dict[str, str]:
+    """Return the headers by which programs know how long to wait."""
+    return {"Retry-After": str(-(-wait_ms // 1000)), "retry-after-ms": str(wait_ms)}
+
+
 class PaceExceeded(APIError):
     """The team calls faster than it may. Source of the types: what OpenAI calls what is limited."""
 
@@ -182,9 +187,24 @@ class PaceExceeded(APIError):
         headers: Mapping[str, str],
         reason: str | None = None,
     ) -> None:
-        waits = {"Retry-After": str(-(-wait_ms // 1000)), "retry-after-ms": str(wait_ms)}
-        super().__init__(message, headers={**headers, **waits}, reason=reason)
+        super().__init__(message, headers={**headers, **waits(wait_ms)}, reason=reason)
         self.type = kind
+
+
+class ProviderBusy(APIError):
+    """The service as a whole calls as fast as the provider's account allows, and others are before this call."""
+
+    status, type, code = 429, "rate_limit_error", "provider_busy"
+
+    def __init__(self, wait_ms: int, waiting: int, requests_per_minute: int) -> None:
+        calls = "1 other call waits" if waiting == 1 else f"{waiting:,} other calls wait"
+        wait = f"{wait_ms / 1000:g} s"
+        super().__init__(
+            "The provider is busy: all teams together call it as fast as its account allows, "
+            f"{requests_per_minute:,} requests a minute, and {calls}. Try again in {wait}.",
+            headers=waits(wait_ms),
+            reason=f"{calls} for {requests_per_minute:,} requests a minute of the whole account; a place in {wait}",
+        )
 
 
 class RequestTooLarge(APIError):

@@ -5,6 +5,7 @@ from functools import partial
 
 from flask import Flask, current_app
 
+from tokenrouter import account_pace
 from tokenrouter.account import REFRESH_S, refresh
 from tokenrouter.auth import KnownCallers
 from tokenrouter.config import Settings
@@ -42,8 +43,10 @@ def init_app(app: Flask, settings: Settings) -> None:
     with app.app_context():
         engine = db.engine
         readers = Readers(engine)
-        ledger = Ledger(engine, settings.output_reserve_tokens, settings.timezone, settings.currency)
+        pace = settings.provider_requests_per_minute
+        ledger = Ledger(engine, settings.output_reserve_tokens, settings.timezone, settings.currency, pace)
     provider = Provider(settings)
+    ledger.at_heartbeat = account_pace.Keeper(engine, provider.rate_limits).keep
     slots = Slots(settings.threads, settings.team_calls)
     catalogue = Catalogue(provider, settings.default_model)
     account = Account(provider, settings, catalogue.ask)

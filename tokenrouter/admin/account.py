@@ -4,7 +4,7 @@ from flask import flash, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_admin import expose
 
-from tokenrouter import account, runtime, runway
+from tokenrouter import account, account_pace, runtime, runway
 from tokenrouter.admin.access import PanelView, actor, settings
 from tokenrouter.config import without_password
 from tokenrouter.database.tables import db
@@ -18,7 +18,7 @@ ADVICE = {
     State.KEY_REFUSED: "Run `flask setup` where TokenRouter is installed to set the key anew, and restart it.",
     State.UNREACHABLE: "Check PROVIDER_BASE_URL, and whether this machine reaches it.",
     State.BROKEN: "PROVIDER_BASE_URL should be the root of an OpenAI-compatible API, and often ends in /v1.",
-    State.LIMITED: "The provider takes so many requests a minute of this account; a pace of each team spreads them.",
+    State.LIMITED: "With PROVIDER_REQUESTS_PER_MINUTE calls wait here for their turn instead of being refused.",
     State.SLOW: "See the provider’s status page; calls wait for PROVIDER_READ_TIMEOUT at most.",
 }
 
@@ -30,6 +30,7 @@ class AccountView(PanelView):
     def index_view(self) -> ResponseReturnValue:
         """Show the page, with what is known by now."""
         own, stands = runtime.current(), account.standing(db.engine)
+        limits = account_pace.told_limits(db.engine)
         return self.render(
             "admin/account.html",
             stands=stands,
@@ -40,6 +41,9 @@ class AccountView(PanelView):
             provider_url=without_password(settings().provider_base_url),
             runway=runway.runway(db.engine),
             pace_days=runway.PACE_DAYS,
+            queue=account_pace.queue(db.engine, settings().provider_requests_per_minute),
+            told=account_pace.told_words(limits, settings().timezone),
+            told_at=max((limit.at for limit in limits), default=None),
         )
 
     @expose("/check", methods=("POST",))

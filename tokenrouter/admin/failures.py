@@ -22,6 +22,7 @@ class Help(StrEnum):
     """Where a button leads that helps."""
 
     SETTINGS = "Look at the provider"
+    ACCOUNT = "See who waits"
     PRICES = "Set a price"
     QUOTA = "Raise the quota"
     PACE = "Change its pace"
@@ -89,6 +90,13 @@ KINDS = {
         "Programs try again by themselves; raise the pace if the team needs it.",
         Help.PACE,
     ),
+    "provider_busy": Kind(
+        "All teams together called as fast as the account allows",
+        H,
+        "It is no fault of these teams: PROVIDER_REQUESTS_PER_MINUTE is the pace of the whole account. Programs try "
+        "again by themselves; a pace of those that call most leaves room for the others.",
+        Help.ACCOUNT,
+    ),
     "model_has_no_price": Kind(
         "The model has no price, and a budget applies",
         H,
@@ -115,7 +123,7 @@ FAILED_HERE = Kind("TokenRouter failed on it", H, "The service’s log has the c
 TOO_FAST = Kind(
     "The provider’s own limit was hit",
     P,
-    "All teams share it: give those that call most a pace, or ask the provider for more.",
+    "All teams share it: set PROVIDER_REQUESTS_PER_MINUTE, give those that call most a pace, or ask for more.",
     Help.SETTINGS,
 )
 PROVIDER_REFUSED = Kind(
@@ -216,6 +224,8 @@ DOOR_WORDS = {
     "item_not_found": ("Unknown item", "It named one that its team was not given."),
     "unknown_url": ("Unknown address", "The program’s base URL is wrong, or somebody looks around."),
     "method_not_allowed": ("Wrong method", "The address takes another one."),
+    "left_waiting": ("Left while waiting", "Its call waited for the pace of the whole account; it cost nothing."),
+    "restarting": ("Restart", "Its call waited for the pace of the whole account when the service was restarted."),
     "overloaded": ("Too many calls at once", "Raise THREADS or TEAM_CALLS if that comes often."),
     "storage_unavailable": ("Database not available", "Nothing could be booked; the service’s log names the cause."),
 }

@@ -7,7 +7,7 @@ from flask.typing import ResponseReturnValue
 from flask_admin import AdminIndexView, expose
 from flask_login import current_user
 
-from tokenrouter import account, attempts, prices, reports, runtime
+from tokenrouter import account, account_pace, attempts, prices, reports, runtime
 from tokenrouter.admin import access, kept_forms, password
 from tokenrouter.admin.access import PanelView, settings
 from tokenrouter.admin.charts import use_chart
@@ -58,6 +58,7 @@ class HomeView(PanelView, AdminIndexView):
             teams_share=1 - rest_share if rest_share > MOST_REST else None,
             stands=account.standing(db.engine, now),
             checked_at=account.checked_at(db.engine),
+            queue=account_pace.queue(db.engine, settings().provider_requests_per_minute),
             now=now,
         )
 

@@ -172,15 +172,14 @@ def show_limits(row: Team | tables.Group, as_json: bool = False) -> None:
     view = reports.team_view(row) if isinstance(row, Team) else reports.group_views([row])[0]
     if as_json:
         click.echo(json.dumps(view, ensure_ascii=False))
-    else:
-        rows = [
-            (name, UNLIMITED if value is None and name in UNLIMITED_WHERE_NONE else _cell(value))
-            for name, value in view.items()
-        ]
-        click.echo(tabulate(rows, tablefmt="plain", disable_numparse=True))
+        return
+    rows = [
+        (name, UNLIMITED if value is None and name in UNLIMITED_WHERE_NONE else _cell(value))
+        for name, value in view.items()
+    ]
+    click.echo(tabulate(rows, tablefmt="plain", disable_numparse=True))
     if row.unpriced_tokens:
-        told = f"{row.unpriced_tokens:,} of the used tokens have no price; what they cost is not known."
-        click.echo(told, err=as_json)
+        click.echo(f"{row.unpriced_tokens:,} of the used tokens have no price; what they cost is not known.")
 
 
 def show_list(views: Sequence[dict[str, Any]], row: Callable[..., dict[str, Any]], as_json: bool, empty: str) -> None:

@@ -6,11 +6,12 @@ from datetime import datetime, timedelta
 import click
 from flask import current_app
 
-from tokenrouter import reconciliation
+from tokenrouter import account_pace, reconciliation
 from tokenrouter.cli.commands import Group, as_json, show_list
 from tokenrouter.database.tables import db
 from tokenrouter.money import decimal_string, shown
 from tokenrouter.provider.account import Account, Balance
+from tokenrouter.provider.rate_limits import RateLimit
 from tokenrouter.reports import timestamp
 
 RECONCILED_DAYS = 7
@@ -23,10 +24,15 @@ provider_commands = Group("provider", help="Ask the provider about the one paid 
 def check_provider(as_json: bool) -> None:
     """Ask whether the provider answers and accepts the key; exit status 1 where calls would fail."""
     check = _account().check()
+    limits = _rate_limits()
     if as_json:
-        click.echo(json.dumps({"state": check.state.value, "message": check.words, "at": timestamp(check.at)}))
+        view = {"state": check.state.value, "message": check.words, "at": timestamp(check.at)}
+        click.echo(json.dumps(view | {"rate_limits": [_limit_view(limit) for limit in limits]}))
     elif check.state.is_good:
         click.echo(check.words)
+        zone = current_app.config["TIMEZONE"]
+        if (told := account_pace.told_words(limits, zone)) is not None:
+            click.echo(f"The provider says: {told}, as of {max(limit.at for limit in limits).astimezone(zone):%H:%M}.")
     if not check.state.is_good:
         raise click.ClickException(check.words)
 
@@ -76,6 +82,22 @@ def _line_view(line: reconciliation.Line) -> dict[str, object]:
         "gap_tokens": line.gap_tokens,
         "cost": decimal_string(line.ours.cost),
         "provider_cost": decimal_string(line.theirs.cost),
+    }
+
+
+def _rate_limits() -> list[RateLimit]:
+    """Return the provider's limits as it told them last, to this check or to a worker."""
+    account_pace.Keeper(db.engine, current_app.extensions["tokenrouter"].provider.rate_limits).keep()
+    return account_pace.told_limits(db.engine)
+
+
+def _limit_view(limit: RateLimit) -> dict[str, object]:
+    return {
+        "kind": limit.kind,
+        "limit": limit.most,
+        "remaining": limit.remaining,
+        "resets_at": timestamp(limit.resets_at),
+        "at": timestamp(limit.at),
     }
 
 

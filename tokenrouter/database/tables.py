@@ -649,6 +649,46 @@ class ProviderEntry(Base):
     key_name: Mapped[str | None]
 
 
+class ProviderPace(Base):
+    """How fast all teams together call the provider: one row, which whoever takes a place has locked."""
+
+    __tablename__ = "provider_pace"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    # nanoseconds since 1970 by the database's clock, as all moments of it and of those who wait
+    full_at: Mapped[int] = mapped_column(BigInteger)
+    blocked_until: Mapped[int] = mapped_column(BigInteger)  # as the provider demanded
+    waiting: Mapped[int] = mapped_column(BigInteger)  # calls that have no place yet
+
+
+class WaitingCall(Base):
+    """A call that waits for a place at the provider, or was granted one and has not taken it yet."""
+
+    __tablename__ = "provider_queue"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    worker: Mapped[str] = mapped_column(String(32))  # the process that it waits in
+    team_id: Mapped[int] = mapped_column(BigInteger)
+    tokens: Mapped[int] = mapped_column(BigInteger)  # that it will hold
+    since: Mapped[int] = mapped_column(BigInteger)
+    seen_at: Mapped[int] = mapped_column(BigInteger)  # when its process last said that it still waits
+    granted_at: Mapped[int | None] = mapped_column(BigInteger)
+
+    __table_args__ = ({"sqlite_autoincrement": True},)  # an id used again would be another call's place
+
+
+class ProviderLimit(Base):
+    """What the provider last said of a limit of the whole account."""
+
+    __tablename__ = "provider_limits"
+
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    most: Mapped[int | None] = mapped_column(BigInteger)
+    remaining: Mapped[int] = mapped_column(BigInteger)
+    resets_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class PanelSession(Base):
     """A session in which the administrator signed in, and was not signed out of."""
 

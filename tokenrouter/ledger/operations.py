@@ -9,17 +9,28 @@ from sqlalchemy import bindparam, exists, insert, literal_column, select, update
 from tokenrouter.database.log_status import PENDING, PROVIDER_ERROR, REJECTED
 from tokenrouter.database.statements import Statement
 from tokenrouter.database.tables import NO_COST, NOT_COUNTED, REASON_LENGTH, AnyRow, ApiToken, RequestLog, Worker
-from tokenrouter.errors import UNKNOWN_MODEL, ModelHasNoPrice, ModelNotFound, PaceExceeded, QuotaExceeded, QuotaReserved
+from tokenrouter.errors import (
+    UNKNOWN_MODEL,
+    ModelHasNoPrice,
+    ModelNotFound,
+    PaceExceeded,
+    ProviderBusy,
+    QuotaExceeded,
+    QuotaReserved,
+)
 from tokenrouter.ledger.costs import PRICES_VERSION
 from tokenrouter.ledger.counters import IS_PENDING, NOW
 from tokenrouter.ledger.door import CountTurnedAway
 from tokenrouter.ledger.leases import Lease
+from tokenrouter.ledger.provider_pace import PATIENCE_S, SECOND_NS, Places, PlacesSeen
 from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, Repetition, key_of
 from tokenrouter.ledger.responses import Given, remember
 from tokenrouter.ledger.rules import (
+    MS_NS,
     NO_HEADERS,
     CallerChanged,
     CallRequest,
+    MustWait,
     Outcome,
     Reservation,
     check_pace,
@@ -28,17 +39,23 @@ from tokenrouter.ledger.rules import (
 )
 from tokenrouter.ledger.transaction import Transaction
 
-Refused = QuotaExceeded | QuotaReserved | PaceExceeded | ModelHasNoPrice
-REFUSALS = (QuotaExceeded, QuotaReserved, PaceExceeded, ModelHasNoPrice)
+Refused = QuotaExceeded | QuotaReserved | PaceExceeded | ModelHasNoPrice | ProviderBusy
+REFUSALS = (QuotaExceeded, QuotaReserved, PaceExceeded, ModelHasNoPrice, ProviderBusy)
 NO_MODEL = ""
 """The model in the sums of a day where the caller named none that is known; what callers invent must not be a row."""
 
 
 @dataclass(frozen=True)
 class Reserve:
-    """Hold tokens and write the pending row, or write the row of a refusal."""
+    """Hold tokens and write the pending row, or write the row of a refusal.
+
+    Where the whole service has a pace, a call that fits all limits takes a place at the provider with it. If none is
+    free it holds nothing, and waits for one with which this is done again.
+    """
 
     request: CallRequest
+    waiting_id: int | None = None
+    """By which it waited for the place that it has now."""
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
 
@@ -52,8 +69,14 @@ class Reserve:
         """The group to lock."""
         return self.request.group_id
 
-    def apply(self, tx: Transaction) -> Reservation | Refused | CallerChanged:
+    def apply(self, tx: Transaction) -> Reservation | Refused | CallerChanged | MustWait:
         """Return the reservation, or the refusal for the waiting thread to raise."""
+        result = self._reserve(tx)
+        if self.waiting_id is not None and tx.places is not None:
+            tx.places.leave(self.waiting_id, gives_back=not isinstance(result, Reservation))
+        return result
+
+    def _reserve(self, tx: Transaction) -> Reservation | Refused | CallerChanged | MustWait:
         request, team_id, group_id = self.request, self.request.team_id, self.request.group_id
         balances = tx.balances(team_id, group_id)
         if balances is None or request.caller_row not in (None, tx.callers.get(request.token_id)):
@@ -68,11 +91,10 @@ class Reserve:
             if paced:
                 tx.recount_calls(team_id, group_id)
                 check_pace(paced, grant.held_tokens)
+            if self.waiting_id is None and tx.places is not None and not tx.places.take():
+                return _let_wait(tx.places, team_id, grant.held_tokens)
         except REFUSALS as refusal:
-            why = refusal.status, refusal.code, refusal.reason
-            refusal.request_id = Reject(request, *why, request.model).apply(tx)
-            refusal.is_logged = True
-            return refusal
+            return _logged(refusal, request, tx)
         tx.move(team_id, group_id, held=grant.held_tokens, calls=1, held_cost=grant.held_cost)
         for balance in paced:
             if balance.requests is not None:
@@ -88,6 +110,110 @@ class Reserve:
     def undo(self) -> "Abandon":
         """Give back what may have been committed without our knowing."""
         return Abandon(self.request.request_id, self.team_id, self.group_id)
+
+
+def _let_wait(places: Places, team_id: int, tokens: int) -> MustWait:
+    """Raise ProviderBusy where no place gets free for anybody while the call would wait."""
+    wait_ns = places.wait_ns()
+    if wait_ns > PATIENCE_S * SECOND_NS:
+        raise _busy(places, wait_ns, places.waiting)
+    return MustWait(places.enter(team_id, tokens))
+
+
+def _busy(places: Places, wait_ns: int, waiting: int) -> ProviderBusy:
+    return ProviderBusy(-(-wait_ns // MS_NS), waiting, places.requests_per_minute)
+
+
+def _logged(refusal: Refused, request: CallRequest, tx: Transaction) -> Refused:
+    """Write the row of a refusal, and let it bear its id."""
+    why = refusal.status, refusal.code, refusal.reason
+    refusal.request_id = Reject(request, *why, request.model).apply(tx)
+    refusal.is_logged = True
+    return refusal
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """End the waiting of a call for a place, and write the row of the refusal, unless the place came by now."""
+
+    request: CallRequest
+    waiting_id: int
+    must_happen: ClassVar[bool] = False
+    durable: ClassVar[bool] = False
+    group_id: ClassVar[None] = None
+
+    @property
+    def team_id(self) -> int:
+        """The team to lock."""
+        return self.request.team_id
+
+    def apply(self, tx: Transaction) -> Refused | None:
+        """Return the refusal, which tells when its turn would be; None where it has a place."""
+        places = tx.places
+        if places is None or places.is_granted(self.waiting_id):
+            return None
+        wait_ns = places.wait_ns(places.turn_of(self.waiting_id))
+        places.leave(self.waiting_id, gives_back=True)
+        return _logged(_busy(places, wait_ns, places.waiting), self.request, tx)
+
+    def undo(self) -> None:
+        """Return None: what waits no more is forgotten in any case."""
+
+
+@dataclass(frozen=True)
+class _OfPlaces:
+    """What is done to the places at the provider alone."""
+
+    must_happen: ClassVar[bool] = False
+    durable: ClassVar[bool] = False
+    team_id: ClassVar[None] = None
+    group_id: ClassVar[None] = None
+
+    def undo(self) -> None:
+        """Return None: a place that is lost by it is free again soon."""
+
+
+@dataclass(frozen=True)
+class GiveOut(_OfPlaces):
+    """Give the free places to those whose turn it is."""
+
+    def apply(self, tx: Transaction) -> PlacesSeen:
+        """Return what this process has to know of it."""
+        return PlacesSeen([], 0) if tx.places is None else tx.places.give_out()
+
+
+@dataclass(frozen=True)
+class Leave(_OfPlaces):
+    """Take a call whose caller left out of the queue."""
+
+    waiting_id: int
+
+    def apply(self, tx: Transaction) -> None:
+        """Give its place back, if it has one."""
+        if tx.places is not None:
+            tx.places.leave(self.waiting_id, gives_back=True)
+
+
+@dataclass(frozen=True)
+class CountRequest(_OfPlaces):
+    """Count what goes to the provider besides the calls themselves."""
+
+    def apply(self, tx: Transaction) -> None:
+        """Take a place, whether one is free or not."""
+        if tx.places is not None:
+            tx.places.count_request()
+
+
+@dataclass(frozen=True)
+class Block(_OfPlaces):
+    """Let no call go to the provider for a while, since it demands that."""
+
+    nanoseconds: int
+
+    def apply(self, tx: Transaction) -> None:
+        """Note until when."""
+        if tx.places is not None:
+            tx.places.block(self.nanoseconds)
 
 
 @dataclass(frozen=True)
@@ -327,7 +453,21 @@ def reservation_of(row: AnyRow) -> Reservation:
     return Reservation(row.id, row.team_id, row.token_id, row.model, day, *held)
 
 
-LedgerOperation = Reserve | Reject | Settle | Abandon | CountRepeats | CountTurnedAway | Heartbeat | Probe
+LedgerOperation = (
+    Reserve
+    | GiveUp
+    | GiveOut
+    | Leave
+    | Block
+    | CountRequest
+    | Reject
+    | Settle
+    | Abandon
+    | CountRepeats
+    | CountTurnedAway
+    | Heartbeat
+    | Probe
+)
 
 LOGGED_COLUMNS = [column.key for column in RequestLog.__table__.columns if column.key != "id"]
 INSERT_CALL = Statement(

@@ -34,8 +34,10 @@ class Bucket:
 
     def wait_ns(self, amount: int, now: int) -> int | None:
         """Return how long it takes until so much is there; None where it never is."""
-        if amount > self.limit:
-            return None
+        return None if amount > self.limit else self.wait_one_by_one_ns(amount, now)
+
+    def wait_one_by_one_ns(self, amount: int, now: int) -> int:
+        """Return how long it takes until so much could be taken in pieces, each as soon as it is there."""
         return max(0, max(self.full_at, now) + self._flow_ns(amount) - now - MINUTE_NS)
 
     def remaining(self, now: int) -> int:

@@ -43,6 +43,13 @@ class CallRequest:
     choices: int = 0
 
 
+@dataclass(frozen=True)
+class MustWait:
+    """What a call is told that fits all limits and finds no place at the provider: where it waits."""
+
+    waiting_id: int
+
+
 class CallerChanged(Exception):
     """The team, its group or the token is not what the call was checked by: it is to be checked anew."""
 

@@ -14,6 +14,7 @@ from tokenrouter.database.statements import DriverConnection, Inserter, Statemen
 from tokenrouter.database.tables import ApiToken, GroupUsageDaily, Team, TokenUsageDaily, UsageDaily
 from tokenrouter.ledger.costs import KnownPrices
 from tokenrouter.ledger.counters import OF_GROUPS, OF_TEAMS, Counters, Locked
+from tokenrouter.ledger.provider_pace import Places
 from tokenrouter.ledger.refusals import NewRefusals, Refusals
 from tokenrouter.ledger.rules import Balance, CallRequest, Outcome
 
@@ -44,14 +45,19 @@ class Transaction:
         zone: ZoneInfo,
         refusals: NewRefusals | None = None,
         prices: KnownPrices | None = None,
+        places: Places | None = None,
     ) -> None:
-        """`zone` is where days begin, those to which calls count and those of renewals."""
+        """`zone` is where days begin, those to which calls count and those of renewals.
+
+        `places` are those at the provider, where the whole service has a pace.
+        """
         self.connection = connection
         self.worker_id = worker_id
         self.output_reserve_tokens = output_reserve_tokens
         self.zone = zone
         self.refusals = refusals or NewRefusals(Refusals())
         self.prices = prices or KnownPrices()
+        self.places = places
         self.groups = Counters(connection, zone, OF_GROUPS, "the group “{}”")
         self.teams = Counters(connection, zone, OF_TEAMS, "this team")
         self.callers: dict[int, tuple[Any, ...]] = {}
@@ -131,6 +137,8 @@ class Transaction:
         """Write the changes of counters and sums that the operations left, in an order that all workers keep to."""
         self.groups.write()
         self.teams.write()
+        if self.places is not None:
+            self.places.close()
         for (team_id, day, model), sums in sorted(self._days.items()):
             ADD_TO_DAY.execute(self.connection, {"team_id": team_id, "day": day, "model": model, **sums})
         for (group_id, team_id, day, model), sums in sorted(self._group_days.items()):

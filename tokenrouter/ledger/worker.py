@@ -3,11 +3,13 @@
 import atexit
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -28,8 +30,13 @@ from tokenrouter.ledger.costs import DOLLARS, KnownPrices
 from tokenrouter.ledger.door import Door
 from tokenrouter.ledger.leases import HEARTBEAT_S, LEASE_S, Watch
 from tokenrouter.ledger.operations import (
+    Block,
     CountRepeats,
+    CountRequest,
+    GiveOut,
+    GiveUp,
     Heartbeat,
+    Leave,
     LedgerOperation,
     Probe,
     Reject,
@@ -37,10 +44,12 @@ from tokenrouter.ledger.operations import (
     Settle,
     Sight,
 )
+from tokenrouter.ledger.provider_pace import PATIENCE_S, SECOND_NS, Places, PlacesSeen
 from tokenrouter.ledger.refusals import NewRefusals, Refusals, key_of
 from tokenrouter.ledger.responses import Given
-from tokenrouter.ledger.rules import CallRequest, Outcome, Reservation
+from tokenrouter.ledger.rules import CallRequest, MustWait, Outcome, Reservation
 from tokenrouter.ledger.transaction import Transaction
+from tokenrouter.ledger.waiting import WaitingForPlaces
 from tokenrouter.ledger.writer import Ticket, Writer
 from tokenrouter.periods import UTC_ZONE
 
@@ -48,12 +57,26 @@ logger = logging.getLogger(__name__)
 
 RECOVERY_GRACE_S = 2 * HEARTBEAT_S
 SETTLE_WAIT_S = 5.0
+LONGEST_BLOCK_S = 60.0
+BLOCK_STEP_S = 0.1  # a provider refuses many at once, all until the same moment
+
+Watcher = Callable[[Callable[[Exception], None]], AbstractContextManager[None]]
+"""Watches over a call that waits, within a block, and may end that by an exception."""
 
 LIVE_UNTIL = epoch_now() + LEASE_S
 RENEW_LEASE = Statement(update(Worker).where(Worker.id == bindparam("worker")).values(lease_expires_at=LIVE_UNTIL))
 JOIN_WORKERS = Statement(
     insert(Worker).values(name=bindparam("worker_name"), lease_expires_at=LIVE_UNTIL).returning(Worker.id)
 )
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+def nobody_watches(end: Callable[[Exception], None]) -> AbstractContextManager[None]:
+    """Let a call wait whatever happens."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -73,8 +96,14 @@ class Ledger:
     """Reserve and settle for one process, keep its lease alive, and settle the calls of processes that died."""
 
     def __init__(
-        self, engine: Engine, output_reserve_tokens: int, zone: ZoneInfo = UTC_ZONE, currency: str = DOLLARS
+        self,
+        engine: Engine,
+        output_reserve_tokens: int,
+        zone: ZoneInfo = UTC_ZONE,
+        currency: str = DOLLARS,
+        requests_per_minute: int | None = None,
     ) -> None:
+        """`requests_per_minute` is the pace of the whole service at the provider."""
         self._engine = engine
         self._currency = currency
         self._prices = KnownPrices(currency)
@@ -86,6 +115,11 @@ class Ledger:
         self._writer = Writer(
             self._run_group, "ledger-writer", get_ready=self._connection.wait_for_turn, in_callers_thread=is_file
         )
+        self._requests_per_minute = requests_per_minute
+        self._name = ""
+        """Of this process, among those in which calls wait for a place; made once it starts, which a fork does anew."""
+        self._waiting = WaitingForPlaces(self.give_out_places)
+        self._blocked_until = 0.0
         self._lease: OwnLease | None = None
         self._calls: dict[int, Reservation] = {}
         self._last_call: int | None = None
@@ -95,6 +129,8 @@ class Ledger:
         self.door = Door()
         self.end_service: Callable[[], None] = partial(os.kill, os.getpid(), signal.SIGTERM)
         """What to do where the file of the database is lost; gunicorn's workers end their master."""
+        self.at_heartbeat: Callable[[], None] = nothing
+        """What else this process writes as often."""
         self._heart: threading.Thread | None = None  # started when first needed: none survives a fork
         self._stop = threading.Event()
         self._start_lock = threading.Lock()
@@ -106,6 +142,7 @@ class Ledger:
         """
         with self._start_lock:
             if self._heart is None:
+                self._name = secrets.token_hex(16)
                 atexit.register(self.close)  # runs once the threads that answer calls have ended
                 self._heart = threading.Thread(target=self._beat, name="ledger-heartbeat", daemon=True)
                 self._heart.start()
@@ -127,17 +164,59 @@ class Ledger:
         except SQLAlchemyError as error:
             logger.warning("The lease could not be given back (%s); it runs out by itself", type(error).__name__)
 
-    def reserve(self, request: CallRequest) -> Reservation:
+    def reserve(self, request: CallRequest, watch: Watcher = nobody_watches) -> Reservation:
         """Hold tokens for one call and write its pending row, in one transaction shared with other calls.
 
-        Raises QuotaExceeded or QuotaReserved, with the refusal in the log, CallerChanged and StorageUnavailable.
+        While it has to wait for a place at the provider, `watch` may end the waiting by an exception.
+        Raises what refuses it, with the refusal in the log, CallerChanged and StorageUnavailable.
         """
         self.start()
         self._tokens_used[request.token_id] = request.created_at
-        result: Reservation | Exception = self._writer.run(Reserve(request), then=self._reserved)
+        result: Reservation | MustWait | Exception = self._writer.run(Reserve(request), then=self._reserved)
+        if isinstance(result, MustWait):
+            result = self._reserve_with_place(request, result.waiting_id, watch)
         if isinstance(result, Exception):
             raise result
         return result
+
+    def _reserve_with_place(self, request: CallRequest, waiting_id: int, watch: Watcher) -> Reservation | Exception:
+        """Wait for a place at the provider, with nothing held, and reserve once it is there."""
+        try:
+            with self._waiting.enter(waiting_id) as call, watch(call.end):
+                has_place = call.wait(PATIENCE_S)
+        except BaseException:
+            self._writer.submit(Leave(waiting_id))
+            raise
+        if not has_place:
+            refusal: Exception | None = self._writer.run(GiveUp(request, waiting_id))
+            if refusal is not None:
+                return refusal
+        result: Reservation | Exception = self._writer.run(Reserve(request, waiting_id), then=self._reserved)
+        return result
+
+    def give_out_places(self) -> PlacesSeen:
+        """Give the free places at the provider to those whose turn it is, in this process and in others.
+
+        Raises StorageUnavailable.
+        """
+        self.start()
+        seen: PlacesSeen = self._writer.run(GiveOut())
+        return seen
+
+    def block(self, seconds: float) -> None:
+        """Let no call of the whole service go to the provider for so long, if that has a pace; a minute at most.
+
+        A provider that is too busy for one model says so for much longer.
+        """
+        until = time.monotonic() + min(seconds, LONGEST_BLOCK_S)
+        if self._requests_per_minute is not None and until > self._blocked_until + BLOCK_STEP_S:
+            self._blocked_until = until
+            self._writer.submit(Block(round(min(seconds, LONGEST_BLOCK_S) * SECOND_NS)))
+
+    def count_request(self) -> None:
+        """Count to the pace of the whole service what goes to the provider besides the calls themselves."""
+        if self._requests_per_minute is not None:
+            self._writer.submit(CountRequest())
 
     def _reserved(self, ticket: Ticket) -> None:
         """Take note of a call that runs: in the order of the log, since its writer does it before the next group."""
@@ -193,8 +272,10 @@ class Ledger:
             if lease is None or not lease.is_fresh() or _renews(operations):
                 lease = self._renewed(connection)
             refusals = NewRefusals(self._refusals)
+            pace = self._requests_per_minute
+            places = None if pace is None else Places(connection, pace, self._name)
             tx = Transaction(
-                connection, lease.worker_id, self._output_reserve_tokens, self._zone, refusals, self._prices
+                connection, lease.worker_id, self._output_reserve_tokens, self._zone, refusals, self._prices, places
             )
             results = _carry_out(operations, tx)
         self._lease = lease
@@ -225,6 +306,7 @@ class Ledger:
                 dead = self._watch.look(sight.leases)
                 if (dead or sight.has_orphans) and self._may_recover():
                     recover(self._engine, dead, self._zone, self._currency)
+                self.at_heartbeat()
             except (StorageUnavailable, SQLAlchemyError) as error:
                 logger.warning("A heartbeat of the ledger failed: %s", type(error).__name__)
             except Exception:

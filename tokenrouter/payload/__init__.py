@@ -5,6 +5,7 @@ from tokenrouter.payload.allowlist import check_model, check_named_models, examp
 from tokenrouter.payload.calls import Call, check
 from tokenrouter.payload.documents import form_body, parse
 from tokenrouter.payload.endpoints import CHAT, ENDPOINTS, Endpoint
+from tokenrouter.payload.identity import team_identity
 from tokenrouter.payload.reach import CLOSED_FIELDS
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "model_of",
     "narrowed",
     "parse",
+    "team_identity",
 ]

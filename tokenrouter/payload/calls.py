@@ -12,6 +12,7 @@ from tokenrouter.payload.endpoints import Endpoint
 from tokenrouter.payload.reach import Reach, named_items, read_reach
 
 STREAM_OPTIONS = "stream_options"
+SAFETY_IDENTIFIER = "safety_identifier"  # which wins over `user` at OpenAI, and is not known everywhere
 WIDELY_KNOWN_LIMIT = "max_tokens"
 MOST_CHOICES = 128  # OpenAI's own limit for n
 MOST_OUTPUT_TOKENS = 2**31 - 1
@@ -49,6 +50,13 @@ class Call:
             used = [self.own_limit]
         for name in used:
             self.body[name] = tokens
+
+    def name_team(self, identity: str) -> None:
+        """Say for which team the call is, in the caller's stead: he may not pose as another."""
+        if self.endpoint.names_user:
+            self.body["user"] = identity
+            if SAFETY_IDENTIFIER in self.body:
+                self.body[SAFETY_IDENTIFIER] = identity
 
     def output_ceiling(self) -> int | None:
         """Return the most tokens that an answer within the request's limit can have; None where it has none."""

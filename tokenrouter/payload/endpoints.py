@@ -31,6 +31,9 @@ class Endpoint:
     continued_by: str = ""
     """The field that names an earlier answer, which the model reads again."""
 
+    names_user: bool = False
+    """Whether providers take a field `user` that says for whom they answer."""
+
     limits: tuple[str, ...] = ()
     """The fields that limit the output; the last is written where the caller used none. None: the answer is no text."""
     choices: tuple[str, ...] = ()
@@ -73,6 +76,7 @@ CHAT = Endpoint(
     has_default_model=True,
     lists=("messages", "tools"),
     read_prompt=read_chat_prompt,
+    names_user=True,
     limits=("max_tokens", "max_completion_tokens"),
     choices=("n",),
     may_stream=True,
@@ -82,6 +86,7 @@ COMPLETIONS = Endpoint(
     path="/completions",
     has_default_model=True,
     read_prompt=read_inputs("prompt", "suffix"),
+    names_user=True,
     limits=("max_tokens",),
     choices=("n", "best_of"),
     count_prompts=count_inputs("prompt"),
@@ -95,6 +100,7 @@ RESPONSES = Endpoint(
     refusals=(_refuse_background,),
     read_prompt=read_response_prompt,
     continued_by="previous_response_id",
+    names_user=True,
     limits=("max_output_tokens",),
     may_stream=True,
     last_events=LastEvents(
@@ -103,11 +109,12 @@ RESPONSES = Endpoint(
     ),
     read_answer=response_texts,
 )
-EMBEDDINGS = Endpoint(path="/embeddings", read_prompt=read_inputs("input"))
+EMBEDDINGS = Endpoint(path="/embeddings", read_prompt=read_inputs("input"), names_user=True)
 MODERATIONS = Endpoint(path="/moderations", read_prompt=read_inputs("input"), is_free_without_usage=True)
 IMAGES = Endpoint(
     path="/images/generations",
     read_prompt=read_inputs("prompt"),
+    names_user=True,
     choices=("n",),
     may_stream=True,
     last_events=LastEvents(good=frozenset(("image_generation.completed",)), bad=frozenset(("error",))),

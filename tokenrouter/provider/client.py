@@ -12,6 +12,7 @@ from urllib3.util import Retry, Timeout
 from tokenrouter.config import Settings
 from tokenrouter.errors import ProviderBadResponse, ProviderTimeout, ProviderUnreachable
 from tokenrouter.provider.adapter import ProviderAdapter
+from tokenrouter.provider.rate_limits import RateLimits
 from tokenrouter.provider.refusals import refuse
 from tokenrouter.provider.replies import Reply
 from tokenrouter.provider.transport import ProviderLink, at_work
@@ -35,6 +36,7 @@ class Provider:
         self._root = settings.provider_base_url
         self._beside = self._root.removesuffix("/v1")
         self._key = settings.provider_api_key
+        self.rate_limits = RateLimits()
         self._own_headers = {
             "Host": _host_header(self._root),
             "User-Agent": "TokenRouter",
@@ -126,6 +128,7 @@ class Provider:
             if _is_nonsense(error):
                 raise ProviderBadResponse("The provider's answer is not HTTP.") from error
             raise ProviderUnreachable("The provider could not be reached.") from error
+        self.rate_limits.note(response.headers)
         reply = Reply(response, link, self._key)
         if not 200 <= reply.status < 300:
             refuse(reply)

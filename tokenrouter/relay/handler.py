@@ -2,15 +2,15 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from typing import Any
 
-from flask import Response, g, request
+from flask import Response, current_app, g, request
 
 from tokenrouter import auth, payload, request_body, runtime
 from tokenrouter.auth import Caller
@@ -23,6 +23,7 @@ from tokenrouter.errors import (
     ModelNotFound,
     PaceExceeded,
     ProviderBadResponse,
+    ProviderBusy,
     ProviderError,
     ProviderRefusal,
     QuotaExceeded,
@@ -47,6 +48,7 @@ from tokenrouter.metering.given import item_ids
 from tokenrouter.metering.streams import has_error
 from tokenrouter.metering.usage import read_usage
 from tokenrouter.payload import Call, Endpoint
+from tokenrouter.provider.rate_limits import told_wait_s
 from tokenrouter.provider.refusals import RelayedError
 from tokenrouter.provider.replies import Reply
 from tokenrouter.provider.transport import ProviderLink
@@ -55,7 +57,7 @@ from tokenrouter.relay.streams import BinaryStream, Stream, TypedStream
 from tokenrouter.relay.uploads import Upload
 from tokenrouter.runtime import Runtime
 from tokenrouter.untrusted_json import parse_json
-from tokenrouter.worker.disconnects import CallEnded
+from tokenrouter.worker.disconnects import CallEnded, ClientLeft
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,9 @@ def handle(endpoint: Endpoint) -> Response:
             finish.callback(own.slots.enter(caller.team_id))
             received = _receive(own, endpoint, caller, finish)
             call, reservation = _admit(own, endpoint, caller, received, finish)
-        except (QuotaExceeded, QuotaReserved, PaceExceeded, ModelHasNoPrice, StorageUnavailable):
+        except (QuotaExceeded, QuotaReserved, PaceExceeded, ModelHasNoPrice, ProviderBusy):
+            raise
+        except (StorageUnavailable, CallEnded):
             raise
         except (APIError, CallerChanged) as error:
             if known is None and isinstance(error, APIError):
@@ -138,12 +142,20 @@ def _answer(
         booking.failed(error)
         if isinstance(error, APIError):
             error.is_logged = True
+            _heed(own.ledger, error)
         raise
     if reservation.output_limit is not None:
         response.headers["x-tokenrouter-output-limit"] = str(reservation.output_limit)
     if reservation.headers:
         response.headers.update(reservation.headers)
     return response
+
+
+def _heed(ledger: Ledger, error: APIError) -> None:
+    """Let no other call go to the provider before it wants one again, if it said so."""
+    wait_s = told_wait_s(error.headers) if error.status == 429 else None
+    if wait_s is not None:
+        ledger.block(wait_s)
 
 
 def _admit(
@@ -158,6 +170,8 @@ def _admit(
     default = own.settings.default_model if endpoint.has_default_model else None
     model = payload.model_of(body, default)
     call = payload.check(endpoint, body, model, own.settings)
+    if own.settings.provider_team_ids:
+        call.name_team(payload.team_identity(current_app.secret_key or "", caller.team_id))
     if upload is not None:
         call.add_prompt(media.tokens_of_files(endpoint.file_kind, upload.files, upload.size))
     call_request = new_call_request(caller, endpoint.path, call.model, stream=call.stream)
@@ -175,7 +189,7 @@ def _admit(
     call_request.output_tokens, call_request.choices = call.output_tokens, call.choices
     give_back = own.slots.take()
     try:
-        reservation = own.ledger.reserve(call_request)
+        reservation = own.ledger.reserve(call_request, partial(_watch_waiting, own))
     except BaseException:
         give_back()
         raise
@@ -183,6 +197,20 @@ def _admit(
     if reservation.output_limit is not None:
         call.limit_output(reservation.output_limit)
     return call, reservation
+
+
+@contextmanager
+def _watch_waiting(own: Runtime, end: Callable[[Exception], None]) -> Iterator[None]:
+    """End a call's waiting for a place at the provider once its caller has left, or the worker ends."""
+    client = request.environ.get("gunicorn.socket")
+    if client is None:
+        yield
+        return
+    stop = own.clients.watch(client, end, lambda: end(ClientLeft()))
+    try:
+        yield
+    finally:
+        stop()
 
 
 def _end(booking: Booking, link: ProviderLink, error: CallEnded) -> None:
@@ -275,6 +303,7 @@ def _send(own: Runtime, team_id: int, call: Call, upload: Upload | None, link: P
         blamed = payload.blamed(call, error.status, error.provider_text) - refused
         if not blamed:
             raise
+    own.ledger.count_request()
     reply = post(path, call.encode(call.additions), headers, link)
     own.refused_additions.learn(team_id, call, blamed)
     return reply

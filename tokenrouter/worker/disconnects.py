@@ -37,6 +37,7 @@ class ClientLeft(CallEnded):
 
     status = 499
     log_status = CLIENT_CLOSED
+    turned_away_as = "left_waiting"
     words = "The connection was closed before the answer was complete."
 
 
@@ -45,6 +46,7 @@ class Restarting(CallEnded):
 
     status = 503
     log_status = INTERRUPTED
+    turned_away_as = "restarting"
     headers = {"Retry-After": "1"}
     words = "TokenRouter is being restarted and could not wait for the end of this answer."
 

@@ -1,0 +1,98 @@
+"""What the provider tells of the rate limits of the whole account, in headers that callers never see."""
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+KINDS = {"requests": ("-requests", ""), "tokens": ("-tokens",)}
+"""How each kind's headers end; some providers limit requests alone, and do not say so."""
+DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+UNITS_S = 86400.0, 3600.0, 60.0, 1.0, 0.001
+FIRST_EPOCH_S, FIRST_EPOCH_MS = 10**9, 10**12  # from which on a bare number is no duration
+LONGEST = timedelta(days=366)
+MOST = 2**53
+
+
+@dataclass(frozen=True)
+class RateLimit:
+    """How much of something is left to the account, as the provider said at a moment."""
+
+    kind: str
+    most: int | None
+    remaining: int
+    resets_at: datetime | None
+    at: datetime
+
+
+class RateLimits:
+    """The newest that this process was told. Safe for many threads."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, tuple[float, str | None, str, str | None]] = {}
+
+    def note(self, headers: Mapping[str, str]) -> None:
+        """Keep what an answer's headers tell, as it stands: who shows it reads it."""
+        for kind, endings in KINDS.items():
+            for ending in endings:
+                remaining = headers.get(f"x-ratelimit-remaining{ending}")
+                if remaining is not None:
+                    most, reset = headers.get(f"x-ratelimit-limit{ending}"), headers.get(f"x-ratelimit-reset{ending}")
+                    self._newest[kind] = time.time(), most, remaining, reset
+                    break
+
+    def newest(self) -> list[RateLimit]:
+        """Return what was told last of each kind, as far as it can be read."""
+        found = []
+        for kind, (at_s, most, remaining, reset) in list(self._newest.items()):
+            at = datetime.fromtimestamp(at_s, UTC)
+            if (left := _count(remaining)) is not None:
+                found.append(RateLimit(kind, _count(most or ""), left, _moment(reset or "", at), at))
+        return found
+
+
+def told_wait_s(headers: Mapping[str, str]) -> float | None:
+    """Return how long an answer's headers want nobody to ask again; None where they do not say.
+
+    Source: RFC 9110, 10.2.3; `retry-after-ms` is OpenAI's.
+    """
+    told = {name.lower(): value for name, value in headers.items()}
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with suppress(KeyError, ValueError):
+            seconds = float(told[name]) * unit_s
+            if math.isfinite(seconds):
+                return max(0.0, seconds)
+    with suppress(KeyError, ValueError, TypeError):  # the last of a date without a time zone
+        return max(0.0, (parsedate_to_datetime(told["retry-after"]) - datetime.now(UTC)).total_seconds())
+    return None
+
+
+def _count(text: str) -> int | None:
+    """Read a number; None where it is none, or a limit that is none (Azure says -1)."""
+    with suppress(ValueError):
+        number = int(text)
+        return number if 0 <= number < MOST else None
+    return None
+
+
+def _moment(text: str, at: datetime) -> datetime | None:
+    """Read when a limit is whole again: a duration (`6m0s`, `12ms`, bare seconds), or a moment since 1970."""
+    with suppress(ValueError):
+        number = float(text)
+        if not 0 <= number < MOST:
+            return None
+        if number >= FIRST_EPOCH_S:
+            return datetime.fromtimestamp(number / 1000 if number >= FIRST_EPOCH_MS else number, UTC)
+        return _after(at, number)
+    found = DURATION.fullmatch(text)
+    if not text or found is None:
+        return None
+    return _after(at, sum(float(part or 0) * unit_s for part, unit_s in zip(found.groups(), UNITS_S, strict=True)))
+
+
+def _after(at: datetime, seconds: float) -> datetime | None:
+    return at + timedelta(seconds=seconds) if seconds < LONGEST.total_seconds() else None
