@@ -4,8 +4,8 @@
 
 Each click, each field typed into or chosen from, and each key that sends a form counts one; typed characters do not.
 All is found as people find it: by what it is, and is called. 62 teams come first; `--teams` adds as many with so many
-calls, and `--database` a copy of a file that logrows.py made. Where a task ends, the page is
-checked by axe-core too. The exit status is 1 if a task takes more than its bar.
+calls, and `--database` a copy of a file that logrows.py made. axe-core checks the page that each task ends on. The exit
+status is 1 if a task takes more than its bar.
 """
 
 import argparse
