@@ -252,6 +252,13 @@ def test_changes_tell_who_did_what_before_and_after(panel: Panel, team: Member):
     assert "command line ann@school team Changed the team name team → renamed" in page
 
 
+def test_change_that_made_a_team_tells_only_what_is_not_as_usual(panel: Panel, new_team):
+    new_team("plain", quota_tokens=None)
+    row = re.search("Created the team</td>.*?</tr>", panel.get("/admin/changes/").text, re.DOTALL)[0]
+    told = re.sub(r"<[^>]+>|\s+", " ", row)
+    assert "unlimited" in told and "a minute" not in told and "renews" not in told
+
+
 def test_changes_of_one_team_are_shown_alone(panel: Panel, new_team):
     one, _ = new_team("one"), new_team("other")
     page = panel.get(f"/admin/changes/?team={one.team.id}").text

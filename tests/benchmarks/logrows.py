@@ -44,18 +44,18 @@ CALLS = f"""
         CASE WHEN status <> 'rejected' THEN 500 + chance % 9000 END, CASE WHEN counts THEN 200 + chance % 800 END,
         strftime('%Y-%m-%d %H:%M:%f', julianday('now') - :days + i * :days / (:rows + 0.0)) || '000',
         date(julianday('now') - :days + i * :days / (:rows + 0.0)),
-        CASE WHEN team % 3 > 0 THEN 1 + team % 20 END
+        CASE WHEN team % 3 > 0 THEN 1 + team % :groups END
     FROM (SELECT *, status IN ('ok', 'client_closed', 'interrupted') AS counts FROM call)"""
 STATEMENTS = (
     "DROP INDEX ix_request_logs_team_id_id",
     "DROP INDEX ix_request_logs_rare",
     "DROP INDEX ix_request_logs_group_id_id",
     """INSERT INTO groups (id, name, created_at)
-    WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20)
+    WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :groups)
     SELECT i, 'year ' || i, '2026-01-01 00:00:00.000000' FROM n""",
     """INSERT INTO teams (id, name, active, group_id, created_at)
     WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :teams)
-    SELECT i, 'filled ' || i, i % 50 > 0, CASE WHEN i % 3 > 0 THEN 1 + i % 20 END, '2026-01-01 00:00:00.000000'
+    SELECT i, 'filled ' || i, i % 50 > 0, CASE WHEN i % 3 > 0 THEN 1 + i % :groups END, '2026-01-01 00:00:00.000000'
     FROM n""",
     """INSERT INTO api_tokens (id, team_id, label, prefix, token_hash, created_at)
     WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2 * :teams)
@@ -99,10 +99,10 @@ STATEMENTS = (
 )
 
 
-def fill(database_url: str, *, rows: int, teams: int, days: int = 60) -> None:
+def fill(database_url: str, *, rows: int, teams: int, groups: int = 20, days: int = 60) -> None:
     """Make the database and write the rows, the last of them of this moment; five million take about a minute."""
     app = create_app({"DATABASE_URL": database_url, "PROVIDER_API_KEY": "unused", "SECRET_KEY": "unused"})
-    values = {"rows": rows, "teams": teams, "days": days}
+    values = {"rows": rows, "teams": teams, "groups": groups, "days": days}
     with app.app_context():
         with writing(db.engine, durable=False) as connection:
             connection.exec_driver_sql(f"PRAGMA cache_size = -{CACHE_KIB}")

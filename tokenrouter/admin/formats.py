@@ -81,6 +81,8 @@ FIELD_WORDS = {
 }
 UNSEEN_FIELDS = {"group_id", "team_ids", "token_id"}
 """What the record of changes knows only for taking them back."""
+USUAL_VALUES = {"renews": "never", "active": True}
+"""What a team or group has unless it is given another; so with nothing, but for a quota, where nothing is unlimited."""
 
 
 class Share(NamedTuple):
@@ -176,8 +178,17 @@ def field_words(field: str) -> str:
 
 
 def seen_fields(change: Change) -> list[str]:
-    """Return the fields of a change that people are told."""
-    return [name for name in {**(change.before or {}), **(change.after or {})} if name not in UNSEEN_FIELDS]
+    """Return the fields of a change that people are told: of what was made or deleted, those that are not as usual."""
+    told = {**(change.before or {}), **(change.after or {})}
+    is_whole = not (change.before and change.after)
+    seen = {name: value for name, value in told.items() if name not in UNSEEN_FIELDS}
+    return [name for name, value in seen.items() if not (is_whole and _is_usual(name, value))]
+
+
+def _is_usual(field: str, value: Any) -> bool:
+    if value is None:
+        return field != "quota_tokens"
+    return field in USUAL_VALUES and value == USUAL_VALUES[field]
 
 
 def batch_words(entry: Entry) -> str:

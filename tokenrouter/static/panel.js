@@ -5,23 +5,25 @@ const PATIENCE_MS = 20_000;
 const formats = {
   clock: { timeStyle: "short" },
   plain: { dateStyle: "medium", timeStyle: "short" },
+  plainThisYear: { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" },
   today: { timeStyle: "medium" },
   thisYear: { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" },
   earlier: { dateStyle: "medium", timeStyle: "medium" },
 };
 for (const name in formats) formats[name] = new Intl.DateTimeFormat(undefined, formats[name]);
 
-function formatFor(moment) {
+function formatFor(moment, withSeconds) {
   const now = new Date();
+  const isThisYear = moment.getFullYear() === now.getFullYear();
+  if (!withSeconds) return isThisYear ? formats.plainThisYear : formats.plain;
   if (moment.toDateString() === now.toDateString()) return formats.today;
-  return moment.getFullYear() === now.getFullYear() ? formats.thisYear : formats.earlier;
+  return isThisYear ? formats.thisYear : formats.earlier;
 }
 
 function showLocalTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]:not([data-day])")) {
     const moment = new Date(time.dateTime);
-    const format = "seconds" in time.dataset ? formatFor(moment) : formats.plain;
-    time.textContent = format.format(moment);
+    time.textContent = formatFor(moment, "seconds" in time.dataset).format(moment);
   }
 }
 
