@@ -10,6 +10,7 @@ from flask_login import current_user
 from tokenrouter import account, attempts, prices, reports, runtime
 from tokenrouter.admin import access, kept_forms, password
 from tokenrouter.admin.access import PanelView, settings
+from tokenrouter.admin.account import banner, warnings
 from tokenrouter.admin.charts import use_chart
 from tokenrouter.admin.failures import by_side
 from tokenrouter.database.tables import db
@@ -58,6 +59,7 @@ class HomeView(PanelView, AdminIndexView):
             teams_share=1 - rest_share if rest_share > MOST_REST else None,
             stands=account.standing(db.engine, now),
             checked_at=account.checked_at(db.engine),
+            account_warnings=warnings(now),
             now=now,
         )
 
@@ -71,6 +73,11 @@ class HomeView(PanelView, AdminIndexView):
         if checked_at is None or datetime.now(UTC) - checked_at > timedelta(seconds=account.REFRESH_S):
             checked_at = account.refresh(db.engine, runtime.current().account).at
         return self.render("admin/provider.html", stands=account.standing(db.engine), checked_at=checked_at)
+
+    @expose("/banner")
+    def banner_view(self) -> ResponseReturnValue:
+        """Tell what stands above every page; one that stays open asks this once a minute."""
+        return self.render("admin/banner.html", trouble=banner())
 
     @expose("/login", methods=("GET", "POST"))
     def login_view(self) -> ResponseReturnValue:
