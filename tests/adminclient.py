@@ -25,6 +25,7 @@ PAGES = (
     "/admin/logs/door/",
     "/admin/prices/",
     "/admin/account/",
+    "/admin/account/reconciliation/",
     "/admin/changes/",
     "/admin/settings/",
 )

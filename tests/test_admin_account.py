@@ -54,6 +54,17 @@ def test_each_trouble_of_calls_is_told(
     assert words in panel.get("/admin/teams/").text
 
 
+def test_page_that_stays_open_can_ask_for_the_banner_alone(
+    panel: Panel, client: FlaskClient, team: Member, provider: StandInProvider
+):
+    assert panel.get("/admin/banner").text.strip() == ""
+    provider.defaults = {"status": "402"}
+    chat(client, team)
+    answer = panel.get("/admin/banner")
+    assert answer.text.startswith('<div class="banner banner-bad" role="alert">') and len(answer.data) < 500
+    assert answer.text.strip() in panel.get("/admin/teams/").text
+
+
 def test_dashboard_says_what_the_account_said(panel: Panel, provider: StandInProvider):
     assert "Asking the provider" in panel.get("/admin/").text
     provider.account.faults = {"status": "401"}

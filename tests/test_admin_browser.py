@@ -235,6 +235,19 @@ def test_dashboard_that_stays_open_shows_what_is_so_now(visitor: Visitor):
     assert visitor.complaints == []
 
 
+def test_banner_of_the_account_comes_to_a_page_that_stays_open_once_a_minute(visitor: Visitor, furnished: Server):
+    page, asked = visitor.page, []
+    page.clock.install()
+    visitor.open("/admin/teams/")
+    told = '<div class="banner banner-bad" role="alert">The account is empty</div>'
+    page.route("**/admin/banner", lambda route: route.fulfill(body=asked.append(1) or told, content_type="text/html"))
+    page.clock.run_for(61_000)
+    expect(page.get_by_role("alert")).to_have_text("The account is empty")
+    page.clock.run_for(120_000)
+    assert len(asked) <= 3
+    visitor.check_page()
+
+
 def test_page_that_cannot_be_renewed_says_since_when_until_it_can(visitor: Visitor, furnished: Server):
     page = visitor.page
     page.clock.install()

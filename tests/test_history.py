@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from tokenrouter import runtime
 from tokenrouter.errors import ProviderBadResponse
 from tokenrouter.provider import history
-from tokenrouter.provider.history import Entry, entries
+from tokenrouter.provider.history import Entry, pages
 from tokenrouter.standin import StandInProvider
 
 ROW = {
@@ -28,7 +28,7 @@ AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def found() -> list[Entry]:
-    return list(entries(runtime.current().provider))
+    return [entry for page in pages(runtime.current().provider) for entry in page.entries]
 
 
 def test_history_is_read_page_by_page(

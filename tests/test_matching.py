@@ -1,6 +1,7 @@
 """Pairs of our calls and the provider's entries."""
 
 from datetime import UTC, datetime, timedelta
+from time import perf_counter
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 def call(number: int, at_s: float = 0, tokens: int = 10, model: str = "GPT-5-nano", **values: object) -> OurCall:
     began = NOON + timedelta(seconds=at_s)
-    fields = {"prompt_tokens": 5, "cost": 1, "provider_id": None, "estimated_as": None, **values}
+    fields = {"cost": 1, **values}
     return OurCall(number, began, began + timedelta(seconds=2), model, tokens=tokens, **fields)
 
 
@@ -52,10 +53,10 @@ def test_what_lies_too_far_apart_stands_alone(at_s: float):
     ("ours", "theirs", "gap", "reason"),
     [
         (call(1, tokens=10), entry("a", tokens=12), 2, Reason.OTHERWISE),
-        (call(1, tokens=10, estimated_as=Reason.LEFT), entry("a", tokens=100), 90, Reason.LEFT),
+        (call(1, tokens=10, caveat=Reason.LEFT), entry("a", tokens=100), 90, Reason.LEFT),
         (call(1, tokens=10), None, -10, Reason.OURS_ALONE),
         (None, entry("a", tokens=7), 7, Reason.THEIRS_ALONE),
-        (call(1), entry("a", tokens=None), None, Reason.OTHERWISE),
+        (call(1), entry("a", tokens=None), None, Reason.PRICED),
     ],
 )
 def test_pair_tells_its_gap_and_why(ours: OurCall | None, theirs: Entry | None, gap: int | None, reason: Reason):
@@ -63,7 +64,24 @@ def test_pair_tells_its_gap_and_why(ours: OurCall | None, theirs: Entry | None, 
     assert (pair.gap_tokens, pair.reason) == (gap, reason)
 
 
-MOMENTS = st.lists(st.tuples(st.integers(0, 400), st.integers(0, 50), st.sampled_from("ab")), max_size=12)
+def test_what_was_not_booked_takes_what_the_booked_calls_leave():
+    ours = [call(1, tokens=0, caveat=Reason.TIMED_OUT), call(2), call(3, tokens=0, caveat=Reason.FAILED)]
+    assert ids(ours, [entry("a", 1), entry("b", 1, 300)]) == {(2, "a"), (1, "b")}
+
+
+def test_as_many_as_can_be_are_paired_where_nothing_but_time_tells():
+    ours = [call(1, 0), call(2, 100)]
+    assert all(pair.ours and pair.theirs for pair in match(ours, [entry("a", 90), entry("b", 110)]))
+
+
+def test_thousands_of_like_calls_at_once_are_paired_in_a_moment():
+    ours = [call(number, number % 60) for number in range(5_000)]
+    began = perf_counter()
+    assert {pair.reason for pair in match(ours, [entry(str(each.id), 1) for each in ours])} == {Reason.PRICED}
+    assert perf_counter() - began < 3
+
+
+MOMENTS = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 50), st.sampled_from("ab")), max_size=12)
 
 
 @given(MOMENTS, MOMENTS)

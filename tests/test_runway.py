@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 from conftest import TESTER, Member, chat
@@ -88,3 +89,35 @@ def test_what_the_provider_tells_goes_before_what_was_typed(keep: Callable[..., 
     keep(NOW - DAY, points=1000)
     set_balance(db.engine, 10 * BILLION, "USD", by=TESTER)
     assert (left().points, left().is_typed) == (1000, False)
+
+
+@pytest.mark.parametrize(
+    ("lasts", "grant", "words", "is_soon"),
+    [
+        (6 * DAY, 9 * DAY, "the account lasts until Tuesday, 3 days before the next monthly grant.", True),
+        (8 * DAY, 8.5 * DAY, "until 3 December, less than a day before the next monthly grant.", True),
+        (9 * DAY, 8 * DAY, "until 4 December, beyond the next monthly grant.", False),
+        (40 * DAY, None, "the account lasts until 4 January 2027.", False),
+        (2 * DAY, None, "the account lasts until Friday.", True),
+        (DAY / 24, None, "the account lasts until today, 14:00.", True),
+        (0 * DAY, 8 * DAY, "Nothing is left.", True),
+        (None, 8 * DAY, "How long it lasts is not known yet", False),
+    ],
+)
+def test_runway_is_told_in_a_sentence(lasts: timedelta | None, grant: timedelta | None, words: str, is_soon: bool):
+    lasts_until, at = (None if each is None else NOW + each for each in (lasts, grant))
+    left = Runway(NOW, 1000, None, "USD", at, 500, False, lasts_until)
+    assert words in left.words(ZoneInfo("Europe/Berlin"), NOW)
+    assert left.ends_soon(NOW) == is_soon
+
+
+def test_account_that_is_not_used_says_so(keep: Callable[..., None]):
+    keep(NOW - DAY, points=1000)
+    keep(NOW, points=1000)
+    assert left().words(ZoneInfo("UTC"), NOW) == "Nothing was used in the last 7 days."
+
+
+def test_next_grant_is_told_with_its_points():
+    left = Runway(NOW, 1000, None, "USD", NOW + 3 * DAY, 1_000_000, False, None)
+    words = "The next monthly grant comes on Saturday: 1,000,000 points."
+    assert left.grant_words(ZoneInfo("UTC"), NOW) == words

@@ -12,10 +12,10 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import func, insert, literal_column, select
 from sqlalchemy.engine import Connection, Engine
 
-from tokenrouter import troubles
+from tokenrouter import provider_days, troubles
 from tokenrouter.database.log_status import OK, PROVIDER_ERROR
 from tokenrouter.database.tables import REASON_LENGTH, AccountCheck, AnyRow, RequestLog, Team, writing
-from tokenrouter.provider.account import Account, State
+from tokenrouter.provider.account import Account, Balance, State
 from tokenrouter.provider.account import AccountCheck as Found
 
 REFRESH_S = 600.0
@@ -24,6 +24,8 @@ LATELY = timedelta(minutes=10)
 LATE_MS = 10_000
 NEWEST_ROWS = 20_000  # as far as is looked back for a call that was answered
 PACED_CALLS = 20
+KEPT = ("points", "money", "currency", "next_grant_at", "next_grant_points")
+"""Of a balance, what the row of a check has."""
 
 STATES = {
     "provider_quota_exhausted": State.EMPTY,
@@ -76,10 +78,12 @@ def _time(moment: datetime, zone: ZoneInfo) -> str:
 def refresh(engine: Engine, account: Account) -> Found:
     """Ask the provider how the account stands and what is left, and keep it; say in the log where it is not well."""
     found = account.check()
-    balance = {"points": None, "money": None, "currency": "USD"} if found.balance is None else vars(found.balance)
+    balance = {name: getattr(found.balance or Balance(), name) for name in KEPT}
     with writing(engine, durable=False) as connection:
         kept = {"at": found.at, "state": found.state.value, "words": found.words[:REASON_LENGTH], "is_typed": False}
         connection.execute(insert(AccountCheck).values(**kept, **balance, spent=spent(connection)))
+        if found.balance is not None and found.balance.spending is not None:
+            provider_days.keep(connection, found.at, found.balance.spending)
     if not found.state.is_good:
         troubles.warn("account", "The provider's account: %s", found.words)
     return found
@@ -130,7 +134,8 @@ def _by_failures(connection: Connection, after_id: int, check: AnyRow | None, no
         return None
     order = list(State)
     state, row = min(found, key=lambda each: order.index(each[0]))
-    return Standing(state, row.first, row.calls, row.teams)
+    said = check.words if check is not None and State(check.state) is state else ""
+    return Standing(state, row.first, row.calls, row.teams, said)
 
 
 def _is_over(state: State, last: datetime, check: AnyRow | None) -> bool:

@@ -6,39 +6,57 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
+from heapq import heappop, heappush
 
 from tokenrouter.provider.history import Entry
 
 EARLIER, LATER = timedelta(seconds=60), timedelta(seconds=120)
 """By how much the provider's time may lie before a call's beginning or behind its end: clocks differ."""
+MOST_CANDIDATES = 16  # that one call is compared with, those nearest to its beginning
 
 
 class Reason(Enum):
-    """Why a call costs something else here than there, as far as our log tells."""
+    """Why a call costs something else here than there, as far as our log tells; the value completes "3 calls: "."""
 
-    LEFT = "the caller left before its end, and what had arrived was estimated"
+    LEFT = "the caller left before the end, and what had arrived was estimated"
     BROKE_OFF = "the provider broke off, and what had arrived was estimated"
-    INTERRUPTED = "its worker ended, and it was estimated"
-    ESTIMATED = "the provider reported no usage, and it was estimated"
-    OURS_ALONE = "it is not in the provider's record"
+    INTERRUPTED = "the worker here ended before the answer did, and it was estimated"
+    ESTIMATED = "the provider reported no usage with the answer, and it was estimated"
+    TIMED_OUT = "it timed out here before an answer came, and nothing was booked"
+    FAILED = "it failed here before an answer came, and nothing was booked"
+    UNCOUNTED = "the answer told no tokens, as those of images and sound, and none were booked"
+    IN_FLIGHT = "it is still in flight here, and not booked yet"
+    OURS_ALONE = "it is not in the provider’s record"
     THEIRS_ALONE = "it is not in our log"
-    OTHERWISE = "counted otherwise"
+    PRICED = "as many tokens, at another price than ours"
+    OTHERWISE = "not explained: the provider’s record has another count than its answer told"
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether our log tells how it came to it."""
+        return self is not Reason.OTHERWISE
 
 
 @dataclass(frozen=True)
 class OurCall:
-    """A call of our log that was charged."""
+    """A call of our log that reached the provider, whether it was charged or not."""
 
     id: int
     began: datetime
     ended: datetime
     model: str
-    prompt_tokens: int
     tokens: int
     cost: int | None
-    provider_id: str | None
-    estimated_as: Reason | None
-    """Why its tokens are an estimate; None where the provider reported them."""
+    provider_id: str | None = None
+    caveat: Reason | None = None
+    """Why what was booked need not be what the provider counted; None where it reported that."""
+    request_id: str = ""
+    team: str = ""
+
+    @property
+    def is_booked(self) -> bool:
+        """Whether anything was charged for it, so that the provider's record has to know it."""
+        return self.tokens > 0
 
 
 @dataclass(frozen=True)
@@ -55,13 +73,36 @@ class Pair:
         return None if theirs is None else theirs - (0 if self.ours is None else self.ours.tokens)
 
     @property
+    def gap_cost(self) -> int | None:
+        """How much more the provider takes, where both sides' amounts are known."""
+        theirs = 0 if self.theirs is None else self.theirs.cost
+        ours = 0 if self.ours is None or not self.ours.is_booked else self.ours.cost
+        return None if theirs is None or ours is None else theirs - ours
+
+    @property
     def reason(self) -> Reason:
         """Why both differ, if they do."""
         if self.theirs is None:
             return Reason.OURS_ALONE
         if self.ours is None:
             return Reason.THEIRS_ALONE
-        return self.ours.estimated_as or Reason.OTHERWISE
+        return (self.ours.caveat or Reason.OTHERWISE) if self.gap_tokens else Reason.PRICED
+
+    @property
+    def began(self) -> datetime:
+        """When the call was made: ours tells it, else the provider's entry."""
+        return self.ours.began if self.ours is not None else self._entry.at
+
+    @property
+    def model(self) -> str:
+        """The model, as our log writes it where it has the call."""
+        return self.ours.model if self.ours is not None else self._entry.model
+
+    @property
+    def _entry(self) -> Entry:
+        if self.theirs is None:
+            raise ValueError("A pair has a call, an entry or both.")
+        return self.theirs
 
 
 def tokens_of(entry: Entry) -> int | None:
@@ -74,22 +115,32 @@ def tokens_of(entry: Entry) -> int | None:
 def match(ours: Iterable[OurCall], theirs: Iterable[Entry]) -> list[Pair]:
     """Pair each call with its entry: the one of its id, else of the same model in its time, the most alike first.
 
-    No call and no entry is in two pairs; what finds none stands alone.
+    No call and no entry is in two pairs; what finds none stands alone, but for calls for which nothing was booked: they
+    are left out then, since both sides agree on them. They are paired with what the booked ones leave.
     """
     entries = {entry.id: entry for entry in theirs}
     pairs: list[Pair] = []
-    unmatched: defaultdict[str, list[OurCall]] = defaultdict(list)
+    calls: defaultdict[str, list[OurCall]] = defaultdict(list)
     for call in ours:
         if call.provider_id in entries:
             pairs.append(Pair(call, entries.pop(call.provider_id)))
         else:
-            unmatched[call.model.casefold()].append(call)
+            calls[call.model.casefold()].append(call)
     left: defaultdict[str, list[Entry]] = defaultdict(list)
     for entry in entries.values():
         left[entry.model.casefold()].append(entry)
-    for model in unmatched.keys() | left.keys():
-        pairs += _match_by_time(unmatched[model], left[model])
+    for model in calls.keys() | left.keys():
+        pairs += _match_one_model(calls[model], left[model])
     return pairs
+
+
+def _match_one_model(calls: Sequence[OurCall], entries: Sequence[Entry]) -> list[Pair]:
+    booked, unbooked = [each for each in calls if each.is_booked], [each for each in calls if not each.is_booked]
+    found = _match_by_time(booked, entries)
+    booked, entries = _left_by(found, booked, entries)
+    late = _in_order(unbooked, entries)
+    _, entries = _left_by(late, unbooked, entries)
+    return [*found, *late, *(Pair(call, None) for call in booked), *(Pair(None, entry) for entry in entries)]
 
 
 def _match_by_time(calls: Sequence[OurCall], entries: Sequence[Entry]) -> list[Pair]:
@@ -99,26 +150,49 @@ def _match_by_time(calls: Sequence[OurCall], entries: Sequence[Entry]) -> list[P
         alike[call.tokens][0].append(call)
     for entry in entries:
         alike[tokens_of(entry)][1].append(entry)
+    pairs = [pair for some in alike.values() for pair in _by_likeness_and_order(*some)]
+    return pairs + _by_likeness_and_order(*_left_by(pairs, calls, entries))
+
+
+def _by_likeness_and_order(calls: Sequence[OurCall], entries: Sequence[Entry]) -> list[Pair]:
+    pairs = _by_likeness(calls, entries)
+    return pairs + _in_order(*_left_by(pairs, calls, entries))
+
+
+def _left_by(
+    pairs: Sequence[Pair], calls: Sequence[OurCall], entries: Sequence[Entry]
+) -> tuple[list[OurCall], list[Entry]]:
+    """Return the calls and entries that are in none of the pairs."""
+    paired = {id(each) for pair in pairs for each in (pair.ours, pair.theirs)}
+    return [call for call in calls if id(call) not in paired], [each for each in entries if id(each) not in paired]
+
+
+def _in_order(calls: Sequence[OurCall], entries: Sequence[Entry]) -> list[Pair]:
+    """Pair as many as can be: of the calls in whose time an entry lies, the one whose time is over first gets it."""
+    waiting = sorted(calls, key=lambda call: call.began)[::-1]
+    open_calls: list[tuple[datetime, int]] = []
+    by_number: dict[int, OurCall] = {}
     pairs: list[Pair] = []
-    for some_calls, some_entries in alike.values():
-        pairs += _pair_nearest(some_calls, some_entries)
-    paired = {id(each) for pair in pairs for each in (pair.ours, pair.theirs)}
-    left_calls = [call for call in calls if id(call) not in paired]
-    left_entries = [entry for entry in entries if id(entry) not in paired]
-    pairs += _pair_nearest(left_calls, left_entries)
-    paired = {id(each) for pair in pairs for each in (pair.ours, pair.theirs)}
-    pairs += [Pair(call, None) for call in left_calls if id(call) not in paired]
-    return pairs + [Pair(None, entry) for entry in left_entries if id(entry) not in paired]
+    for entry in sorted(entries, key=lambda entry: entry.at):
+        while waiting and waiting[-1].began - EARLIER <= entry.at:
+            call = waiting.pop()
+            by_number[len(by_number)] = call
+            heappush(open_calls, (call.ended + LATER, len(by_number) - 1))
+        while open_calls and open_calls[0][0] < entry.at:
+            heappop(open_calls)
+        if open_calls:
+            pairs.append(Pair(by_number[heappop(open_calls)[1]], entry))
+    return pairs
 
 
-def _pair_nearest(calls: Sequence[OurCall], entries: Sequence[Entry]) -> list[Pair]:
-    """Pair what lies within each other's time, the most alike first; leave out what finds none."""
+def _by_likeness(calls: Sequence[OurCall], entries: Sequence[Entry]) -> list[Pair]:
+    """Pair what lies within each other's time, the most alike by tokens first; leave out what finds none."""
     by_time = sorted(entries, key=lambda entry: entry.at)
     moments = [entry.at for entry in by_time]
     candidates = [
         (_unlikeness(call, by_time[at]), number, at)
         for number, call in enumerate(calls)
-        for at in range(bisect_left(moments, call.began - EARLIER), bisect_right(moments, call.ended + LATER))
+        for at in _nearest(call, moments)
     ]
     pairs: list[Pair] = []
     used_calls: set[int] = set()
@@ -129,6 +203,14 @@ def _pair_nearest(calls: Sequence[OurCall], entries: Sequence[Entry]) -> list[Pa
             used_entries.add(at)
             pairs.append(Pair(calls[number], by_time[at]))
     return pairs
+
+
+def _nearest(call: OurCall, moments: Sequence[datetime]) -> range:
+    """Return where the entries are that may be the call's, those around its beginning where they are many."""
+    first, last = bisect_left(moments, call.began - EARLIER), bisect_right(moments, call.ended + LATER)
+    middle = bisect_left(moments, call.began)
+    half = MOST_CANDIDATES // 2
+    return range(max(first, middle - half), min(last, middle + half))
 
 
 def _unlikeness(call: OurCall, entry: Entry) -> tuple[int, float]:

@@ -5,7 +5,7 @@ from functools import partial
 
 from flask import Flask, current_app
 
-from tokenrouter import account_pace
+from tokenrouter import account_pace, provider_record
 from tokenrouter.account import REFRESH_S, refresh
 from tokenrouter.auth import KnownCallers
 from tokenrouter.config import Settings
@@ -16,6 +16,7 @@ from tokenrouter.payload import RefusedAdditions
 from tokenrouter.provider.account import Account
 from tokenrouter.provider.catalogue import Catalogue
 from tokenrouter.provider.client import Provider
+from tokenrouter.provider_record import fetch_quietly
 from tokenrouter.worker.disconnects import WaitingClients
 from tokenrouter.worker.jobs import Jobs, Task
 from tokenrouter.worker.slots import Slots
@@ -51,6 +52,8 @@ def init_app(app: Flask, settings: Settings) -> None:
     catalogue = Catalogue(provider, settings.default_model)
     account = Account(provider, settings, catalogue.ask)
     tasks = [Task("provider's account", REFRESH_S, partial(refresh, engine, account))]
+    if account.kind == "poe":  # OpenRouter's days come with its balance
+        tasks.append(Task(provider_record.TASK, provider_record.EVERY_S, partial(fetch_quietly, engine, account)))
     app.extensions["tokenrouter"] = Runtime(
         settings, readers, ledger, provider, slots, catalogue, account, Jobs(engine, tasks), WaitingClients()
     )

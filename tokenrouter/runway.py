@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import insert, or_, select
 from sqlalchemy.engine import Connection, Engine
@@ -17,6 +18,8 @@ from tokenrouter.money import decimal_string
 from tokenrouter.provider.account import State
 
 PACE_DAYS = 7
+PACE_WORDS = f"At the pace of the last {PACE_DAYS} days"
+SOON = timedelta(days=7)  # what ends before that, with no grant in sight, is warned of
 LEAST_HISTORY = timedelta(hours=6)  # of less no pace can be told
 FARTHEST_DAYS = 3650
 
@@ -37,6 +40,8 @@ class Runway:
     is_typed: bool
     lasts_until: datetime | None
     """At the pace of the last seven days; None where that is not known, or nothing is used."""
+    is_idle: bool = False
+    """Whether nothing was used in these days."""
 
     @property
     def ends_before_grant(self) -> timedelta | None:
@@ -44,6 +49,46 @@ class Runway:
         if self.lasts_until is None or self.next_grant_at is None or self.lasts_until >= self.next_grant_at:
             return None
         return self.next_grant_at - self.lasts_until
+
+    def ends_soon(self, now: datetime) -> bool:
+        """Tell whether it will not last: not until the next grant, or, where none is known, not for a week."""
+        if self.next_grant_at is None:
+            return self.lasts_until is not None and self.lasts_until < now + SOON
+        return self.ends_before_grant is not None
+
+    def words(self, zone: ZoneInfo, now: datetime) -> str:
+        """Say in a sentence how long it lasts, with its day in a zone."""
+        if self.is_idle:
+            return f"Nothing was used in the last {PACE_DAYS} days."
+        if self.lasts_until is None:
+            return "How long it lasts is not known yet: that takes what was left at two times some hours apart."
+        if self.lasts_until <= now:
+            return "Nothing is left."
+        until = f"{PACE_WORDS} the account lasts until {_day(self.lasts_until, zone, now)}"
+        if self.ends_before_grant is not None:
+            return f"{until}, {_days(self.ends_before_grant)} before the next monthly grant."
+        return f"{until}." if self.next_grant_at is None else f"{until}, beyond the next monthly grant."
+
+    def grant_words(self, zone: ZoneInfo, now: datetime) -> str | None:
+        """Say when the next grant comes, and what it will be; None where none is known."""
+        if self.next_grant_at is None:
+            return None
+        points = "" if self.next_grant_points is None else f": {self.next_grant_points:,} points"
+        return f"The next monthly grant comes on {_day(self.next_grant_at, zone, now)}{points}."
+
+
+def _day(moment: datetime, zone: ZoneInfo, now: datetime) -> str:
+    """Write a day to come: `Thursday` within the week, else `10 December`, with its year where that is another."""
+    at, today = moment.astimezone(zone), now.astimezone(zone)
+    if at.date() == today.date():
+        return f"today, {at:%H:%M}"
+    if at.date() - today.date() < SOON:
+        return f"{at:%A}"
+    return f"{at.day} {at:%B}" + (f" {at.year}" if at.year != today.year else "")
+
+
+def _days(duration: timedelta) -> str:
+    return "less than a day" if duration.days == 0 else "1 day" if duration.days == 1 else f"{duration.days:,} days"
 
 
 def runway(engine: Engine, now: datetime | None = None) -> Runway | None:
@@ -61,7 +106,7 @@ def runway(engine: Engine, now: datetime | None = None) -> Runway | None:
     if pace and left is not None:
         lasts_until = now + timedelta(days=min(max(0.0, left / pace), FARTHEST_DAYS))
     grant = told.next_grant_at, told.next_grant_points
-    return Runway(told.at, told.points, money, told.currency, *grant, bool(told.is_typed), lasts_until)
+    return Runway(told.at, told.points, money, told.currency, *grant, bool(told.is_typed), lasts_until, pace == 0)
 
 
 def _pace(connection: Connection, column: str, now: datetime) -> float | None:

@@ -1,18 +1,20 @@
 """The paid account: how it stands, what is left of it, and how long that lasts."""
 
+from datetime import UTC, datetime
+
 from flask import flash, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_admin import expose
 
-from tokenrouter import account, account_pace, runtime, runway
-from tokenrouter.admin.access import PanelView, actor, settings
+from tokenrouter import account, account_pace, commitments, provider_record, runtime, runway
+from tokenrouter.admin.access import actor, settings
+from tokenrouter.admin.reconciliation import NAMES, ReconciliationViews
 from tokenrouter.config import without_password
 from tokenrouter.database.tables import db
 from tokenrouter.errors import InvalidRequest
-from tokenrouter.provider.account import Kind, State
+from tokenrouter.provider.account import State
 from tokenrouter.teams import parse_budget
 
-NAMES: dict[Kind, str] = {"poe": "Poe", "openrouter": "OpenRouter", "deepseek": "DeepSeek"}
 ADVICE = {
     State.EMPTY: "Top up the account at the provider. Calls go through again by themselves then.",
     State.KEY_REFUSED: "Run `flask setup` where TokenRouter is installed to set the key anew, and restart it.",
@@ -23,13 +25,14 @@ ADVICE = {
 }
 
 
-class AccountView(PanelView):
+class AccountView(ReconciliationViews):
     """Show how the account stands; ask it; take down what is left where the provider has no API that tells it."""
 
     @expose("/")
     def index_view(self) -> ResponseReturnValue:
         """Show the page, with what is known by now."""
-        own, stands = runtime.current(), account.standing(db.engine)
+        own, stands, now = runtime.current(), account.standing(db.engine), datetime.now(UTC)
+        left = runway.runway(db.engine, now)
         limits = account_pace.told_limits(db.engine)
         return self.render(
             "admin/account.html",
@@ -39,11 +42,14 @@ class AccountView(PanelView):
             checked_at=account.checked_at(db.engine),
             provider=NAMES.get(own.account.kind),
             provider_url=without_password(settings().provider_base_url),
-            runway=runway.runway(db.engine),
+            runway=left,
+            now=now,
             pace_days=runway.PACE_DAYS,
             queue=account_pace.queue(db.engine, settings().provider_requests_per_minute),
             told=account_pace.told_words(limits, settings().timezone),
             told_at=max((limit.at for limit in limits), default=None),
+            commitments=commitments.commitments(db.engine, left, settings().currency, now),
+            has_record=provider_record.has_record(own.account),
         )
 
     @expose("/check", methods=("POST",))
@@ -66,6 +72,16 @@ class AccountView(PanelView):
             runway.set_balance(db.engine, amount, settings().currency, by=actor())
             flash("Noted. What calls cost is counted down from it.", "success")
         return redirect(url_for(".index_view"))
+
+
+def warnings(now: datetime) -> list[str]:
+    """Return what the dashboard has to say of what is left: that it will not last, or that teams may spend more."""
+    left = runway.runway(db.engine, now)
+    if left is None:
+        return []
+    told = [left.words(settings().timezone, now)] if left.ends_soon(now) else []
+    more = commitments.commitments(db.engine, left, settings().currency, now).warning
+    return told if more is None else [*told, more]
 
 
 def banner() -> account.Standing | None:

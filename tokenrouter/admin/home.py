@@ -10,6 +10,7 @@ from flask_login import current_user
 from tokenrouter import account, account_pace, attempts, prices, reports, runtime
 from tokenrouter.admin import access, kept_forms, password
 from tokenrouter.admin.access import PanelView, settings
+from tokenrouter.admin.account import banner, warnings
 from tokenrouter.admin.charts import use_chart
 from tokenrouter.admin.failures import by_side
 from tokenrouter.database.tables import db
@@ -59,6 +60,7 @@ class HomeView(PanelView, AdminIndexView):
             stands=account.standing(db.engine, now),
             checked_at=account.checked_at(db.engine),
             queue=account_pace.queue(db.engine, settings().provider_requests_per_minute),
+            account_warnings=warnings(now),
             now=now,
         )
 
@@ -72,6 +74,11 @@ class HomeView(PanelView, AdminIndexView):
         if checked_at is None or datetime.now(UTC) - checked_at > timedelta(seconds=account.REFRESH_S):
             checked_at = account.refresh(db.engine, runtime.current().account).at
         return self.render("admin/provider.html", stands=account.standing(db.engine), checked_at=checked_at)
+
+    @expose("/banner")
+    def banner_view(self) -> ResponseReturnValue:
+        """Tell what stands above every page; one that stays open asks this once a minute."""
+        return self.render("admin/banner.html", trouble=banner())
 
     @expose("/login", methods=("GET", "POST"))
     def login_view(self) -> ResponseReturnValue:

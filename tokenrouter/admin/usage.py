@@ -90,7 +90,7 @@ class UsageView(PanelView):
 def read_wanted(args: MultiDict[str, str], today: date) -> Wanted:
     """Read the address; what makes no sense counts as not given, but days and dimensions that cannot be are told."""
     shown = {name: args.get(name, "").strip() for name in FIELDS}
-    days, period, problem = _days(shown, today)
+    days, period, problem = read_days(shown, today)
     by, wrong = _by(shown)
     sort = shown["sort"] if shown["sort"] in (*reports.USAGE_SORTS, "name") else "name" if by[0] == "day" else "tokens"
     shown |= {"by": by[0], "and": by[1] if len(by) > 1 else ""}
@@ -99,8 +99,11 @@ def read_wanted(args: MultiDict[str, str], today: date) -> Wanted:
     return Wanted(days, by, unit, sort, descending, period, shown, problem or wrong)
 
 
-def _days(shown: dict[str, str], today: date) -> tuple[Days, str | None, str | None]:
-    """Return the days, the period that they are, and what is wrong."""
+def read_days(shown: dict[str, str], today: date) -> tuple[Days, str | None, str | None]:
+    """Return the days that `period`, or `since` and `until`, mean, the period that they are, and what is wrong.
+
+    Of what is shown, what does not count is emptied.
+    """
     chosen = shown["period"] if shown["period"] in reports.PERIODS else None
     standard = reports.period_days(chosen or DEFAULT_PERIOD, today)
     if chosen or not (shown["since"] or shown["until"]):

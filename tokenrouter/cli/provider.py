@@ -1,20 +1,26 @@
 """Ask the provider about the one paid account."""
 
 import json
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import click
 from flask import current_app
 
-from tokenrouter import account_pace, reconciliation
+from tokenrouter import account, account_pace, commitments, provider_record, reconciliation, runway
 from tokenrouter.cli.commands import Group, as_json, show_list
+from tokenrouter.commitments import Commitments
 from tokenrouter.database.tables import db
 from tokenrouter.money import decimal_string, shown
-from tokenrouter.provider.account import Account, Balance
+from tokenrouter.provider.account import Account
 from tokenrouter.provider.rate_limits import RateLimit
 from tokenrouter.reports import timestamp
+from tokenrouter.runway import Runway
 
 RECONCILED_DAYS = 7
+NO_BALANCE = (
+    "Nobody told what is left: this provider has no API for it, or its account no bound. PROVIDER_ACCOUNT names the "
+    "APIs; what the provider’s own pages say can be typed in the panel."
+)
 
 provider_commands = Group("provider", help="Ask the provider about the one paid account.")
 
@@ -40,14 +46,33 @@ def check_provider(as_json: bool) -> None:
 @provider_commands.command("balance")
 @as_json
 def show_balance(as_json: bool) -> None:
-    """Ask what is left of the account, where the provider has an API that tells it."""
-    balance = _account().balance()
+    """Say what is left of the account, how long that lasts, and what all teams may still spend.
+
+    The provider is asked where it has an API that tells it; else it is what was typed in the panel, less costs since.
+    """
+    if _account().kind != "none":
+        _ask_for_balance()
+    left, now = runway.runway(db.engine), datetime.now(UTC)
+    found = commitments.commitments(db.engine, left, current_app.config["CURRENCY"], now)
     if as_json:
-        click.echo(json.dumps(None if balance is None else _view(balance)))
-    elif balance is None:
-        click.echo("This provider has no API that tells what is left; PROVIDER_ACCOUNT names those that have one.")
-    else:
-        click.echo(_sentence(balance))
+        click.echo(json.dumps(None if left is None else _view(left, found)))
+        return
+    zone = current_app.config["TIMEZONE"]
+    lasts = [] if left is None else [left.words(zone, now), left.grant_words(zone, now), *found.words]
+    for line in (NO_BALANCE if left is None else _sentence(left), *lasts):
+        if line is not None:
+            click.echo(line)
+    if left is not None and left.ends_soon(now):
+        click.echo("Warning: what is left will not last.")
+    if found.warning is not None:
+        click.echo(f"Warning: {found.warning}")
+
+
+def _ask_for_balance() -> None:
+    """Ask now, and keep the answer; fail with what the provider says in place of one."""
+    found = account.refresh(db.engine, _account())
+    if found.balance is None:
+        raise click.ClickException(found.words)
 
 
 @provider_commands.command("reconcile")
@@ -56,33 +81,23 @@ def show_balance(as_json: bool) -> None:
 @as_json
 def show_reconciliation(since: datetime | None, key: str | None, as_json: bool) -> None:
     """Compare the log with the provider's own record, by day and model, and say what the gap is made of."""
-    zone = current_app.config["TIMEZONE"]
+    zone, currency = current_app.config["TIMEZONE"], current_app.config["CURRENCY"]
     today = datetime.now(zone).date()
     first = today - timedelta(days=RECONCILED_DAYS - 1) if since is None else since.date()
-    reconciliation.fetch(db.engine, _account())
-    lines, alone = reconciliation.reconcile(db.engine, first, today, zone, key)
-    views = [_line_view(line) for line in lines]
+    provider_record.fetch(db.engine, _account())
+    if _account().kind == "openrouter":
+        days = [reconciliation.day_view(day) for day in reconciliation.reconcile_days(db.engine, first, today)]
+        show_list(days, dict, as_json, empty="The provider told of no day yet.")
+        return
+    found = reconciliation.reconcile(db.engine, first, today, zone, key, currency=currency)
+    views = [reconciliation.view(line) for line in found.lines]
     if as_json:
-        gaps = [{"reason": reason.name.lower(), **vars(sums)} for reason, sums in reconciliation.gaps_of(lines)]
-        click.echo(json.dumps({"data": views, "gaps": gaps, "alone": len(alone)}))
+        gaps = [{"reason": reason.name.lower(), **vars(sums)} for reason, sums in found.gaps]
+        click.echo(json.dumps({"data": views, "gap_tokens": found.gap_tokens, "gaps": gaps}))
         return
     show_list(views, dict, False, empty="Neither the log nor the provider has calls of these days.")
-    for reason, sums in reconciliation.gaps_of(lines):
+    for reason, sums in found.gaps:
         click.echo(f"{sums.tokens:+,} tokens of {sums.calls:,} calls: {reason.value}.")
-
-
-def _line_view(line: reconciliation.Line) -> dict[str, object]:
-    return {
-        "day": line.day.isoformat(),
-        "model": line.model,
-        "calls": line.ours.calls,
-        "provider_calls": line.theirs.calls,
-        "tokens": line.ours.tokens,
-        "provider_tokens": line.theirs.tokens,
-        "gap_tokens": line.gap_tokens,
-        "cost": decimal_string(line.ours.cost),
-        "provider_cost": decimal_string(line.theirs.cost),
-    }
 
 
 def _rate_limits() -> list[RateLimit]:
@@ -106,18 +121,26 @@ def _account() -> Account:
     return account
 
 
-def _view(balance: Balance) -> dict[str, object]:
+def _view(left: Runway, found: Commitments) -> dict[str, object]:
     return {
-        "points": balance.points,
-        "balance": decimal_string(balance.money),
-        "currency": None if balance.money is None else balance.currency,
-        "next_grant_at": timestamp(balance.next_grant_at),
-        "next_grant_points": balance.next_grant_points,
+        "at": timestamp(left.at),
+        "points": left.points,
+        "balance": decimal_string(left.money),
+        "currency": None if left.money is None else left.currency,
+        "is_typed": left.is_typed,
+        "next_grant_at": timestamp(left.next_grant_at),
+        "next_grant_points": left.next_grant_points,
+        "lasts_until": timestamp(left.lasts_until),
+        "teams_may_spend": decimal_string(found.money),
+        "teams_may_use_tokens": found.tokens,
+        "teams_may_use_tokens_cost": decimal_string(found.tokens_money),
+        "teams_without_limit": found.unlimited_teams,
+        "exceeds": found.exceeds,
     }
 
 
-def _sentence(balance: Balance) -> str:
-    points = [] if balance.points is None else [f"{balance.points:,} points"]
-    money = [] if balance.money is None else [shown(balance.money, balance.currency)]
-    left = ", ".join(points + money)
-    return f"Left: {left}." if left else "The provider answered, and told no balance: the account may have no bound."
+def _sentence(left: Runway) -> str:
+    points = [] if left.points is None else [f"{left.points:,} points"]
+    money = [] if left.money is None else [shown(left.money, left.currency)]
+    typed = ", typed in and counted down by what calls cost since" if left.is_typed else ""
+    return f"Left: {', '.join(points + money)}{typed}."

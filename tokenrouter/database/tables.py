@@ -689,6 +689,41 @@ class ProviderLimit(Base):
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class ProviderFetch(Base):
+    """When the provider's record was asked for last, and why it could not be had; one row."""
+
+    __tablename__ = "provider_fetches"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    error: Mapped[str | None] = mapped_column(String(REASON_LENGTH))
+    until: Mapped[datetime | None] = mapped_column(UtcDateTime)  # up to when all is kept, but for stretches
+
+
+class ProviderStretch(Base):
+    """A part of the provider's record that is still to be read: from an entry down to where all is kept again."""
+
+    __tablename__ = "provider_stretches"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    after: Mapped[str | None] = mapped_column(String(100))  # the id of the last entry that was read; none: from the top
+    read_to: Mapped[datetime] = mapped_column(UtcDateTime)  # the time of that entry, or when it was begun
+    down_to: Mapped[datetime | None] = mapped_column(UtcDateTime)  # none: to the end
+
+
+class ProviderDay(Base):
+    """What the provider's key spent on a day in UTC, as it was told last on that day, or after it."""
+
+    __tablename__ = "provider_days"
+
+    day: Mapped[date] = mapped_column(primary_key=True)
+    cost: Mapped[int] = mapped_column(BigInteger)  # billionths of a dollar, as of `read_at`
+    ever: Mapped[int | None] = mapped_column(BigInteger)  # what the key had ever spent, as of `read_at`
+    key: Mapped[str | None] = mapped_column(String(100))  # as the provider names it
+    read_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    is_whole: Mapped[bool]
+
+
 class PanelSession(Base):
     """A session in which the administrator signed in, and was not signed out of."""
 

@@ -1,7 +1,7 @@
 """The paid account itself: whether its key is accepted, and what is left of it, as far as the provider's API tells."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from http import HTTPStatus
@@ -13,12 +13,23 @@ from tokenrouter.errors import APIError, ProviderBadResponse
 from tokenrouter.provider.causes import IS_V1, cause_in_words
 from tokenrouter.provider.client import Provider
 from tokenrouter.provider.documents import read_document
-from tokenrouter.provider.history import Entry, entries
+from tokenrouter.provider.history import Page, pages
 from tokenrouter.provider.refusals import words_of
 from tokenrouter.provider.values import moment_of, money_of, whole_of
 
 Kind = Literal["poe", "openrouter", "deepseek", "none"]
+LONGEST_KEY = 100
 HOSTS: dict[str, Kind] = {"api.poe.com": "poe", "openrouter.ai": "openrouter", "api.deepseek.com": "deepseek"}
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What a key spent by now, in billionths of a dollar, and that key as the provider names it."""
+
+    today: int
+    """Of the day in UTC."""
+    ever: int | None
+    key: str | None
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class Balance:
     currency: str = "USD"
     next_grant_at: datetime | None = None
     next_grant_points: int | None = None
+    spending: Spending | None = field(default=None, compare=False)
 
     @property
     def is_empty(self) -> bool | None:
@@ -89,9 +101,9 @@ class Account:
             raise ProviderBadResponse("The provider's answer is not a balance.")
         return read(document)
 
-    def history(self) -> Iterator[Entry]:
-        """Ask what the provider wrote down of the account's calls, as `history.entries` yields it."""
-        return entries(self._provider)
+    def history(self, after: str | None = None) -> Iterator[Page]:
+        """Ask what the provider wrote down of the account's calls, as `history.pages` yields it."""
+        return pages(self._provider, after)
 
     def check(self) -> AccountCheck:
         """Ask what proves the key, the balance; where there is none to ask for, whether the provider answers at all."""
@@ -150,9 +162,14 @@ def _poes(document: dict[str, Any]) -> Balance:
 
 
 def _openrouters(document: dict[str, Any]) -> Balance:
-    """Read OpenRouter's: what the key may still spend. Source: its API reference, "Get current API key"."""
+    """Read OpenRouter's: what the key may still spend, and spent. Source: its API reference, "Get current API key"."""
     key = document.get("data")
-    return Balance(money=money_of(key.get("limit_remaining")) if isinstance(key, dict) else None)
+    if not isinstance(key, dict):
+        return Balance()
+    today, label = money_of(key.get("usage_daily")), key.get("label")
+    shown_key = label[:LONGEST_KEY] if isinstance(label, str) else None
+    spending = None if today is None else Spending(today, money_of(key.get("usage")), shown_key)
+    return Balance(money=money_of(key.get("limit_remaining")), spending=spending)
 
 
 def _deepseeks(document: dict[str, Any]) -> Balance:

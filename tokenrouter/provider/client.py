@@ -50,7 +50,8 @@ class Provider:
         # looked up once: for every request anew, requests would search the environment for proxies and certificates
         self._route: Any = self._session.merge_environment_settings(self._root, {}, True, None, None)
         self._session.trust_env = False
-        retry = Retry(total=None, connect=1, read=0, redirect=0, status=0, other=0, backoff_factor=0)
+        # with 0 instead of False a GET's silence would be told as a connection that failed
+        retry = Retry(total=None, connect=1, read=False, redirect=0, status=0, other=0, backoff_factor=0)
         adapter = ProviderAdapter(pool_connections=1, pool_maxsize=settings.threads, max_retries=retry)
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, adapter)

@@ -32,23 +32,37 @@ class Entry:
     key_name: str | None
 
 
-def entries(provider: Provider) -> Iterator[Entry]:
-    """Yield what Poe wrote down of the API's calls in the last 30 days, newest first, page by page as it is taken.
+@dataclass(frozen=True)
+class Page:
+    """Some entries, the newest first, and after which id the next page begins; None where there is none."""
 
-    Raises an APIError that says why it cannot be had. Source: Poe's API documentation, "Usage API".
+    entries: list[Entry]
+    next_after: str | None
+
+
+def pages(provider: Provider, after: str | None = None) -> Iterator[Page]:
+    """Yield what Poe wrote down of the API's calls in the last 30 days, newest first, or what comes after an id.
+
+    A page is asked for as it is taken. Raises an APIError that says why it cannot be had. Source: Poe's API
+    documentation, "Usage API".
     """
-    query = {"limit": str(PAGE)}
     for _ in range(MOST_PAGES):
-        page = read_document(provider, PATH, "its history", is_beside=True, query=query)
-        rows = page.get("data") if isinstance(page, dict) else None
-        if not isinstance(rows, list):
-            raise ProviderBadResponse("The provider's answer is not a history.")
-        found = [entry for row in rows if isinstance(row, dict) and (entry := _entry(row)) is not None]
-        yield from found
-        last = rows[-1].get("query_id") if rows and isinstance(rows[-1], dict) else None
-        if not page.get("has_more") or not isinstance(last, str) or last == query.get("starting_after"):
+        page = _page(provider, after)
+        yield page
+        if page.next_after in (None, after):
             return
-        query["starting_after"] = last
+        after = page.next_after
+
+
+def _page(provider: Provider, after: str | None) -> Page:
+    query = {"limit": str(PAGE)} | ({} if after is None else {"starting_after": after})
+    document = read_document(provider, PATH, "its history", is_beside=True, query=query)
+    rows = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(rows, list):
+        raise ProviderBadResponse("The provider's answer is not a history.")
+    found = [entry for row in rows if isinstance(row, dict) and (entry := _entry(row)) is not None]
+    last = rows[-1].get("query_id") if rows and isinstance(rows[-1], dict) else None
+    return Page(found, last if document.get("has_more") and isinstance(last, str) else None)
 
 
 def _entry(row: Mapping[str, Any]) -> Entry | None:

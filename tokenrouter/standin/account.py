@@ -1,6 +1,7 @@
 """The account behind the stand-in: what its answers cost, and how Poe, OpenRouter and DeepSeek tell what is left."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
@@ -16,6 +17,7 @@ PATHS = {
     "/user/balance": "deepseek",
 }
 POINTS_A_DOLLAR = 25_000
+DAY_S = 86_400
 PAGE, MOST_PAGE = 20, 100
 
 
@@ -30,28 +32,50 @@ class StandInAccount:
     """Directives for what is answered here, as `defaults` are for calls."""
     document: Any = None
     """What is answered in place of the truth, whatever its shape."""
+    grant: tuple[int, float] | None = None
+    """The next monthly grant: its points, and when it comes, in seconds since 1970."""
+    charges_broken: bool = False
+    """Whether answers are paid for that were cut, or never sent, as providers do."""
+    clock: Callable[[], float] = time.time
+    """Seconds since 1970; by it the day of OpenRouter begins."""
 
     def answers(self, path: str) -> bool:
         """Tell whether this account has something at the path."""
         return PATHS.get(path) == self.kind
 
-    def answer(self, call: Call, served: Sequence[Served]) -> Answer:
+    def answer(self, call: Call, finished: Sequence[Served], broken: Sequence[Served]) -> Answer:
         """Tell what is left, or what was paid for."""
         if self.document is not None:
             return Answer([orjson.dumps(self.document)])
+        served = sorted((*finished, *(broken if self.charges_broken else ())), key=lambda each: each.at)
         history = call.path == "/usage/points_history"
-        document = self._history(call, served) if history else self._balance(sum(each.total_tokens for each in served))
-        return Answer([orjson.dumps(document)])
+        return Answer([orjson.dumps(self._history(call, served) if history else self._balance(served))])
 
-    def _balance(self, served_tokens: int) -> dict[str, Any]:
-        left = self.points - served_tokens
+    def _balance(self, served: Sequence[Served]) -> dict[str, Any]:
+        if self.kind == "openrouter":
+            return {"data": self._key(served)}
+        left = self.points - sum(each.total_tokens for each in served)
         dollars = f"{left / POINTS_A_DOLLAR:.2f}"
-        documents: dict[str, dict[str, Any]] = {
-            "poe": {"current_point_balance": left, "total_balance_usd": dollars},
-            "openrouter": {"data": {"label": "demo", "limit_remaining": left / POINTS_A_DOLLAR, "is_free_tier": False}},
-            "deepseek": {"is_available": left > 0, "balance_infos": [{"currency": "USD", "total_balance": dollars}]},
+        if self.kind == "deepseek":
+            return {"is_available": left > 0, "balance_infos": [{"currency": "USD", "total_balance": dollars}]}
+        grant = {}
+        if self.grant is not None:
+            points, at = self.grant
+            grant = {"next_monthly_grant_amount": points, "next_monthly_grant_time": int(at * 10**6)}
+        return {"current_point_balance": left, "total_balance_usd": dollars, **grant}
+
+    def _key(self, served: Sequence[Served]) -> dict[str, Any]:
+        """Return what OpenRouter tells of a key: what it spent ever, and today, which begins at midnight in UTC."""
+        midnight = self.clock() // DAY_S * DAY_S
+        used = sum(each.total_tokens for each in served)
+        used_today = sum(each.total_tokens for each in served if each.at >= midnight)
+        return {
+            "label": self.key_name,
+            "limit_remaining": (self.points - used) / POINTS_A_DOLLAR,
+            "usage": used / POINTS_A_DOLLAR,
+            "usage_daily": used_today / POINTS_A_DOLLAR,
+            "is_free_tier": False,
         }
-        return documents[self.kind]
 
     def _history(self, call: Call, served: Sequence[Served]) -> dict[str, Any]:
         """Return a page of what was paid for, newest first, as Poe does."""

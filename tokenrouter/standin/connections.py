@@ -19,6 +19,7 @@ class Host(Protocol):
 
     connections: set[Connection]
     finished: list[Served]
+    broken: list[Served]
     aborted: int
 
     def respond(self, call: Call) -> Script:
@@ -189,6 +190,8 @@ class Connection(asyncio.Protocol):
             self.provider.aborted += 1
             if script.served and not self.steps_left:
                 self.provider.finished.remove(script.served)
+            if script.served:
+                self.provider.broken.append(script.served)
 
     def forget(self) -> Script | None:
         """Stop the script and its timer, and return it."""

@@ -50,6 +50,7 @@ class StandInProvider:
         self.account = StandInAccount()
         self.calls: list[Call] = []
         self.finished: list[Served] = []
+        self.broken: list[Served] = []  # answers that were cut, or never sent; an account may charge them
         self.aborted = 0
         self.connections: set[Connection] = set()
         self._thread: threading.Thread | None = None
@@ -123,7 +124,11 @@ class StandInProvider:
         if self.record_calls:
             self.calls.append(call)
         try:
-            return stage(*self._answer(call))
+            answer, faults = self._answer(call)
+            script = stage(answer, faults)
+            if answer.served is not None and script.served is None:
+                self.broken.append(answer.served)
+            return script
         except Refusal as refusal:
             return stage(Answer([refusal.body], status=refusal.status), FAITHFUL)
         except (AttributeError, IndexError, KeyError, TypeError) as error:  # a field of the wrong type, deep inside
@@ -134,7 +139,8 @@ class StandInProvider:
         self._check_key(call.headers.get("authorization", ""))
         if call.method == "GET" and self.account.answers(call.path):
             faults = directives("", self.account.faults)
-            return requested_failure(faults) or self.account.answer(call, tuple(self.finished)), faults
+            records = tuple(self.finished), tuple(self.broken)
+            return requested_failure(faults) or self.account.answer(call, *records), faults
         if call.method == "GET" and (call.path + "/").startswith("/v1/models/"):
             faults = directives("", self.defaults)
             return requested_failure(faults) or self._list_models(call.path[len("/v1/models/") :]), faults

@@ -175,6 +175,33 @@ document.addEventListener("visibilitychange", () => {
   if (main && !document.hidden && Date.now() - lastContact > 1000 * main.dataset.renewS) keepRenewing(main);
 });
 
+// What stands above every page is asked for once a minute, while the page is looked at. What did not change is left alone:
+// else it would be read out again.
+async function renewBanner(place) {
+  const asked = { headers: { "X-Requested-With": "fetch" }, redirect: "error", signal: AbortSignal.timeout(PATIENCE_MS) };
+  const answer = await fetch(place.dataset.banner, asked);
+  if (!answer.ok) return;
+  const fresh = document.createElement("template");
+  fresh.innerHTML = await answer.text();
+  if (fresh.innerHTML.trim() !== place.innerHTML.trim()) place.replaceChildren(fresh.content);
+}
+
+function keepBanner(place) {
+  clearTimeout(bannerTimer);
+  if (!document.hidden) {
+    bannerAt = Date.now();
+    renewBanner(place).catch(() => {}); // without contact there is nothing new to show
+  }
+  bannerTimer = setTimeout(keepBanner, 1000 * place.dataset.bannerS, place);
+}
+
+const bannerPlace = document.querySelector("[data-banner]");
+let bannerAt = Date.now();
+let bannerTimer = bannerPlace && setTimeout(keepBanner, 1000 * bannerPlace.dataset.bannerS, bannerPlace);
+document.addEventListener("visibilitychange", () => {
+  if (bannerPlace && !document.hidden && Date.now() - bannerAt > 1000 * bannerPlace.dataset.bannerS) keepBanner(bannerPlace);
+});
+
 // A page that shows a new token came from a POST: reloading it must not make another one.
 const settled = document.querySelector("[data-reload-as]");
 if (settled) history.replaceState(null, "", settled.dataset.reloadAs);

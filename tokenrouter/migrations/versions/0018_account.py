@@ -57,9 +57,38 @@ def upgrade():
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("ix_provider_entries_at", "provider_entries", ["at"])
+    op.create_table(
+        "provider_fetches",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("error", sa.String(length=300), nullable=True),
+        sa.Column("until", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
+        "provider_stretches",
+        sa.Column("id", ROW_ID, nullable=False),
+        sa.Column("after", sa.String(length=100), nullable=True),
+        sa.Column("read_to", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("down_to", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
+        "provider_days",
+        sa.Column("day", sa.Date(), nullable=False),
+        sa.Column("cost", sa.BigInteger(), nullable=False),
+        sa.Column("ever", sa.BigInteger(), nullable=True),
+        sa.Column("key", sa.String(length=100), nullable=True),
+        sa.Column("read_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("is_whole", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("day"),
+    )
 
 
 def downgrade():
+    op.drop_table("provider_days")
+    op.drop_table("provider_stretches")
+    op.drop_table("provider_fetches")
     op.drop_table("provider_entries")
     op.drop_table("account_checks")
     op.drop_table("jobs")
