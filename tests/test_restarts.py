@@ -318,6 +318,33 @@ def test_ctrl_c_that_reaches_a_starting_worker_twice_ends_it_once(settings, tmp_
         assert server.process.wait(10) == 0
 
 
+def test_ctrl_c_while_the_worker_starts_a_thread_ends_it(settings, tmp_path):
+    """What a signal interrupts may have a lock: where that was waited for, the worker was killed after a minute."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "exec(open('gunicorn.conf.py').read())\n"
+        "begin = post_worker_init\n"
+        "def post_worker_init(worker):\n"
+        "    import time\n"
+        "    from tokenrouter.worker.threads import Thread\n"
+        "    begin(worker)\n"
+        "    start = Thread.start\n"
+        "    def start_slowly(thread):\n"
+        "        print('starts a thread', flush=True)\n"
+        "        time.sleep(1)\n"
+        "        start(thread)\n"
+        "    Thread.start = start_slowly\n"
+    )
+    options = {"GUNICORN_CMD_ARGS": f"--config {slow}", "WEB_CONCURRENCY": "1"}
+    with running_server(settings | options, tmp_path, ready=False) as server:
+        assert eventually(lambda: "Booting worker" in server.log.read_text())
+        with connect(server) as client:
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert eventually(lambda: "starts a thread" in server.log.read_text())
+            os.killpg(server.process.pid, signal.SIGINT)
+            assert server.process.wait(10) == 0
+
+
 def test_half_a_head_that_comes_while_the_worker_ends_does_not_hold_it(settings, tmp_path):
     with (
         serving(settings, tmp_path, "--graceful-timeout 30") as (server, token),

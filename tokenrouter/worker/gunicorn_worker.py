@@ -5,6 +5,7 @@ import os
 import selectors
 import signal
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NoReturn
 
 from gunicorn.http.errors import (
     ExpectationFailed,
@@ -176,20 +177,32 @@ class Worker(ThreadWorker):
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Do what is due; while the worker ends, look at the clock more often."""
         super().wait_for_and_dispatch_events(timeout if self.alive else min(timeout, LOOK_S))
-        if not self.alive:
+        if self._quits:
+            self._quit()
+        elif not self.alive:
             self._end_calls_in_time()
 
     def handle_quit(self, sig: int, frame: object) -> None:
-        """End at once, and the calls with it; Ctrl-C reaches a worker twice, by the terminal and by the master."""
+        """End at once, and the calls with it; Ctrl-C reaches a worker twice, by the terminal and by the master.
+
+        A worker that serves does it in its loop: a signal interrupts whatever is done, with whatever lock that has.
+        """
         if self._quits:
             if not self.booted:  # nothing was served that would have to be booked, and something may wait for itself
                 os._exit(0)
             return
         self._quits = True
         self._ends_at = time.monotonic() + LAST_S
+        if self.booted:
+            self.handle_exit(sig, frame)
+        else:
+            super().handle_quit(sig, frame)
+
+    def _quit(self) -> NoReturn:
         self._end_calls()
         self.clients.drop_stalled()
-        super().handle_quit(sig, frame)
+        self.tpool.shutdown()
+        sys.exit(0)
 
     def seconds_left(self) -> float:
         """Return how long this worker may still live once it ends; gunicorn's master would then kill it."""
