@@ -20,9 +20,10 @@ def remember_rules() -> None:
 
     def compile_once(rule: Rule) -> None:
         key = rule.rule, rule.subdomain, repr(rule.defaults), rule.merge_slashes, tuple(rule.map.converters.items())
-        same = compiled.setdefault(key, rule)
-        if same is rule:
+        same = compiled.get(key)
+        if same is None:
             compile_rule(rule)
+            compiled[key] = rule  # once it is whole: apps are made in threads too
             return
         rule._parts, rule._trace, rule._converters = same._parts, same._trace, same._converters
         rule.arguments |= same.arguments
