@@ -1,4 +1,4 @@
-"""Management tokens, and slips in `.env`, on the Settings page."""
+"""The Settings page: settings, management tokens, and slips in `.env`."""
 
 import re
 from pathlib import Path
@@ -33,6 +33,11 @@ def test_label_that_cannot_be_kept_is_explained_beside_it(panel: Panel):
     page = panel.post(TOKENS, {"label": "x" * 201}).text
     assert 'aria-describedby="label-problem"' in page and f'value="{"x" * 201}"' in page
     assert management_tokens.living() == []
+
+
+def test_switch_is_shown_as_it_is_written(panel: Panel):
+    row = re.search(r"PROVIDER_TEAM_IDS.*?</tr>", panel.get(SETTINGS).text, re.DOTALL)[0]
+    assert re.search(r">no<", row) and "False" not in row
 
 
 def test_slip_in_the_env_file_is_told_on_the_settings_page(panel: Panel):

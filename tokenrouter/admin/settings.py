@@ -125,6 +125,8 @@ def _row(name: str, value: Any, origin: str) -> Row:
 def _plain(value: Any) -> tuple[str, str]:
     if isinstance(value, tuple):
         return ", ".join(value), ""
+    if isinstance(value, bool):
+        return "yes" if value else "no", ""
     return ("", "not set") if value is None else (f"{value:g}" if isinstance(value, float) else str(value), "")
 
 
