@@ -90,5 +90,5 @@ def test_cause_stands_beside_the_calls_that_failed(
     provider.stop()
     chat(client, team)
     _, text = light(panel)
-    assert "The provider cannot be reached since" in text and "1 call of 1 team failed by it." in text
+    assert "The provider cannot be reached since" in text and "1 call of 1 team failed." in text
     assert "the connection was refused: nothing listens at this address and port" in text

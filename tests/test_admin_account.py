@@ -13,7 +13,7 @@ from tokenrouter.database.tables import db
 from tokenrouter.standin import StandInProvider
 
 EMPTY = re.compile(
-    r'role="alert"><strong>The provider’s account is empty since \d\d:\d\d: 2 calls of 1 team failed by it.'
+    r'role="alert"><strong>The provider’s account is empty since \d\d:\d\d: 2 calls of 1 team were refused.'
 )
 
 

@@ -36,6 +36,7 @@ STATES = {
 }
 """How the account stands by the code of a call that failed."""
 NEEDS_PROOF = (State.EMPTY, State.KEY_REFUSED)
+REFUSALS = (*NEEDS_PROOF, State.LIMITED)
 WORDS = {
     State.EMPTY: "The provider’s account is empty",
     State.KEY_REFUSED: "The provider refuses the key",
@@ -48,7 +49,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Standing:
-    """How the account stands: since when, and how many calls of how many teams failed by it."""
+    """How the account stands: since when, and how many calls of how many teams failed by that."""
 
     state: State
     since: datetime | None = None
@@ -67,7 +68,13 @@ class Standing:
             return f"{text}: {self.said}" if self.said else f"{text}."
         calls = "1 call" if self.calls == 1 else f"{self.calls:,} calls"
         teams = "1 team" if self.teams == 1 else f"{self.teams:,} teams"
-        return f"{text}: {calls} of {teams} failed by it."
+        return f"{text}: {calls} of {teams} {self._ending}."
+
+    @property
+    def _ending(self) -> str:
+        if self.state not in REFUSALS:
+            return "failed"
+        return "was refused" if self.calls == 1 else "were refused"
 
 
 def _time(moment: datetime, zone: ZoneInfo) -> str:
