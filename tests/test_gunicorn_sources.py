@@ -87,6 +87,7 @@ HASHES = {
     "http.wsgi.default_environ": "b7e18b84d829cb5a",
     "workers.base.Worker.__init__": "e0f1de2d60574066",
     "workers.base.Worker.handle_error": "75426448389bbac9",
+    "workers.base.Worker.handle_exit": "e2f7159c426d379c",
     "workers.base.Worker.handle_quit": "2944b41327615dc6",
     "workers.base.Worker.init_signals": "65442e0602b05f37",
     "workers.gthread.PollableMethodQueue.__init__": "11ca6d35d9cbab4f",
