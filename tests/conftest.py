@@ -223,7 +223,7 @@ def make_tables(url: str) -> None:
 def settings(provider: StandInProvider, database_url: str) -> dict[str, str]:
     """What the app is made with; a test may change it before it asks for the app."""
     timeouts = {
-        "PROVIDER_READ_TIMEOUT": "5",  # tests of silence have a shorter one; a loaded machine stops for a second or two
+        "PROVIDER_READ_TIMEOUT": "30",  # tests of silence have a shorter one; a loaded machine stops for seconds
         "PROVIDER_CONNECT_TIMEOUT": "2",
     }
     return settings_for(provider, database_url, **timeouts)

@@ -195,6 +195,7 @@ def test_dead_workers_calls_are_settled_at_the_estimate_and_what_arrived(
     new_ledger: Callable[[], Ledger], team: Member
 ):
     dead = new_ledger()
+    dead.start = lambda: None  # its heartbeats are the test's alone
     reservation = dead.reserve(call_request(team))
     reservation.progress = lambda: 7
     dead._writer.run(dead._heartbeat())
