@@ -18,7 +18,7 @@ from tokenrouter.provider.catalogue import Catalogue
 from tokenrouter.provider.client import Provider
 from tokenrouter.provider_record import fetch_quietly
 from tokenrouter.worker.disconnects import WaitingClients
-from tokenrouter.worker.jobs import Jobs, Task
+from tokenrouter.worker.jobs import Every, Jobs, Task
 from tokenrouter.worker.slots import Slots
 
 
@@ -51,11 +51,14 @@ def init_app(app: Flask, settings: Settings) -> None:
     slots = Slots(settings.threads, settings.team_calls)
     catalogue = Catalogue(provider, settings.default_model)
     account = Account(provider, settings, catalogue.ask)
-    tasks = [Task("provider's account", REFRESH_S, partial(refresh, engine, account))]
+    tasks = [Task("provider's account", Every(REFRESH_S), partial(refresh, engine, account))]
     if account.kind == "poe":  # OpenRouter's days come with its balance
-        tasks.append(Task(provider_record.TASK, provider_record.EVERY_S, partial(fetch_quietly, engine, account)))
+        tasks.append(
+            Task(provider_record.TASK, Every(provider_record.EVERY_S), partial(fetch_quietly, engine, account))
+        )
+    jobs = Jobs(engine, tasks, settings.timezone, lambda: ledger.worker_id)
     app.extensions["tokenrouter"] = Runtime(
-        settings, readers, ledger, provider, slots, catalogue, account, Jobs(engine, tasks), WaitingClients()
+        settings, readers, ledger, provider, slots, catalogue, account, jobs, WaitingClients()
     )
 
 

@@ -614,6 +614,7 @@ class Job(Base):
     began_at: Mapped[float | None]  # likewise, as all that follow
     ended_at: Mapped[float | None]
     error: Mapped[str | None] = mapped_column(String(REASON_LENGTH))  # of the last run, if it failed
+    worker_id: Mapped[int | None] = mapped_column(BigInteger)  # who runs it
 
 
 class AccountCheck(Base):

@@ -147,6 +147,11 @@ class Ledger:
                 self._heart = threading.Thread(target=self._beat, name="ledger-heartbeat", daemon=True)
                 self._heart.start()
 
+    @property
+    def worker_id(self) -> int | None:
+        """The number of this process among the workers; None until its first heartbeat."""
+        return None if self._lease is None else self._lease.worker_id
+
     def close(self, timeout_s: float = SETTLE_WAIT_S) -> None:
         """Write what waits, leave the workers, and end the threads."""
         atexit.unregister(self.close)

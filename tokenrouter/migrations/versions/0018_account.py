@@ -26,6 +26,7 @@ def upgrade():
         sa.Column("began_at", sa.Double(), nullable=True),
         sa.Column("ended_at", sa.Double(), nullable=True),
         sa.Column("error", sa.String(length=300), nullable=True),
+        sa.Column("worker_id", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
