@@ -23,7 +23,7 @@ LADDER = (
     "teams alerts",
     "prices account account_pace",
     "runway provider_record",
-    "reconciliation commitments",
+    "reconciliation commitments doctor",
     "runtime api cli",
     "relay admin health demo door",
     "v1 site",

@@ -15,13 +15,12 @@ from tokenrouter.config import (
     SETTINGS,
     ConfigError,
     Settings,
-    is_allowed,
     slips,
     without_password,
 )
 from tokenrouter.database.tables import db
 from tokenrouter.errors import APIError
-from tokenrouter.provider.catalogue import Check
+from tokenrouter.provider.catalogue import Check, lacking
 from tokenrouter.teams import management_tokens
 
 SHOWN_CHARACTERS = 4
@@ -97,11 +96,6 @@ class SettingsView(PanelView):
             advice=ADVICE.get(check.code or "") if check else None,
             lacking=lacking(own.allowed_models, check.models) if check and check.models is not None else [],
         )
-
-
-def lacking(patterns: tuple[str, ...], models: tuple[str, ...]) -> list[str]:
-    """Return the allowed names and prefixes that fit none of the provider's models."""
-    return [pattern for pattern in patterns if not any(is_allowed(model, (pattern,)) for model in models)]
 
 
 def faults_of_env_file() -> list[str]:

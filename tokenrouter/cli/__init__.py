@@ -3,6 +3,7 @@
 from flask import Flask
 
 from tokenrouter.cli.codes import code_commands
+from tokenrouter.cli.doctor import doctor
 from tokenrouter.cli.groups import group_commands
 from tokenrouter.cli.logs import log_commands
 from tokenrouter.cli.management_tokens import management_token_commands
@@ -27,5 +28,6 @@ def init_app(app: Flask) -> None:
         code_commands,
         management_token_commands,
         setup,
+        doctor,
     ):
         app.cli.add_command(command)

@@ -68,7 +68,7 @@ def ensure(app: Flask, *, may_make: bool = True) -> None:
                 return
             if revision is None and not may_make:
                 raise ConfigError(f"DATABASE_URL: there is no database of TokenRouter's yet at {shown_url()}. {MAKING}")
-            if revision is not None and not any(MIGRATIONS.glob(f"versions/{revision}_*.py")):
+            if revision is not None and not is_known(revision):
                 raise ConfigError(f"DATABASE_URL: the database is of a later version (revision {revision})")
             _flask_migrate(app).upgrade(directory=MIGRATIONS)
         except OperationalError as error:
@@ -113,10 +113,16 @@ def _make_sqlite_file() -> None:
 
 def _revision() -> str | None:
     with db.engine.connect() as connection:
-        return _stored_revision(connection)
+        return stored_revision(connection)
 
 
-def _stored_revision(connection: Connection) -> str | None:
+def stored_revision(connection: Connection) -> str | None:
+    """Return the revision that a database's tables are of; None where there are none of ours."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def is_known(revision: str) -> bool:
+    """Tell whether a revision is of this version or an earlier one."""
+    return any(MIGRATIONS.glob(f"versions/{revision}_*.py"))

@@ -156,3 +156,8 @@ def _in_seconds(created: object) -> int:
     while created >= FIRST_MILLISECONDS:
         created /= 1000
     return int(created)
+
+
+def lacking(patterns: tuple[str, ...], models: tuple[str, ...]) -> list[str]:
+    """Return the allowed names and prefixes that fit none of the provider's models."""
+    return [pattern for pattern in patterns if not any(is_allowed(model, (pattern,)) for model in models)]
