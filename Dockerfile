@@ -5,7 +5,7 @@ COPY requirements.txt /
 RUN /venv/bin/pip install --no-cache-dir --requirement /requirements.txt
 
 FROM python:3.13-slim
-RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin tokenrouter \
+RUN useradd --no-create-home --uid 10001 --home-dir /data --shell /usr/sbin/nologin tokenrouter \
     && install --directory --owner tokenrouter --mode 0700 /data
 COPY --from=build /venv /venv
 WORKDIR /app
