@@ -13,7 +13,8 @@ from tokenrouter.database.tables import db
 from tokenrouter.standin import StandInProvider
 
 EMPTY = re.compile(
-    r'role="alert"><strong>The provider’s account is empty since \d\d:\d\d: 2 calls of 1 team were refused.'
+    r'role="alert"><strong>The provider’s account is empty since <time [^>]*>\d\d:\d\d</time>: '
+    r"2 calls of 1 team were refused."
 )
 
 

@@ -314,6 +314,19 @@ def test_panel_is_used_by_the_keyboard(visit, furnished: Server):
     expect(page.get_by_role("link", name="New team")).to_be_focused()
 
 
+def test_phone_shows_the_usual_filters_of_the_log_and_the_others_when_asked(visit, furnished: Server):
+    visitor: Visitor = visit(**SIZES["phone"])
+    visitor.sign_in(PASSWORD)
+    visitor.open("/admin/logs/")
+    visitor.page.get_by_label("Slower than").wait_for(state="hidden")
+    visitor.page.get_by_role("button", name="More filters").click()
+    expect(visitor.page.get_by_label("Error")).to_be_focused()
+    visitor.page.get_by_label("Slower than").fill("1 h")
+    visitor.page.get_by_role("button", name="Apply").click()
+    expect(visitor.page.get_by_label("Slower than")).to_have_value("1 h")
+    visitor.check_page()
+
+
 def test_bulk_buttons_wait_for_a_selection(visitor: Visitor, furnished: Server):
     page = visitor.page
     visitor.open("/admin/teams/")

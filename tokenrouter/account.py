@@ -60,15 +60,28 @@ class Standing:
 
     def words(self, zone: ZoneInfo) -> str:
         """Say it in a sentence, with the time in a zone."""
+        since = self.since_words(zone)
+        return f"{self.what}{'' if since is None else f' since {since}'}{self.rest}"
+
+    def since_words(self, zone: ZoneInfo) -> str | None:
+        """Say since when, where that belongs into the sentence between `what` and `rest`."""
+        return None if self.since is None or self.state.is_good else _time(self.since, zone)
+
+    @property
+    def what(self) -> str:
+        """How it stands, as the sentence begins."""
+        return self.said or "The provider answers." if self.state.is_good else WORDS[self.state]
+
+    @property
+    def rest(self) -> str:
+        """How the sentence ends: what failed by that, or what was said."""
         if self.state.is_good:
-            return self.said or "The provider answers."
-        since = "" if self.since is None else f" since {_time(self.since, zone)}"
-        text = WORDS[self.state] + since
+            return ""
         if not self.calls:
-            return f"{text}: {self.said}" if self.said else f"{text}."
+            return f": {self.said}" if self.said else "."
         calls = "1 call" if self.calls == 1 else f"{self.calls:,} calls"
         teams = "1 team" if self.teams == 1 else f"{self.teams:,} teams"
-        return f"{text}: {calls} of {teams} {self._ending}."
+        return f": {calls} of {teams} {self._ending}."
 
     @property
     def _ending(self) -> str:

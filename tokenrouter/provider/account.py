@@ -128,7 +128,11 @@ def trouble(error: APIError) -> tuple[State, str]:
         return State.LIMITED, "The provider refuses requests for now: the account makes too many (429)."
     state = STATES.get(error.code or "", State.BROKEN)
     cause = cause_in_words(error) if state is State.UNREACHABLE else None
-    return state, words_of(error) if cause is None else f"The provider could not be reached: {cause}."
+    return state, words_of(error) if cause is None else f"The provider could not be reached: {_ended(cause)}"
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith("?") else f"{sentence}."
 
 
 STATES = {

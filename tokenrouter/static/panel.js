@@ -12,10 +12,11 @@ const formats = {
 };
 for (const name in formats) formats[name] = new Intl.DateTimeFormat(undefined, formats[name]);
 
-function formatFor(moment, withSeconds) {
+function formatFor(moment, { seconds, clock }) {
   const now = new Date();
   const isThisYear = moment.getFullYear() === now.getFullYear();
-  if (!withSeconds) return isThisYear ? formats.plainThisYear : formats.plain;
+  if (clock !== undefined && moment.toDateString() === now.toDateString()) return formats.clock;
+  if (seconds === undefined) return isThisYear ? formats.plainThisYear : formats.plain;
   if (moment.toDateString() === now.toDateString()) return formats.today;
   return isThisYear ? formats.thisYear : formats.earlier;
 }
@@ -23,8 +24,21 @@ function formatFor(moment, withSeconds) {
 function showLocalTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]:not([data-day])")) {
     const moment = new Date(time.dateTime);
-    time.textContent = formatFor(moment, "seconds" in time.dataset).format(moment);
+    time.textContent = formatFor(moment, time.dataset).format(moment);
   }
+}
+
+// On a phone the rows come first: filters that are seldom wanted are shown when asked for.
+function showFewFilters(form) {
+  const more = form.querySelector("[data-more-filters]");
+  if (!matchMedia("(max-width: 640px)").matches) return;
+  form.classList.add("few");
+  more.hidden = false;
+  more.addEventListener("click", () => {
+    form.classList.remove("few");
+    more.hidden = true;
+    form.querySelector(".rare input, .rare select").focus();
+  });
 }
 
 async function copy(button) {
@@ -160,6 +174,7 @@ function prepare(root) {
     button.addEventListener("click", () => print());
   }
   for (const element of root.querySelectorAll("[data-fill]")) fill(element).catch(() => {});
+  for (const form of root.querySelectorAll("form[data-few-on-phones]")) showFewFilters(form);
   for (const form of root.querySelectorAll("form[data-bulk]")) watchSelection(form);
   for (const form of root.querySelectorAll("form[data-once]")) sendOnce(form);
   for (const form of root.querySelectorAll("form[data-keep-place]")) form.addEventListener("submit", rememberPlace);
@@ -183,6 +198,7 @@ async function renewBanner(place) {
   if (!answer.ok) return;
   const fresh = document.createElement("template");
   fresh.innerHTML = await answer.text();
+  showLocalTimes(fresh.content);
   if (fresh.innerHTML.trim() !== place.innerHTML.trim()) place.replaceChildren(fresh.content);
 }
 
