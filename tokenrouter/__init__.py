@@ -119,6 +119,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
         ALLOWED_MODELS=settings.allowed_models,
         TIMEZONE=settings.timezone,
         CURRENCY=settings.currency,
+        LOG_RETENTION_DAYS=settings.log_retention_days,
         SECRET_KEY=settings.secret_key or None,
     )
     app.config.update(flask_config)

@@ -21,6 +21,7 @@ DEFAULT_ADMIN_PASSWORD = "admin123"
 LIKENESS = 0.8  # of a name to a setting's, from which on it is taken for a slip of the pen; 1 is the same
 ACCOUNTS = ("auto", "poe", "openrouter", "deepseek", "none")
 SWITCHES = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
+MOST_RETENTION_DAYS = 36500
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 
 
@@ -204,6 +205,7 @@ class Settings:
     )
     provider_requests_per_minute: int | None = _setting("", _whole(1, 10**6))
     provider_team_ids: bool = _setting("no", Reader("yes or no", _switch))
+    log_retention_days: int | None = _setting("", _whole(1, MOST_RETENTION_DAYS))
     origins: Mapping[str, str] = field(repr=False)
 
     def __repr__(self) -> str:

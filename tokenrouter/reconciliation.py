@@ -222,7 +222,7 @@ def _calls(connection: Connection, since: datetime, until: datetime) -> Iterator
     )
     within = ids, RequestLog.created_at >= since, RequestLog.created_at < until, RequestLog.status != REJECTED
     corrections = select(CostCorrection.call_id, func.sum(CostCorrection.cost)).join(
-        RequestLog, RequestLog.id == CostCorrection.call_id
+        RequestLog, CostCorrection.is_of(RequestLog.id)
     )
     corrected = {
         id_: int(cost) for id_, cost in connection.execute(corrections.where(*within).group_by(CostCorrection.call_id))

@@ -21,7 +21,7 @@ from tokenrouter.database.tables import NAME_LENGTH
 
 PER_PAGE = 50
 FILTERS = ("name", "action", "who", "since", "until", "batch")
-WHO = {changes.PANEL: "panel", changes.CLI: "command line", changes.API: "API"}
+WHO = {changes.PANEL: "panel", changes.CLI: "command line", changes.API: "API", changes.CLOCK: "by itself"}
 LAST_DAY = date.max - timedelta(days=1)
 
 

@@ -17,6 +17,7 @@ PANEL = "panel"
 CLI = "cli"
 API = "api"
 JOIN = "join"
+CLOCK = "clock"
 
 TEAM_CREATE = "team.create"
 TEAM_UPDATE = "team.update"
@@ -31,6 +32,7 @@ GROUP_RESTORE = "group.restore"
 USAGE_RESET = "usage.reset"
 USAGE_RESTORE = "usage.restore"
 USAGE_REPAIR = "usage.repair"
+LOG_PRUNE = "log.prune"
 PRICE_SET = "price.set"
 PRICE_CORRECT = "price.correct"
 PRICE_UNSET = "price.unset"
@@ -53,7 +55,9 @@ class CannotUndo(InvalidRequest):
 
 @dataclass(frozen=True)
 class Actor:
-    """Who makes a change: `kind` is panel, cli, api or join; `detail` an address, `user@host`, or a token's label.
+    """Who makes a change: `kind` is panel, cli, api, join, or clock for what the service does by itself.
+
+    `detail` is an address, `user@host`, a token's label, or the setting that says so.
 
     All that is recorded of an actor with a `batch` was done at once.
     """

@@ -462,6 +462,20 @@ class TokenUsageDaily(DailySums, Base):
     __table_args__ = (Index("ix_token_usage_daily_day", "day"), {"sqlite_with_rowid": False})
 
 
+class PrunedUsage(DailySums, Base):
+    """What the calls came to that are no longer in the log, so that the books can be proven without them."""
+
+    __tablename__ = "pruned_usage"
+
+    day: Mapped[date] = mapped_column(primary_key=True)
+    team_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    group_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)  # 0 where there was none
+    token_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    model: Mapped[str] = mapped_column(primary_key=True)  # as the sums of days count it
+
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+
 class RenewalColumns:
     """A renewal of a quota, as the first call after its time found it: so the mark can be proven."""
 
@@ -537,8 +551,17 @@ class CostCorrection(Base):
     # whether the call is of a period of its team, or of its group, that was over by then
     is_past: Mapped[bool]
     is_past_of_group: Mapped[bool]
+    # what the call's row of the log said, once that is pruned; until then there is nothing
+    token_id: Mapped[int | None] = mapped_column(BigInteger)
+    began_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    latency_ms: Mapped[int | None]
 
     __table_args__ = ({"sqlite_autoincrement": True},)  # repairs name the last of them
+
+    @classmethod
+    def is_of(cls, call_id: Any) -> ColumnElement[bool]:
+        """Select the corrections of a call of the log; SQLite may give the id of one that was pruned to another."""
+        return and_(cls.call_id == call_id, cls.token_id.is_(None))
 
 
 class GivenResponse(Base):
@@ -782,6 +805,7 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
     connection.create_function("lower", 1, _lower, deterministic=True)  # its own knows ASCII letters only
     for pragma in (
         f"busy_timeout = {BUSY_TIMEOUT_S * 1000}",
+        "auto_vacuum = INCREMENTAL",  # of a file that is still empty: before anything is written to it
         "journal_mode = WAL",
         "foreign_keys = ON",
         f"wal_autocheckpoint = {CHECKPOINT_PAGES}",

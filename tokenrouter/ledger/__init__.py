@@ -7,6 +7,7 @@ a circle. Whoever settles a call first takes its row from `pending`: that succee
 
 from tokenrouter.ledger.books import add_extra, begin_due_periods, check_extras, recover, reset
 from tokenrouter.ledger.corrections import Corrected, correct_costs
+from tokenrouter.ledger.pruning import Pruned, first_day_kept, prune
 from tokenrouter.ledger.responses import Given, first_unknown_item, tokens_of_response
 from tokenrouter.ledger.rules import CallerChanged, CallRequest, Outcome, Reservation
 from tokenrouter.ledger.undoing import keep_corrections_out, undo_extra, undo_resets
@@ -21,14 +22,17 @@ __all__ = [
     "Given",
     "Ledger",
     "Outcome",
+    "Pruned",
     "Reservation",
     "Verification",
     "add_extra",
     "begin_due_periods",
     "check_extras",
     "correct_costs",
+    "first_day_kept",
     "first_unknown_item",
     "keep_corrections_out",
+    "prune",
     "recover",
     "repair",
     "reset",

@@ -22,6 +22,7 @@ from tokenrouter.database.tables import (
     Group,
     GroupRenewal,
     GroupUsageDaily,
+    PrunedUsage,
     QuotaRenewal,
     RequestLog,
     Team,
@@ -60,6 +61,8 @@ class DailyBooks:
     """The columns of the log that make a key, the first of them telling whose a call is."""
     of_corrections: tuple[Any, ...]
     """Those of the corrections and of the calls that these correct, likewise."""
+    of_pruned: tuple[Any, ...]
+    """Those of what is kept of pruned calls, likewise; 0 is none."""
     of_days: tuple[Any, ...]
     """Those of the daily totals, likewise."""
 
@@ -90,6 +93,7 @@ OF_TEAMS = Books(
     of_changes=Change.team_id,
     of_calls=(TEAM,),
     of_corrections=(CostCorrection.team_id,),
+    of_pruned=(PrunedUsage.team_id,),
     of_days=(UsageDaily.team_id,),
     creation=changes.TEAM_CREATE,
 )
@@ -101,6 +105,7 @@ OF_GROUPS = Books(
     of_changes=Change.group_id,
     of_calls=(GROUP, TEAM),
     of_corrections=(CostCorrection.group_id, CostCorrection.team_id),
+    of_pruned=(PrunedUsage.group_id, PrunedUsage.team_id),
     of_days=(GroupUsageDaily.group_id, GroupUsageDaily.team_id),
     creation=changes.GROUP_CREATE,
     word="group ",
@@ -108,7 +113,8 @@ OF_GROUPS = Books(
 OF_TOKENS = DailyBooks(
     daily=TokenUsageDaily,
     of_calls=(TOKEN,),
-    of_corrections=(RequestLog.token_id,),
+    of_corrections=(func.coalesce(CostCorrection.token_id, RequestLog.token_id),),
+    of_pruned=(PrunedUsage.token_id,),
     of_days=(TokenUsageDaily.token_id,),
 )
 COUNTED_MODEL = case(
@@ -126,6 +132,17 @@ COUNTED_MODEL = case(
     else_=RequestLog.model,
 ).label("counted_model")
 """As the ledger counts: what callers invent is no model of the sums."""
+_IS_SETTLED = RequestLog.status != PENDING
+SUMS_OF_CALLS = (
+    func.sum(case((_IS_SETTLED, RequestLog.repeats), else_=0)),
+    func.sum(case((RequestLog.status.in_(FAILURES), RequestLog.repeats), else_=0)),
+    func.sum(case((_IS_SETTLED, RequestLog.prompt_tokens), else_=0)),
+    func.sum(case((_IS_SETTLED, RequestLog.completion_tokens), else_=0)),
+    func.sum(RequestLog.charged_tokens),
+    func.sum(func.coalesce(RequestLog.cost, 0)),
+    func.sum(case((RequestLog.cost.is_not(None), RequestLog.charged_tokens), else_=0)),
+)
+"""What calls come to, in the order of `Sums`."""
 
 
 def compare(connection: Connection, books: DailyBooks) -> Comparison:
@@ -134,7 +151,7 @@ def compare(connection: Connection, books: DailyBooks) -> Comparison:
     first_day = _first_day(connection)
     is_older = cast(UsageDaily.day, String) < first_day
     has_older = first_day != "" and connection.execute(select(UsageDaily.team_id).where(is_older).limit(1)).first()
-    logged = merge(_logged(connection, books, compared), _corrected(connection, books))
+    logged = merge(_logged(connection, books, compared), _pruned(connection, books), _corrected(connection, books))
     for key, log, day in _side_by_side(logged, _daily(connection, books)):
         owner_id, at = key[0], key[-2]
         compared.settled[owner_id] = compared.settled[owner_id].plus(log)
@@ -148,29 +165,34 @@ def compare(connection: Connection, books: DailyBooks) -> Comparison:
 
 
 def _first_day(connection: Connection) -> str:
-    """Return the day of the oldest call in the log; empty where there is none, which proves every day wrong."""
-    return connection.execute(select(func.min(DAY))).scalar() or ""
+    """Return the day of the oldest call that the log has, or had until it was pruned.
+
+    It is empty where there is none, which proves every day wrong.
+    """
+    days = [connection.execute(select(func.min(day))).scalar() for day in (DAY, cast(PrunedUsage.day, String))]
+    return min(filter(None, days), default="")
 
 
 def _logged(connection: Connection, books: DailyBooks, compared: Comparison) -> Iterator[tuple[Key, Sums]]:
     model = _in_byte_order(connection, COUNTED_MODEL)
-    settled = RequestLog.status != PENDING
-    sums = (
-        func.sum(case((settled, RequestLog.repeats), else_=0)),
-        func.sum(case((RequestLog.status.in_(FAILURES), RequestLog.repeats), else_=0)),
-        func.sum(case((settled, RequestLog.prompt_tokens), else_=0)),
-        func.sum(case((settled, RequestLog.completion_tokens), else_=0)),
-        func.sum(RequestLog.charged_tokens),
-        func.sum(func.coalesce(RequestLog.cost, 0)),
-        func.sum(case((RequestLog.cost.is_not(None), RequestLog.charged_tokens), else_=0)),
-    )
     key = (*books.of_calls, DAY, model)
-    query = select(*key, func.count(), *sums).where(books.of_calls[0].is_not(None)).group_by(*key).order_by(*key)
+    query = (
+        select(*key, func.count(), *SUMS_OF_CALLS).where(books.of_calls[0].is_not(None)).group_by(*key).order_by(*key)
+    )
     for row in streamed(connection, query):
         rows, *values = row[len(key) :]
         compared.rows += rows
         if any(values):
             yield tuple(row[: len(key)]), Sums(*map(int, values))
+
+
+def _pruned(connection: Connection, books: DailyBooks) -> Iterator[tuple[Key, Sums]]:
+    """Yield what calls came to that were pruned from the log, in the same order."""
+    key = (*books.of_pruned, cast(PrunedUsage.day, String), _in_byte_order(connection, PrunedUsage.model))
+    sums = [func.sum(getattr(PrunedUsage, name)) for name in Sums._fields]
+    query = select(*key, *sums).where(books.of_pruned[0] != 0).group_by(*key).order_by(*key)
+    for row in streamed(connection, query):
+        yield tuple(row[: len(key)]), Sums(*map(int, row[len(key) :]))
 
 
 def _corrected(connection: Connection, books: DailyBooks) -> Iterator[tuple[Key, Sums]]:
@@ -179,8 +201,7 @@ def _corrected(connection: Connection, books: DailyBooks) -> Iterator[tuple[Key,
     model = _in_byte_order(connection, CostCorrection.model)
     key = (*owners, cast(CostCorrection.day, String), model)
     sums = func.sum(CostCorrection.cost), func.sum(CostCorrection.priced_tokens)
-    calls = RequestLog.id == CostCorrection.call_id
-    query = select(*key, *sums).select_from(CostCorrection).outerjoin(RequestLog, calls)
+    query = select(*key, *sums).select_from(CostCorrection).outerjoin(RequestLog, CostCorrection.is_of(RequestLog.id))
     for row in streamed(connection, query.where(owners[0].is_not(None)).group_by(*key).order_by(*key)):
         cost, priced_tokens = row[len(key) :]
         yield tuple(row[: len(key)]), Sums(cost=int(cost), priced_tokens=int(priced_tokens))

@@ -66,8 +66,8 @@ def correct_costs(engine: Engine, model: str, since: date, *, by: Actor) -> Corr
         with writing(engine) as connection:
             if engine.dialect.name == "postgresql":  # on SQLite nobody else writes
                 connection.execute(text("LOCK TABLE cost_corrections IN SHARE ROW EXCLUSIVE MODE"))
-            if _state(connection) != state:
-                continue  # a reset, a renewal, a price or another correction came between
+            if _state(connection) != state or _is_any_gone(connection, entries):
+                continue  # a reset, a renewal, a price, another correction came between, or calls were pruned
             _apply(connection, entries)
             corrected = Corrected(len(entries), sum(entry["cost"] for entry in entries))
             told = {"model": model, "since": since.isoformat(), "calls": corrected.calls}
@@ -94,6 +94,16 @@ def _state(connection: Connection) -> tuple[Any, ...]:
     newest = CostCorrection.id, QuotaRenewal.id, GroupRenewal.id, Change.id
     last = [connection.execute(select(func.max(column))).scalar() for column in newest]
     return (_prices(connection).version, *last)
+
+
+def _is_any_gone(connection: Connection, entries: list[dict[str, Any]]) -> bool:
+    """Tell whether calls that are to be corrected are no longer in the log."""
+    for at in range(0, len(entries), ROWS_AT_ONCE):
+        ids = [entry["call_id"] for entry in entries[at : at + ROWS_AT_ONCE]]
+        there = select(func.count()).select_from(RequestLog).where(RequestLog.id.in_(ids))
+        if connection.execute(there).scalar_one() < len(ids):
+            return True
+    return False
 
 
 def _entries(connection: Connection, known: KnownPrices, price: Price, since: date) -> Iterator[dict[str, Any]]:
@@ -127,6 +137,7 @@ def _calls(connection: Connection, since: date) -> Iterable[AnyRow]:
     """Select the calls since a day that cost something, or are not known to, with what was corrected of them by now."""
     earlier = (
         select(CostCorrection.call_id, func.sum(CostCorrection.cost).label("cost"), func.count().label("entries"))
+        .where(CostCorrection.token_id.is_(None))  # else the call is no longer in the log
         .group_by(CostCorrection.call_id)
         .subquery()
     )

@@ -218,14 +218,20 @@ def _corrections(
     connection: Connection, books: Books, change: Change, since: datetime, *, is_past: bool
 ) -> Iterator[AnyRow]:
     owner = CostCorrection.team_id if books.kind is Team else CostCorrection.group_id
+    began_at = func.coalesce(CostCorrection.began_at, RequestLog.created_at)
     query = select(
         CostCorrection.id,
         CostCorrection.cost,
         CostCorrection.priced_tokens,
-        RequestLog.created_at,
-        RequestLog.latency_ms,
-    ).join(RequestLog, RequestLog.id == CostCorrection.call_id)
-    is_meant = owner == _books_of(change)[1], CostCorrection.at >= since, _past_of(books).is_(is_past)
+        began_at.label("created_at"),
+        func.coalesce(CostCorrection.latency_ms, RequestLog.latency_ms).label("latency_ms"),
+    ).outerjoin(RequestLog, CostCorrection.is_of(RequestLog.id))
+    is_meant = (
+        owner == _books_of(change)[1],
+        CostCorrection.at >= since,
+        _past_of(books).is_(is_past),
+        began_at.is_not(None),
+    )
     yield from connection.execute(query.where(*is_meant))
 
 

@@ -198,7 +198,7 @@ def call(call_id: int) -> CallDetail | None:
         .outerjoin(ApiToken, ApiToken.id == RequestLog.token_id)
         .where(RequestLog.id == clamp_id(call_id))
     )
-    corrections = select(func.sum(CostCorrection.cost)).where(CostCorrection.call_id == clamp_id(call_id))
+    corrections = select(func.sum(CostCorrection.cost)).where(CostCorrection.is_of(clamp_id(call_id)))
     with reading() as connection:
         row = connection.execute(query).one_or_none()
         correction = connection.execute(corrections).scalar()
@@ -317,7 +317,7 @@ class _Search:
         within, rest = self._window_below(connection, before_id)
         sums = list(connection.execute(self._of(select(*SUMS), within, order)).one())
         if has_corrections:
-            corrected = select(*CORRECTIONS).join(RequestLog, RequestLog.id == CostCorrection.call_id)
+            corrected = select(*CORRECTIONS).join(RequestLog, CostCorrection.is_of(RequestLog.id))
             more = connection.execute(self._of(corrected, within, order)).one()
             sums = [(total or 0) + (each or 0) for total, each in zip(sums, more, strict=True)]
         return [int(total or 0) for total in sums], rest

@@ -1,0 +1,215 @@
+"""Prune what is old: rows of the log, and which team was given which response, in batches that nobody waits for.
+
+What the calls of a batch came to is added to what is kept of pruned calls in the transaction that deletes them. So the
+books can be proven at any moment, also where a batch was the last one before the power went.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import (
+    ColumnElement,
+    Date,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    func,
+    literal_column,
+    select,
+    true,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine
+
+from tokenrouter import changes
+from tokenrouter.changes import Actor, Changed
+from tokenrouter.database.connections import driver_connection
+from tokenrouter.database.log_status import PENDING
+from tokenrouter.database.sums import Sums
+from tokenrouter.database.tables import CostCorrection, GivenItem, GivenResponse, PrunedUsage, RequestLog, writing
+from tokenrouter.ledger.comparison import COUNTED_MODEL, DAY, SUMS_OF_CALLS
+from tokenrouter.ledger.undoing import keep_corrections_out
+from tokenrouter.periods import midnight
+
+BATCH_S = 0.003  # of writing, for which others may have to wait
+REST = 4  # times as long as a batch took, in which the others have their turns
+FIRST_ROWS, LEAST_ROWS, MOST_ROWS = 50, 10, 1000  # of a batch
+LOOKED_THROUGH = 5000  # rows, in one read
+BATCHES_A_CHECKPOINT = 20
+INCREMENTAL = 2  # what SQLite calls a file that can be made smaller in steps
+SPARE_PAGES = 1000  # of SQLite's, that are left free for the rows to come
+
+Key = tuple[Any, ...]
+Step = Callable[[Connection, Sequence[Key]], int]
+
+
+@dataclass
+class Pruned:
+    """What was deleted: rows of the log of days before `before`, and responses and their items that were given then."""
+
+    before: date
+    calls: int = 0
+    responses: int = 0
+    items: int = 0
+    keeps_size: bool = False
+    """Whether the file of the database stays as large as it was, though what is free of it is used again."""
+
+
+def first_day_kept(days: int, zone: ZoneInfo) -> date:
+    """Return the first day that stays in a log which is to have so many whole days before today."""
+    return datetime.now(zone).date() - timedelta(days=days)
+
+
+def prune(engine: Engine, before: date, zone: ZoneInfo, *, by: Actor) -> Pruned:
+    """Delete what is of days before this one; pending calls, totals and counters stay.
+
+    It may be ended at any moment, and goes on from there when it is run again. It is recorded as a change, with its
+    first batch.
+    """
+    batches = Batches(engine, before, by)
+    since = datetime.fromtimestamp(midnight(before, zone), UTC)
+    pruned = Pruned(before)
+    pruned.calls = batches.delete((RequestLog.id,), _is_old_call(before), partial(_prune_calls, before))
+    pruned.responses = batches.delete(*_given(GivenResponse, GivenResponse.response_hash, since))
+    pruned.items = batches.delete(*_given(GivenItem, GivenItem.item_hash, since))
+    pruned.keeps_size = not batches.give_back_space()
+    return pruned
+
+
+class Batches:
+    """Delete rows in batches so short that a call which has to wait for one is not slower by that."""
+
+    def __init__(self, engine: Engine, before: date, by: Actor) -> None:
+        """Record the first batch as what somebody did."""
+        self._engine = engine
+        self._before = before
+        self._by = by
+        self._size = FIRST_ROWS
+        self._count = 0
+
+    def delete(self, key: Sequence[Any], is_old: ColumnElement[bool], step: Step) -> int:
+        """Delete by `step` the rows that are old, found by the columns of their key; return how many."""
+        deleted = 0
+        for keys in _old_keys(self._engine, key, is_old):
+            while keys:
+                batch, keys = keys[: self._size], keys[self._size :]
+                deleted += self._write(partial(self._recorded, step, batch))
+        return deleted
+
+    def _recorded(self, step: Step, batch: Sequence[Key], connection: Connection) -> int:
+        if not self._count:
+            told = {"log_before": self._before.isoformat()}
+            changes.record(connection, self._by, changes.LOG_PRUNE, Changed(None, None, None, told))
+        return step(connection, batch)
+
+    def _write(self, run: Callable[[Connection], int]) -> int:
+        """Run one batch in a transaction of its own, and leave the others their turns; the next takes BATCH_S."""
+        with writing(self._engine, durable=False) as connection:
+            began = time.perf_counter()
+            done = run(connection)
+        took_s = time.perf_counter() - began
+        self._size = min(max(int(self._size * min(BATCH_S / took_s, 2)), LEAST_ROWS), MOST_ROWS)
+        self._count += 1
+        if self._engine.dialect.name == "sqlite" and self._count % BATCHES_A_CHECKPOINT == 0:
+            self._check_point()
+        time.sleep(took_s * REST)
+        return done
+
+    def _check_point(self) -> None:
+        """Take into the file what SQLite has written beside it, so that no call comes to do that for this."""
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def give_back_space(self) -> bool:
+        """Return to the file system what SQLite has free, in steps; return False where the file is not made for that.
+
+        PostgreSQL sees to it itself.
+        """
+        if self._engine.dialect.name != "sqlite":
+            return True
+        with self._engine.connect() as connection:
+            shrinks: bool = connection.exec_driver_sql("PRAGMA auto_vacuum").scalar_one() == INCREMENTAL
+        while shrinks and self._write(self._give_back_pages):
+            pass
+        return shrinks
+
+    def _give_back_pages(self, connection: Connection) -> int:
+        free: int = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+        pages = min(free - SPARE_PAGES, self._size)
+        if pages > 0:
+            driver_connection(connection).execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+        return max(pages, 0)
+
+
+def _old_keys(engine: Engine, key: Sequence[Any], is_old: ColumnElement[bool]) -> Iterator[list[Key]]:
+    """Yield the keys of the rows that are old, in their order, a part of the table at a time."""
+    order, last = tuple_(*key), None
+    while True:
+        with engine.connect() as connection:
+            is_next = true() if last is None else order > tuple_(*last)
+            part = select(*key).where(is_next).order_by(*key)
+            end = connection.execute(part.offset(LOOKED_THROUGH).limit(1)).first()
+            if end is not None:
+                part = part.where(order <= tuple_(*end))
+            keys = [tuple(row) for row in connection.execute(part.where(is_old))]
+        yield keys
+        if end is None:
+            return
+        last = end
+
+
+def _is_old_call(before: date) -> ColumnElement[bool]:
+    return and_(before.isoformat() > DAY, RequestLog.status != PENDING)
+
+
+def _prune_calls(before: date, connection: Connection, keys: Sequence[Key]) -> int:
+    """Delete calls, and keep what they came to; the corrections of their costs keep what they need to know of them."""
+    keep_corrections_out(connection)
+    chosen = select(RequestLog.id).where(RequestLog.id.in_([id_ for (id_,) in keys]), _is_old_call(before))
+    ids = connection.execute(chosen.order_by(RequestLog.id).with_for_update()).scalars().all()
+    is_meant = RequestLog.id.in_(ids)
+    _keep_sums(connection, is_meant)
+    of_call = {"token_id": RequestLog.token_id, "began_at": RequestLog.created_at, "latency_ms": RequestLog.latency_ms}
+    connection.execute(update(CostCorrection).where(CostCorrection.is_of(RequestLog.id), is_meant).values(of_call))
+    connection.execute(delete(RequestLog).where(is_meant))
+    return len(ids)
+
+
+def _keep_sums(connection: Connection, is_meant: ColumnElement[bool]) -> None:
+    on_postgresql = connection.dialect.name == "postgresql"
+    key = {
+        "day": cast(DAY, Date) if on_postgresql else DAY,
+        "team_id": RequestLog.team_id,
+        "group_id": func.coalesce(RequestLog.group_id, literal_column("0")),
+        "token_id": RequestLog.token_id,
+        "model": COUNTED_MODEL,
+    }
+    summed = select(*key.values(), *SUMS_OF_CALLS).where(is_meant).group_by(*key.values())
+    insert = postgresql.insert if on_postgresql else sqlite.insert
+    adding = insert(PrunedUsage).from_select([*key, *Sums._fields], summed)
+    more = {name: getattr(PrunedUsage, name) + adding.excluded[name] for name in Sums._fields}
+    connection.execute(adding.on_conflict_do_update(index_elements=list(key), set_=more))
+
+
+def _given(
+    table: type[GivenResponse | GivenItem], hashed: Any, since: datetime
+) -> tuple[Sequence[Any], ColumnElement[bool], Step]:
+    """Return key, what is old, and how it is deleted, of what teams were given."""
+    is_old = table.created_at < since
+    is_meant = table.team_id == bindparam("team"), hashed == bindparam("hash"), is_old
+
+    def step(connection: Connection, keys: Sequence[Key]) -> int:
+        connection.execute(
+            delete(table).where(*is_meant), [dict(zip(("team", "hash"), key, strict=True)) for key in keys]
+        )
+        return len(keys)
+
+    return (table.team_id, hashed), is_old, step
