@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ from sqlalchemy import create_engine, inspect, make_url, text
 
 from tokenrouter import changes, create_app, ledger, reports, runtime, teams
 from tokenrouter.changes import Actor
+from tokenrouter.config import ConfigError
 from tokenrouter.database import schema
 from tokenrouter.database.tables import db, writing
 
@@ -59,6 +61,12 @@ def migrate_to(version: str) -> None:
     flask_migrate.upgrade(directory=schema.MIGRATIONS, revision=version)
 
 
+def fill() -> None:
+    with writing(db.engine) as connection:
+        for statement in FILLED:
+            connection.execute(text(statement))
+
+
 def differences() -> list[object]:
     with db.engine.connect() as connection:
         return compare_metadata(MigrationContext.configure(connection), db.metadata)
@@ -74,9 +82,8 @@ def test_tables_are_those_of_the_models(app: Flask):
 
 def test_version_before_goes_on_serving_once_another_has_migrated(app: Flask):
     """What it writes, which knows none of the new columns, is taken, and read by the new one."""
+    fill()
     with writing(db.engine) as connection:
-        for statement in FILLED:
-            connection.execute(text(statement))
         connection.execute(text("UPDATE teams SET held_tokens = held_tokens + 7, settled_tokens = settled_tokens + 0"))
         connection.execute(text("UPDATE teams SET held_tokens = held_tokens - 7, settled_tokens = settled_tokens + 0"))
     (team,) = teams.living()
@@ -89,9 +96,7 @@ def test_version_before_goes_on_serving_once_another_has_migrated(app: Flask):
 def test_earlier_database_is_brought_up_to_date_and_keeps_everything(unmade: Flask, version: str):
     schema._make_sqlite_file()
     migrate_to(version)
-    with writing(db.engine) as connection:
-        for statement in FILLED:
-            connection.execute(text(statement))
+    fill()
     schema.ensure(unmade)
     assert differences() == []
     assert ledger.verify(db.engine).problems == []
@@ -108,6 +113,49 @@ def test_migrations_can_be_taken_back(app: Flask):
         assert "changes" not in inspect(connection).get_table_names()
     schema.ensure(app)
     assert differences() == []
+
+
+def fail_after(run: Callable[..., None]) -> Callable[..., None]:
+    def run_and_fail(*arguments: object, **options: object) -> None:
+        run(*arguments, **options)
+        raise RuntimeError("it fails at its end")
+
+    return run_and_fail
+
+
+@pytest.mark.parametrize("version", [VERSIONS[0], VERSIONS[-2]])
+def test_migration_that_fails_leaves_the_database_as_it_was(
+    unmade: Flask, version: str, monkeypatch: pytest.MonkeyPatch
+):
+    schema._make_sqlite_file()
+    migrate_to(version)
+    fill()
+    monkeypatch.setattr(MigrationContext, "run_migrations", fail_after(MigrationContext.run_migrations))
+    with pytest.raises(ConfigError, match="left as it is"):
+        schema.ensure(unmade)
+    with db.engine.connect() as connection:
+        assert schema.stored_revision(connection) == version
+        assert "pruned_usage" not in inspect(connection).get_table_names()
+    monkeypatch.undo()
+    schema.ensure(unmade)
+    assert ledger.verify(db.engine).problems == []
+
+
+@pytest.mark.sqlite_only
+def test_older_database_is_saved_before_it_is_migrated(unmade: Flask):
+    schema._make_sqlite_file()
+    migrate_to(VERSIONS[-2])
+    fill()
+    schema.ensure(unmade)
+    path = Path(db.engine.url.database)
+    saved = path.with_name(f"{path.name}.before-{schema.HEAD}")
+    assert saved.stat().st_mode & 0o777 == 0o600
+    engine = create_engine(f"sqlite:///{saved}")
+    with engine.connect() as connection:
+        assert schema.stored_revision(connection) == VERSIONS[-2]
+        assert connection.execute(text("SELECT settled_tokens FROM teams")).scalar() == 42
+    engine.dispose()
+    assert [path for path in path.parent.iterdir() if "part" in path.name] == []
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, cast
 
+from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -260,3 +261,12 @@ def open_connection(engine: Engine, answers_within_s: float) -> DriverConnection
 def driver_connection(connection: Connection) -> DriverConnection:
     """Return the driver's own connection beneath SQLAlchemy's."""
     return cast(DriverConnection, connection.connection.driver_connection)
+
+
+def without_time_limit(connection: Connection) -> None:
+    """Let the statements of this transaction take as long as they do, and give its connection to nobody after it."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        driver: Any = driver_connection(connection)
+        driver.answers_within_s = None
+        connection.detach()  # not back to the pool with this

@@ -2,8 +2,11 @@
 
 import errno
 import importlib
+import logging
 import os
-from contextlib import suppress
+import secrets
+import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,10 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from tokenrouter.config import ConfigError
+from tokenrouter.database import snapshots, tables
 from tokenrouter.database.tables import db
+
+logger = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 HEAD = "0020"
@@ -50,10 +56,11 @@ def ensure_apart(app: Flask) -> None:
     ensure(app)  # finds nothing to do, or raises what ended the child
 
 
-def ensure(app: Flask, *, may_make: bool = True) -> None:
+def ensure(app: Flask, *, may_make: bool = True, saves: bool = True) -> None:
     """Create or migrate the tables, and the folder of an SQLite file; nothing where they are as they should be.
 
-    Unless it `may_make` a database, there has to be one.
+    Unless it `may_make` a database, there has to be one. An SQLite file is saved beside itself before it is migrated,
+    if this `saves` it.
 
     Several processes and machines may come at once: the migration itself takes a lock (see migrations/env.py).
     Raises ConfigError, naming DATABASE_URL, where the database cannot be used.
@@ -70,7 +77,7 @@ def ensure(app: Flask, *, may_make: bool = True) -> None:
                 raise ConfigError(f"DATABASE_URL: there is no database of TokenRouter's yet at {shown_url()}. {MAKING}")
             if revision is not None and not is_known(revision):
                 raise ConfigError(f"DATABASE_URL: the database is of a later version (revision {revision})")
-            _flask_migrate(app).upgrade(directory=MIGRATIONS)
+            _migrate(app, revision, saves=saves)
         except OperationalError as error:
             raise ConfigError(f"DATABASE_URL: the database cannot be reached: {cause_of(error)}") from error
         except (OSError, DBAPIError) as error:
@@ -82,9 +89,56 @@ def shown_url() -> str:
     return db.engine.url.render_as_string(hide_password=True)
 
 
-def cause_of(error: Exception) -> str:
+def cause_of(error: BaseException) -> str:
     """Say in one line what went wrong, without the statement and its values."""
     return " ".join(str(getattr(error, "orig", None) or error).split())
+
+
+def app_on(url: str) -> Flask:
+    """Return an app that has nothing but another database."""
+    app = Flask("tokenrouter")
+    app.config.update(SQLALCHEMY_DATABASE_URI=url, SQLALCHEMY_ENGINE_OPTIONS=tables.engine_options(url))
+    tables.init_app(app)
+    return app
+
+
+def _migrate(app: Flask, revision: str | None, *, saves: bool) -> None:
+    """Bring the tables up to date, in one transaction, once an SQLite file was saved beside itself.
+
+    Raises ConfigError; then they are as they were.
+    """
+    flask_migrate = _flask_migrate(app)
+    saved = _save(revision) if revision is not None and saves and db.engine.dialect.name == "sqlite" else None
+    try:
+        flask_migrate.upgrade(directory=MIGRATIONS)
+    except (Exception, SystemExit) as error:  # whatever it is, and Flask-Migrate exits for some
+        copy = f" A copy of it is {saved}." if saved else ""
+        raise ConfigError(
+            f"DATABASE_URL: the database cannot be brought from revision {revision} to {HEAD}: {cause_of(error)}. "
+            f"It was left as it is, and the version before goes on with it.{copy}"
+        ) from error
+
+
+def _save(revision: str) -> Path:
+    """Write a copy of the SQLite file beside it, named for what is about to come; return where it is."""
+    path = Path(db.engine.url.database or "")
+    saved = path.with_name(f"{path.name}.before-{HEAD}")
+    draft = path.with_name(f"{saved.name}.{secrets.token_hex(4)}.part")
+    try:
+        snapshots.sqlite_copy(db.engine, draft)
+        with closing(sqlite3.connect(draft)) as connection:
+            (copied,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        if copied == revision:  # else another process has migrated just now
+            draft.replace(saved)
+            logger.warning("Saved the database as %s, before it is brought up to date", saved)
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(
+            f"DATABASE_URL: the database has to be brought up to date, and cannot be saved as {saved} before: "
+            f"{cause_of(error)}"
+        ) from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return saved
 
 
 def _close_folder(folder: Path) -> None:

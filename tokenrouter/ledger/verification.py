@@ -32,7 +32,7 @@ from sqlalchemy.types import NullType
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.columns import is_yes
-from tokenrouter.database.connections import driver_connection
+from tokenrouter.database.connections import without_time_limit
 from tokenrouter.database.log_status import PENDING, REJECTED, STATUSES
 from tokenrouter.database.sums import Sums
 from tokenrouter.database.tables import (
@@ -136,7 +136,7 @@ def repair(engine: Engine, *, by: Actor) -> list[str]:
     It is one transaction, in which no call is booked, and recorded as a change.
     """
     with writing(engine) as connection:
-        _without_time_limit(connection)
+        without_time_limit(connection)
         changed = [each for books in (OF_GROUPS, OF_TEAMS) for each in _repair_books(connection, books)]
         changes.record(connection, by, changes.USAGE_REPAIR, *changed)
     return [_describe_change(each) for each in changed]
@@ -193,16 +193,8 @@ def _snapshot(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as connection:
         if connection.dialect.name == "postgresql":  # SQLite's transactions are snapshots by themselves
             connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        _without_time_limit(connection)
+        without_time_limit(connection)
         yield connection
-
-
-def _without_time_limit(connection: Connection) -> None:
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
-        driver: Any = driver_connection(connection)
-        driver.answers_within_s = None
-        connection.detach()  # not back to the pool with this
 
 
 # counters
