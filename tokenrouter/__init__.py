@@ -19,6 +19,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from tokenrouter import (
     admin,
     api,
+    backups,
     cli,
     config,
     cors,
@@ -101,12 +102,15 @@ def _make_app(overrides: Mapping[str, object] | None, *, serving: bool) -> Flask
     others = {name: value for name, value in (overrides or {}).items() if name not in config.SETTINGS}
     app = _assemble(settings, others)
     if serving:
-        _find_secret_key(app)
+        _prepare_files(app, settings)
         schema.ensure(app)
     return app
 
 
-def _find_secret_key(app: Flask) -> None:
+def _prepare_files(app: Flask, settings: Settings) -> None:
+    """Find or make the key that signs sessions, and the folder of nightly backups. Raises ConfigError."""
+    if settings.backup_folder:
+        backups.prepare_folder(backups.folder_of(app, settings.backup_folder))
     app.config["SECRET_KEY"] = app.secret_key or first_start.generated_secret_key(Path(app.instance_path))
 
 
@@ -152,8 +156,9 @@ def prepare(*, may_ask: bool) -> Flask:
     Raises ConfigError.
     """
     troubles.init()
-    app = _assemble(first_start.load_for_serving(may_ask=may_ask), {})
-    _find_secret_key(app)
+    settings = first_start.load_for_serving(may_ask=may_ask)
+    app = _assemble(settings, {})
+    _prepare_files(app, settings)
     for name in app.jinja_loader.list_templates():  # type: ignore[union-attr]
         app.jinja_env.get_template(name)  # Jinja keeps it, one of 400 at most, and looks at its file no more
     with app.app_context():

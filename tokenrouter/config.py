@@ -103,6 +103,13 @@ def _database_url(text: str) -> str:
     return text
 
 
+def database_url(text: str) -> str:
+    """Read where a database is. Raises ConfigError."""
+    metadata: Mapping[str, Any] = SETTINGS["DATABASE_URL"].metadata
+    url: str = _parse("DATABASE_URL", text, metadata)
+    return url
+
+
 def _zone(text: str) -> ZoneInfo:
     try:
         return ZoneInfo(text.strip())
@@ -205,6 +212,8 @@ class Settings:
     )
     provider_requests_per_minute: int | None = _setting("", _whole(1, 10**6))
     provider_team_ids: bool = _setting("no", Reader("yes or no", _switch))
+    backup_folder: str = _setting("", _ANY_TEXT)
+    backup_keep: int = _setting("7", _whole(1, 1000))
     log_retention_days: int | None = _setting("", _whole(1, MOST_RETENTION_DAYS))
     origins: Mapping[str, str] = field(repr=False)
 

@@ -1,24 +1,29 @@
 """What one process runs with: its settings, ledger and provider, its slots for calls, and the clients that wait."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from flask import Flask, current_app
+from sqlalchemy.engine import Engine
 
-from tokenrouter import account_pace, provider_record
+from tokenrouter import account_pace, backups, provider_record
 from tokenrouter.account import REFRESH_S, refresh
 from tokenrouter.auth import KnownCallers
+from tokenrouter.changes import CLOCK, Actor
 from tokenrouter.config import Settings
 from tokenrouter.database.connections import Readers
 from tokenrouter.database.tables import db
-from tokenrouter.ledger import SETTLE_WAIT_S, Ledger
+from tokenrouter.ledger import SETTLE_WAIT_S, Ledger, first_day_kept, prune
 from tokenrouter.payload import RefusedAdditions
 from tokenrouter.provider.account import Account
 from tokenrouter.provider.catalogue import Catalogue
 from tokenrouter.provider.client import Provider
 from tokenrouter.provider_record import fetch_quietly
 from tokenrouter.worker.disconnects import WaitingClients
-from tokenrouter.worker.jobs import Every, Jobs, Task
+from tokenrouter.worker.jobs import Every, Jobs, Nightly, Task
 from tokenrouter.worker.slots import Slots
 
 
@@ -56,10 +61,24 @@ def init_app(app: Flask, settings: Settings) -> None:
         tasks.append(
             Task(provider_record.TASK, Every(provider_record.EVERY_S), partial(fetch_quietly, engine, account))
         )
+    tasks += _of_the_night(app, engine, settings)
     jobs = Jobs(engine, tasks, settings.timezone, lambda: ledger.worker_id)
     app.extensions["tokenrouter"] = Runtime(
         settings, readers, ledger, provider, slots, catalogue, account, jobs, WaitingClients()
     )
+
+
+def _of_the_night(app: Flask, engine: Engine, settings: Settings) -> Iterator[Task]:
+    if settings.backup_folder:
+        folder, instance = backups.folder_of(app, settings.backup_folder), Path(app.instance_path)
+        run = partial(backups.take_nightly, engine, folder, instance, settings.backup_keep)
+        yield Task("backup", Nightly(), run)
+    if settings.log_retention_days is not None:
+        yield Task("old calls", Nightly(), partial(_prune, engine, settings.log_retention_days, settings.timezone))
+
+
+def _prune(engine: Engine, days: int, zone: ZoneInfo) -> None:
+    prune(engine, first_day_kept(days, zone), zone, by=Actor(CLOCK, "LOG_RETENTION_DAYS"))
 
 
 def close(app: Flask, timeout_s: float = SETTLE_WAIT_S) -> None:

@@ -2,6 +2,7 @@
 
 from flask import Flask
 
+from tokenrouter.cli.backups import backup, copy_to, restore
 from tokenrouter.cli.codes import code_commands
 from tokenrouter.cli.doctor import doctor
 from tokenrouter.cli.groups import group_commands
@@ -27,6 +28,9 @@ def init_app(app: Flask) -> None:
         provider_commands,
         code_commands,
         management_token_commands,
+        backup,
+        restore,
+        copy_to,
         setup,
         doctor,
     ):

@@ -7,7 +7,8 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any
@@ -35,6 +36,28 @@ DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 UNLIMITED_WHERE_NONE = ("quota_tokens", "remaining_tokens")
 
 
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Translate what the domain raises; exit status 1."""
+    try:
+        yield
+    except (APIError, config.ConfigError) as error:
+        raise click.ClickException(str(error)) from error
+    except SQLAlchemyError as error:
+        raise click.ClickException(f"The database failed: {schema.cause_of(error)}") from error
+    except UnicodeEncodeError as error:
+        raise click.ClickException("An argument is not UTF-8.") from error
+
+
+class Command(click.Command):
+    """A command of no group that says in one line, on standard error, what went wrong."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Translate what the domain raises."""
+        with in_one_line():
+            return super().invoke(ctx)
+
+
 class Group(AppGroup):
     """A group whose commands say in one line, on standard error, what went wrong."""
 
@@ -55,15 +78,9 @@ class Group(AppGroup):
         return register
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Translate what the domain raises; exit status 1."""
-        try:
+        """Translate what the domain raises."""
+        with in_one_line():
             return super().invoke(ctx)
-        except (APIError, config.ConfigError) as error:
-            raise click.ClickException(str(error)) from error
-        except SQLAlchemyError as error:
-            raise click.ClickException(f"The database failed: {schema.cause_of(error)}") from error
-        except UnicodeEncodeError as error:
-            raise click.ClickException("An argument is not UTF-8.") from error
 
 
 class Parsed(click.ParamType[Any]):

@@ -1,0 +1,144 @@
+"""The one file of a backup: a zip of the database, what else was put in, and a manifest with their checksums."""
+
+import hashlib
+import json
+import os
+import secrets
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tokenrouter.database.snapshots import BackupError, make_private
+
+PRODUCT = "TokenRouter"
+FORMAT = 1
+MANIFEST = "manifest.json"
+DATABASE, SECRET_KEY, ENV = "database", "secret_key", "env"
+PIECE_BYTES = 2**20
+OWNER_ALONE = 0o600 << 16  # as a zip keeps the mode of a file
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one file in a backup has to be."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a backup is of, and what is in it."""
+
+    version: str
+    """Of the code that made it."""
+    schema: str
+    """The last migration of the database."""
+    database: str
+    """`sqlite` or `postgresql`."""
+    taken_at: str
+    counts: Mapping[str, int]
+    """How many rows each table has."""
+    files: Mapping[str, Part]
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Let the block write a file, readable to its owner alone, which appears under its name once it is whole.
+
+    Raises BackupError where there is one already, or it cannot be written.
+    """
+    if path.exists():
+        raise BackupError(f"{path} is there already: name another file, or move it away")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield make_private(draft)
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.link(draft, path)  # which never replaces anything
+    except FileExistsError as error:
+        raise BackupError(f"{path} is there already: name another file, or move it away") from error
+    except OSError as error:
+        raise BackupError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def pack(draft: Path, files: Mapping[str, Path], about: Mapping[str, Any]) -> Manifest:
+    """Write a zip of these files, by their names in it, and of a manifest that says `about` and their checksums."""
+    with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        parts = {name: _add(archive, name, path) for name, path in files.items()}
+        manifest = Manifest(**about, files=parts)
+        told = {"product": PRODUCT, "format": FORMAT, **asdict(manifest)}
+        archive.writestr(_entry(MANIFEST), json.dumps(told, indent=2))
+    return manifest
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = OWNER_ALONE
+    return entry
+
+
+def _add(archive: zipfile.ZipFile, name: str, path: Path) -> Part:
+    with path.open("rb") as source, archive.open(_entry(name), "w", force_zip64=True) as target:
+        return _copy(source, target)
+
+
+def _copy(source: IO[bytes], target: IO[bytes]) -> Part:
+    digest, size = hashlib.sha256(), 0
+    while piece := source.read(PIECE_BYTES):
+        digest.update(piece)
+        target.write(piece)
+        size += len(piece)
+    return Part(size, digest.hexdigest())
+
+
+class Archive:
+    """A backup that is there, to be read."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what is in it. Raises BackupError where it is none, or one of a later version."""
+        self._path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                told = json.loads(archive.read(MANIFEST))
+            product, format_ = told.pop("product"), told.pop("format")
+            files = {name: Part(**part) for name, part in told.pop("files").items()}
+        except OSError as error:
+            raise BackupError(f"{path} cannot be read: {error.strerror or error}") from error
+        except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, EOFError) as error:
+            raise BackupError(f"{path} is broken, or no backup of TokenRouter's") from error
+        if product != PRODUCT or format_ != FORMAT:
+            raise BackupError(f"{path} was made by a later version of TokenRouter: restore it with that one")
+        self.manifest = Manifest(**told, files=files)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.manifest.files
+
+    def extract(self, name: str, path: Path) -> None:
+        """Write one of its files to a new one, readable to its owner alone.
+
+        Raises BackupError where it is not what the manifest says; then nothing is left of it.
+        """
+        try:
+            with zipfile.ZipFile(self._path) as archive, archive.open(name) as source:
+                part = _extract(source, make_private(path))
+            if part != self.manifest.files[name]:
+                raise zipfile.BadZipFile(f"{name} is not what was put there")
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+            path.unlink(missing_ok=True)
+            raise BackupError(f"{self._path} is broken: {name} in it is not what was put there") from error
+
+
+def _extract(source: IO[bytes], path: Path) -> Part:
+    with path.open("wb") as target:
+        part = _copy(source, target)
+        target.flush()
+        os.fsync(target.fileno())
+    return part

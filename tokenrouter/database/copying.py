@@ -1,0 +1,70 @@
+"""Copy all rows from one database to another, of either kind, and let the ids of new rows go on where they were."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Table, func, insert, inspect, select, text
+from sqlalchemy.engine import Connection, Engine
+
+from tokenrouter.database.connections import without_time_limit
+from tokenrouter.database.tables import db, writing
+
+ROWS_AT_ONCE = 1000
+
+
+def copy_rows(source: Engine, target: Engine) -> None:
+    """Copy the rows of all tables into those of another database, all or none."""
+    with _snapshot(source) as reading, writing(target) as connection:
+        for table in db.metadata.sorted_tables:
+            _copy_table(table, reading, connection)
+            if (column := table.autoincrement_column) is not None:
+                most = reading.execute(select(func.coalesce(func.max(column), 0))).scalar_one()
+                _go_on_after(table, max(most, _last_id(table, reading)), connection)
+
+
+@contextmanager
+def _snapshot(engine: Engine) -> Iterator[Connection]:
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":  # SQLite's transactions are snapshots by themselves
+            connection.execution_options(isolation_level="REPEATABLE READ")
+        without_time_limit(connection)
+        yield connection
+
+
+def _copy_table(table: Table, source: Connection, target: Connection) -> None:
+    options = {"stream_results": True, "yield_per": ROWS_AT_ONCE}
+    for rows in source.execute(select(table), execution_options=options).mappings().partitions():
+        target.execute(insert(table), [dict(row) for row in rows])
+
+
+def _last_id(table: Table, connection: Connection) -> int:
+    """Return the last id that was given to a row, which may be gone; 0 where that is not known."""
+    if connection.dialect.name == "sqlite":
+        if not inspect(connection).has_table("sqlite_sequence"):
+            return 0
+        last = text("SELECT seq FROM sqlite_sequence WHERE name = :name")
+        return connection.execute(last, {"name": table.name}).scalar() or 0
+    last = text("SELECT pg_sequence_last_value(CAST(:name AS regclass))")
+    return connection.execute(last, {"name": _sequence(table, connection)}).scalar() or 0
+
+
+def _go_on_after(table: Table, id_: int, connection: Connection) -> None:
+    """Let the next row have a higher id than this."""
+    if not id_:
+        return
+    values: dict[str, Any] = {"name": table.name, "last": id_}
+    if connection.dialect.name == "postgresql":
+        values["name"] = _sequence(table, connection)
+        connection.execute(text("SELECT setval(CAST(:name AS regclass), :last)"), values)
+    elif table.dialect_options["sqlite"]["autoincrement"]:  # others go on after the last row that is there
+        connection.execute(text("DELETE FROM sqlite_sequence WHERE name = :name"), values)
+        connection.execute(text("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :last)"), values)
+
+
+def _sequence(table: Table, connection: Connection) -> str:
+    column = table.autoincrement_column
+    named = text("SELECT pg_get_serial_sequence(:table, :column)")
+    values = {"table": table.name, "column": column.name if column is not None else ""}
+    name: str = connection.execute(named, values).scalar_one()
+    return name
