@@ -117,10 +117,19 @@ OF_TOKENS = DailyBooks(
     of_pruned=(PrunedUsage.token_id,),
     of_days=(TokenUsageDaily.token_id,),
 )
+
+
+def _words(*words: str) -> list[Any]:
+    """Spell them out in the statement, for those that are compiled once."""
+    return [literal_column(f"'{word}'") for word in words]
+
+
 COUNTED_MODEL = case(
     (
         or_(
-            and_(RequestLog.status == REJECTED, RequestLog.error_code.in_((ModelNotFound.code, TeamDisabled.code))),
+            and_(
+                RequestLog.status == REJECTED, RequestLog.error_code.in_(_words(ModelNotFound.code, TeamDisabled.code))
+            ),
             and_(
                 RequestLog.status == PROVIDER_ERROR,
                 or_(RequestLog.error_code == ModelNotFound.code, RequestLog.reason.startswith(UNKNOWN_MODEL)),
@@ -135,7 +144,7 @@ COUNTED_MODEL = case(
 _IS_SETTLED = RequestLog.status != PENDING
 SUMS_OF_CALLS = (
     func.sum(case((_IS_SETTLED, RequestLog.repeats), else_=0)),
-    func.sum(case((RequestLog.status.in_(FAILURES), RequestLog.repeats), else_=0)),
+    func.sum(case((RequestLog.status.in_(_words(*FAILURES)), RequestLog.repeats), else_=0)),
     func.sum(case((_IS_SETTLED, RequestLog.prompt_tokens), else_=0)),
     func.sum(case((_IS_SETTLED, RequestLog.completion_tokens), else_=0)),
     func.sum(RequestLog.charged_tokens),

@@ -17,7 +17,6 @@ from sqlalchemy import (
     Date,
     and_,
     bindparam,
-    cast,
     delete,
     func,
     literal_column,
@@ -26,22 +25,22 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.connections import driver_connection
 from tokenrouter.database.log_status import PENDING
+from tokenrouter.database.statements import Inserter, Statement
 from tokenrouter.database.sums import Sums
 from tokenrouter.database.tables import CostCorrection, GivenItem, GivenResponse, PrunedUsage, RequestLog, writing
-from tokenrouter.ledger.comparison import COUNTED_MODEL, DAY, SUMS_OF_CALLS
+from tokenrouter.ledger.comparison import COUNTED_MODEL, SUMS_OF_CALLS
 from tokenrouter.ledger.undoing import keep_corrections_out
 from tokenrouter.periods import midnight
 
-BATCH_S = 0.003  # of writing, for which others may have to wait
+BATCH_S = 0.005  # of writing, for which others may have to wait
 REST = 4  # times as long as a batch took, in which the others have their turns
-FIRST_ROWS, LEAST_ROWS, MOST_ROWS = 50, 10, 1000  # of a batch
+FIRST_ROWS, LEAST_ROWS, MOST_ROWS = 50, 20, 1000  # of a batch
 LOOKED_THROUGH = 5000  # rows, in one read
 BATCHES_A_CHECKPOINT = 20
 INCREMENTAL = 2  # what SQLite calls a file that can be made smaller in steps
@@ -77,7 +76,8 @@ def prune(engine: Engine, before: date, zone: ZoneInfo, *, by: Actor) -> Pruned:
     batches = Batches(engine, before, by)
     since = datetime.fromtimestamp(midnight(before, zone), UTC)
     pruned = Pruned(before)
-    pruned.calls = batches.delete((RequestLog.id,), _is_old_call(before), partial(_prune_calls, before))
+    is_old = before > _DAY, RequestLog.status != PENDING
+    pruned.calls = batches.delete((RequestLog.id,), and_(*is_old), partial(_prune_calls, before))
     pruned.responses = batches.delete(*_given(GivenResponse, GivenResponse.response_hash, since))
     pruned.items = batches.delete(*_given(GivenItem, GivenItem.item_hash, since))
     pruned.keeps_size = not batches.give_back_space()
@@ -105,10 +105,11 @@ class Batches:
         return deleted
 
     def _recorded(self, step: Step, batch: Sequence[Key], connection: Connection) -> int:
+        done = step(connection, batch)
         if not self._count:
             told = {"log_before": self._before.isoformat()}
             changes.record(connection, self._by, changes.LOG_PRUNE, Changed(None, None, None, told))
-        return step(connection, batch)
+        return done
 
     def _write(self, run: Callable[[Connection], int]) -> int:
         """Run one batch in a transaction of its own, and leave the others their turns; the next takes BATCH_S."""
@@ -166,37 +167,50 @@ def _old_keys(engine: Engine, key: Sequence[Any], is_old: ColumnElement[bool]) -
         last = end
 
 
-def _is_old_call(before: date) -> ColumnElement[bool]:
-    return and_(before.isoformat() > DAY, RequestLog.status != PENDING)
+# calls, by statements that are compiled once: batches are many and short
+
+_DAY = func.coalesce(RequestLog.day, func.date(RequestLog.created_at))  # of a call from before it was kept, in UTC
+_IS_OLD = and_(bindparam("before", type_=Date) > _DAY, RequestLog.status != literal_column(f"'{PENDING}'"))
+_IS_MEANT = and_(RequestLog.id.between(bindparam("first"), bindparam("last")), _IS_OLD)
 
 
-def _prune_calls(before: date, connection: Connection, keys: Sequence[Key]) -> int:
-    """Delete calls, and keep what they came to; the corrections of their costs keep what they need to know of them."""
-    keep_corrections_out(connection)
-    chosen = select(RequestLog.id).where(RequestLog.id.in_([id_ for (id_,) in keys]), _is_old_call(before))
-    ids = connection.execute(chosen.order_by(RequestLog.id).with_for_update()).scalars().all()
-    is_meant = RequestLog.id.in_(ids)
-    _keep_sums(connection, is_meant)
-    of_call = {"token_id": RequestLog.token_id, "began_at": RequestLog.created_at, "latency_ms": RequestLog.latency_ms}
-    connection.execute(update(CostCorrection).where(CostCorrection.is_of(RequestLog.id), is_meant).values(of_call))
-    connection.execute(delete(RequestLog).where(is_meant))
-    return len(ids)
-
-
-def _keep_sums(connection: Connection, is_meant: ColumnElement[bool]) -> None:
-    on_postgresql = connection.dialect.name == "postgresql"
-    key = {
-        "day": cast(DAY, Date) if on_postgresql else DAY,
+def _keep_sums(insert: Inserter) -> Any:
+    key: dict[str, Any] = {
+        "day": _DAY,
         "team_id": RequestLog.team_id,
         "group_id": func.coalesce(RequestLog.group_id, literal_column("0")),
         "token_id": RequestLog.token_id,
         "model": COUNTED_MODEL,
     }
-    summed = select(*key.values(), *SUMS_OF_CALLS).where(is_meant).group_by(*key.values())
-    insert = postgresql.insert if on_postgresql else sqlite.insert
+    summed = select(*key.values(), *SUMS_OF_CALLS).where(_IS_MEANT).group_by(*key.values())
     adding = insert(PrunedUsage).from_select([*key, *Sums._fields], summed)
     more = {name: getattr(PrunedUsage, name) + adding.excluded[name] for name in Sums._fields}
-    connection.execute(adding.on_conflict_do_update(index_elements=list(key), set_=more))
+    return adding.on_conflict_do_update(index_elements=list(key), set_=more)
+
+
+KEEP_SUMS = Statement(_keep_sums)
+DETACH_CORRECTIONS = Statement(
+    update(CostCorrection)
+    .where(CostCorrection.call_id.between(bindparam("first"), bindparam("last")))
+    .where(CostCorrection.is_of(RequestLog.id), _IS_MEANT)
+    .values(token_id=RequestLog.token_id, began_at=RequestLog.created_at, latency_ms=RequestLog.latency_ms)
+)
+DELETE_CALLS = Statement(delete(RequestLog).where(_IS_MEANT))
+
+
+def _prune_calls(before: date, connection: Connection, keys: Sequence[Key]) -> int:
+    """Delete calls, and keep what they came to; the corrections of their costs keep what they need to know of them."""
+    if connection.dialect.name == "postgresql":  # so that all statements see the same calls
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    keep_corrections_out(connection)
+    driver, values = driver_connection(connection), {"first": keys[0][0], "last": keys[-1][0], "before": before}
+    KEEP_SUMS.execute(driver, values)
+    DETACH_CORRECTIONS.execute(driver, values)
+    deleted: int = DELETE_CALLS.execute(driver, values).rowcount
+    return deleted
+
+
+# what teams were given
 
 
 def _given(
@@ -204,12 +218,10 @@ def _given(
 ) -> tuple[Sequence[Any], ColumnElement[bool], Step]:
     """Return key, what is old, and how it is deleted, of what teams were given."""
     is_old = table.created_at < since
-    is_meant = table.team_id == bindparam("team"), hashed == bindparam("hash"), is_old
+    deleting = delete(table).where(table.team_id == bindparam("team"), hashed == bindparam("hash"), is_old)
 
     def step(connection: Connection, keys: Sequence[Key]) -> int:
-        connection.execute(
-            delete(table).where(*is_meant), [dict(zip(("team", "hash"), key, strict=True)) for key in keys]
-        )
+        connection.execute(deleting, [{"team": team, "hash": hash_} for team, hash_ in keys])
         return len(keys)
 
     return (table.team_id, hashed), is_old, step
