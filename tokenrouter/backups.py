@@ -137,7 +137,7 @@ def restore(app: Flask, archive: Archive, *, with_env: bool = False) -> Restored
     everything is as it was.
     """
     moved: list[str] = []
-    name = f"before-restore-{snapshots.stamp()}"
+    name = f"before-restore-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
     with app.app_context():
         refuse_while_served(db.engine)
         with snapshots.moved_aside(db.engine, name) as where:

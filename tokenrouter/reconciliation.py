@@ -22,6 +22,7 @@ from tokenrouter.database.tables import (
     clamp_text,
 )
 from tokenrouter.errors import ProviderTimeout
+from tokenrouter.ledger import last_day_pruned
 from tokenrouter.ledger.costs import DOLLARS
 from tokenrouter.matching import LATER, OurCall, Pair, Reason, match, tokens_of
 from tokenrouter.money import BILLION, decimal_string
@@ -117,6 +118,8 @@ class Reconciliation:
     """Those that differ, the newest first."""
     is_in_dollars: bool
     """Whether what we count can be compared with the provider's dollars."""
+    log_since: date | None = None
+    """The first day that the log still has, where calls of days before have left it."""
 
     @property
     def days(self) -> list[date]:
@@ -167,13 +170,15 @@ class Reconciliation:
 def reconcile(
     engine: Engine, since: date, until: date, zone: ZoneInfo, key_name: str | None = None, *, currency: str = DOLLARS
 ) -> Reconciliation:
-    """Compare the days from one to another, both within, as far as the provider's record of them is kept.
+    """Compare the days from one to another, both within, as far as the provider's record of them is kept, and the log.
 
     `key_name` leaves out what other keys of the account did, where the provider tells it.
     """
     kept = provider_record.kept(engine)
     begin, end = _bounds(since, until, zone)
     with engine.connect() as connection:
+        if (log_since := _log_since(connection)) is not None:
+            begin = max(begin, _bounds(log_since, until, zone)[0])
         ours = list(_calls(connection, begin - MARGIN, end + MARGIN))
         theirs = [Entry(**row._mapping) for row in connection.execute(_entries(begin - MARGIN, end + MARGIN, key_name))]
     pairs = [pair for pair in match(ours, theirs) if begin <= pair.began < end and _is_comparable(pair, kept)]
@@ -184,7 +189,14 @@ def reconcile(
         _count(lines.setdefault((day, model.casefold()), Line(day, model)), pair, is_in_dollars)
     differing = [pair for pair in pairs if pair.gap_tokens or pair.ours is None or pair.theirs is None]
     differing.sort(key=lambda pair: pair.began, reverse=True)
-    return Reconciliation(since, until, kept, [lines[key] for key in sorted(lines)], differing, is_in_dollars)
+    return Reconciliation(
+        since, until, kept, [lines[key] for key in sorted(lines)], differing, is_in_dollars, log_since
+    )
+
+
+def _log_since(connection: Connection) -> date | None:
+    last = last_day_pruned(connection)
+    return None if last is None else last + DAY
 
 
 def _bounds(since: date, until: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
@@ -349,6 +361,10 @@ class ReconciledDay:
 
 def reconcile_days(engine: Engine, since: date, until: date) -> list[ReconciledDay]:
     """Compare the days of a provider that tells these alone; one that is not whole, until it was read last."""
+    with engine.connect() as connection:
+        log_since = _log_since(connection)
+    if log_since is not None:
+        since = max(since, log_since + DAY)  # whole by UTC, wherever the days of the log begin
     return [_reconciled(day) for day in provider_days.days(engine, since, until)]
 
 

@@ -59,9 +59,7 @@ def written(path: Path) -> Iterator[Path]:
         yield make_private(draft)
         with draft.open("rb+") as file:
             os.fsync(file.fileno())
-        os.link(draft, path)  # which never replaces anything
-    except FileExistsError as error:
-        raise BackupError(f"{path} is there already: name another file, or move it away") from error
+        draft.rename(path)
     except OSError as error:
         raise BackupError(f"{path} cannot be written: {error.strerror}") from error
     finally:

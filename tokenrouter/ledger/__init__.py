@@ -7,7 +7,7 @@ a circle. Whoever settles a call first takes its row from `pending`: that succee
 
 from tokenrouter.ledger.books import add_extra, begin_due_periods, check_extras, recover, reset
 from tokenrouter.ledger.corrections import Corrected, correct_costs
-from tokenrouter.ledger.pruning import Pruned, first_day_kept, prune
+from tokenrouter.ledger.pruning import Pruned, first_day_kept, last_day_pruned, prune
 from tokenrouter.ledger.responses import Given, first_unknown_item, tokens_of_response
 from tokenrouter.ledger.rules import CallerChanged, CallRequest, Outcome, Reservation
 from tokenrouter.ledger.undoing import keep_corrections_out, undo_extra, undo_resets
@@ -32,6 +32,7 @@ __all__ = [
     "first_day_kept",
     "first_unknown_item",
     "keep_corrections_out",
+    "last_day_pruned",
     "prune",
     "recover",
     "repair",

@@ -67,6 +67,12 @@ def first_day_kept(days: int, zone: ZoneInfo) -> date:
     return datetime.now(zone).date() - timedelta(days=days)
 
 
+def last_day_pruned(connection: Connection) -> date | None:
+    """Return the last day of which calls have left the log; None where none have."""
+    day: date | None = connection.execute(select(func.max(PrunedUsage.day))).scalar()
+    return day
+
+
 def prune(engine: Engine, before: date, zone: ZoneInfo, *, by: Actor) -> Pruned:
     """Delete what is of days before this one; pending calls, totals and counters stay.
 
