@@ -1,6 +1,7 @@
 """Pruning: calls leave the log by whole days, and the books stay as provable as they were."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -173,6 +174,27 @@ def test_batches_of_the_same_day_add_up(app: Flask, member: Member, monkeypatch:
     with db.engine.connect() as connection:
         (kept,) = connection.execute(select(PrunedUsage.requests, PrunedUsage.total_tokens)).all()
     assert tuple(kept) == (2, 2000)
+
+
+def test_prunes_and_repairs_at_once_count_each_call_once(app: Flask, member: Member, monkeypatch: pytest.MonkeyPatch):
+    for _ in range(30):
+        settle(runtime.of(app).ledger, member, ok(1000, 0))
+    make_old()
+    in_batches_of_one(monkeypatch)
+    with ThreadPoolExecutor(3) as pool:
+        prunes = [pool.submit(in_app(app, prune)) for _ in range(2)]
+        repairs = pool.submit(in_app(app, lambda: [ledger.repair(db.engine, by=TESTER) for _ in range(5)]))
+        assert sum(done.result().calls for done in prunes) == 30
+        assert repairs.result() == [[]] * 5
+    assert (count(RequestLog), problems()) == (0, [])
+
+
+def in_app(app: Flask, run: Callable[[], Any]) -> Callable[[], Any]:
+    def run_in_app() -> Any:
+        with app.app_context():
+            return run()
+
+    return run_in_app
 
 
 def test_command_says_what_it_does_and_needs_to_know_how_old(runner: FlaskCliRunner, used: Member):

@@ -21,6 +21,7 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
+    text,
     true,
     tuple_,
     update,
@@ -71,6 +72,12 @@ def last_day_pruned(connection: Connection) -> date | None:
     """Return the last day of which calls have left the log; None where none have."""
     day: date | None = connection.execute(select(func.max(PrunedUsage.day))).scalar()
     return day
+
+
+def keep_pruning_out(connection: Connection) -> None:
+    """Let nobody else prune until this transaction ends; it comes before anything is read."""
+    if connection.dialect.name == "postgresql":  # on SQLite nobody else writes
+        connection.execute(text("LOCK TABLE pruned_usage IN SHARE ROW EXCLUSIVE MODE"))
 
 
 def prune(engine: Engine, before: date, zone: ZoneInfo, *, by: Actor) -> Pruned:
@@ -206,8 +213,9 @@ DELETE_CALLS = Statement(delete(RequestLog).where(_IS_MEANT))
 
 def _prune_calls(before: date, connection: Connection, keys: Sequence[Key]) -> int:
     """Delete calls, and keep what they came to; the corrections of their costs keep what they need to know of them."""
-    if connection.dialect.name == "postgresql":  # so that all statements see the same calls
+    if connection.dialect.name == "postgresql":  # so that all statements see the same calls; locks come first
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    keep_pruning_out(connection)
     keep_corrections_out(connection)
     driver, values = driver_connection(connection), {"first": keys[0][0], "last": keys[-1][0], "before": before}
     KEEP_SUMS.execute(driver, values)

@@ -67,6 +67,7 @@ from tokenrouter.ledger.comparison import (
 from tokenrouter.ledger.counters import IS_PENDING, NOW
 from tokenrouter.ledger.leases import LEASE_S
 from tokenrouter.ledger.operations import PENDING_CALLS
+from tokenrouter.ledger.pruning import keep_pruning_out
 
 CLOCKS_DIFFER = timedelta(hours=25)  # a row's time is that of the machine which made it
 MOST_LINES = 100  # of one kind
@@ -137,6 +138,7 @@ def repair(engine: Engine, *, by: Actor) -> list[str]:
     """
     with writing(engine) as connection:
         without_time_limit(connection)
+        keep_pruning_out(connection)
         changed = [each for books in (OF_GROUPS, OF_TEAMS) for each in _repair_books(connection, books)]
         changes.record(connection, by, changes.USAGE_REPAIR, *changed)
     return [_describe_change(each) for each in changed]
