@@ -5,6 +5,7 @@ import os
 import re
 import threading
 import zipfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from test_prices import request
 from tokenrouter import backups, create_app, ledger, runtime, teams
 from tokenrouter.config import ConfigError
 from tokenrouter.database import schema, snapshots
+from tokenrouter.database.connections import open_connection
 from tokenrouter.database.snapshots import BackupError
 from tokenrouter.database.tables import Job, RequestLog, Worker, db, writing
 
@@ -170,21 +172,41 @@ def test_backup_of_an_older_version_is_brought_up_to_date(app: Flask, runner: Fl
 
 
 @pytest.mark.sqlite_only
+def test_file_that_an_older_version_made_shrinks_once_it_is_restored(runner: FlaskCliRunner, app: Flask, team: Member):
+    runtime.of(app).ledger.close(10)
+    with closing(open_connection(db.engine, 0)) as connection:
+        connection.execute("PRAGMA auto_vacuum = NONE")
+        connection.execute("VACUUM")
+    said = "The database keeps its size"
+    assert said in runner.invoke(args=["logs", "prune", "--older-than", "7", "--yes"]).output
+    assert runner.invoke(args=["backup", "saved.zip"]).exit_code == 0
+    assert runner.invoke(args=["restore", "saved.zip", "--yes"]).exit_code == 0
+    assert said not in runner.invoke(args=["logs", "prune", "--older-than", "7", "--yes"]).output
+
+
+@pytest.mark.sqlite_only
 def test_nights_back_up_and_prune_where_the_settings_say_so(settings: dict[str, str], tmp_path: Path):
     settings |= {"BACKUP_FOLDER": str(tmp_path / "nights"), "LOG_RETENTION_DAYS": "30"}
     app = create_app(settings)
     jobs = runtime.of(app).jobs
     assert {"backup", "old calls"} <= set(jobs.names)
-    with app.app_context():
-        with writing(db.engine) as connection:
-            for name in ("backup", "old calls"):
-                connection.execute(db.insert(Job).values(name=name, due_at=0))
-        jobs.run_due()
-        with db.engine.connect() as connection:
-            of_the_night = db.select(Job.error).where(Job.name.in_(["backup", "old calls"]), Job.ended_at.is_not(None))
-            assert connection.execute(of_the_night).scalars().all() == [None, None]
+    with app.app_context(), writing(db.engine) as connection:
+        for name in ("backup", "old calls"):
+            connection.execute(db.insert(Job).values(name=name, due_at=0))
+    jobs.run_due()  # as in a thread of its own, outside of any app's context
+    with app.app_context(), db.engine.connect() as connection:
+        of_the_night = db.select(Job.error).where(Job.name.in_(["backup", "old calls"]), Job.ended_at.is_not(None))
+        assert connection.execute(of_the_night).scalars().all() == [None, None]
     runtime.close(app)
     assert len(list((tmp_path / "nights").iterdir())) == 1
+
+
+@pytest.mark.sqlite_only
+def test_backup_of_what_is_not_there_is_refused_in_one_line(app: Flask, runner: FlaskCliRunner):
+    db.engine.dispose()
+    Path(db.engine.url.database).rename("elsewhere.db")
+    refused = runner.invoke(args=["backup", "saved.zip"])
+    assert (refused.exit_code, "cannot be copied" in refused.stderr, Path("saved.zip").exists()) == (1, True, False)
 
 
 def test_backup_that_was_cut_is_refused(runner: FlaskCliRunner, backup: Path):
@@ -225,6 +247,8 @@ def test_nightly_backups_rotate_and_leave_other_files(app: Flask, team: Member, 
     monkeypatch.setattr(snapshots, "stamp", lambda: f"20261128-0300{next(moments)}")
     folder.mkdir()
     (folder / "tokenrouter-by-hand.zip").touch()
+    (folder / ".backup-killed").mkdir()
+    os.utime(folder / ".backup-killed", (0, 0))
     for _ in range(3):
         backups.take_nightly(db.engine, folder, Path(app.instance_path), keep=2)
     assert sorted(path.name for path in folder.iterdir()) == [

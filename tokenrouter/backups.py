@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +30,7 @@ from tokenrouter.version import VERSION
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".zip"
+LEFTOVER_S = 86400.0
 NIGHTLY = re.compile(r"tokenrouter-\d{8}-\d{6}\.zip")
 
 
@@ -74,6 +77,8 @@ def _snapshot(engine: Engine, path: Path) -> dict[str, object]:
         with copy.connect() as connection:
             counts, revision = snapshots.counts(connection), schema.stored_revision(connection)
         copy.dispose()
+    if revision is None:
+        raise BackupError(f"there is no database of TokenRouter's yet at {engine.url.render_as_string()}")
     return {
         "version": VERSION,
         "schema": revision,
@@ -101,6 +106,7 @@ def prepare_folder(folder: Path) -> None:
 def take_nightly(engine: Engine, folder: Path, instance: Path, keep: int) -> Path:
     """Write a backup into the folder, and delete the oldest of those that were written so, but for `keep` of them."""
     prepare_folder(folder)
+    _remove_leftovers(folder)
     path = folder / name_of_now()
     take(engine, path, instance)
     ours = sorted(file for file in folder.iterdir() if NIGHTLY.fullmatch(file.name))
@@ -108,6 +114,13 @@ def take_nightly(engine: Engine, folder: Path, instance: Path, keep: int) -> Pat
         old.unlink()
     logger.info("Wrote the backup %s", path)
     return path
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what backups began long ago and could not end, since their process was killed."""
+    for path in (*folder.glob(".backup-*"), *folder.glob(".tokenrouter-*.part")):
+        if path.stat().st_mtime < time.time() - LEFTOVER_S:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 # restore

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from tokenrouter.config import ConfigError
 from tokenrouter.database import snapshots, tables
+from tokenrouter.database.snapshots import BackupError
 from tokenrouter.database.tables import db
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ def _save(revision: str) -> Path:
         if copied == revision:  # else another process has migrated just now
             draft.replace(saved)
             logger.warning("Saved the database as %s, before it is brought up to date", saved)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, BackupError) as error:
         raise ConfigError(
             f"DATABASE_URL: the database has to be brought up to date, and cannot be saved as {saved} before: "
             f"{cause_of(error)}"

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -38,10 +39,16 @@ def make_private(path: Path) -> Path:
 
 
 def sqlite_copy(engine: Engine, path: Path) -> None:
-    """Write the database as it is now into a new file, compact, and as one that can be made smaller in steps."""
+    """Write the database as it is now into a new file, compact, and as one that can be made smaller in steps.
+
+    Raises BackupError.
+    """
     make_private(path)
-    with closing(open_connection(engine, 0)) as connection:
-        connection.execute("VACUUM INTO ?", (str(path),))
+    try:
+        with closing(open_connection(engine, 0)) as connection:
+            connection.execute("VACUUM INTO ?", (str(path),))
+    except sqlite3.Error as error:
+        raise BackupError(f"the database cannot be copied: {error}") from error
 
 
 def counts(connection: Connection) -> dict[str, int]:
