@@ -2,11 +2,14 @@
 
 import itertools
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 from random import Random
 
 import pytest
 import toktok
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -524,3 +527,10 @@ def test_no_grant_holds_more_than_is_left_or_limits_to_more_than_was_asked(quota
             case tokens, limit:
                 assert tokens <= quota - used - held
                 assert limit is None or 0 < limit * choices < output
+
+
+def test_loading_the_tables_leaves_no_thread_whose_locks_a_fork_would_copy():
+    code = "import os; from tokenrouter.metering.counting import load_tables; load_tables(); "
+    code += "print(os.listdir('/proc/self/task') == [str(os.getpid())])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert ran.stdout == "True\n", ran.stderr
