@@ -26,6 +26,7 @@ settings = preload()  # makes the app, which the workers share; on HUP this file
 
 bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
 worker_class = "tokenrouter.worker.gunicorn_worker.Worker"  # gthread, with lighter threads
+logger_class = "tokenrouter.worker.gunicorn_log.Logger"
 workers = settings.web_concurrency
 threads = settings.threads + SPARE_THREADS
 worker_connections = threads * 2 + 1000  # connections kept open between calls count too

@@ -105,6 +105,8 @@ def test_nothing_set_gives_the_contracts_defaults():
         "CURRENCY": "USD",
         "PROVIDER_REQUESTS_PER_MINUTE": None,
         "PROVIDER_TEAM_IDS": False,
+        "LOG_FORMAT": "text",
+        "METRICS_TOKEN": "",
     }
 
 
@@ -150,6 +152,8 @@ BAD_VALUES = {
     "CORS_ORIGINS": (",", "app.example", "https://", "https://a.example/path", "https://*.example", "https://a b"),
     "PROVIDER_REQUESTS_PER_MINUTE": (*COUNTS, "0"),
     "PROVIDER_TEAM_IDS": ("maybe", "2", "   "),
+    "LOG_FORMAT": ("jsonl", "text,json", "   "),
+    "METRICS_TOKEN": ("two words", "schlüssel"),
 }
 
 

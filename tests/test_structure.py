@@ -15,13 +15,14 @@ from tokenrouter.config import SETTINGS
 
 PACKAGE = ROOT / "tokenrouter"
 LADDER = (
-    "version troubles addresses natural_order figures qr spreadsheet unpriced",
+    "logs version",
+    "troubles addresses natural_order figures qr spreadsheet unpriced",
     "config errors untrusted_json periods money price_proposals docs standin",
     "database provider metering request_body first_start unknown_paths cors",
     "attempts auth changes payload reports worker matching provider_days",
     "ledger",
     "teams alerts",
-    "prices account account_pace backups",
+    "prices account account_pace backups call_lines",
     "runway provider_record",
     "reconciliation commitments doctor",
     "runtime api cli",

@@ -29,10 +29,10 @@ from tokenrouter import (
     errors,
     first_start,
     health,
+    logs,
     request_body,
     runtime,
     site,
-    troubles,
     unknown_paths,
     v1,
 )
@@ -77,7 +77,6 @@ def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
     leaves the first to those commands that need it.
     Raises ConfigError; under a `flask` command it ends the program with that one line instead.
     """
-    troubles.init()
     if overrides is None and preload.prepared_app() is None and "gunicorn.arbiter" in sys.modules:
         print(f"Error: {NOT_CONFIGURED.format(folder=Path(__file__).parent.parent)}", file=sys.stderr, flush=True)
         sys.exit(APP_LOAD_ERROR)
@@ -115,6 +114,7 @@ def _prepare_files(app: Flask, settings: Settings) -> None:
 
 
 def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
+    logs.init(settings.log_format, settings.secrets())
     app = SyncFlask(__name__)
     app.config.update(
         SQLALCHEMY_DATABASE_URI=settings.database_url,
@@ -155,7 +155,6 @@ def prepare(*, may_ask: bool) -> Flask:
     open, since they must not share a connection. `may_ask` allows the questions of a first start.
     Raises ConfigError.
     """
-    troubles.init()
     settings = first_start.load_for_serving(may_ask=may_ask)
     app = _assemble(settings, {})
     _prepare_files(app, settings)

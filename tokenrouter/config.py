@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import dotenv
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
+
+from tokenrouter import logs
 
 ENV_FILE = Path(".env")
 DEFAULT_ADMIN_PASSWORD = "admin123"
@@ -158,7 +160,14 @@ def _account(text: str) -> str:
     return text
 
 
+def _log_format(text: str) -> str:
+    if (text := text.strip().lower()) not in logs.FORMATS:
+        raise ValueError
+    return text
+
+
 _ANY_TEXT = Reader("a text", str)
+LOG_FORMAT = Reader(" or ".join(logs.FORMATS), _log_format)
 API_KEY = Reader("printable ASCII characters without spaces", printable_text)
 
 
@@ -215,7 +224,16 @@ class Settings:
     backup_folder: str = _setting("", _ANY_TEXT)
     backup_keep: int = _setting("7", _whole(1, 1000))
     log_retention_days: int | None = _setting("", _whole(1, MOST_RETENTION_DAYS))
+    log_format: Literal["text", "json"] = _setting("text", LOG_FORMAT)
+    metrics_token: str = _setting("", API_KEY, secret=True)
     origins: Mapping[str, str] = field(repr=False)
+
+    def secrets(self) -> set[str]:
+        """Return what no line of a log may have: the secret settings, and the passwords within URLs."""
+        values = {name: getattr(self, setting.name) for name, setting in SETTINGS.items()}
+        secret = {values[name] for name, setting in SETTINGS.items() if setting.metadata["secret"]}
+        passwords = [urlsplit(url).password or "" for name, url in values.items() if name.endswith("_URL") and url]
+        return {each for each in (*secret, *passwords, *map(unquote, passwords)) if each}
 
     def __repr__(self) -> str:
         """Name the class alone: a traceback or a debug line must not print a secret."""

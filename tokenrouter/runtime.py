@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from flask import Flask, current_app
 from sqlalchemy.engine import Engine
 
-from tokenrouter import account_pace, backups, provider_record
+from tokenrouter import account_pace, backups, call_lines, provider_record
 from tokenrouter.account import REFRESH_S, refresh
 from tokenrouter.auth import KnownCallers
 from tokenrouter.changes import CLOCK, Actor
@@ -52,7 +52,9 @@ def init_app(app: Flask, settings: Settings) -> None:
         pace = settings.provider_requests_per_minute
         ledger = Ledger(engine, settings.output_reserve_tokens, settings.timezone, settings.currency, pace)
     provider = Provider(settings)
-    ledger.at_heartbeat = account_pace.Keeper(engine, provider.rate_limits).keep
+    if settings.log_format == "json":
+        ledger.endings.tell(call_lines.write)
+    ledger.at_heartbeat = (account_pace.Keeper(engine, provider.rate_limits).keep,)
     slots = Slots(settings.threads, settings.team_calls)
     catalogue = Catalogue(provider, settings.default_model)
     account = Account(provider, settings, catalogue.ask)

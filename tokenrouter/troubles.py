@@ -7,20 +7,10 @@ import time
 logger = logging.getLogger(__name__)
 
 PAUSE_S = 10.0
-FORMAT, DATE_FORMAT = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s", "[%Y-%m-%d %H:%M:%S %z]"  # gunicorn's
 
 _lock = threading.Lock()
 _said_at: dict[str, float] = {}
 _left_out: dict[str, int] = {}
-
-
-def init() -> None:
-    """Give our loggers time, process and level, unless somebody has set up logging already."""
-    ours = logging.getLogger(__name__.partition(".")[0])
-    if not ours.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
-        ours.addHandler(handler)
 
 
 def warn(kind: str, message: str, *values: object, traceback_of: BaseException | None = None) -> None:

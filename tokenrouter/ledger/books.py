@@ -37,6 +37,7 @@ from tokenrouter.database.tables import (
 from tokenrouter.errors import InvalidRequest, NotFound
 from tokenrouter.ledger.costs import DOLLARS, KnownPrices
 from tokenrouter.ledger.counters import IS_PENDING, marks_of
+from tokenrouter.ledger.endings import Ending, Endings
 from tokenrouter.ledger.operations import (
     IS_ORPHAN,
     PENDING_CALLS,
@@ -56,12 +57,18 @@ WORKER_DIED = "the worker that answered it ended before the answer did"
 RECOVERY_S = 5.0  # at a time: whoever recovers has a lease of its own to renew
 
 
-def recover(engine: Engine, dead: Mapping[int, float], zone: ZoneInfo = UTC_ZONE, currency: str = DOLLARS) -> int:
+def recover(
+    engine: Engine,
+    dead: Mapping[int, float],
+    zone: ZoneInfo = UTC_ZONE,
+    currency: str = DOLLARS,
+    endings: Endings | None = None,
+) -> int:
     """Settle, at the estimate of the prompt and what was saved of the answer, the calls whose workers died.
 
     `dead` has their leases by worker: one that was renewed meanwhile lives. Calls whose workers were struck off are
     settled too. Each team has a transaction of its own: one that cannot be settled stops no other, and is tried again.
-    Return how many calls were settled.
+    What became of them is added to `endings`. Return how many calls were settled.
     """
     with engine.connect() as connection:
         teams = list(connection.execute(select(RequestLog.team_id).where(_is_abandoned(dead)).distinct()).scalars())
@@ -72,10 +79,14 @@ def recover(engine: Engine, dead: Mapping[int, float], zone: ZoneInfo = UTC_ZONE
         if time.monotonic() > deadline:
             break
         try:
-            settled += _recover_team(engine, team_id, dead, zone, KnownPrices(currency))
+            ended = _recover_team(engine, team_id, dead, zone, KnownPrices(currency))
         except Exception as error:  # whatever it is, the others have to be settled
             message = "Calls of team %d that a dead worker left cannot be settled (%s); this is tried again"
             troubles.warn("recovery", message, team_id, one_line(error), traceback_of=error)
+            continue
+        settled += len(ended)
+        if endings is not None:
+            endings.add(each._replace(is_recovered=True) for each in ended)
     if dead:
         with writing(engine) as connection:
             is_needed = exists().where(RequestLog.worker_id == Worker.id, IS_PENDING)
@@ -85,15 +96,18 @@ def recover(engine: Engine, dead: Mapping[int, float], zone: ZoneInfo = UTC_ZONE
     return settled
 
 
-def _recover_team(engine: Engine, team_id: int, dead: Mapping[int, float], zone: ZoneInfo, prices: KnownPrices) -> int:
+def _recover_team(
+    engine: Engine, team_id: int, dead: Mapping[int, float], zone: ZoneInfo, prices: KnownPrices
+) -> list[Ending]:
     with writing(engine) as connection:
         # who renews its lease just now waits, and finds its calls settled
         connection.execute(select(Worker.id).where(_is_one_of(dead)).order_by(Worker.id).with_for_update())
         calls = connection.execute(PENDING_CALLS.where(RequestLog.team_id == team_id, _is_abandoned(dead))).all()
         tx = Transaction(driver_connection(connection), 0, output_reserve_tokens=0, zone=zone, prices=prices)
-        settled = sum(_interrupt(call, tx) for call in calls)
+        for call in calls:
+            _interrupt(call, tx)
         tx.close()
-    return settled
+    return tx.endings
 
 
 def _is_one_of(dead: Mapping[int, float]) -> ColumnElement[bool]:
@@ -106,7 +120,7 @@ def _is_abandoned(dead: Mapping[int, float]) -> ColumnElement[bool]:
     return and_(IS_PENDING, or_(IS_ORPHAN, is_dead))
 
 
-def _interrupt(call: AnyRow, tx: Transaction) -> bool:
+def _interrupt(call: AnyRow, tx: Transaction) -> None:
     total = call.prompt_tokens + call.completion_tokens
     outcome = Outcome(
         status=INTERRUPTED,
@@ -117,7 +131,7 @@ def _interrupt(call: AnyRow, tx: Transaction) -> bool:
         completion_tokens=call.completion_tokens,
         total_tokens=total,
     )
-    return Settle(reservation_of(call), outcome).apply(tx)
+    Settle(reservation_of(call), outcome).apply(tx)
 
 
 def add_extra(

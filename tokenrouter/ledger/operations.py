@@ -1,6 +1,6 @@
 """The write operations of the ledger, of which the writer carries out many in one transaction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from tokenrouter.errors import (
 from tokenrouter.ledger.costs import PRICES_VERSION
 from tokenrouter.ledger.counters import IS_PENDING, NOW
 from tokenrouter.ledger.door import CountTurnedAway
+from tokenrouter.ledger.endings import Ending
 from tokenrouter.ledger.leases import Lease
 from tokenrouter.ledger.provider_pace import PATIENCE_S, SECOND_NS, Places, PlacesSeen
 from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, Repetition, key_of
@@ -105,11 +106,12 @@ class Reserve:
         (call_id,) = INSERT_CALL.execute(tx.connection, row).fetchone()
         headers = pace_headers(paced) if paced else NO_HEADERS
         limited = grant.held_cost, grant.output_limit
-        return Reservation(call_id, team_id, request.token_id, request.model, day, held, group_id, *limited, headers)
+        whose = call_id, team_id, request.token_id
+        return Reservation(*whose, request.model, day, held, group_id, *limited, headers, request)
 
     def undo(self) -> "Abandon":
         """Give back what may have been committed without our knowing."""
-        return Abandon(self.request.request_id, self.team_id, self.group_id)
+        return Abandon(self.request)
 
 
 def _let_wait(places: Places, team_id: int, tokens: int) -> MustWait:
@@ -250,9 +252,14 @@ class Reject:
         why = {"status_code": self.status_code, "error_code": self.error_code, "reason": kept_reason(self.reason)}
         INSERT_CALL.execute(tx.connection, _log_row(request, status=REJECTED, day=day, **why)).fetchone()
         whose = self.team_id, request.group_id, request.token_id
-        tx.count(*whose, day, self.counted_model, Outcome(status=REJECTED))
+        tx.count(*whose, day, self.counted_model, self._outcome)
+        tx.endings.append(Ending(request, self._outcome, cost=0))
         tx.refusals.learn(key, self._refusal(request.request_id, request.created_at, day))
         return request.request_id
+
+    @property
+    def _outcome(self) -> Outcome:
+        return Outcome(status=REJECTED, status_code=self.status_code, error_code=self.error_code)
 
     def _logged(self, tx: Transaction, day: date) -> LoggedRefusal | None:
         """Look for the row among the team's newest, whoever wrote it."""
@@ -271,8 +278,7 @@ class Reject:
         return None if row is None else self._refusal(row[0], _moment(row[1]), day)
 
     def _refusal(self, request_id: str, created_at: datetime, day: date) -> LoggedRefusal:
-        whose = self.team_id, self.request.group_id, self.request.token_id
-        return LoggedRefusal(request_id, *whose, created_at, day, self.counted_model)
+        return LoggedRefusal(request_id, self.request, self._outcome, created_at, day, self.counted_model)
 
     def undo(self) -> None:
         """Return None: the row may stay where it was written, since it moved no counter."""
@@ -318,9 +324,12 @@ class Settle:
             tx.count(*whose, call.day, self._counted_model(), self.outcome, cost=cost)
             if self.given is not None:
                 remember(tx.connection, call.team_id, self.given, self.outcome.charged_tokens)
-            return True
         # after a try whose commit was lost on the way back, the row may bear this very outcome
-        return self.tries > 1 and self._stands_in_log(tx)
+        elif self.tries == 1 or not self._stands_in_log(tx):
+            return False
+        if call.request is not None:
+            tx.endings.append(Ending(call.request, self.outcome, cost, retries=self.tries - 1))
+        return True
 
     def _cost_anew(self, tx: Transaction) -> int | None:
         """Fix the cost by the prices that are valid now, since those were changed that this process knew."""
@@ -347,19 +356,27 @@ class Settle:
 class Abandon:
     """Give back a reservation whose caller got a 503, if it was written after all."""
 
-    request_id: str
-    team_id: int
-    group_id: int | None
+    request: CallRequest
     must_happen: ClassVar[bool] = True
     durable: ClassVar[bool] = True
 
+    @property
+    def team_id(self) -> int:
+        """The team to lock."""
+        return self.request.team_id
+
+    @property
+    def group_id(self) -> int | None:
+        """The group to lock."""
+        return self.request.group_id
+
     def apply(self, tx: Transaction) -> None:
         """Settle the row, if it is there, at nothing: the provider was not called."""
-        row = PENDING_CALL.execute(tx.connection, {"request_id": self.request_id}).fetchone()
+        row = PENDING_CALL.execute(tx.connection, {"request_id": self.request.request_id}).fetchone()
         if row is not None:
             call_id, token_id, model, held_tokens, held_cost, day = row
-            whose = self.team_id, token_id
-            call = Reservation(call_id, *whose, model, _day(day), held_tokens, self.group_id, held_cost)
+            held = held_tokens, self.group_id, held_cost
+            call = Reservation(call_id, self.team_id, token_id, model, _day(day), *held, request=self.request)
             outcome = Outcome(status=PROVIDER_ERROR, status_code=503, error_code="storage_unavailable")
             Settle(call, outcome).apply(tx)
 
@@ -382,9 +399,10 @@ class CountRepeats:
         for each in self.repetitions:
             added = ADD_REPEATS.execute(tx.connection, {"refusal": each.request_id, "times": each.times})
             if added.rowcount == 1:
-                outcome = Outcome(status=REJECTED)
-                whose = self.team_id, each.group_id, each.token_id
+                request, outcome = each.request, each.outcome
+                whose = self.team_id, request.group_id, request.token_id
                 tx.count(*whose, each.day, each.counted_model, outcome, times=each.times)
+                tx.endings.append(Ending(replace(request, request_id=each.request_id), outcome, 0, each.times))
 
     def undo(self) -> None:
         """Return None: it is retried until it is written, so there is never anything to take back."""
@@ -450,7 +468,8 @@ def reservation_of(row: AnyRow) -> Reservation:
     """Return the reservation that a row of PENDING_CALLS describes."""
     day = row.day or row.created_at.date()  # of a call from before that was kept, the one in UTC
     held = row.held_tokens, row.group_id, row.held_cost
-    return Reservation(row.id, row.team_id, row.token_id, row.model, day, *held)
+    request = CallRequest(**{name: getattr(row, name) for name in REQUESTED_COLUMNS})
+    return Reservation(row.id, row.team_id, row.token_id, row.model, day, *held, request=request)
 
 
 LedgerOperation = (
@@ -484,19 +503,25 @@ PENDING_CALL = Statement(
     ).where(RequestLog.request_id == bindparam("request_id"), IS_PENDING)
 )
 STATUS_OF_CALL = Statement(select(RequestLog.status).where(RequestLog.id == bindparam("call_id")))
+REQUESTED_COLUMNS = (
+    "request_id",
+    "team_id",
+    "team_name",
+    "token_id",
+    "token_prefix",
+    "model",
+    "endpoint",
+    "stream",
+    "created_at",
+    "group_id",
+)
 PENDING_CALLS = select(
     RequestLog.id,
-    RequestLog.request_id,
-    RequestLog.team_id,
-    RequestLog.team_name,
-    RequestLog.group_id,
-    RequestLog.token_id,
-    RequestLog.model,
+    *(getattr(RequestLog, name) for name in REQUESTED_COLUMNS),
     RequestLog.held_tokens,
     RequestLog.held_cost,
     RequestLog.prompt_tokens,
     RequestLog.completion_tokens,
-    RequestLog.created_at,
     RequestLog.day,
 ).where(IS_PENDING)
 IS_ORPHAN = ~exists().where(Worker.id == RequestLog.worker_id)

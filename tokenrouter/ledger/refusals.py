@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
-from tokenrouter.ledger.rules import CallRequest
+from tokenrouter.ledger.rules import CallRequest, Outcome
 
 REPEATS_WITHIN = timedelta(minutes=1)
 FORGOTTEN_AFTER = 2 * REPEATS_WITHIN  # not at once: a transaction that found it may be under way
@@ -24,9 +24,9 @@ class LoggedRefusal:
     """A refusal that has a row, and how often it was repeated since that was last written."""
 
     request_id: str
-    team_id: int
-    group_id: int | None
-    token_id: int
+    request: CallRequest
+    """One that was refused so."""
+    outcome: Outcome
     created_at: datetime
     day: date
     """To which it counts."""
@@ -43,8 +43,9 @@ class Repetition:
     """How many calls more the row of a refusal stands for."""
 
     request_id: str
-    group_id: int | None
-    token_id: int
+    request: CallRequest
+    """One of them."""
+    outcome: Outcome
     day: date
     counted_model: str
     times: int
@@ -98,8 +99,8 @@ class Refusals:
         with self._lock:
             for logged in (*self._ended, *self._known.values()):
                 if logged.unwritten:
-                    counted = logged.group_id, logged.token_id, logged.day, logged.counted_model
-                    taken[logged.team_id].append(Repetition(logged.request_id, *counted, logged.unwritten))
+                    counted = logged.request, logged.outcome, logged.day, logged.counted_model
+                    taken[logged.request.team_id].append(Repetition(logged.request_id, *counted, logged.unwritten))
                     logged.unwritten = 0
             self._ended.clear()
             oldest = datetime.now(UTC) - FORGOTTEN_AFTER

@@ -79,6 +79,10 @@ class Reservation:
     output_limit: int | None = None
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
     """What the caller is told of the pace of team and group."""
+    request: CallRequest | None = None
+    """What was asked for, which is told with the call's ending."""
+    waited_s: float = 0.0
+    """For a place at the provider."""
     progress: Callable[[], int] = int
     """Tells the tokens that have arrived; saved from time to time, and charged if this worker dies."""
 

@@ -14,6 +14,7 @@ from tokenrouter.database.statements import DriverConnection, Inserter, Statemen
 from tokenrouter.database.tables import ApiToken, GroupUsageDaily, Team, TokenUsageDaily, UsageDaily
 from tokenrouter.ledger.costs import KnownPrices
 from tokenrouter.ledger.counters import OF_GROUPS, OF_TEAMS, Counters, Locked
+from tokenrouter.ledger.endings import Ending
 from tokenrouter.ledger.provider_pace import Places
 from tokenrouter.ledger.refusals import NewRefusals, Refusals
 from tokenrouter.ledger.rules import Balance, CallRequest, Outcome
@@ -60,6 +61,8 @@ class Transaction:
         self.places = places
         self.groups = Counters(connection, zone, OF_GROUPS, "the group “{}”")
         self.teams = Counters(connection, zone, OF_TEAMS, "this team")
+        self.endings: list[Ending] = []
+        """To be told once this is committed."""
         self.callers: dict[int, tuple[Any, ...]] = {}
         """What the database says of tokens, by id; none of one that is valid no more."""
         self._days: defaultdict[tuple[int, date, str], dict[str, int]] = defaultdict(NO_USE.copy)

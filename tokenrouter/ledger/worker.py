@@ -28,6 +28,7 @@ from tokenrouter.errors import StorageUnavailable
 from tokenrouter.ledger.books import recover
 from tokenrouter.ledger.costs import DOLLARS, KnownPrices
 from tokenrouter.ledger.door import Door
+from tokenrouter.ledger.endings import Endings
 from tokenrouter.ledger.leases import HEARTBEAT_S, LEASE_S, Watch
 from tokenrouter.ledger.operations import (
     Block,
@@ -68,10 +69,6 @@ RENEW_LEASE = Statement(update(Worker).where(Worker.id == bindparam("worker")).v
 JOIN_WORKERS = Statement(
     insert(Worker).values(name=bindparam("worker_name"), lease_expires_at=LIVE_UNTIL).returning(Worker.id)
 )
-
-
-def nothing() -> None:
-    """Do nothing."""
 
 
 def nobody_watches(end: Callable[[Exception], None]) -> AbstractContextManager[None]:
@@ -127,9 +124,10 @@ class Ledger:
         self._tokens_used: dict[int, datetime] = {}
         self._refusals = Refusals()
         self.door = Door()
+        self.endings = Endings()
         self.end_service: Callable[[], None] = partial(os.kill, os.getpid(), signal.SIGTERM)
         """What to do where the file of the database is lost; gunicorn's workers end their master."""
-        self.at_heartbeat: Callable[[], None] = nothing
+        self.at_heartbeat: Sequence[Callable[[], None]] = ()
         """What else this process writes as often."""
         self._heart: threading.Thread | None = None  # started when first needed: none survives a fork
         self._stop = threading.Event()
@@ -160,6 +158,7 @@ class Ledger:
         self._writer.close(0.0 if self._connection.lost_file() else timeout_s)
         if self._heart is not None:
             self._heart.join(timeout_s)
+        self.endings.pass_on()
         self._connection.close()
         if self._lease is None or self._calls or self._connection.lost_file():
             return  # calls still under way: recovery finds them by the lease when it runs out
@@ -181,11 +180,13 @@ class Ledger:
         if isinstance(result, MustWait):
             result = self._reserve_with_place(request, result.waiting_id, watch)
         if isinstance(result, Exception):
+            self.endings.pass_on()
             raise result
         return result
 
     def _reserve_with_place(self, request: CallRequest, waiting_id: int, watch: Watcher) -> Reservation | Exception:
         """Wait for a place at the provider, with nothing held, and reserve once it is there."""
+        began = time.monotonic()
         try:
             with self._waiting.enter(waiting_id) as call, watch(call.end):
                 has_place = call.wait(PATIENCE_S)
@@ -196,7 +197,10 @@ class Ledger:
             refusal: Exception | None = self._writer.run(GiveUp(request, waiting_id))
             if refusal is not None:
                 return refusal
+        waited_s = time.monotonic() - began
         result: Reservation | Exception = self._writer.run(Reserve(request, waiting_id), then=self._reserved)
+        if isinstance(result, Reservation):
+            result.waited_s = waited_s
         return result
 
     def give_out_places(self) -> PlacesSeen:
@@ -249,6 +253,7 @@ class Ledger:
         if known_id is not None:
             return known_id
         request_id: str = self._writer.run(Reject(request, status_code, error_code, reason))
+        self.endings.pass_on()
         return request_id
 
     def settle(self, reservation: Reservation, outcome: Outcome, given: Given | None = None) -> None:
@@ -263,6 +268,7 @@ class Ledger:
         )
         if not ticket.wait(max(0.0, deadline - time.monotonic())):
             logger.warning("Call %d is answered before its settlement could be written", reservation.call_id)
+        self.endings.pass_on()
 
     def _settled(self, call_id: int, ticket: Ticket) -> None:
         self._calls.pop(call_id, None)
@@ -285,6 +291,7 @@ class Ledger:
             results = _carry_out(operations, tx)
         self._lease = lease
         refusals.commit()
+        self.endings.add(tx.endings)
         return results
 
     def _renewed(self, connection: DriverConnection) -> OwnLease:
@@ -310,8 +317,10 @@ class Ledger:
                 sight: Sight = self._writer.run(self._heartbeat())
                 dead = self._watch.look(sight.leases)
                 if (dead or sight.has_orphans) and self._may_recover():
-                    recover(self._engine, dead, self._zone, self._currency)
-                self.at_heartbeat()
+                    recover(self._engine, dead, self._zone, self._currency, self.endings)
+                self.endings.pass_on()
+                for write in self.at_heartbeat:
+                    write()
             except (StorageUnavailable, SQLAlchemyError) as error:
                 logger.warning("A heartbeat of the ledger failed: %s", type(error).__name__)
             except Exception:

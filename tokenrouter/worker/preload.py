@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from flask import Flask
 
+from tokenrouter import logs
 from tokenrouter.config import Settings
 
 PACKAGE = __name__.partition(".")[0]
@@ -60,9 +61,10 @@ def _reload(running: Flask) -> Flask:
         app = _prepare(may_ask=False)
         _check_address(_settings(app), _settings(running))
     except Exception as error:
-        print(f"Error: {_in_one_line(error)}. What runs goes on as it is.", file=sys.stderr, flush=True)
+        logs.say(f"Error: {_in_one_line(error)}. What runs goes on as it is.")
         _forget_modules()
         sys.modules.update(modules)
+        logs.init(_settings(running).log_format, _settings(running).secrets())
         return running
     return app
 

@@ -1,0 +1,135 @@
+"""Lines of the log, as text or as JSON: whatever they tell of, each stays one line, and none holds a secret.
+
+What goes wrong is written to standard error, by Python's `logging`. What programs read of calls is written to standard
+output, past it: no lock is held meanwhile, and each line is one write(2) short enough not to be mixed with those of
+other processes, in a pipe too.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import orjson
+
+Format = Literal["text", "json"]
+FORMATS: tuple[Format, ...] = ("text", "json")
+TEXT, DATE_FORMAT = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s", "[%Y-%m-%d %H:%M:%S %z]"  # gunicorn's
+STANDARD_OUTPUT = 1
+MOST_LINE_BYTES = 4096  # PIPE_BUF: a longer write to a pipe may be mixed with others
+MOST_CHARACTERS = 80  # of a text, in a line that is too long
+SHORTEST_SECRET = 8  # a shorter one would blacken words of every line
+BEARER_TOKEN = re.compile(r"\b(trm?-[\w-]{5})[\w-]{38}")
+HANDLER = "tokenrouter"
+
+
+class _Style:
+    """How lines look in this process."""
+
+    format: Format = "text"
+    secrets: tuple[str, ...] = ()
+
+
+def init(format_: Format = "text", secrets: Iterable[str] = ()) -> None:
+    """Have all that our loggers say written in this format, and these secrets left out of it.
+
+    Where somebody has set up logging already, that stays as it is.
+    """
+    _Style.format = format_
+    _Style.secrets = tuple(sorted({each for each in secrets if len(each) >= SHORTEST_SECRET}, key=len, reverse=True))
+    ours = logging.getLogger(__name__.partition(".")[0])
+    if not ours.hasHandlers():
+        ours.addHandler(added := logging.StreamHandler())
+        added.set_name(HANDLER)
+    for handler in ours.handlers:
+        if handler.name == HANDLER:
+            handler.setFormatter(formatter())
+    if logging.lastResort is not None:  # what libraries say
+        logging.lastResort.setFormatter(formatter())
+
+
+def formatter() -> logging.Formatter:
+    """Return what makes lines of records."""
+    return JsonFormatter() if _Style.format == "json" else TextFormatter(TEXT, DATE_FORMAT)
+
+
+class TextFormatter(logging.Formatter):
+    """A line with time, process and level; those of a traceback are indented, so that none can pose as another's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and the traceback's, if there is one."""
+        traceback = without_secrets(_traceback_of(self, record))
+        record.message = on_one_line(without_secrets(record.getMessage()))
+        record.asctime = self.formatTime(record, self.datefmt)
+        return "\n".join([self.formatMessage(record), *(f"  {on_one_line(line)}" for line in traceback.splitlines())])
+
+
+class JsonFormatter(logging.Formatter):
+    """A JSON document a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the document."""
+        document = _head(record.levelname, record.name, datetime.fromtimestamp(record.created, UTC))
+        document["message"] = without_secrets(record.getMessage())
+        if traceback := _traceback_of(self, record):
+            document["traceback"] = without_secrets(traceback)
+        return as_json(document).decode()
+
+
+def _traceback_of(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    parts = [formatter.formatException(record.exc_info)] if record.exc_info else []
+    return "\n".join([*parts, formatter.formatStack(record.stack_info)] if record.stack_info else parts)
+
+
+def _head(level: str, logger: str, at: datetime) -> dict[str, Any]:
+    time = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {"time": time, "level": level, "process": os.getpid(), "logger": logger}
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without our own secrets, and with callers' tokens cut short."""
+    for secret in _Style.secrets:
+        text = text.replace(secret, "[secret]")
+    return BEARER_TOKEN.sub(r"\1…", text)
+
+
+def on_one_line(text: str) -> str:
+    """Return a text with all that is not seen, line separators among it, written as Python does in literals."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def as_json(document: Mapping[str, Any]) -> bytes:
+    """Return a document in ASCII on one line: Unicode's own line separators are escaped too."""
+    try:
+        line = orjson.dumps(document)
+    except TypeError:  # half of a surrogate pair
+        line = b"\xff"
+    if not line.isascii():
+        line = json.dumps(document, separators=(",", ":")).encode()
+    return line.replace(b"\x7f", b"\\u007f")
+
+
+def write_line(logger: str, document: Mapping[str, Any]) -> None:
+    """Write a document to standard output, one that is too long with its texts cut short.
+
+    Raises OSError.
+    """
+    whole = {**_head("INFO", logger, datetime.now(UTC)), **document}
+    line = as_json(whole) + b"\n"
+    if len(line) > MOST_LINE_BYTES:
+        cut = {name: each[:MOST_CHARACTERS] if isinstance(each, str) else each for name, each in whole.items()}
+        line = as_json(cut) + b"\n"
+    while line:
+        line = line[os.write(STANDARD_OUTPUT, line) :]
+
+
+def say(error: str) -> None:
+    """Say on standard error what fails in a process that goes on: as it is, or as JSON where all lines are."""
+    if _Style.format == "json":
+        document = _head("ERROR", HANDLER, datetime.now(UTC)) | {"message": without_secrets(error)}
+        error = as_json(document).decode()
+    print(error, file=sys.stderr, flush=True)
