@@ -23,10 +23,10 @@ LADDER = (
     "ledger",
     "teams alerts",
     "prices account account_pace backups call_lines",
-    "runway provider_record",
+    "runway provider_record monitoring",
     "reconciliation commitments doctor",
     "runtime api cli",
-    "relay admin health demo door",
+    "relay admin health metrics demo door",
     "v1 site",
 )
 LEVELS = {name: level for level, names in enumerate(LADDER) for name in names.split()}

@@ -30,6 +30,7 @@ from tokenrouter import (
     first_start,
     health,
     logs,
+    metrics,
     request_body,
     runtime,
     site,
@@ -139,6 +140,8 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     app.register_blueprint(v1.blueprint)
     app.register_blueprint(api.blueprint)
     app.register_blueprint(health.blueprint)
+    if settings.metrics_token:
+        app.register_blueprint(metrics.blueprint)
     app.register_blueprint(site.blueprint)
     app.register_blueprint(docs.blueprint)
     admin.init_app(app)

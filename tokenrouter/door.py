@@ -21,4 +21,7 @@ def _count(error: APIError) -> None:
     reason = error.turned_away_as or error.code or (BAD_REQUEST if error.status == 400 else error.type)
     address = addresses.counted(request.remote_addr or "")
     token_id: int = error.token_id if error.status == 401 else g.get("token_id", 0)
-    runtime.current().ledger.door.count(address, reason, token_id)
+    own = runtime.current()
+    own.ledger.door.count(address, reason, token_id)
+    if own.tally is not None:
+        own.tally.note_turned_away(reason)

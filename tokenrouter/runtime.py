@@ -17,6 +17,8 @@ from tokenrouter.config import Settings
 from tokenrouter.database.connections import Readers
 from tokenrouter.database.tables import db
 from tokenrouter.ledger import SETTLE_WAIT_S, Ledger, first_day_kept, prune
+from tokenrouter.ledger.endings import Listener
+from tokenrouter.monitoring import Tally
 from tokenrouter.payload import RefusedAdditions
 from tokenrouter.provider.account import Account
 from tokenrouter.provider.catalogue import Catalogue
@@ -40,6 +42,8 @@ class Runtime:
     account: Account
     jobs: Jobs
     clients: WaitingClients
+    tally: Tally | None
+    """What is counted for Prometheus, if it is let in."""
     callers: KnownCallers = field(default_factory=KnownCallers)
     refused_additions: RefusedAdditions = field(default_factory=RefusedAdditions)
 
@@ -52,9 +56,11 @@ def init_app(app: Flask, settings: Settings) -> None:
         pace = settings.provider_requests_per_minute
         ledger = Ledger(engine, settings.output_reserve_tokens, settings.timezone, settings.currency, pace)
     provider = Provider(settings)
-    if settings.log_format == "json":
-        ledger.endings.tell(call_lines.write)
-    ledger.at_heartbeat = (account_pace.Keeper(engine, provider.rate_limits).keep,)
+    tally = Tally(engine, settings.allowed_models) if settings.metrics_token else None
+    told: list[Listener] = [call_lines.write] if settings.log_format == "json" else []
+    ledger.endings.tell(*told, *(() if tally is None else (tally.note,)))
+    keeper = account_pace.Keeper(engine, provider.rate_limits)
+    ledger.at_heartbeat = (keeper.keep, *(() if tally is None else (tally.keep,)))
     slots = Slots(settings.threads, settings.team_calls)
     catalogue = Catalogue(provider, settings.default_model)
     account = Account(provider, settings, catalogue.ask)
@@ -66,7 +72,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     tasks += _of_the_night(app, engine, settings)
     jobs = Jobs(engine, tasks, settings.timezone, lambda: ledger.worker_id)
     app.extensions["tokenrouter"] = Runtime(
-        settings, readers, ledger, provider, slots, catalogue, account, jobs, WaitingClients()
+        settings, readers, ledger, provider, slots, catalogue, account, jobs, WaitingClients(), tally
     )
 
 
@@ -92,6 +98,8 @@ def close(app: Flask, timeout_s: float = SETTLE_WAIT_S) -> None:
     own.jobs.close()
     own.clients.close()
     own.ledger.close(timeout_s)
+    if own.tally is not None:
+        own.tally.keep_last()
     own.provider.close()
     own.readers.close()
     with app.app_context():

@@ -640,6 +640,16 @@ class Job(Base):
     worker_id: Mapped[int | None] = mapped_column(BigInteger)  # who runs it
 
 
+class MetricTotal(Base):
+    """What all processes have counted of something, ever: for Prometheus, whose counters only grow."""
+
+    __tablename__ = "metric_totals"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    labels: Mapped[str] = mapped_column(primary_key=True)  # their values, as a JSON array
+    value: Mapped[int] = mapped_column(BigInteger)  # of times in microseconds, of money in billionths
+
+
 class AccountCheck(Base):
     """What the provider said of the paid account at a moment, or the administrator did."""
 

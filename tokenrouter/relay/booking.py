@@ -25,12 +25,23 @@ class Booking:
 
     reply: Reply
 
-    def __init__(self, ledger: Ledger, reservation: Reservation, call: Call, started: float) -> None:
-        """Take over a reservation; `started` is when the request came, by time.perf_counter."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        reservation: Reservation,
+        call: Call,
+        started: float,
+        note_settlement: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        """Take over a reservation; `started` is when the request came, by time.perf_counter.
+
+        `note_settlement` is told how long it took to settle.
+        """
         self.call = call
         self._ledger = ledger
         self._reservation = reservation
         self._started = started
+        self._note_settlement = note_settlement
         self._first_byte_ms: int | None = None
         self._open = True
         self._client_has_left = False
@@ -165,7 +176,9 @@ class Booking:
             reason=reason,
             provider_request_id=None if reply is None else reply.request_id,
         )
+        began = time.perf_counter()
         self._ledger.settle(self._reservation, outcome, given or None)
+        self._note_settlement(time.perf_counter() - began)
 
     def _elapsed_ms(self) -> int:
         return round((time.perf_counter() - self._started) * 1000)

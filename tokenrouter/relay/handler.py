@@ -2,9 +2,10 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
@@ -94,7 +95,7 @@ def handle(endpoint: Endpoint) -> Response:
             if received is None:
                 raise
             call, reservation = _admit_anew(own, endpoint, caller, received, finish)
-        return _answer(own, caller, call, reservation, received.upload, finish)
+        return _answer(own, caller, call, reservation, received, finish)
 
 
 def _admit_anew(
@@ -114,6 +115,7 @@ class Received:
 
     body: dict[str, Any]
     upload: Upload | None = None
+    at: float = field(default_factory=time.perf_counter)
 
 
 def _receive(own: Runtime, endpoint: Endpoint, caller: Caller, finish: ExitStack) -> Received:
@@ -127,15 +129,16 @@ def _receive(own: Runtime, endpoint: Endpoint, caller: Caller, finish: ExitStack
 
 
 def _answer(
-    own: Runtime, caller: Caller, call: Call, reservation: Reservation, upload: Upload | None, finish: ExitStack
+    own: Runtime, caller: Caller, call: Call, reservation: Reservation, received: Received, finish: ExitStack
 ) -> Response:
-    booking = Booking(own.ledger, reservation, call, started=g.started)
+    note_settlement = _note_overhead(own, received, reservation)
+    booking = Booking(own.ledger, reservation, call, g.started, note_settlement)
     try:
         link = ProviderLink()
         if (client := request.environ.get("gunicorn.socket")) is not None:
             finish.callback(own.clients.watch(client, partial(_end, booking, link), booking.note_leaving))
             client.silence_s = own.settings.provider_read_timeout
-        reply = booking.reply = _send(own, caller.team_id, call, upload, link)
+        reply = booking.reply = _send(own, caller.team_id, call, received.upload, link)
         finish.callback(reply.close)
         response = _relay(booking, finish)
     except Exception as error:  # whatever went wrong, the hold is given back
@@ -149,6 +152,13 @@ def _answer(
     if reservation.headers:
         response.headers.update(reservation.headers)
     return response
+
+
+def _note_overhead(own: Runtime, received: Received, reservation: Reservation) -> Callable[[float], None]:
+    """Count what the call took here until now, without its waiting for the provider; return what counts the rest."""
+    if own.tally is None:
+        return lambda seconds: None
+    return partial(own.tally.note_overhead, time.perf_counter() - received.at - reservation.waited_s)
 
 
 def _heed(ledger: Ledger, error: APIError) -> None:

@@ -1,0 +1,9 @@
+"""What Prometheus is told of the service: tally.py counts it, families.py tells it.
+
+Beside them stand a scrape configuration, rules of alerts and a dashboard for Grafana.
+"""
+
+from tokenrouter.monitoring.families import Families
+from tokenrouter.monitoring.tally import Tally
+
+__all__ = ["Families", "Tally"]

@@ -1,0 +1,221 @@
+"""What a process counts of calls for Prometheus, and adds to the totals that all processes and machines share.
+
+Why not prometheus_client's multiprocess mode: its files are of one machine, so that sums over workers would need one
+scrape a machine and sums over machines another rule; files of workers that ended have to be kept, or counters go down,
+and grow in number with each restart; and each observation would write to a mapped file under a lock, four times a call.
+Here a call costs some additions in memory, and each heartbeat some rows in one transaction, whatever the load; whoever
+is asked tells the same. The price: what a killed worker counted since its last heartbeat, within five seconds, is lost
+to the metrics. The log and the sums of days have it.
+"""
+
+import threading
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import orjson
+from sqlalchemy import select, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from tokenrouter import troubles
+from tokenrouter.database.tables import MetricTotal, writing
+from tokenrouter.errors import APIError
+from tokenrouter.ledger.endings import Ending
+from tokenrouter.troubles import one_line
+
+OTHER = "other"
+MOST_MODELS = 100
+MODEL_LABEL = "models"
+"""The name under which the models are kept that are labels."""
+MICROSECONDS = 10**6
+INFINITY = "+Inf"
+
+Key = tuple[str, ...]
+"""The name of what is counted, and the values of its labels."""
+
+
+class Buckets:
+    """The upper bounds of a histogram, in seconds, as numbers and as labels."""
+
+    def __init__(self, *bounds: float) -> None:
+        self.bounds = bounds
+        self.labels = (*(f"{bound:g}" for bound in bounds), INFINITY)
+
+    def label(self, seconds: float) -> str:
+        """Return the label of the bucket that a value falls into."""
+        return self.labels[bisect_left(self.bounds, seconds)]
+
+
+DURATIONS = Buckets(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+FIRST_BYTES = Buckets(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60)
+OVERHEADS = Buckets(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+
+
+class ModelNames:
+    """Which models are labels: callers write what they like.
+
+    Those that ALLOWED_MODELS spells out, and of the others those that the provider has answered by, at most a hundred.
+    """
+
+    def __init__(self, allowed: Iterable[str]) -> None:
+        self._allowed = {name.casefold(): name for name in allowed if not name.endswith("*")}
+        self._known = dict(self._allowed)
+
+    def label(self, model: str, *, is_answered: bool) -> str:
+        """Return the label of a model, in the spelling that came first."""
+        known = self._known.get(model.casefold())
+        if known is None and is_answered and len(self._known) < len(self._allowed) + MOST_MODELS:
+            known = self._known[model.casefold()] = model
+        return known or OTHER
+
+    def settle(self, connection: Connection, labels: Iterable[str]) -> dict[str, str]:
+        """Keep labels that are new, in a transaction that no other process has at once; return what may be written.
+
+        That is by small letters: another process may have kept another spelling, or the last of the hundred.
+        """
+        kept = dict(self._allowed)
+        for name in connection.execute(select(MetricTotal.labels).where(MetricTotal.name == MODEL_LABEL)).scalars():
+            (model,) = orjson.loads(name)
+            kept[model.casefold()] = model
+        for label in labels:
+            if label.casefold() not in kept and len(kept) < len(self._allowed) + MOST_MODELS and label != OTHER:
+                kept[label.casefold()] = label
+                connection.execute(_insert(connection).values(name=MODEL_LABEL, labels=_labels((label,)), value=1))
+        return kept
+
+    def learn(self, kept: dict[str, str]) -> None:
+        """Know what all processes know, once that is committed."""
+        self._known = kept
+
+
+class Tally:
+    """What one process has counted and not written yet."""
+
+    def __init__(self, engine: Engine, allowed_models: Iterable[str]) -> None:
+        self._engine = engine
+        self._models = ModelNames(allowed_models)
+        self._codes = _own_codes()
+        self._counts: defaultdict[Key, int] = defaultdict(int)
+        self._lock = threading.Lock()  # of this process, for as long as a few additions take
+
+    def note(self, ending: Ending) -> None:
+        """Count a call that ended."""
+        request, outcome, cost, times, retries, is_recovered = ending
+        with self._lock:
+            counts = self._counts
+            model = self._models.label(request.model, is_answered=outcome.status == "ok")
+            counts["calls", model, request.endpoint, outcome.status] += times
+            if outcome.error_code is not None:
+                code = outcome.error_code if outcome.error_code in self._codes else OTHER
+                counts["failed_calls", outcome.status, code] += times
+            if outcome.charged_tokens:
+                self._count_use(model, ending)
+            if cost:
+                counts["cost", model] += cost
+            if retries:
+                counts["settlement_retries",] += retries
+            if is_recovered:
+                counts["recovered_calls",] += 1
+            if outcome.latency_ms is not None:
+                _observe(counts, "duration", DURATIONS, outcome.latency_ms / 1000, model)
+            if outcome.first_byte_ms is not None:
+                _observe(counts, "first_byte", FIRST_BYTES, outcome.first_byte_ms / 1000, model)
+
+    def _count_use(self, model: str, ending: Ending) -> None:
+        outcome, counts = ending.outcome, self._counts
+        counts["charged_tokens", model] += outcome.charged_tokens
+        counts["tokens", model, "prompt"] += outcome.prompt_tokens - outcome.cached_tokens
+        counts["tokens", model, "completion"] += outcome.completion_tokens
+        if outcome.cached_tokens:
+            counts["tokens", model, "cached_prompt"] += outcome.cached_tokens
+        if ending.cost is None:
+            counts["unpriced_tokens", model] += outcome.charged_tokens
+
+    def note_overhead(self, admission_s: float, settlement_s: float) -> None:
+        """Count what a call took here beside the provider's time: until it was asked, and to be settled."""
+        with self._lock:
+            _observe(self._counts, "overhead", OVERHEADS, admission_s, "admission")
+            _observe(self._counts, "overhead", OVERHEADS, settlement_s, "settlement")
+
+    def note_turned_away(self, reason: str) -> None:
+        """Count a request that was turned away before it was a call."""
+        with self._lock:
+            self._counts["turned_away", reason] += 1
+
+    def keep(self) -> None:
+        """Add what was counted since the last time to the totals of all processes.
+
+        Raises SQLAlchemyError; it is then added the next time.
+        """
+        with self._lock:
+            counts, self._counts = self._counts, defaultdict(int)
+        if not counts:
+            return
+        try:
+            with writing(self._engine, durable=False) as connection:
+                kept = self._write(connection, counts)
+        except BaseException:
+            with self._lock:
+                for key, value in counts.items():
+                    self._counts[key] += value
+            raise
+        self._models.learn(kept)
+
+    def keep_last(self) -> None:
+        """Do the same where there is no next time; a database that cannot be written is said in the log."""
+        try:
+            self.keep()
+        except SQLAlchemyError as error:
+            troubles.warn("metrics", "What was counted last for the metrics is lost (%s)", one_line(error))
+
+    def _write(self, connection: Connection, counts: Mapping[Key, int]) -> dict[str, str]:
+        if connection.dialect.name == "postgresql":  # one process at a time; whoever reads does not wait
+            connection.execute(text(f"LOCK TABLE {MetricTotal.__tablename__} IN SHARE ROW EXCLUSIVE MODE"))
+        kept = self._models.settle(connection, [key[1] for key in counts if key[0] in OF_MODELS])
+        adding = _insert(connection)
+        total = MetricTotal.value + adding.excluded.value
+        rows = [{"name": name, "labels": labels, "value": value} for name, labels, value in _rows(counts, kept)]
+        connection.execute(adding.on_conflict_do_update(index_elements=["name", "labels"], set_={"value": total}), rows)
+        return kept
+
+
+def _observe(counts: defaultdict[Key, int], name: str, buckets: Buckets, seconds: float, label: str) -> None:
+    counts[name, label, buckets.label(seconds)] += 1
+    counts[f"{name}_sum", label] += round(seconds * MICROSECONDS)
+
+
+def _rows(counts: Mapping[Key, int], kept: Mapping[str, str]) -> Iterator[tuple[str, str, int]]:
+    for (name, *labels), value in counts.items():
+        if name in OF_MODELS:
+            labels[0] = kept.get(labels[0].casefold(), OTHER)
+        yield name, _labels(labels), value
+
+
+OF_MODELS = frozenset(
+    f"{name}{of}"
+    for name in ("calls", "charged_tokens", "tokens", "unpriced_tokens", "cost", "duration", "first_byte")
+    for of in ("", "_sum")
+)
+"""What has a model for its first label."""
+
+
+def _labels(values: Iterable[str]) -> str:
+    return orjson.dumps(list(values)).decode()
+
+
+def _insert(connection: Connection) -> Any:
+    insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    return insert(MetricTotal)
+
+
+def _own_codes() -> frozenset[str]:
+    """Return the codes of our own errors, and the provider's that are known: others may be anything."""
+    kinds, codes = [APIError], set()
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        codes |= {kind.code, kind.type}
+    return frozenset(code for code in codes if code)
