@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from flask.testing import FlaskClient
 
 from tokenrouter import call_lines, config, ledger, logs, runtime
 from tokenrouter.database.tables import RequestLog, db
-from tokenrouter.ledger.endings import Ending
+from tokenrouter.ledger import CallRequest, Outcome
+from tokenrouter.ledger.endings import Ending, Endings
+from tokenrouter.ledger.operations import REQUESTED_COLUMNS
 from tokenrouter.standin import StandInProvider
 
 SEPARATORS = "a\nb\rc\x0bd\x0ce\x1cf\x85g\u2028h\u2029i\x1b[31mj\x00k\x7fl"
@@ -162,6 +165,17 @@ def test_log_that_cannot_be_written_stops_no_call(
     client, team = request.getfixturevalue("client"), request.getfixturevalue("team")
     assert client.post("/v1/chat/completions", json=hello(), headers=team.headers).status_code == 200
     assert "The lines of calls cannot be written (BrokenPipeError: nobody reads)" in caplog.text
+
+
+def test_heartbeat_waits_for_no_reader_of_the_log():
+    endings, is_read, told = Endings(), threading.Event(), threading.Event()
+    endings.tell(lambda ending: is_read.wait(10) and told.set())
+    request = CallRequest(**dict.fromkeys(REQUESTED_COLUMNS, ""))
+    endings.add([Ending(request, Outcome(status="ok"), cost=None)])
+    endings.pass_on_apart()
+    assert not told.is_set()
+    is_read.set()
+    assert told.wait(10)
 
 
 def test_line_of_the_longest_names_is_written_at_once(capfd: pytest.CaptureFixture[str]):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import promql_parser
 import pytest
 import requests
 import yaml
@@ -280,6 +281,7 @@ def test_rules_and_dashboard_name_metrics_that_there_are(
     panels = json.loads(dashboard.read_text())["panels"]
     expressions += [target["expr"] for panel in panels for target in panel.get("targets", ())]
     assert len(expressions) > 20
+    assert all(promql_parser.parse(each.replace("$__rate_interval", "5m")) for each in expressions)
     assert set().union(*map(names_in, expressions)) - names == set()
 
 

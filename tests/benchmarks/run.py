@@ -140,7 +140,9 @@ class Bench:
         environment = self._environment(**{"DATABASE_URL": database_url, "WEB_CONCURRENCY": "1", **settings})
         port = environment["PORT"]
         with self._log() as log:
-            process = pinned(cores, "-m", "gunicorn", "wsgi:app", cwd=ROOT, environment=environment, stderr=log)
+            process = pinned(
+                cores, "-m", "gunicorn", "wsgi:app", cwd=ROOT, environment=environment, stdout=log, stderr=log
+            )
             with ended(process):
                 server = Server(f"http://127.0.0.1:{port}", process, environment=environment)
                 wait_for(server)

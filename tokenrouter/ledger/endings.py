@@ -4,6 +4,7 @@ A transaction notes an ending where it adds the call to the sums of its day, so 
 came: settled, refused, or settled by recovery. It is told outside of the transaction, with no lock held.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -34,6 +35,7 @@ class Endings:
     def __init__(self) -> None:
         self._listeners: Sequence[Listener] = ()
         self._untold: deque[Ending] = deque()
+        self._thread: threading.Thread | None = None
 
     def tell(self, *listeners: Listener) -> None:
         """Have all endings from now on told to these."""
@@ -49,6 +51,12 @@ class Endings:
         while (ending := self._next()) is not None:
             for listener in self._listeners:
                 listener(ending)
+
+    def pass_on_apart(self) -> None:
+        """Have a thread of its own do it, which may wait for whoever reads the log: the caller must not."""
+        if self._untold and not (self._thread and self._thread.is_alive()):
+            self._thread = threading.Thread(target=self.pass_on, name="endings", daemon=True)
+            self._thread.start()
 
     def _next(self) -> Ending | None:
         try:

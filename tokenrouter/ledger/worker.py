@@ -158,8 +158,11 @@ class Ledger:
         self._writer.close(0.0 if self._connection.lost_file() else timeout_s)
         if self._heart is not None:
             self._heart.join(timeout_s)
-        self.endings.pass_on()
         self._connection.close()
+        self._leave()
+        self.endings.pass_on()
+
+    def _leave(self) -> None:
         if self._lease is None or self._calls or self._connection.lost_file():
             return  # calls still under way: recovery finds them by the lease when it runs out
         try:
@@ -318,7 +321,7 @@ class Ledger:
                 dead = self._watch.look(sight.leases)
                 if (dead or sight.has_orphans) and self._may_recover():
                     recover(self._engine, dead, self._zone, self._currency, self.endings)
-                self.endings.pass_on()
+                self.endings.pass_on_apart()
                 for write in self.at_heartbeat:
                     write()
             except (StorageUnavailable, SQLAlchemyError) as error:

@@ -27,7 +27,7 @@ from tokenrouter.ledger.endings import Ending
 from tokenrouter.troubles import one_line
 
 OTHER = "other"
-MOST_MODELS = 100
+MOST_MODELS, MOST_REASONS = 100, 50
 MODEL_LABEL = "models"
 """The name under which the models are kept that are labels."""
 MICROSECONDS = 10**6
@@ -98,6 +98,7 @@ class Tally:
         self._engine = engine
         self._models = ModelNames(allowed_models)
         self._codes = _own_codes()
+        self._reasons = {OTHER}
         self._counts: defaultdict[Key, int] = defaultdict(int)
         self._lock = threading.Lock()  # of this process, for as long as a few additions take
 
@@ -143,6 +144,9 @@ class Tally:
     def note_turned_away(self, reason: str) -> None:
         """Count a request that was turned away before it was a call."""
         with self._lock:
+            if reason not in self._reasons and len(self._reasons) >= MOST_REASONS:
+                reason = OTHER  # a provider's own code, of which there may be any number
+            self._reasons.add(reason)
             self._counts["turned_away", reason] += 1
 
     def keep(self) -> None:

@@ -1,0 +1,79 @@
+"""Measure what JSON lines and metrics cost a call, side by side with a service that has neither; exit 1 over the bar.
+
+One worker each on SQLite, pinned to one core, loaded in turn, several times; medians of CPU and of latency, and what an
+answer of /metrics takes.
+"""
+
+import argparse
+import statistics
+import time
+from contextlib import ExitStack
+
+import requests
+from load import quantile
+from run import JSON_CALL, PACED, Bench, Figure, Server, compared, print_table
+
+TOKEN = "token-of-the-benchmark"
+KINDS = {
+    "JSON lines": {"LOG_FORMAT": "json"},
+    "metrics": {"METRICS_TOKEN": TOKEN},
+    "JSON lines and metrics": {"LOG_FORMAT": "json", "METRICS_TOKEN": TOKEN},
+}
+BAR = 1.03
+
+
+def measure(bench: Bench, text: str, what: str, *, connections: int, stream: bool) -> list[Figure]:
+    """Compare each kind with a service that has neither."""
+    cpu_us: dict[str, list[float]] = {}
+    median_ms: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        servers = {
+            kind: stack.enter_context(bench.ours(f"sqlite:///{bench.folder}/{what}-{at}.db", **settings))
+            for at, (kind, settings) in enumerate({"neither": {}, **KINDS}.items())
+        }
+        for round_ in range(bench.rounds + 1):
+            for kind, server in servers.items():
+                before = server.cpu_s()
+                load = bench.load(server, text, connections=connections, stream=stream)
+                if round_:
+                    cpu_us.setdefault(kind, []).append((server.cpu_s() - before) * 1e6 / load.calls)
+                    median_ms.setdefault(kind, []).append(quantile(load.latencies_s, 0.5) * 1000)
+        scrape = Figure(
+            "an answer of /metrics", statistics.median(scraped_ms(servers["metrics"])), None, "ms", None, None
+        )
+    figures = []
+    for kind in KINDS:
+        bar = BAR if kind == "JSON lines and metrics" and not stream else None
+        figures.append(compared(f"CPU {what}, {kind}", cpu_us[kind], cpu_us["neither"], "µs", bar, None))
+        figures.append(compared(f"p50 of {what}, {kind}", median_ms[kind], median_ms["neither"], "ms", None, None))
+    return [*figures, scrape]
+
+
+def scraped_ms(server: Server) -> list[float]:
+    """Ask for the metrics some times, and return how long it took."""
+    took = []
+    for _ in range(20):
+        began = time.monotonic()
+        requests.get(
+            f"{server.url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30
+        ).raise_for_status()
+        took.append((time.monotonic() - began) * 1000)
+    return took
+
+
+def main() -> None:
+    """Measure, print the table, and exit with 1 if the bar is missed."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--seconds", type=float, default=4.0, help="of each load")
+    arguments.add_argument("--rounds", type=int, default=7)
+    options = arguments.parse_args()
+    with ExitStack() as stack:
+        bench = Bench(stack, options.seconds, options.rounds)
+        figures = measure(bench, JSON_CALL, "a JSON call", connections=16, stream=False)
+        figures += measure(bench, PACED, "a stream", connections=16, stream=True)
+    print_table(figures)
+    raise SystemExit(any(figure.verdict == "MISSED" for figure in figures))
+
+
+if __name__ == "__main__":
+    main()
