@@ -17,7 +17,7 @@ from tokenrouter.config import ConfigError
 from tokenrouter.database.tables import db
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
-HEAD = "0019"
+HEAD = "0022"
 MAKING = "The service makes it when it starts, and so does `flask teams create`."
 
 
