@@ -1,0 +1,84 @@
+"""Write down what is to be told: once for as long as it lasts, and that it is over."""
+
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import ColumnElement, case, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Engine
+
+from tokenrouter.alerts.kinds import OVER, TELLS_END, Kind
+from tokenrouter.database.tables import Alert, AnyRow, Delivery, clamp_id, writing
+from tokenrouter.ledger.crossings import BEGUN
+
+BOTH = "both"
+KEPT = timedelta(days=366)
+
+
+def begin(
+    engine: Engine,
+    kind: Kind,
+    once: str,
+    details: dict[str, Any],
+    *,
+    team_id: int | None = None,
+    group_id: int | None = None,
+) -> bool:
+    """Write an alert, unless one of this name stands already; return whether it was written."""
+    with engine.connect() as connection:  # mostly it stands, and nothing has to be written
+        if connection.execute(select(Alert.id).where(Alert.once == once)).first() is not None:
+            return False
+    values = {"team_id": team_id, "group_id": group_id, "details": details, "at": datetime.now(UTC)}
+    insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+    adding = insert(Alert).values(uid=uuid4().hex, kind=kind, once=once, to_hand_out=BEGUN, **values)
+    with writing(engine) as connection:
+        return connection.execute(adding.on_conflict_do_nothing().returning(Alert.id)).first() is not None
+
+
+def end(engine: Engine, kind: Kind, *, but: Collection[str] = (), keep: bool = False) -> None:
+    """End the alerts of a kind that last, but for those of these names, and tell it where that is of use.
+
+    What ended is told again once it begins anew, unless its name is kept.
+    """
+    ending = [row.id for row in open_alerts(engine, Alert.kind == kind) if row.once not in but]
+    if ending:
+        _end(engine, ending, {} if keep else {"once": None}, tells=kind in TELLS_END)
+
+
+def open_alerts(engine: Engine, *conditions: ColumnElement[bool]) -> Sequence[AnyRow]:
+    """Return the alerts that last, and that fit."""
+    with engine.connect() as connection:
+        return connection.execute(select(Alert.__table__).where(Alert.ended_at.is_(None), *conditions)).all()
+
+
+def end_quietly(engine: Engine, ids: Collection[int]) -> None:
+    """End alerts, without telling anybody; they are not told again by the same name."""
+    if ids:
+        _end(engine, ids, {}, tells=False)
+
+
+def _end(engine: Engine, ids: Collection[int], values: dict[str, Any], *, tells: bool) -> None:
+    if tells:  # also where nobody has been told yet that it began
+        values["to_hand_out"] = case((Alert.to_hand_out == BEGUN, BOTH), else_=OVER)
+    with writing(engine) as connection:
+        still_open = Alert.id.in_(ids), Alert.ended_at.is_(None)
+        connection.execute(update(Alert).where(*still_open).values(ended_at=datetime.now(UTC), **values))
+
+
+def prune(engine: Engine) -> None:
+    """Forget alerts that ended more than a year ago, and how they were delivered."""
+    is_old = Alert.ended_at < datetime.now(UTC) - KEPT
+    with writing(engine, durable=False) as connection:
+        connection.execute(delete(Delivery).where(Delivery.alert_id.in_(select(Alert.id).where(is_old))))
+        connection.execute(delete(Alert).where(is_old))
+
+
+def see(engine: Engine, ids: Collection[int] | None = None, *, up_to: int | None = None) -> int:
+    """Note that alerts were seen: some, or all but those that are newer than one; return how many were not before."""
+    chosen: list[ColumnElement[bool]] = [Alert.seen_at.is_(None)]
+    chosen += [] if ids is None else [Alert.id.in_(map(clamp_id, ids))]
+    chosen += [] if up_to is None else [Alert.id <= clamp_id(up_to)]
+    with writing(engine) as connection:
+        return connection.execute(update(Alert).where(*chosen).values(seen_at=datetime.now(UTC))).rowcount
