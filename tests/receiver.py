@@ -14,6 +14,7 @@ class Receiver:
     """What came, and how it is answered."""
 
     url: str = ""
+    server: Any = None
     answers: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     """Statuses and headers, one for each request; then it is 200."""
     came: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
@@ -58,6 +59,7 @@ def running_receiver() -> Iterator[Receiver]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
+        receiver.server = server
         receiver.url = f"http://127.0.0.1:{server.server_port}/hook/secret"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

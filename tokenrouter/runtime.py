@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from flask import Flask, current_app
 
-from tokenrouter import account_pace, alerts, first_start, provider_record
+from tokenrouter import account_pace, alerts, provider_record
 from tokenrouter.account import REFRESH_S, refresh
 from tokenrouter.auth import KnownCallers
 from tokenrouter.config import Settings
@@ -62,28 +61,12 @@ def init_app(app: Flask, settings: Settings) -> None:
     tasks.append(Task("alerts", Every(alerts.EVERY_S), partial(alerts.look, app, account)))
     tasks.append(Task("verify", Nightly(), partial(alerts.check_books, app)))
     jobs = Jobs(engine, tasks, settings.timezone, lambda: ledger.worker_id)
-    receivers = _receivers(app, settings)
+    receivers = alerts.receivers_of(app, settings)
     outage = alerts.OutageWatch(engine, ledger, receivers)
     sender = alerts.Sender(engine, receivers, also=outage.look)
     app.extensions["tokenrouter"] = Runtime(
         settings, readers, ledger, provider, slots, catalogue, account, jobs, WaitingClients(), sender, outage
     )
-
-
-def _receivers(app: Flask, settings: Settings) -> alerts.Receivers:
-    speaker = alerts.Speaker(settings.timezone, settings.currency)
-    webhook = mail = None
-    if settings.alert_webhook_url is not None:
-        webhook = alerts.Webhook(settings.alert_webhook_url, partial(webhook_secret, app), speaker)
-    if settings.smtp_url is not None:
-        mail = alerts.Mail(settings.smtp_url, speaker)
-    return alerts.Receivers(webhook, mail, settings.alert_mail_to or ())
-
-
-def webhook_secret(app: Flask) -> str:
-    """Return the secret by which receivers of the webhook know that it is ours."""
-    key = app.config["SECRET_KEY"] or first_start.generated_secret_key(Path(app.instance_path))
-    return alerts.secret_from(key)
 
 
 def close(app: Flask, timeout_s: float = SETTLE_WAIT_S) -> None:

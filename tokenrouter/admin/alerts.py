@@ -18,7 +18,7 @@ class AlertsView(PanelView):
     def index_view(self) -> ResponseReturnValue:
         """Show a page of them, all or those that were not seen."""
         unseen = request.args.get("show") == "unseen"
-        speaker = alerts.Speaker(settings().timezone, settings().currency)
+        speaker = alerts.Speaker(settings().timezone, settings().currency, isolated)
         before_id = request.args.get("before", type=int)
         receivers = runtime.current().sender.receivers
         return self.render(
@@ -34,8 +34,7 @@ class AlertsView(PanelView):
     @expose("/seen", methods=("POST",))
     def seen_view(self) -> ResponseReturnValue:
         """Note that alerts were seen: those of these ids, or all up to the newest that was shown."""
-        ids = request.form.getlist("id", type=int)
-        alerts.see(db.engine, ids or None, up_to=request.form.get("up_to", type=int))
+        alerts.see(db.engine, request.form.getlist("id", type=int), up_to=request.form.get("up_to", 0, type=int))
         return redirect(safe_target(request.form.get("url")))
 
     @expose("/test", methods=("POST",))
@@ -44,6 +43,11 @@ class AlertsView(PanelView):
         for _, answer in alerts.send_test(runtime.current().sender.receivers, uuid4().hex, request.form.get("channel")):
             flash(f"{'Delivered' if answer.is_taken else 'Not delivered'}: {answer.words}.", _category(answer))
         return redirect(url_for(".index_view"))
+
+
+def isolated(name: str) -> str:
+    """Return a name as it stands in a sentence: if it is written the other way, nothing else is turned by it."""
+    return f"\u2068{name}\u2069"
 
 
 def _category(answer: alerts.Answer) -> str:

@@ -11,6 +11,7 @@ from tokenrouter.alerts.mail import Mail
 from tokenrouter.alerts.message import Answer, Message
 from tokenrouter.alerts.outage import OutageWatch
 from tokenrouter.alerts.outbox import see
+from tokenrouter.alerts.setting import receivers_of, webhook_secret
 from tokenrouter.alerts.watch import EVERY_S, check_books, look
 from tokenrouter.alerts.webhook import Webhook, secret_from
 
@@ -33,7 +34,9 @@ __all__ = [
     "check_books",
     "count_unseen",
     "look",
+    "receivers_of",
     "secret_from",
     "see",
     "send_test",
+    "webhook_secret",
 ]

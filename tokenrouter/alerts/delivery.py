@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 
 from tokenrouter import troubles
-from tokenrouter.alerts.kinds import OVER, Told, test_alert
+from tokenrouter.alerts.kinds import OVER, Told, trial_alert
 from tokenrouter.alerts.mail import Mail
 from tokenrouter.alerts.message import Answer, Channel, Message
 from tokenrouter.alerts.outbox import BOTH
@@ -66,7 +66,7 @@ class Receivers:
 
 def send_test(receivers: Receivers, uid: str, channel: str | None = None) -> list[tuple[str, Answer]]:
     """Send an alert of nothing to all receivers, or by one way, now; return the ways and what was answered."""
-    message = Message(test_alert(uid))
+    message = Message(trial_alert(uid))
     ways = [(way, address) for way, address in receivers.of(None) if channel in (None, way)]
     return [(way, receivers.send(way, address, message)) for way, address in ways]
 
@@ -193,10 +193,17 @@ class Sender:
         """Deliver all that is due, one after the other."""
         hand_out(self._engine, self.receivers)
         while not self._stop.is_set() and (claimed := claim(self._engine)) is not None:
+            self._record(claimed, self._send(claimed))
+
+    def _send(self, claimed: Claimed) -> Answer:
+        try:
             answer = self.receivers.send(claimed.channel, claimed.address, claimed.message)
-            if not answer.is_taken:
-                troubles.warn("alert-delivery", "An alert was not delivered: %s", answer.words)
-            self._record(claimed, answer)
+        except Exception as error:  # whatever it is, it is this one's failure, and keeps no other one waiting
+            logger.exception("An alert could not be sent")
+            return Answer(False, one_line(error))
+        if not answer.is_taken:
+            troubles.warn("alert-delivery", "An alert was not delivered: %s", answer.words)
+        return answer
 
     def _record(self, claimed: Claimed, answer: Answer) -> None:
         """Write down how it went, if need be once the database is back: nothing is to be sent twice for that."""

@@ -146,10 +146,8 @@ class Speaker:
         """Say what `verify` found."""
         problems = alert.details["problems"]
         rest = alert.details["count"] - len(problems)
-        more = f" and {rest:,} more" if rest else ""
-        return Words(
-            "Counters and log do not agree", f"{' '.join(problems)}{more} Run `flask usage verify` to see all of it."
-        )
+        more = f" There is {rest:,} more." if rest == 1 else f" There are {rest:,} more." if rest else ""
+        return Words("Counters and log do not agree", f"{' '.join(problems)}{more} `flask usage verify` shows all.")
 
 
 WORDS: dict[Kind, Callable[[Speaker, Told], Words]] = {
@@ -176,6 +174,6 @@ WORDS: dict[Kind, Callable[[Speaker, Told], Words]] = {
 }
 
 
-def test_alert(uid: str) -> Told:
+def trial_alert(uid: str) -> Told:
     """Return the alert by which one finds out whether any arrives."""
     return Told(uid, Kind.TEST, datetime.now(UTC), {})

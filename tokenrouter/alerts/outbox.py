@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, case, delete, select, update
+from sqlalchemy import ColumnElement, case, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine
 
@@ -75,10 +75,8 @@ def prune(engine: Engine) -> None:
         connection.execute(delete(Alert).where(is_old))
 
 
-def see(engine: Engine, ids: Collection[int] | None = None, *, up_to: int | None = None) -> int:
-    """Note that alerts were seen: some, or all but those that are newer than one; return how many were not before."""
-    chosen: list[ColumnElement[bool]] = [Alert.seen_at.is_(None)]
-    chosen += [] if ids is None else [Alert.id.in_(map(clamp_id, ids))]
-    chosen += [] if up_to is None else [Alert.id <= clamp_id(up_to)]
+def see(engine: Engine, ids: Collection[int] = (), *, up_to: int = 0) -> None:
+    """Note that alerts were seen: some, or all that are no newer than one."""
+    chosen = or_(Alert.id.in_(map(clamp_id, ids)), Alert.id <= clamp_id(up_to))
     with writing(engine) as connection:
-        return connection.execute(update(Alert).where(*chosen).values(seen_at=datetime.now(UTC))).rowcount
+        connection.execute(update(Alert).where(Alert.seen_at.is_(None), chosen).values(seen_at=datetime.now(UTC)))

@@ -127,22 +127,19 @@ def check_paces(engine: Engine, now: datetime) -> None:
 def check_provider(engine: Engine, paid: Account, now: datetime) -> None:
     """Tell that the account is empty, that its key is refused, or that no call was answered for a minute."""
     stands = account.standing(engine, now)
-    if _is_down(stands, now):  # is it still? the last failed call may be of long ago
+    is_down = stands.state in DOWN and stands.since is not None and now - stands.since >= DOWN_FOR
+    if is_down:  # is it still? the last failed call may be of long ago
         account.refresh(engine, paid)
         stands = account.standing(engine)
     for kind, is_so in (
         (Kind.ACCOUNT_EMPTY, stands.state is State.EMPTY),
         (Kind.KEY_REFUSED, stands.state is State.KEY_REFUSED),
-        (Kind.PROVIDER_DOWN, _is_down(stands, now)),
+        (Kind.PROVIDER_DOWN, is_down and stands.state in DOWN),
     ):
         if is_so:
             begin(engine, kind, kind, {})
         elif stands.state in ANSWERS or (kind is Kind.PROVIDER_DOWN and stands.state not in DOWN):
             end(engine, kind)
-
-
-def _is_down(stands: account.Standing, now: datetime) -> bool:
-    return stands.state in DOWN and stands.since is not None and now - stands.since >= DOWN_FOR
 
 
 def check_balance(engine: Engine, now: datetime) -> None:

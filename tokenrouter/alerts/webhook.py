@@ -78,7 +78,7 @@ class Webhook:
             connection = _connection(self._parts, address, port)
             try:
                 connection.connect()
-            except (HTTPError, OSError) as error:
+            except (HTTPError, OSError, ValueError) as error:  # a certificate of another name is the last
                 refused = f"{self.host} cannot be reached: {_cause(error)}"
                 continue
             return self._post(connection, body, headers)

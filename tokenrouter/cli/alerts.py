@@ -7,7 +7,7 @@ from uuid import uuid4
 import click
 from flask import current_app
 
-from tokenrouter import alerts, runtime
+from tokenrouter import alerts
 from tokenrouter.cli.commands import Group, as_json, show_list
 
 MOST_LISTED = 100
@@ -41,7 +41,8 @@ def _row(view: dict[str, Any]) -> dict[str, Any]:
 @as_json
 def test_alerts(as_json: bool) -> None:
     """Send a test to the webhook and by mail; exit status 1 where it is not taken, or there is nobody to send it to."""
-    answers = alerts.send_test(runtime.current().sender.receivers, uuid4().hex)
+    receivers: alerts.Receivers = current_app.extensions["tokenrouter"].sender.receivers
+    answers = alerts.send_test(receivers, uuid4().hex)
     if not answers:
         raise click.ClickException("Alerts go nowhere: set ALERT_WEBHOOK_URL, or SMTP_URL and ALERT_MAIL_TO.")
     if as_json:
@@ -57,4 +58,4 @@ def test_alerts(as_json: bool) -> None:
 @alert_commands.command("secret")
 def show_secret() -> None:
     """Print the secret by which a receiver verifies that a webhook is ours, as Standard Webhooks has it."""
-    click.echo(runtime.webhook_secret(current_app))
+    click.echo(alerts.webhook_secret(current_app))
