@@ -77,15 +77,26 @@ def counted_columns(table: Kind) -> list[Any]:
 
 
 def note_crossings(
-    connection: DriverConnection, kind: Kind, id_: int, counted: Counted, changes: Mapping[str, int]
+    connection: DriverConnection, kind: Kind, id_: int, counted: tuple[Any, ...], changes: Mapping[str, int]
 ) -> None:
-    """Write an alert for quota and budget each, where these changes crossed a share of it; the highest alone."""
-    if counted.quota_tokens is None and counted.budget is None:
+    """Write an alert for quota and budget each, where these changes crossed a share of it; the highest alone.
+
+    `counted` has what `Counted` does. Each call comes here, and nearly all go on at once.
+    """
+    if _is_far(*counted[:4]) and _is_far(*counted[4:]):
         return
-    for share in shares(counted):
+    for share in shares(Counted(*counted)):
         change = changes["settled_change" if share.what == "quota" else "cost_change"]
         if change and (percent := share.crossed_by(change)):
             add_crossing(connection, kind, id_, share, percent)
+
+
+def _is_far(settled: Any, mark: Any, limit: Any, extra: Any) -> bool:
+    """Tell that no share is reached; False where one is, or where something of it cannot be read."""
+    if limit is None:
+        return True
+    are_read = type(limit) is int and type(extra) is int and type(settled) is int and type(mark) is int
+    return are_read and (settled - mark) * 100 < (limit + extra) * PERCENTS[0]
 
 
 def add_crossing(connection: DriverConnection, kind: Kind, id_: int, share: Share, percent: int) -> None:
