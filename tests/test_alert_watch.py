@@ -182,7 +182,7 @@ def test_one_thing_that_cannot_be_looked_at_keeps_nothing_else_from_it(app: Flas
 
 
 def test_jobs_have_both(app: Flask):
-    assert {"alerts", "verify"} <= set(runtime.current().jobs.names)
+    assert {"alerts", "alerts ahead", "verify"} <= set(runtime.current().jobs.names)
 
 
 def test_old_alerts_are_forgotten_and_those_that_last_are_not(app: Flask):

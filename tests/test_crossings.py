@@ -116,6 +116,9 @@ def test_lower_quota_tells_within_a_minute_and_a_higher_one_ends_it(
     teams.update("nine", quota_tokens=10_000, by=TESTER)
     check_shares(db.engine)
     assert lasting() == [] and len(told()) == 2
+    teams.update("nine", quota_tokens=5_000, by=TESTER)
+    check_shares(db.engine)
+    assert lasting() == [100] and len(told()) == 2  # the same again
 
 
 @pytest.mark.sqlite_only

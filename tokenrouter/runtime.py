@@ -58,7 +58,8 @@ def init_app(app: Flask, settings: Settings) -> None:
         tasks.append(
             Task(provider_record.TASK, Every(provider_record.EVERY_S), partial(fetch_quietly, engine, account))
         )
-    tasks.append(Task("alerts", Every(alerts.EVERY_S), partial(alerts.look, app, account)))
+    tasks.append(Task("alerts", Every(alerts.LOOK_S), partial(alerts.look, app, account)))
+    tasks.append(Task("alerts ahead", Every(alerts.LOOK_AHEAD_S), partial(alerts.look_ahead, app)))
     tasks.append(Task("verify", Nightly(), partial(alerts.check_books, app)))
     jobs = Jobs(engine, tasks, settings.timezone, lambda: ledger.worker_id)
     receivers = alerts.receivers_of(app, settings)

@@ -6,17 +6,26 @@ The ledger writes an alert in the transaction that crosses a share of a quota; `
 
 from tokenrouter.alerts.delivery import Receivers, Sender, send_test
 from tokenrouter.alerts.kinds import Speaker, Told, Words
-from tokenrouter.alerts.listing import AlertsPage, Shown, alert_view, alerts_page, count_unseen
+from tokenrouter.alerts.listing import (
+    AlertsPage,
+    Shown,
+    Undelivered,
+    alert_view,
+    alerts_page,
+    count_unseen,
+    undelivered,
+)
 from tokenrouter.alerts.mail import Mail
 from tokenrouter.alerts.message import Answer, Message
 from tokenrouter.alerts.outage import OutageWatch
 from tokenrouter.alerts.outbox import see
 from tokenrouter.alerts.setting import receivers_of, webhook_secret
-from tokenrouter.alerts.watch import EVERY_S, check_books, look
+from tokenrouter.alerts.watch import LOOK_AHEAD_S, LOOK_S, check_books, look, look_ahead
 from tokenrouter.alerts.webhook import Webhook, secret_from
 
 __all__ = [
-    "EVERY_S",
+    "LOOK_AHEAD_S",
+    "LOOK_S",
     "AlertsPage",
     "Answer",
     "Mail",
@@ -27,6 +36,7 @@ __all__ = [
     "Shown",
     "Speaker",
     "Told",
+    "Undelivered",
     "Webhook",
     "Words",
     "alert_view",
@@ -34,9 +44,11 @@ __all__ = [
     "check_books",
     "count_unseen",
     "look",
+    "look_ahead",
     "receivers_of",
     "secret_from",
     "see",
     "send_test",
+    "undelivered",
     "webhook_secret",
 ]

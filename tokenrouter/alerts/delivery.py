@@ -30,6 +30,7 @@ from tokenrouter.troubles import one_line
 logger = logging.getLogger(__name__)
 
 LOOK_S = 2.0
+CLOSE_S = 2.0
 CLAIM_S = 180.0  # longer than any attempt takes
 FIRST_PAUSE_S, PAUSE_GROWS, LONGEST_PAUSE_S = 10.0, 3.0, 3600.0
 TRIED_S = 86_400.0
@@ -170,14 +171,18 @@ class Sender:
         self._engine = engine
         self._also = also
         self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to look, in the process that serves: no thread survives a fork."""
-        threading.Thread(target=self._work, name="alerts", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="alerts", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        """Look no more. What is being sent is not waited for: its claim runs out, and it is sent again."""
+        """Look no more. What is being sent is hardly waited for: else its claim runs out, and it is sent again."""
         self._stop.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_S)
 
     def _work(self) -> None:
         while not self._stop.wait(LOOK_S):

@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select
+from sqlalchemy.engine import Engine
 
-from tokenrouter.alerts.delivery import DELIVERED, GIVEN_UP, WAITING, told_of
+from tokenrouter.alerts.delivery import DELIVERED, GIVEN_UP, NOW, WAITING, told_of
 from tokenrouter.alerts.kinds import Speaker, Told, Words
 from tokenrouter.alerts.message import moment_text
 from tokenrouter.database.tables import Alert, AnyRow, Delivery, clamp_id, db
@@ -15,6 +16,7 @@ from tokenrouter.periods import moment
 from tokenrouter.reports.reading import reading
 
 PER_PAGE = 50
+WEEK_S = 7 * 86_400.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,24 @@ def count_unseen() -> int:
     """Return how many alerts were not seen yet."""
     with db.engine.connect() as connection:
         return connection.execute(select(func.count()).select_from(Alert).where(Alert.seen_at.is_(None))).scalar_one()
+
+
+@dataclass(frozen=True)
+class Undelivered:
+    """How many deliveries failed, so far or for good, and the last answer to one."""
+
+    deliveries: int
+    answer: str | None
+
+
+def undelivered(engine: Engine) -> Undelivered:
+    """Return what of the last week's was not delivered."""
+    is_failed = Delivery.state != DELIVERED, Delivery.answer.is_not(None), Delivery.created_at > NOW - WEEK_S
+    with engine.connect() as connection:
+        answers = (
+            connection.execute(select(Delivery.answer).where(*is_failed).order_by(Delivery.due_at)).scalars().all()
+        )
+    return Undelivered(len(answers), answers[-1] if answers else None)
 
 
 def alert_view(alert: Shown) -> dict[str, Any]:

@@ -26,10 +26,16 @@ def begin(
     team_id: int | None = None,
     group_id: int | None = None,
 ) -> bool:
-    """Write an alert, unless one of this name stands already; return whether it was written."""
+    """Write an alert, unless one of this name stands already; return whether it was written.
+
+    One that ended by this name lasts again, untold.
+    """
     with engine.connect() as connection:  # mostly it stands, and nothing has to be written
-        if connection.execute(select(Alert.id).where(Alert.once == once)).first() is not None:
-            return False
+        known = connection.execute(select(Alert.ended_at).where(Alert.once == once)).first()
+    if known is not None:
+        if known.ended_at is not None:
+            reopen(engine, [once])
+        return False
     values = {"team_id": team_id, "group_id": group_id, "details": details, "at": datetime.now(UTC)}
     insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
     adding = insert(Alert).values(uid=uuid4().hex, kind=kind, once=once, to_hand_out=BEGUN, **values)
@@ -45,6 +51,12 @@ def end(engine: Engine, kind: Kind, *, but: Collection[str] = (), keep: bool = F
     ending = [row.id for row in open_alerts(engine, Alert.kind == kind) if row.once not in but]
     if ending:
         _end(engine, ending, {} if keep else {"once": None}, tells=kind in TELLS_END)
+
+
+def reopen(engine: Engine, names: Collection[str]) -> None:
+    """Let alerts last again that ended, by their names, without telling anybody."""
+    with writing(engine) as connection:
+        connection.execute(update(Alert).where(Alert.once.in_(names)).values(ended_at=None))
 
 
 def open_alerts(engine: Engine, *conditions: ColumnElement[bool]) -> Sequence[AnyRow]:

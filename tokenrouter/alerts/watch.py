@@ -1,8 +1,8 @@
-"""What is looked at every minute, and every night: whatever no settlement can tell."""
+"""What is looked at by the clock: whatever no settlement can tell."""
 
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from tokenrouter import account, ledger, reports, runway
 from tokenrouter.alerts.kinds import MINUTES_LOOKED_BACK, Kind
-from tokenrouter.alerts.outbox import begin, end, end_quietly, open_alerts, prune
+from tokenrouter.alerts.outbox import begin, end, end_quietly, open_alerts, prune, reopen
 from tokenrouter.database.connections import driver_connection
 from tokenrouter.database.tables import Alert, AnyRow, ApiToken, DoorRefusal, Group, Team, db, writing
 from tokenrouter.ledger.crossings import Counted, Share, add_crossing, counted_columns, shares
@@ -21,7 +21,7 @@ from tokenrouter.ledger.crossings import Kind as Owner
 from tokenrouter.provider.account import Account, State
 from tokenrouter.reports.running_out import SOON_DAYS
 
-EVERY_S = 60.0
+LOOK_S, LOOK_AHEAD_S = 60.0, 600.0
 DOWN_FOR = timedelta(minutes=1)
 LEAST_FREE, ENOUGH_FREE = 0.10, 0.12
 HALF = 0.5  # before so much is used, a pace tells little of when it will all be
@@ -34,26 +34,35 @@ OWNERS: tuple[Owner, ...] = (Team, Group)
 
 
 def look(app: Flask, paid: Account) -> None:
-    """Look at everything; what cannot be looked at keeps nothing else from it.
+    """Look at what may fail from one minute to the next."""
+    with app.app_context():
+        engine, now = db.engine, datetime.now(UTC)
+        _each(
+            lambda: check_shares(engine),
+            lambda: check_provider(engine, paid, now),
+            lambda: check_disk(engine),
+            lambda: check_revoked_tokens(engine, now),
+        )
+
+
+def look_ahead(app: Flask) -> None:
+    """Look at what will run out in days."""
+    with app.app_context():
+        engine, now = db.engine, datetime.now(UTC)
+        _each(lambda: check_paces(engine, now), lambda: check_balance(engine, now))
+
+
+def _each(*checks: Callable[[], None]) -> None:
+    """Do each; what cannot be looked at keeps nothing else from it.
 
     Raises an ExceptionGroup of what went wrong.
     """
     failures: list[Exception] = []
-    with app.app_context():
-        engine, now = db.engine, datetime.now(UTC)
-        checks: tuple[Callable[[], None], ...] = (
-            lambda: check_shares(engine),
-            lambda: check_paces(engine, now),
-            lambda: check_provider(engine, paid, now),
-            lambda: check_balance(engine, now),
-            lambda: check_disk(engine),
-            lambda: check_revoked_tokens(engine, now),
-        )
-        for check in checks:
-            try:
-                check()
-            except Exception as error:  # whatever it is, the others have to be looked at
-                failures.append(error)
+    for check in checks:
+        try:
+            check()
+        except Exception as error:  # whatever it is, the others have to be looked at
+            failures.append(error)
     if failures:
         raise ExceptionGroup("Not all could be looked at that alerts are of", failures)
 
@@ -89,6 +98,7 @@ def check_shares(engine: Engine) -> None:
         with writing(engine) as connection:
             for (kind, id_, _), share in new.items():
                 add_crossing(driver_connection(connection), kind, id_, share, share.percent)
+        reopen(engine, [share.once(kind, id_, share.percent) for (kind, id_, _), share in new.items()])
 
 
 def _reached(engine: Engine, kind: Owner) -> Iterator[tuple[int, Share]]:
@@ -111,17 +121,23 @@ def check_paces(engine: Engine, now: datetime) -> None:
         for use, ending in reports.running_out(10**6, now).next
         if ending.day <= soon and (use.share or 0) >= HALF
     ]
-    told = []
+    lasting = {alert.once for alert in open_alerts(engine, Alert.kind == Kind.RUNS_OUT)}
+    marks = {(kind.__name__.lower(), id_): mark for kind in OWNERS for id_, mark in _marks(engine, kind)}
+    named = set()
     for use, ending in found:
-        kind = Group if use.kind == "group" else Team
-        with engine.connect() as connection:
-            mark = connection.execute(select(kind.reset_mark_tokens).where(kind.id == use.id)).scalar()
         renews_at = None if use.renews_at is None else int(use.renews_at.timestamp())
-        once = f"{kind.__tablename__}:{use.id}:{Kind.RUNS_OUT}:{mark}:{renews_at}"
-        details = {"name": use.name, "day": ending.day.isoformat(), "renews_at": renews_at}
-        begin(engine, Kind.RUNS_OUT, once, details, **{f"{use.kind}_id": use.id})
-        told.append(once)
-    end(engine, Kind.RUNS_OUT, but=told, keep=True)
+        once = f"{use.kind}:{use.id}:{Kind.RUNS_OUT}:{marks[use.kind, use.id]}:{renews_at}"
+        if once not in lasting:
+            details = {"name": use.name, "day": ending.day.isoformat(), "renews_at": renews_at}
+            begin(engine, Kind.RUNS_OUT, once, details, **{f"{use.kind}_id": use.id})
+        named.add(once)
+    end(engine, Kind.RUNS_OUT, but=named, keep=True)
+
+
+def _marks(engine: Engine, kind: Owner) -> Sequence[AnyRow]:
+    """Return from where the use of each counts."""
+    with engine.connect() as connection:
+        return connection.execute(select(kind.id, kind.reset_mark_tokens)).all()
 
 
 def check_provider(engine: Engine, paid: Account, now: datetime) -> None:
