@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import rivals
 import warm
-from conftest import TESTER, Member, leases
+from conftest import TESTER, Member, eventually, leases
 from flask import Flask
 from sqlalchemy import select, update
 
@@ -93,6 +93,8 @@ def test_group_and_budget_have_shares_of_their_own(new_team: Callable[..., Membe
 def test_recovery_tells_of_crossings_too(app: Flask, new_team: Callable[..., Member]):
     member = new_team("nine", quota_tokens=1_000)
     own = Ledger(db.engine, 1024)
+    own.start()
+    assert eventually(lambda: own.worker_id is not None)  # its first heartbeat must not renew the lease by surprise
     held = own.reserve(rivals.call_request("req_lost", member.team.id, output_tokens=10))
     with writing(db.engine) as connection:
         connection.execute(update(Team).values(quota_tokens=1))

@@ -107,9 +107,7 @@ def undelivered(engine: Engine) -> Undelivered:
     """Return what of the last week's was not delivered."""
     is_failed = Delivery.state != DELIVERED, Delivery.answer.is_not(None), Delivery.created_at > NOW - WEEK_S
     with engine.connect() as connection:
-        answers = (
-            connection.execute(select(Delivery.answer).where(*is_failed).order_by(Delivery.due_at)).scalars().all()
-        )
+        answers = connection.scalars(select(Delivery.answer).where(*is_failed).order_by(Delivery.due_at)).all()
     return Undelivered(len(answers), answers[-1] if answers else None)
 
 
