@@ -59,6 +59,7 @@ def post_worker_init(worker: Any) -> None:
     runtime.ledger.end_service = partial(os.kill, worker.ppid, signal.SIGTERM)
     runtime.ledger.start()
     runtime.jobs.start()
+    runtime.sender.start()
     worker.serve(runtime.clients, runtime.slots, settings.provider_read_timeout)
     atexit.register(leave, worker)  # once the threads that answer calls have ended
 

@@ -26,6 +26,7 @@ PAGES = (
     "/admin/prices/",
     "/admin/account/",
     "/admin/account/reconciliation/",
+    "/admin/alerts/",
     "/admin/changes/",
     "/admin/settings/",
 )

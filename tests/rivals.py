@@ -4,16 +4,19 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
+from sqlalchemy.engine import Engine
 from sqlalchemy.ext.compiler import compiles
 
 from tokenrouter import attempts, create_app, runtime
 from tokenrouter.admin import password as passwords
+from tokenrouter.alerts import Mail, Receivers, Sender, Speaker, Webhook, secret_from
 from tokenrouter.config import load
 from tokenrouter.database import tables
 from tokenrouter.errors import PaceExceeded, ProviderBusy
 from tokenrouter.first_start import generated_secret_key
-from tokenrouter.ledger import CallRequest, Ledger, operations
+from tokenrouter.ledger import CallRequest, Ledger, Outcome, operations
 
 Wait = Callable[[], Any]
 
@@ -61,6 +64,32 @@ def reserve_calls(wait_for_all: Wait, database_url: str, name: str, calls: int, 
             except (PaceExceeded, ProviderBusy):
                 pass
     return admitted
+
+
+def use_tokens(wait_for_all: Wait, database_url: str, name: str, tokens: int) -> None:
+    """Make a call of team 1, and of its group, that used so much."""
+    app = create_app(settings(database_url))
+    with app.app_context():
+        ledger = Ledger(tables.db.engine, 100)
+        held = ledger.reserve(call_request(f"req_{name}", group_id=1))
+        wait_for_all()
+        ledger.settle(held, Outcome(status="ok", status_code=200, charged_tokens=tokens, total_tokens=tokens))
+        ledger.close()
+    runtime.close(app)
+
+
+def deliver_alerts(database_url: str, webhook_url: str) -> None:
+    """Deliver what is due to a webhook that may be on this machine."""
+    app = create_app(settings(database_url))
+    with app.app_context():
+        sender_to(webhook_url, tables.db.engine).deliver_due()
+
+
+def sender_to(webhook_url: str, engine: Engine, mail: Mail | None = None, mail_to: tuple[str, ...] = ()) -> Sender:
+    """Return what delivers to a webhook that may be on this machine, and to a server of mails."""
+    speaker = Speaker(ZoneInfo("UTC"), "USD")
+    webhook = Webhook(webhook_url, lambda: secret_from("key of the tests"), speaker, check=lambda address: True)
+    return Sender(engine, Receivers(webhook, mail, mail_to))
 
 
 def generate_key(wait_for_all: Wait, folder: Path) -> str:

@@ -53,7 +53,8 @@ def edit_form(panel: Panel, member: Member) -> dict[str, str]:
     page = panel.get(team_path(member.team.id, "edit/")).text
     fields = dict(
         re.findall(
-            r'name="(was_\w+|name|quota|renews_on|\w+_per_minute|calls_at_once|budget|models)" value="([^"]*)"', page
+            r'name="(was_\w+|name|quota|renews_on|\w+_per_minute|calls_at_once|budget|models|mail)" value="([^"]*)"',
+            page,
         )
     )
     (renews,) = re.findall(r'<option value="([a-z]+)" selected>', page)

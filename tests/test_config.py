@@ -15,7 +15,7 @@ import warm
 from conftest import ROOT
 
 from tokenrouter import config, first_start
-from tokenrouter.config import SETTINGS, ConfigError
+from tokenrouter.config import SETTINGS, ConfigError, SmtpServer
 
 
 def write_env(text: str, folder: Path = Path()) -> None:
@@ -107,6 +107,9 @@ def test_nothing_set_gives_the_contracts_defaults():
         "PROVIDER_TEAM_IDS": False,
         "LOG_FORMAT": "text",
         "METRICS_TOKEN": "",
+        "ALERT_WEBHOOK_URL": None,
+        "SMTP_URL": None,
+        "ALERT_MAIL_TO": None,
     }
 
 
@@ -154,6 +157,21 @@ BAD_VALUES = {
     "PROVIDER_TEAM_IDS": ("maybe", "2", "   "),
     "LOG_FORMAT": ("jsonl", "text,json", "   "),
     "METRICS_TOKEN": ("two words", "schlüssel"),
+    "ALERT_WEBHOOK_URL": (
+        "hooks.example/hunter2",
+        "ftp://host/hunter2",
+        "https://me:hunter2@host/",
+        "https://h/#hunter2",
+    ),
+    "SMTP_URL": (
+        "mail.example:hunter2",
+        "http://mail.example/hunter2",
+        "smtp://me:hunter2@mail.example",
+        "smtp://me:hunter2@mail.example?from=a@b,c@d",
+        "smtp://me:hunter2@mail.example?from=a@b%0ABcc:c@d",
+        "smtp://me:hunter2@mail.example:port?from=a@b",
+    ),
+    "ALERT_MAIL_TO": (",", "nobody", "a@b@c", "a b@c", "me@example.org,nobody", "Me <me@example.org>"),
 }
 
 
@@ -190,6 +208,10 @@ def test_refused_secret_is_not_shown(name: str):
         ("CORS_ORIGINS", "*", ("*",)),
         ("PROVIDER_TEAM_IDS", " Yes ", True),
         ("PROVIDER_TEAM_IDS", "off", False),
+        ("ALERT_WEBHOOK_URL", "https://hooks.example/a?sig=b", "https://hooks.example/a?sig=b"),
+        ("SMTP_URL", "smtps://h?from=a@b", SmtpServer("h", 465, True, "", "", "a@b")),
+        ("SMTP_URL", "smtp://me%40x.org:p%2Fw@h:25", SmtpServer("h", 25, False, "me@x.org", "p/w", "me@x.org")),
+        ("ALERT_MAIL_TO", "a@b.org, c@d.org,a@b.org", ("a@b.org", "c@d.org")),
         (
             "CORS_ORIGINS",
             " https://A.example/, app://x,http://[::1]:80",

@@ -66,7 +66,18 @@ def test_well_installation_has_nothing_wrong(app: Flask, client: FlaskClient, te
     chat(client, team)
     status, found = examined()
     assert status == 0
-    assert list(found) == ["settings", "files", "disk", "database", "clock", "workers", "jobs", "books", "provider"]
+    assert list(found) == [
+        "settings",
+        "files",
+        "disk",
+        "database",
+        "clock",
+        "workers",
+        "jobs",
+        "alerts",
+        "books",
+        "provider",
+    ]
     assert set.union(*map(marks, found.values())) == {"ok"}
     assert "1 calls" in found["books"][0]["message"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import dotenv
@@ -24,6 +24,8 @@ LIKENESS = 0.8  # of a name to a setting's, from which on it is taken for a slip
 ACCOUNTS = ("auto", "poe", "openrouter", "deepseek", "none")
 SWITCHES = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
 MOST_RETENTION_DAYS = 36500
+MAIL_ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_{|}~-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*")
+MOST_MAIL_ADDRESS = 254
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 
 
@@ -126,6 +128,56 @@ def _currency(text: str) -> str:
     return text
 
 
+@dataclass(frozen=True)
+class SmtpServer:
+    """The server that mails are given to, and from whom they are; without a user none signs in."""
+
+    host: str
+    port: int
+    is_tls: bool
+    """From the first byte on; else only once the server has offered it."""
+    user: str
+    password: str = field(repr=False)
+    sender: str
+
+
+SMTP_PORTS = {"smtp": 587, "smtps": 465}
+
+
+def _smtp_url(text: str) -> SmtpServer:
+    parts = urlsplit(printable_text(text))
+    if parts.scheme not in SMTP_PORTS or not parts.hostname or parts.path not in ("", "/") or parts.fragment:
+        raise ValueError
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    sender = mail_address(parse_qs(parts.query).get("from", [user])[0])
+    port = parts.port or SMTP_PORTS[parts.scheme]
+    return SmtpServer(parts.hostname, port, parts.scheme == "smtps", user, password, sender)
+
+
+def _webhook_url(text: str) -> str:
+    text = printable_text(text)
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None or parts.fragment:
+        raise ValueError
+    _ = parts.port  # raises ValueError where it is not a number
+    return text
+
+
+def mail_address(text: str) -> str:
+    """Return a mail address; raises ValueError for what is none, or more than one."""
+    text = text.strip()
+    if len(text) > MOST_MAIL_ADDRESS or not MAIL_ADDRESS.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def _mail_addresses(text: str) -> tuple[str, ...]:
+    addresses = tuple(dict.fromkeys(mail_address(each) for each in text.split(",") if each.strip()))
+    if not addresses:
+        raise ValueError
+    return addresses
+
+
 def _model(text: str) -> str:
     text = text.strip()
     if not text or "*" in text or "," in text:
@@ -226,14 +278,25 @@ class Settings:
     log_retention_days: int | None = _setting("", _whole(1, MOST_RETENTION_DAYS))
     log_format: Literal["text", "json"] = _setting("text", LOG_FORMAT)
     metrics_token: str = _setting("", API_KEY, secret=True)
+    alert_webhook_url: str | None = _setting(
+        "", Reader("an http:// or https:// URL without user and fragment", _webhook_url), secret=True
+    )
+    smtp_url: SmtpServer | None = _setting(  # noqa: RUF009 - likewise
+        "", Reader("smtp://USER:PASSWORD@HOST:PORT?from=ADDRESS, or smtps://…", _smtp_url), secret=True
+    )
+    alert_mail_to: tuple[str, ...] | None = _setting("", Reader("mail addresses separated by commas", _mail_addresses))
     origins: Mapping[str, str] = field(repr=False)
 
     def secrets(self) -> set[str]:
         """Return what no line of a log may have: the secret settings, and the passwords within URLs."""
         values = {name: getattr(self, setting.name) for name, setting in SETTINGS.items()}
-        secret = {values[name] for name, setting in SETTINGS.items() if setting.metadata["secret"]}
-        passwords = [urlsplit(url).password or "" for name, url in values.items() if name.endswith("_URL") and url]
-        return {each for each in (*secret, *passwords, *map(unquote, passwords)) if each}
+        secret = [values[name] for name, setting in SETTINGS.items() if setting.metadata["secret"]]
+        urls = [url for name, url in values.items() if name.endswith("_URL") and isinstance(url, str)]
+        passwords = [urlsplit(url).password or "" for url in urls]
+        if self.smtp_url is not None:
+            passwords.append(self.smtp_url.password)
+        texts = [each for each in secret if isinstance(each, str)]
+        return {each for each in (*texts, *passwords, *map(unquote, passwords)) if each}
 
     def __repr__(self) -> str:
         """Name the class alone: a traceback or a debug line must not print a secret."""

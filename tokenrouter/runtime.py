@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from flask import Flask, current_app
 from sqlalchemy.engine import Engine
 
-from tokenrouter import account_pace, backups, call_lines, provider_record
+from tokenrouter import account_pace, alerts, backups, call_lines, provider_record
 from tokenrouter.account import REFRESH_S, refresh
 from tokenrouter.auth import KnownCallers
 from tokenrouter.changes import CLOCK, Actor
@@ -42,6 +42,8 @@ class Runtime:
     account: Account
     jobs: Jobs
     clients: WaitingClients
+    sender: alerts.Sender
+    outage: alerts.OutageWatch
     tally: Tally | None
     """What is counted for Prometheus, if it is let in."""
     callers: KnownCallers = field(default_factory=KnownCallers)
@@ -64,19 +66,36 @@ def init_app(app: Flask, settings: Settings) -> None:
     slots = Slots(settings.threads, settings.team_calls)
     catalogue = Catalogue(provider, settings.default_model)
     account = Account(provider, settings, catalogue.ask)
-    tasks = [Task("provider's account", Every(REFRESH_S), partial(refresh, engine, account))]
-    if account.kind == "poe":  # OpenRouter's days come with its balance
-        tasks.append(
-            Task(provider_record.TASK, Every(provider_record.EVERY_S), partial(fetch_quietly, engine, account))
-        )
-    tasks += _of_the_night(app, engine, settings)
+    tasks = list(_tasks(app, engine, settings, account))
     jobs = Jobs(engine, tasks, settings.timezone, lambda: ledger.worker_id)
+    receivers = alerts.receivers_of(app, settings)
+    outage = alerts.OutageWatch(engine, ledger, receivers)
+    sender = alerts.Sender(engine, receivers, also=outage.look)
     app.extensions["tokenrouter"] = Runtime(
-        settings, readers, ledger, provider, slots, catalogue, account, jobs, WaitingClients(), tally
+        settings,
+        readers,
+        ledger,
+        provider,
+        slots,
+        catalogue,
+        account,
+        jobs,
+        WaitingClients(),
+        sender,
+        outage,
+        tally,
     )
 
 
-def _of_the_night(app: Flask, engine: Engine, settings: Settings) -> Iterator[Task]:
+def _tasks(app: Flask, engine: Engine, settings: Settings, account: Account) -> Iterator[Task]:
+    """Yield what is done by the clock; what is due at once is done in this order."""
+    yield Task("provider's account", Every(REFRESH_S), partial(refresh, engine, account))
+    if account.kind == "poe":  # OpenRouter's days come with its balance
+        fetch = partial(fetch_quietly, engine, account)
+        yield Task(provider_record.TASK, Every(provider_record.EVERY_S), fetch)
+    yield Task("alerts", Every(alerts.LOOK_S), partial(alerts.look, app, account))
+    yield Task("alerts ahead", Every(alerts.LOOK_AHEAD_S), partial(alerts.look_ahead, app))
+    yield Task("verify", Nightly(), partial(alerts.check_books, app))
     if settings.backup_folder:
         folder, instance = backups.folder_of(app, settings.backup_folder), Path(app.instance_path)
         run = partial(backups.take_nightly, engine, folder, instance, settings.backup_keep)
@@ -96,6 +115,8 @@ def close(app: Flask, timeout_s: float = SETTLE_WAIT_S) -> None:
     """
     own = of(app)
     own.jobs.close()
+    own.sender.close()
+    own.outage.close()
     own.clients.close()
     own.ledger.close(timeout_s)
     if own.tally is not None:

@@ -7,6 +7,7 @@ from flask_login import current_user
 
 from tokenrouter.admin import access, formats, password
 from tokenrouter.admin.account import AccountView, banner
+from tokenrouter.admin.alerts import AlertsView
 from tokenrouter.admin.changes import ChangesView
 from tokenrouter.admin.codes import CodeView
 from tokenrouter.admin.groups import GroupView
@@ -16,6 +17,7 @@ from tokenrouter.admin.prices import PriceView
 from tokenrouter.admin.settings import SettingsView
 from tokenrouter.admin.teams import TeamView
 from tokenrouter.admin.usage import UsageView
+from tokenrouter.alerts import count_unseen
 from tokenrouter.database.tables import Group, RequestLog, Team, db
 
 
@@ -36,11 +38,13 @@ def init_app(app: Flask) -> None:
     panel.add_view(RequestLogView(RequestLog, db, name="Logs", endpoint="logs"))
     panel.add_view(PriceView(name="Prices", endpoint="prices"))
     panel.add_view(AccountView(name="Account", endpoint="account"))
+    panel.add_view(AlertsView(name="Alerts", endpoint="alerts"))
     panel.add_view(ChangesView(name="Changes", endpoint="changes"))
     panel.add_view(SettingsView(name="Settings", endpoint="settings"))
     app.jinja_env.globals.update(
         panel=panel,
         current_user=current_user,
         account_banner=banner,
+        alerts_unseen=count_unseen,
         has_default_password=lambda: password.has_default_password(access.settings()),
     )

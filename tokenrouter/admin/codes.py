@@ -12,7 +12,7 @@ from tokenrouter import reports
 from tokenrouter.admin.access import PanelView, actor, settings
 from tokenrouter.admin.limit_forms import PERIODS, explain
 from tokenrouter.admin.password import LOCAL_HOST
-from tokenrouter.admin.team_forms import TeamForm
+from tokenrouter.admin.team_forms import MembershipForm
 from tokenrouter.admin.teams import about_periods
 from tokenrouter.database.tables import NAME_LENGTH, PACES, JoinCode
 from tokenrouter.errors import APIError, InvalidRequest
@@ -24,7 +24,7 @@ EARLIEST, LATEST = datetime(2000, 1, 1), datetime(9999, 12, 1)  # beyond, zones 
 TONES = {"open": "good", "used up": "quiet", "expired": "quiet", "revoked": "quiet", "group deleted": "warn"}
 
 
-class CodeForm(TeamForm):
+class CodeForm(MembershipForm):
     """A new code: how often and how long it works, and what each of its teams gets."""
 
     name = None  # type: ignore[assignment] # each of its teams has one of its own

@@ -113,7 +113,7 @@ class Edited(LimitsForm):
     def expected(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Return what was typed over, as the record of changes names it, so that nobody changes it at this moment."""
         names = {RECORDED.get(name, name) for name in self.typed}
-        return {name: fields[name] for name in names}
+        return {name: fields.get(name) for name in names}
 
 
 class GroupEditForm(Edited):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import flash, redirect, request, url_for
 from flask.typing import ResponseReturnValue
@@ -15,6 +16,7 @@ from tokenrouter.config import (
     SETTINGS,
     ConfigError,
     Settings,
+    SmtpServer,
     slips,
     without_password,
 )
@@ -145,10 +147,25 @@ def _database(value: str) -> tuple[str, str]:
     return make_url(value).set(query={}).render_as_string(hide_password=True), ""
 
 
+def _webhook(value: str | None) -> tuple[str, str]:
+    """Show where it goes, without what is a secret of some services."""
+    if value is None:
+        return "", "not set"
+    return f"{urlsplit(value).scheme}://{urlsplit(value).hostname}/…", ""
+
+
+def _smtp(value: SmtpServer | None) -> tuple[str, str]:
+    if value is None:
+        return "", "not set"
+    return f"{value.host}:{value.port}", f"mails are from {value.sender}"
+
+
 SHOWN = {
     "PROVIDER_API_KEY": _key,
     "PROVIDER_BASE_URL": lambda value: (without_password(value), ""),
     "ADMIN_PASSWORD": _password,
     "SECRET_KEY": _secret,
     "DATABASE_URL": _database,
+    "ALERT_WEBHOOK_URL": _webhook,
+    "SMTP_URL": _smtp,
 }

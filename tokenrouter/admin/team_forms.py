@@ -21,8 +21,8 @@ GRACES = {
 }
 
 
-class TeamForm(LimitsForm):
-    """What an administrator sets of a team; the counters are not among it."""
+class MembershipForm(LimitsForm):
+    """What an administrator sets of a team, or of those that a code makes; the counters are not among it."""
 
     group = StringField("Group")
     models = StringField("Models")
@@ -39,6 +39,19 @@ class TeamForm(LimitsForm):
         return super().values() | chosen
 
 
+class TeamForm(MembershipForm):
+    """The same of a team alone, with the address that gets its alerts."""
+
+    mail = StringField("Mail address")
+
+    def values(self) -> dict[str, Any]:
+        """Return all of it as the domain takes it.
+
+        Raises InvalidRequest.
+        """
+        return super().values() | {"mail": teams.check_mail(self.mail.data)}
+
+
 class TeamEditForm(Edited, TeamForm):
     """The same for a team that there is, which may be switched off."""
 
@@ -49,6 +62,7 @@ class TeamEditForm(Edited, TeamForm):
         more = {
             "group": "" if team.group_id is None else str(team.group_id),
             "models": team.models or "",
+            "mail": team.mail or "",
             "active": "y" if team.active else "",
         }
         super().__init__(stored_limits(team) | more, formdata)

@@ -2,6 +2,7 @@
 
 from flask import Flask
 
+from tokenrouter.cli.alerts import alert_commands
 from tokenrouter.cli.backups import backup, copy_to, restore
 from tokenrouter.cli.codes import code_commands
 from tokenrouter.cli.doctor import doctor
@@ -27,6 +28,7 @@ def init_app(app: Flask) -> None:
         log_commands,
         provider_commands,
         code_commands,
+        alert_commands,
         management_token_commands,
         backup,
         restore,

@@ -23,6 +23,8 @@ from tokenrouter.cli.commands import (
 from tokenrouter.database.tables import db
 from tokenrouter.teams import imports
 
+NO_MAIL = "none"
+
 team_commands = Group("teams", help="Create, change and delete teams.")
 
 
@@ -31,10 +33,12 @@ team_commands = Group("teams", help="Create, change and delete teams.")
 @with_limits
 @click.option("--group", metavar="G", help="The group whose limits it shares.")
 @click.option("--models", help="Names separated by commas, which narrow ALLOWED_MODELS.")
-def create_team(name: str, limits: dict[str, Any], group: str | None, models: str | None) -> None:
+@click.option("--mail", metavar="ADDRESS", help="Gets the team's alerts, or none.")
+def create_team(name: str, limits: dict[str, Any], group: str | None, models: str | None, mail: str | None) -> None:
     """Create the team NAME and print its API token, for the only time."""
     group = None if group == teams.NO_GROUP else group
-    team, bearer_token = teams.create(name, models=models, group=group, **limits, by=me())
+    mail = None if mail == NO_MAIL else mail
+    team, bearer_token = teams.create(name, models=models, group=group, mail=mail, **limits, by=me())
     click.echo(f"Created the team {team.name!r}{limited_words(team)}. Its API token, shown only now:")
     click.echo(bearer_token)
 
@@ -62,18 +66,27 @@ def show_team(name: str, as_json: bool) -> None:
 @click.option("--enable/--disable", "active", default=None, help="Let its calls through, or refuse them.")
 @click.option("--group", metavar="G", help="The group whose limits it shares, or none.")
 @click.option("--models", help="Names separated by commas, which narrow ALLOWED_MODELS; `default` ends that.")
+@click.option("--mail", metavar="ADDRESS", help="Gets the team's alerts, or none.")
 def update_team(
-    name: str, limits: dict[str, Any], rename: str | None, active: bool | None, group: str | None, models: str | None
+    name: str,
+    limits: dict[str, Any],
+    rename: str | None,
+    active: bool | None,
+    group: str | None,
+    models: str | None,
+    mail: str | None,
 ) -> None:
     """Change the team NAME; what is not given stays as it is."""
-    if not limits and all(value is None for value in (rename, active, group, models)):
-        others = "--rename, --enable, --disable, --group and --models"
+    if not limits and all(value is None for value in (rename, active, group, models, mail)):
+        others = "--rename, --enable, --disable, --group, --models and --mail"
         raise click.UsageError(f"Give at least one of {LIMIT_OPTIONS}, {others}.")
     changed: dict[str, Any] = {**limits, "rename": rename, "active": active}
     if group is not None:
         changed["group"] = None if group == teams.NO_GROUP else group
     if models is not None:
         changed["models"] = None if models == "default" else models
+    if mail is not None:
+        changed["mail"] = None if mail == NO_MAIL else mail
     show_limits(teams.update(name, **changed, by=me()))
 
 

@@ -20,6 +20,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     String,
+    UniqueConstraint,
     and_,
     case,
     event,
@@ -41,6 +42,7 @@ BUSY_TIMEOUT_S = 5
 CHECKPOINT_PAGES, MOST_WAL_BYTES = 1000, 16 * 2**20  # what SQLite has written beside its file is taken into it
 NAME_LENGTH = 200
 REASON_LENGTH = 300
+MAIL_LENGTH = 254
 MOST_QUOTA_TOKENS = 10**15
 
 # With these words, since SQLite takes a partial index where a query's term is one of its own.
@@ -240,6 +242,7 @@ class Team(HasLimits, Base):
     group_id: Mapped[int | None] = mapped_column(ForeignKey("groups.id"), index=True)
     active: Mapped[bool] = mapped_column(Flag, default=True, server_default=text("true"))
     models: Mapped[str | None]  # names and prefixes separated by commas; None means ALLOWED_MODELS alone decides
+    mail: Mapped[str | None] = mapped_column(String(MAIL_LENGTH))  # gets the team's alerts
     join_code_id: Mapped[int | None] = mapped_column(BigInteger, index=True)  # by which it was made
     group_name: Mapped[str | None] = column_property(
         select(Group.name).where(Group.id == group_id).correlate_except(Group).scalar_subquery()
@@ -648,6 +651,64 @@ class MetricTotal(Base):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     labels: Mapped[str] = mapped_column(primary_key=True)  # their values, as a JSON array
     value: Mapped[int] = mapped_column(BigInteger)  # of times in microseconds, of money in billionths
+
+
+class Alert(Base):
+    """Something that people are told of, in words that `alerts` finds for it; who is told has a row of `Delivery`."""
+
+    __tablename__ = "alerts"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    uid: Mapped[str] = mapped_column(String(32), unique=True)  # by which receivers know it
+    kind: Mapped[str] = mapped_column(String(32))
+    once: Mapped[str | None] = mapped_column(String(200), unique=True)  # what is not told again while this stands here
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    team_id: Mapped[int | None] = mapped_column(BigInteger)
+    group_id: Mapped[int | None] = mapped_column(BigInteger)
+    percent: Mapped[int | None]  # of a quota or budget, where that is what was crossed
+    details: Mapped[dict[str, Any]] = mapped_column(JSON)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    seen_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    to_hand_out: Mapped[str | None] = mapped_column(String(8))  # what of it has no deliveries yet: begun, or over
+
+    __table_args__ = (
+        *(
+            Index(f"ix_alerts_{name}", "id", sqlite_where=text(where), postgresql_where=text(where))
+            for name, where in (
+                ("to_hand_out", "to_hand_out IS NOT NULL"),
+                ("unseen", "seen_at IS NULL"),
+                ("open", "ended_at IS NULL"),
+            )
+        ),
+        {"sqlite_autoincrement": True},
+    )
+
+
+class Delivery(Base):
+    """What of an alert goes to one receiver, and how that went."""
+
+    __tablename__ = "alert_deliveries"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    alert_id: Mapped[int] = mapped_column(ForeignKey("alerts.id"))
+    says: Mapped[str] = mapped_column(String(8))  # begun, or over
+    channel: Mapped[str] = mapped_column(String(8))  # webhook, or mail
+    address: Mapped[str] = mapped_column(String(MAIL_LENGTH))  # of the mail
+    state: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[float]  # seconds since 1970 by the database's clock
+    due_at: Mapped[float]  # likewise: when it is tried next, or was taken last
+    attempts: Mapped[int]
+    answer: Mapped[str | None] = mapped_column(String(REASON_LENGTH))  # to the last attempt
+
+    __table_args__ = (
+        UniqueConstraint("alert_id", "says", "channel", "address"),
+        Index(
+            "ix_alert_deliveries_waiting",
+            "due_at",
+            sqlite_where=text("state = 'waiting'"),
+            postgresql_where=text("state = 'waiting'"),
+        ),
+    )
 
 
 class AccountCheck(Base):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from sqlalchemy.exc import SQLAlchemyError
 
 from tokenrouter.database import schema
-from tokenrouter.doctor import database, machine, provider, proxy
+from tokenrouter.doctor import alerts, database, machine, provider, proxy
 from tokenrouter.doctor.findings import Check, Finding, Installation, Mark
 from tokenrouter.troubles import one_line
 
@@ -15,6 +15,7 @@ ON_DATABASE: dict[str, Check] = {
     "clock": database.clock,
     "workers": database.workers,
     "jobs": database.jobs,
+    "alerts": alerts.alerts,
     "books": database.books,
 }
 

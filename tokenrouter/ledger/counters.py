@@ -34,6 +34,7 @@ from tokenrouter.database.tables import (
     unreadable_limits,
 )
 from tokenrouter.ledger.costs import PRICES_VERSION
+from tokenrouter.ledger.crossings import counted_columns, note_crossings
 from tokenrouter.ledger.pace import MINUTE_NS, Bucket
 from tokenrouter.ledger.rules import Balance
 from tokenrouter.periods import read_renewal
@@ -105,6 +106,7 @@ class CounterStatements:
         self, table: type[Team | Group], renewals: type[QuotaRenewal | GroupRenewal], owner: InstrumentedAttribute[Any]
     ) -> None:
         """`owner` is the column of the log that tells whose a call is."""
+        self.table = table
         self.columns = (
             *(getattr(table, name) for name in LIMITS),
             table.name,
@@ -133,9 +135,12 @@ class CounterStatements:
         }
         is_running = is_meant, or_(table.renews_at.is_(None), table.renews_at > NOW)
         filled = {"tokens_full_at": _tokens_full_at(table)}
-        self.move = Statement(update(table).where(*is_running).values(moves | filled))
         known: dict[str, Any] = {name: bindparam(name) for name in ("requests_full_at", "tokens_full_at")}
-        self.move_with_pace = Statement(update(table).where(*is_running).values(moves | known))
+        moving, counted = update(table).where(*is_running), counted_columns(table)
+        self.move = Statement(moving.values(moves | filled))
+        self.move_with_pace = Statement(moving.values(moves | known))
+        self.settle = Statement(moving.values(moves | filled).returning(*counted))
+        self.settle_with_pace = Statement(moving.values(moves | known).returning(*counted))
         count = select(func.count()).select_from(RequestLog)
         self.count_pending = Statement(count.where(owner == bindparam("owner"), IS_PENDING))
         ended = "due_at", "used_tokens", "used_cost", "priced_tokens", "extra_tokens", "extra_budget"
@@ -260,16 +265,24 @@ class Counters:
     def write(self) -> None:
         """Write all moves, in an order that all workers keep to."""
         for id_, changes in sorted(self._moves.items()):
-            while self._move(id_, changes).rowcount == 0 and (read := self._locked(id_)) is not None:
+            while not self._move(id_, changes) and (read := self._locked(id_)) is not None:
                 # the time to renew has come, also where the clock was set back just now
                 self._renewed(id_, read._replace(now=max(read.now, read.renews_at or 0)))
 
-    def _move(self, id_: int, changes: Mapping[str, int]) -> Any:
-        """Write a row's counters; of one that is locked it is known when its buckets will be full."""
-        values = {"owner": id_, **changes}
-        balance = self.balances.get(id_)
-        if balance is None or not balance.has_buckets:
-            return self._run.move.execute(self._connection, values)
-        values["requests_full_at"] = balance.requests.full_at if balance.requests else 0
-        values["tokens_full_at"] = balance.tokens.full_at if balance.tokens else 0
-        return self._run.move_with_pace.execute(self._connection, values)
+    def _move(self, id_: int, changes: Mapping[str, int]) -> bool:
+        """Write a row's counters; return False where it is gone, or has to be renewed first.
+
+        Of one that is locked it is known when its buckets will be full. What a settlement leaves comes back with it.
+        """
+        run, values = self._run, {"owner": id_, **changes}
+        moving, settling = run.move, run.settle
+        if (balance := self.balances.get(id_)) is not None and balance.has_buckets:
+            moving, settling = run.move_with_pace, run.settle_with_pace
+            values["requests_full_at"] = balance.requests.full_at if balance.requests else 0
+            values["tokens_full_at"] = balance.tokens.full_at if balance.tokens else 0
+        if not (changes["settled_change"] or changes["cost_change"]):
+            return bool(moving.execute(self._connection, values).rowcount)
+        counted = settling.execute(self._connection, values).fetchone()
+        if counted is not None:
+            note_crossings(self._connection, run.table, id_, counted, changes)
+        return counted is not None

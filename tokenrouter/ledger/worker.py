@@ -150,6 +150,11 @@ class Ledger:
         """The number of this process among the workers; None until its first heartbeat."""
         return None if self._lease is None else self._lease.worker_id
 
+    @property
+    def written_at(self) -> float | None:
+        """When this process last wrote that it lives, by the monotonic clock; None before the first time."""
+        return None if self._lease is None else self._lease.renewed_at
+
     def close(self, timeout_s: float = SETTLE_WAIT_S) -> None:
         """Write what waits, leave the workers, and end the threads."""
         atexit.unregister(self.close)

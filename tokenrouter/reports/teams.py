@@ -50,6 +50,7 @@ class TeamRow(TeamUse):
     """A team with what it did in the last seven days, today included."""
 
     models: tuple[str, ...] | None
+    mail: str | None
     created_at: datetime
     requests_7d: int
     tokens_7d: int
@@ -279,6 +280,7 @@ def _team_row(row: AnyRow) -> TeamRow:
     return TeamRow(
         **team_use(team),
         models=team.model_patterns,
+        mail=team.mail,
         created_at=team.created_at,
         requests_7d=int(row.requests_7d),  # PostgreSQL sums up to decimals
         tokens_7d=int(row.tokens_7d),

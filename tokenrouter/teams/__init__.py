@@ -38,7 +38,7 @@ from tokenrouter.teams.quotas import (
     parse_quota,
 )
 from tokenrouter.teams.renewals import check_renewal, format_renewal, parse_renewal
-from tokenrouter.teams.teams import check_models, delete, delete_several, fields_of, set_active, update
+from tokenrouter.teams.teams import check_mail, check_models, delete, delete_several, fields_of, set_active, update
 from tokenrouter.teams.undo import UNDO_DAYS, NotAllUndone, can_undo, undo
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "change_of_quota",
     "change_several",
     "check_label",
+    "check_mail",
     "check_models",
     "check_name",
     "check_renewal",

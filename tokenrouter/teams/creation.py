@@ -21,7 +21,7 @@ from tokenrouter.teams.limits import change_limits
 from tokenrouter.teams.lookup import changing, group_ids_in
 from tokenrouter.teams.names import check_label, check_name
 from tokenrouter.teams.quotas import check_budget, check_pace, check_quota
-from tokenrouter.teams.teams import check_models, fields_of
+from tokenrouter.teams.teams import check_mail, check_models, fields_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class NewTeam:
     renewal: Renewal = NEVER_RENEWS
     group: str | int | None = None
     label: str | None = None
+    mail: str | None = None
     limits: Mapping[str, int | None] = field(default_factory=dict)
     place: str = ""
     join_code_id: int | None = None
@@ -69,14 +70,16 @@ def create(
     active: bool = True,
     renewal: Renewal = NEVER_RENEWS,
     group: str | int | None = None,
+    mail: str | None = None,
     by: Actor,
     **limits: int | None,
 ) -> tuple[Team, str]:
     """Create a team with its first token; return both, the token for the only time.
 
-    `group` is the name or id of one; `limits` has those of PACES, and `budget`. Raises InvalidRequest and NameTaken.
+    `group` is the name or id of one; `mail` gets its alerts; `limits` has those of PACES, and `budget`.
+    Raises InvalidRequest and NameTaken.
     """
-    new = NewTeam(name, quota_tokens, models, active, renewal, group, limits=limits)
+    new = NewTeam(name, quota_tokens, models, active, renewal, group, mail=mail, limits=limits)
     try:
         (created,) = create_several([new], by=by)
     except NotCreated as refused:
@@ -132,6 +135,7 @@ def _team(session: Session, new: NewTeam, group_ids: Mapping[str | int, int]) ->
         name=check_name(new.name),
         group_id=None if new.group is None else group_ids[new.group],
         models=_models(new),
+        mail=check_mail(new.mail),
         join_code_id=new.join_code_id,
         active=new.active,
         renews=NEVER,

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
-from tokenrouter.config import parse_models
+from tokenrouter.config import mail_address, parse_models
 from tokenrouter.database.columns import is_yes
 from tokenrouter.database.tables import ApiToken, Team
 from tokenrouter.errors import InvalidRequest
@@ -51,12 +51,24 @@ def check_models(text: str | None) -> str | None:
     return ",".join(names)
 
 
+def check_mail(text: str | None) -> str | None:
+    """Return the mail address that gets a team's alerts, as it is kept; None for none.
+
+    Raises InvalidRequest.
+    """
+    try:
+        return mail_address(text) if text and text.strip() else None
+    except ValueError:
+        raise InvalidRequest(f"{text!r} is not a mail address such as team@example.org.", param="mail") from None
+
+
 def fields_of(team: Team) -> dict[str, Any]:
     """Return what people set of a team; None for a state that cannot be read.
 
     A group that it is in is told by its id too, since names change.
     """
     told = described(team) | {"group": team.group_name, "active": is_yes(team.active), "models": team.models}
+    told |= {} if team.mail is None else {"mail": team.mail}
     return told if team.group_id is None else told | {"group_id": team.group_id}
 
 
@@ -70,13 +82,15 @@ def update(
     models: str | Keep | None = KEEP,
     renewal: Renewal | Keep = KEEP,
     group: str | int | Keep | None = KEEP,
+    mail: str | Keep | None = KEEP,
     expected: Mapping[str, Any] = NOTHING_EXPECTED,
     **limits: int | None,
 ) -> Team:
     """Change what is given and nothing else, the counters least of all.
 
-    Calls in flight are booked in the group in which they are held. `group` is the name or id of one; `limits` has those
-    of PACES, and `budget`; `expected` is what the fields are taken to be, by their names in the record of changes.
+    Calls in flight are booked in the group in which they are held. `group` is the name or id of one; `mail` gets the
+    team's alerts; `limits` has those of PACES, and `budget`; `expected` is what the fields are taken to be, by their
+    names in the record of changes.
     Raises InvalidRequest, NotFound, NameTaken, and ChangedMeanwhile where they are something else.
     """
     with unique_name("team", rename or str(which)), changing() as session:
@@ -92,6 +106,8 @@ def update(
             team.group_id = group_id
         if models is not Keep.KEEP and models != team.models:  # what ALLOWED_MODELS lost since may stay
             team.models = check_models(models)
+        if mail is not Keep.KEEP:
+            team.mail = check_mail(mail)
         change_limits(session, team, quota_tokens, renewal, **limits)
         session.flush()
         session.refresh(team, ["group_name"])

@@ -196,7 +196,7 @@ def _set_back(rows: _Rows, change: Change) -> Changed:
         _take_name(rows, row, before["name"])
         row.name = before["name"]
     if isinstance(row, Team):
-        _set_back_team(rows, row, before)
+        _set_back_team(rows, row, ({"mail": None} if "mail" in after else {}) | before)
     others = {name: before[name] for name in PACES if name in before}
     if "budget" in before:
         others["budget"] = None if before["budget"] is None else parse_amount(before["budget"])
@@ -215,6 +215,8 @@ def _set_back_team(rows: _Rows, team: Team, before: dict[str, Any]) -> None:
         team.active = bool(before["active"])
     if "models" in before:
         team.models = before["models"]
+    if "mail" in before:
+        team.mail = before["mail"]
 
 
 def _take_name(rows: _Rows, row: Team | Group, name: str) -> None:

@@ -1,0 +1,64 @@
+"""What goes to a receiver, whichever way, and what came back."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from tokenrouter.alerts.kinds import Speaker, Told
+from tokenrouter.database.tables import REASON_LENGTH
+from tokenrouter.ledger.crossings import BEGUN
+
+
+@dataclass(frozen=True)
+class Message:
+    """An alert as it is sent: that it begun, or that it is over."""
+
+    alert: Told
+    says: str = BEGUN
+
+    @property
+    def id(self) -> str:
+        """The same each time it is sent."""
+        return self.alert.webhook_id(self.says)
+
+    def document(self, speaker: Speaker) -> dict[str, Any]:
+        """Return it for programs; chat programs show its `text`, and take no notice of the rest."""
+        alert = self.alert
+        ended = None if alert.ended_at is None else moment_text(alert.ended_at)
+        facts = {
+            "id": alert.uid,
+            "kind": alert.kind,
+            "state": self.says,
+            "at": moment_text(alert.at),
+            "ended_at": ended,
+            "team_id": alert.team_id,
+            "group_id": alert.group_id,
+            "percent": alert.percent,
+            "details": dict(alert.details),
+        }
+        return {"text": f"TokenRouter: {speaker.words(alert, self.says)}", "alert": facts}
+
+
+def moment_text(moment: datetime) -> str:
+    """Write a moment as documents have it."""
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether a receiver took a message, and what it said."""
+
+    is_taken: bool
+    words: str
+
+    def __post_init__(self) -> None:
+        """Keep so much of the words as a row holds, in characters that are seen."""
+        text = "".join(each if each.isprintable() else " " for each in self.words[:REASON_LENGTH])
+        object.__setattr__(self, "words", text.strip())
+
+
+class Channel(Protocol):
+    """A way to a receiver."""
+
+    def send(self, message: Message, address: str) -> Answer:
+        """Send a message, and say what came of it; whatever goes wrong is an answer too."""
