@@ -1,10 +1,12 @@
-"""Receivers of alerts on this machine: one of webhooks, which may be slow, wrong or elsewhere."""
+"""Receivers of alerts on this machine: of webhooks, which may be slow, wrong or elsewhere, and of mails."""
 
 import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email import message_from_bytes, policy
+from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -66,3 +68,21 @@ def running_receiver() -> Iterator[Receiver]:
         yield receiver
         server.shutdown()
         thread.join()
+
+
+class Inbox:
+    """What a server of mails was given; it may refuse a receiver."""
+
+    def __init__(self) -> None:
+        self.mails: list[EmailMessage] = []
+
+    async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:  # noqa: N802
+        if address.startswith("nobody"):
+            return "550 5.1.1 There is nobody of that name"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
+        self.mails.append(message_from_bytes(envelope.content, policy=policy.default))
+        self.session = session
+        return "250 OK"

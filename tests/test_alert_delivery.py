@@ -8,9 +8,11 @@ import pytest
 import rivals
 import standardwebhooks
 import warm
-from conftest import TESTER, Member, eventually
+from aiosmtpd.controller import Controller
+from conftest import TESTER, Member, eventually, free_port, hello, running_server
 from flask import Flask
-from receiver import Receiver, running_receiver
+from receiver import Inbox, Receiver, running_receiver
+from serving import post
 from sqlalchemy import select, update
 
 from tokenrouter import alerts, teams
@@ -218,3 +220,30 @@ def test_teams_own_address_gets_what_is_of_the_team(app: Flask, new_team: Callab
     alerts.delivery.hand_out(db.engine, receivers)
     found = sorted((each.alert_id, each.address) for each in deliveries())
     assert found == [(1, "admin@school.example"), (1, "nine@school.example"), (2, "admin@school.example")]
+
+
+@pytest.mark.slow
+def test_service_tells_within_seconds_once_and_posts_nothing_to_its_own_machine(
+    app: Flask, settings: dict[str, str], tmp_path: Any, receiver: Receiver
+):
+    inbox = Inbox()
+    mails = Controller(inbox, hostname="127.0.0.1", port=free_port())
+    mails.start()
+    settings |= {
+        "ALERT_WEBHOOK_URL": receiver.url,
+        "SMTP_URL": f"smtp://127.0.0.1:{mails.port}?from=router@school.example",
+        "ALERT_MAIL_TO": "admin@school.example",
+    }
+    with running_server(settings, tmp_path) as server:
+        token = server.create_team(quota_tokens=100)
+        assert post(server, token, hello("prompt_tokens=50 words=45")).status_code == 200
+        assert eventually(lambda: inbox.mails != [] and len(deliveries()) == 2, 20)
+        assert eventually(lambda: all(each.answer for each in deliveries()), 20)
+    mails.stop()
+    assert [mail["Subject"] for mail in inbox.mails] == ["TokenRouter: The team “team” has used 95 % of its quota"]
+    assert receiver.came == []
+    assert sorted((each.channel, each.state) for each in deliveries()) == [
+        ("mail", "delivered"),
+        ("webhook", "waiting"),
+    ]
+    assert "its address 127.0.0.1 is refused" in next(each.answer for each in deliveries() if each.channel == "webhook")

@@ -142,7 +142,7 @@ def test_revoked_token_in_use_is_told_once_and_again_after_a_quiet_day(client: F
 def test_team_that_will_run_out_early_is_told_once_in_its_period(new_team: Callable[..., Member], client: FlaskClient):
     member = new_team("nine", quota_tokens=10_000, renewal=teams.parse_renewal("monthly"))
     now = datetime.now(UTC).replace(day=10)
-    chat(client, member, "prompt_tokens=6000 completion_tokens=1")
+    chat(client, member, "prompt_tokens=100 words=1")
     with writing(db.engine) as connection:
         connection.execute(update(UsageDaily).values(day=now.date(), total_tokens=6000))
         connection.execute(update(alerts.listing.db.metadata.tables["teams"]).values(settled_tokens=6000))

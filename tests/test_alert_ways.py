@@ -6,7 +6,6 @@ import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from email import message_from_bytes, policy
-from email.message import EmailMessage
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -15,7 +14,7 @@ import trustme
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult
 from conftest import free_port
-from receiver import Receiver, running_receiver
+from receiver import Inbox, Receiver, running_receiver
 
 from tokenrouter.alerts import Mail, Message, Speaker, Told, Webhook, secret_from
 from tokenrouter.alerts import webhook as webhooks
@@ -112,24 +111,6 @@ def test_teams_of_microsoft_gets_a_card():
     document = webhook("https://prod-1.westeurope.logic.azure.com/workflows/x").document(EMPTY)
     assert document["attachments"][0]["content"]["body"][0]["text"] == document["text"]
     assert "attachments" not in webhook("https://hooks.slack.com/x").document(EMPTY)
-
-
-class Inbox:
-    """What a server of mails was given; it may refuse a receiver."""
-
-    def __init__(self) -> None:
-        self.mails: list[EmailMessage] = []
-
-    async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:  # noqa: N802
-        if address.startswith("nobody"):
-            return "550 5.1.1 There is nobody of that name"
-        envelope.rcpt_tos.append(address)
-        return "250 OK"
-
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
-        self.mails.append(message_from_bytes(envelope.content, policy=policy.default))
-        self.session = session
-        return "250 OK"
 
 
 def signs_in(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
