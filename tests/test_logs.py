@@ -22,7 +22,7 @@ from tokenrouter.ledger.endings import Ending, Endings
 from tokenrouter.ledger.operations import REQUESTED_COLUMNS
 from tokenrouter.standin import StandInProvider
 
-SEPARATORS = "a\nb\rc\x0bd\x0ce\x1cf\x85g\u2028h\u2029i\x1b[31mj\x00k\x7fl"
+SEPARATORS = "a\nb\rc\x0bd\x0ce\x1cf\x85g\u2028h\u2029i\x1b[31mj\x00k\x7fl\ud800m"
 NAME = "Größe\u2028[2026-11-28 00:00:00 +0000] [1] [ERROR] forged"
 Document = dict[str, Any]
 

@@ -86,8 +86,7 @@ def _traceback_of(formatter: logging.Formatter, record: logging.LogRecord) -> st
 
 
 def _head(level: str, logger: str, at: datetime) -> dict[str, Any]:
-    time = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return {"time": time, "level": level, "process": os.getpid(), "logger": logger}
+    return {"time": at, "level": level, "process": os.getpid(), "logger": logger}
 
 
 def without_secrets(text: str) -> str:
@@ -105,12 +104,16 @@ def on_one_line(text: str) -> str:
 def as_json(document: Mapping[str, Any]) -> bytes:
     """Return a document in ASCII on one line: Unicode's own line separators are escaped too."""
     try:
-        line = orjson.dumps(document)
+        line = orjson.dumps(document, option=orjson.OPT_UTC_Z)
     except TypeError:  # half of a surrogate pair
-        line = b"\xff"
+        line = json.dumps(document, default=_in_rfc3339).encode()
     if not line.isascii():
-        line = json.dumps(document, separators=(",", ":")).encode()
+        line = json.dumps(orjson.loads(line), separators=(",", ":")).encode()
     return line.replace(b"\x7f", b"\\u007f")
+
+
+def _in_rfc3339(at: datetime) -> str:
+    return at.isoformat().replace("+00:00", "Z")
 
 
 def write_line(logger: str, document: Mapping[str, Any]) -> None:
