@@ -114,7 +114,7 @@ class Tally:
                 counts["failed_calls", outcome.status, code] += times
             if outcome.charged_tokens:
                 self._count_use(model, ending)
-            if cost:
+            if cost is not None and cost > 0:
                 counts["cost", model] += cost
             if retries:
                 counts["settlement_retries",] += retries
@@ -128,10 +128,11 @@ class Tally:
     def _count_use(self, model: str, ending: Ending) -> None:
         outcome, counts = ending.outcome, self._counts
         counts["charged_tokens", model] += outcome.charged_tokens
-        counts["tokens", model, "prompt"] += outcome.prompt_tokens - outcome.cached_tokens
+        cached_tokens = min(outcome.cached_tokens, outcome.prompt_tokens)  # nothing goes down
+        counts["tokens", model, "prompt"] += outcome.prompt_tokens - cached_tokens
         counts["tokens", model, "completion"] += outcome.completion_tokens
-        if outcome.cached_tokens:
-            counts["tokens", model, "cached_prompt"] += outcome.cached_tokens
+        if cached_tokens:
+            counts["tokens", model, "cached_prompt"] += cached_tokens
         if ending.cost is None:
             counts["unpriced_tokens", model] += outcome.charged_tokens
 
@@ -188,7 +189,7 @@ class Tally:
 
 def _observe(counts: defaultdict[Key, int], name: str, buckets: Buckets, seconds: float, label: str) -> None:
     counts[name, label, buckets.label(seconds)] += 1
-    counts[f"{name}_sum", label] += round(seconds * MICROSECONDS)
+    counts[f"{name}_sum", label] += max(0, round(seconds * MICROSECONDS))
 
 
 def _rows(counts: Mapping[Key, int], kept: Mapping[str, str]) -> Iterator[tuple[str, str, int]]:
