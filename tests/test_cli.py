@@ -567,8 +567,8 @@ def test_commands_are_those_of_the_contract(app: Flask):
     assert groups["tokens"] == {"create", "list", "revoke"}
     assert groups["codes"] == {"create", "list", "revoke"}
     assert groups["usage"] == {"show", "report", "reset", "verify", "repair"}
-    assert groups["logs"] == {"list"}
-    assert set(app.cli.commands) >= {"setup", "demo"}
+    assert groups["logs"] == {"list", "prune"}
+    assert set(app.cli.commands) >= {"backup", "restore", "copy-to", "setup", "demo"}
 
 
 # management tokens

@@ -110,6 +110,9 @@ def test_nothing_set_gives_the_contracts_defaults():
         "ALERT_WEBHOOK_URL": None,
         "SMTP_URL": None,
         "ALERT_MAIL_TO": None,
+        "BACKUP_FOLDER": "",
+        "BACKUP_KEEP": 7,
+        "LOG_RETENTION_DAYS": None,
     }
 
 
@@ -172,6 +175,8 @@ BAD_VALUES = {
         "smtp://me:hunter2@mail.example:port?from=a@b",
     ),
     "ALERT_MAIL_TO": (",", "nobody", "a@b@c", "a b@c", "me@example.org,nobody", "Me <me@example.org>"),
+    "BACKUP_KEEP": (*COUNTS, "0"),
+    "LOG_RETENTION_DAYS": (*COUNTS, "0", "36501"),
 }
 
 
