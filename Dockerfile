@@ -1,10 +1,14 @@
 # TokenRouter in a container: data, the key that signs sessions, and an SQLite database are kept in /data.
-FROM python:3.13-slim AS build
+FROM python:3.13-slim-trixie AS build
 RUN python3 -m venv /venv
 COPY requirements.txt /
 RUN /venv/bin/pip install --no-cache-dir --requirement /requirements.txt
 
-FROM python:3.13-slim
+FROM python:3.13-slim-trixie
+# pg_dump and pg_restore, for backups of a PostgreSQL: of version 17, as compose.yaml has it
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends postgresql-client \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --no-create-home --uid 10001 --home-dir /data --shell /usr/sbin/nologin tokenrouter \
     && install --directory --owner tokenrouter --mode 0700 /data
 COPY --from=build /venv /venv
