@@ -47,18 +47,23 @@ NO_MODEL = ""
 
 
 @dataclass(frozen=True)
-class Reserve:
-    """Hold tokens and write the pending row, or write the row of a refusal.
-
-    Where the whole service has a pace, a call that fits all limits takes a place at the provider with it. If none is
-    free it holds nothing, and waits for one with which this is done again.
-    """
+class _OfTeam:
+    """What is done for a call, and locks the counters of its team alone."""
 
     request: CallRequest
-    waiting_id: int | None = None
-    """By which it waited for the place that it has now."""
-    must_happen: ClassVar[bool] = False
-    durable: ClassVar[bool] = False
+    group_id: ClassVar[None] = None
+
+    @property
+    def team_id(self) -> int:
+        """The team to lock."""
+        return self.request.team_id
+
+
+@dataclass(frozen=True)
+class _OfCall:
+    """What is done for a call, and moves the counters of its team and of its group."""
+
+    request: CallRequest
 
     @property
     def team_id(self) -> int:
@@ -69,6 +74,20 @@ class Reserve:
     def group_id(self) -> int | None:
         """The group to lock."""
         return self.request.group_id
+
+
+@dataclass(frozen=True)
+class Reserve(_OfCall):
+    """Hold tokens and write the pending row, or write the row of a refusal.
+
+    Where the whole service has a pace, a call that fits all limits takes a place at the provider with it. If none is
+    free it holds nothing, and waits for one with which this is done again.
+    """
+
+    waiting_id: int | None = None
+    """By which it waited for the place that it has now."""
+    must_happen: ClassVar[bool] = False
+    durable: ClassVar[bool] = False
 
     def apply(self, tx: Transaction) -> Reservation | Refused | CallerChanged | MustWait:
         """Return the reservation, or the refusal for the waiting thread to raise."""
@@ -135,19 +154,12 @@ def _logged(refusal: Refused, request: CallRequest, tx: Transaction) -> Refused:
 
 
 @dataclass(frozen=True)
-class GiveUp:
+class GiveUp(_OfTeam):
     """End the waiting of a call for a place, and write the row of the refusal, unless the place came by now."""
 
-    request: CallRequest
     waiting_id: int
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
-    group_id: ClassVar[None] = None
-
-    @property
-    def team_id(self) -> int:
-        """The team to lock."""
-        return self.request.team_id
 
     def apply(self, tx: Transaction) -> Refused | None:
         """Return the refusal, which tells when its turn would be; None where it has a place."""
@@ -219,25 +231,18 @@ class Block(_OfPlaces):
 
 
 @dataclass(frozen=True)
-class Reject:
+class Reject(_OfTeam):
     """Write the row of a call that was refused before anything was held, or count it to that of the same refusal.
 
     Return the id of the row.
     """
 
-    request: CallRequest
     status_code: int
     error_code: str | None
     reason: str | None = None
     counted_model: str = NO_MODEL
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
-    group_id: ClassVar[None] = None
-
-    @property
-    def team_id(self) -> int:
-        """The team to lock."""
-        return self.request.team_id
 
     def apply(self, tx: Transaction) -> str:
         """Insert the row, unless this worker or another one wrote it within the last minute."""
@@ -353,22 +358,11 @@ class Settle:
 
 
 @dataclass(frozen=True)
-class Abandon:
+class Abandon(_OfCall):
     """Give back a reservation whose caller got a 503, if it was written after all."""
 
-    request: CallRequest
     must_happen: ClassVar[bool] = True
     durable: ClassVar[bool] = True
-
-    @property
-    def team_id(self) -> int:
-        """The team to lock."""
-        return self.request.team_id
-
-    @property
-    def group_id(self) -> int | None:
-        """The group to lock."""
-        return self.request.group_id
 
     def apply(self, tx: Transaction) -> None:
         """Settle the row, if it is there, at nothing: the provider was not called."""
