@@ -159,8 +159,9 @@ def _make_sqlite_file() -> None:
         return
     path = Path(db.engine.url.database)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not path.exists():
-        path.touch(mode=0o600)
+    with suppress(FileExistsError):
+        path.touch(mode=0o600, exist_ok=False)
+        snapshots.let_shrink(path)
     for needed in (path.parent, path):  # in the folder SQLite makes files beside it
         if not os.access(needed, os.R_OK | os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(needed))

@@ -19,6 +19,7 @@ from tokenrouter.database.tables import db
 
 COMPANIONS = ("", "-wal", "-shm")
 """What SQLite's file is made of, by what stands at the end of its name."""
+SHRINKS = "PRAGMA auto_vacuum = INCREMENTAL"
 STAMP = "%Y%m%d-%H%M%S"
 COMMON_OPTIONS = ("--no-owner", "--no-privileges")
 
@@ -46,9 +47,20 @@ def sqlite_copy(engine: Engine, path: Path) -> None:
     make_private(path)
     try:
         with closing(open_connection(engine, 0)) as connection:
+            connection.execute(SHRINKS)
             connection.execute("VACUUM INTO ?", (str(path),))
     except sqlite3.Error as error:
         raise BackupError(f"the database cannot be copied: {error}") from error
+
+
+def let_shrink(path: Path) -> None:
+    """Have SQLite make a file that is still empty one that can be made smaller in steps.
+
+    It is not said with each connection: to a file that is made so already SQLite writes then.
+    """
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(SHRINKS)
+        connection.execute("VACUUM")  # which writes it down
 
 
 def counts(connection: Connection) -> dict[str, int]:

@@ -876,7 +876,6 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
     connection.create_function("lower", 1, _lower, deterministic=True)  # its own knows ASCII letters only
     for pragma in (
         f"busy_timeout = {BUSY_TIMEOUT_S * 1000}",
-        "auto_vacuum = INCREMENTAL",  # of a file that is still empty: before anything is written to it
         "journal_mode = WAL",
         "foreign_keys = ON",
         f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
