@@ -5,9 +5,11 @@ unlocks it where that process dies.
 """
 
 import fcntl
+import os
 import socket
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -35,7 +37,9 @@ class OutageWatch:
         self._engine = engine
         self._ledger = ledger
         self._receivers = receivers
-        self._lock = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the process lives
+        self._lock, path = tempfile.mkstemp(prefix="tokenrouter-outage-")
+        os.unlink(path)
+        self._close = weakref.finalize(self, os.close, self._lock)
         self._alert: Told | None = None
         self._answers: dict[tuple[str, str], Answer] = {}
         self._told_at = -PAUSE_S
@@ -58,7 +62,7 @@ class OutageWatch:
 
     def close(self) -> None:
         """Let another process speak."""
-        self._lock.close()
+        self._close()
 
     def _may_speak(self) -> bool:
         try:
