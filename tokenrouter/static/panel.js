@@ -12,7 +12,7 @@ const formats = {
 };
 for (const name in formats) formats[name] = new Intl.DateTimeFormat(undefined, formats[name]);
 
-function formatFor(moment, { seconds, clock }) {
+function formatFor(moment, { seconds, clock } = {}) {
   const now = new Date();
   const isThisYear = moment.getFullYear() === now.getFullYear();
   if (clock !== undefined && moment.toDateString() === now.toDateString()) return formats.clock;
