@@ -44,8 +44,9 @@ def lines_of_the_readme() -> tuple[str, str]:
 
 def configuration(ports: Sequence[int], folder: Path, port: int, is_root: bool) -> str:
     location, upstream = lines_of_the_readme()
-    servers = "\n".join(f"server 127.0.0.1:{each};" for each in ports)
-    upstream = re.sub(r"( *server [\d.:]+;\n)+", servers + "\n", upstream)
+    (options,) = set(re.findall(r"server [\d.:]+(.*);", upstream))
+    servers = "\n".join(f"server 127.0.0.1:{each}{options};" for each in ports)
+    upstream = re.sub(r"( *server .*;\n)+", servers + "\n", upstream)
     location = location.replace("proxy_pass http://127.0.0.1:8000;", "proxy_pass http://tokenrouter;")
     user = "user root;" if is_root else ""
     return FRAME.format(user=user, folder=folder, upstream=upstream, port=port, location=location)
