@@ -49,7 +49,7 @@ def test_copy_has_every_row_and_goes_on_with_higher_ids(runner: FlaskCliRunner, 
     before = teams.find("team").settled_tokens
     done = runner.invoke(args=["copy-to", other_url])
     assert done.exit_code == 0, done.output
-    assert "1 teams and 3 calls" in done.output
+    assert "1 team and 3 calls" in done.output
     assert "The counters equal the log." in done.output
     other = create_app(default_settings() | {"PROVIDER_API_KEY": "k", "SECRET_KEY": "s", "DATABASE_URL": other_url})
     with other.app_context():

@@ -65,7 +65,8 @@ def copy_to(database_url: str) -> None:
 
 
 def _described(counts: Mapping[str, int]) -> str:
-    return f"{counts.get('teams', 0):,} teams and {counts.get('request_logs', 0):,} calls of the log"
+    teams, calls = counts.get("teams", 0), counts.get("request_logs", 0)
+    return f"{teams:,} team{'' if teams == 1 else 's'} and {calls:,} call{'' if calls == 1 else 's'} of the log"
 
 
 def _say_what_was_found(found: Verification) -> None:
