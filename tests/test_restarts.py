@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 import requests
@@ -272,19 +273,24 @@ def test_port_is_free_once_the_master_was_killed(settings, tmp_path):
         assert pieces(stream).endswith(b"data: [DONE]\n\n")
 
 
+def configured_with(folder: Path, code: str) -> dict[str, str]:
+    """Have one worker, and gunicorn's configuration be ours with more code below it."""
+    path = folder / "more.py"
+    path.write_text(f"exec(open('gunicorn.conf.py').read())\n{code}")
+    return {"GUNICORN_CMD_ARGS": f"--config {path}", "WEB_CONCURRENCY": "1"}
+
+
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_signal_that_reaches_a_worker_in_its_first_moments_ends_it(settings, tmp_path, ending: signal.Signals):
     """The child of a fork has the master's handlers for a while, which do nothing there."""
-    slow = tmp_path / "slow.py"
-    slow.write_text(
-        "exec(open('gunicorn.conf.py').read())\n"
+    options = configured_with(
+        tmp_path,
         "hand_over = post_fork\n"
         "def post_fork(server, worker):\n"
         "    import time\n"
         "    hand_over(server, worker)\n"
-        "    time.sleep(2)\n"
+        "    time.sleep(2)\n",
     )
-    options = {"GUNICORN_CMD_ARGS": f"--config {slow}", "WEB_CONCURRENCY": "1"}
     with running_server(settings | options, tmp_path, ready=False) as server:
         assert eventually(lambda: "Booting worker" in server.log.read_text(), 60)
         time.sleep(0.5)  # so that the master waits for signals
@@ -294,9 +300,8 @@ def test_signal_that_reaches_a_worker_in_its_first_moments_ends_it(settings, tmp
 
 def test_ctrl_c_that_reaches_a_starting_worker_twice_ends_it_once(settings, tmp_path):
     """By the terminal and by the master: where the second broke into what the first broke off, a lock was lost."""
-    waiting = tmp_path / "waiting.py"
-    waiting.write_text(
-        "exec(open('gunicorn.conf.py').read())\n"
+    options = configured_with(
+        tmp_path,
         "def post_worker_init(worker):\n"
         "    import threading, time\n"
         "    lock = threading.Condition()\n"
@@ -307,9 +312,8 @@ def test_ctrl_c_that_reaches_a_starting_worker_twice_ends_it_once(settings, tmp_
         "        finally:\n"
         "            lock.release()\n"
         "            time.sleep(1)\n"
-        "            lock.acquire()\n"
+        "            lock.acquire()\n",
     )
-    options = {"GUNICORN_CMD_ARGS": f"--config {waiting}", "WEB_CONCURRENCY": "1"}
     with running_server(settings | options, tmp_path, ready=False) as server:
         assert eventually(lambda: "starts" in server.log.read_text())
         os.kill(server.worker_pids()[0], signal.SIGINT)
@@ -320,9 +324,8 @@ def test_ctrl_c_that_reaches_a_starting_worker_twice_ends_it_once(settings, tmp_
 
 def test_ctrl_c_while_the_worker_starts_a_thread_ends_it(settings, tmp_path):
     """What a signal interrupts may have a lock: where that was waited for, the worker was killed after a minute."""
-    slow = tmp_path / "slow.py"
-    slow.write_text(
-        "exec(open('gunicorn.conf.py').read())\n"
+    options = configured_with(
+        tmp_path,
         "begin = post_worker_init\n"
         "def post_worker_init(worker):\n"
         "    import time\n"
@@ -333,9 +336,8 @@ def test_ctrl_c_while_the_worker_starts_a_thread_ends_it(settings, tmp_path):
         "        print('starts a thread', flush=True)\n"
         "        time.sleep(1)\n"
         "        start(thread)\n"
-        "    Thread.start = start_slowly\n"
+        "    Thread.start = start_slowly\n",
     )
-    options = {"GUNICORN_CMD_ARGS": f"--config {slow}", "WEB_CONCURRENCY": "1"}
     with running_server(settings | options, tmp_path, ready=False) as server:
         assert eventually(lambda: "Booting worker" in server.log.read_text())
         with connect(server) as client:
