@@ -111,6 +111,15 @@ def test_restore_is_refused_while_a_service_runs(app: Flask, runner: FlaskCliRun
     assert (refused.exit_code, "somewhere:1" in refused.stderr) == (1, True)
 
 
+def test_service_that_starts_while_somebody_is_asked_is_seen_too(app: Flask, backup: Path):
+    archive = backups.read(backup, db.engine)
+    with writing(db.engine) as connection:
+        connection.execute(db.insert(Worker).values(name="somewhere:1", lease_expires_at=2**33))
+    with pytest.raises(BackupError, match="somewhere:1"):
+        backups.restore(app, archive)
+    assert used() > 0
+
+
 def rewritten(path: Path, change: Any) -> Path:
     """Write a backup anew, with what `change` makes of its manifest."""
     with zipfile.ZipFile(path) as archive:
@@ -279,7 +288,7 @@ def test_backup_under_load_restores_and_verifies(settings: dict[str, str], tmp_p
     settings = settings | {"SECRET_KEY": "any"}
     with running_server(settings, tmp_path) as server:
         token = server.create_team()
-        with calls_running(server, token) as answered:
+        with CallsRunning(server, token) as answered:
             done = server.flask("backup", str(tmp_path / "saved.zip"))
             assert done.returncode == 0, done.stderr
             assert "a service uses the database" in server.flask("restore", str(tmp_path / "saved.zip"), "--yes").stderr
@@ -293,7 +302,7 @@ def test_backup_under_load_restores_and_verifies(settings: dict[str, str], tmp_p
         assert call(server, token) == 200
 
 
-class calls_running:  # noqa: N801 - it is used like a function
+class CallsRunning:
     """Make calls in threads, before the block and all along; it yields their status codes."""
 
     def __init__(self, server: Server, token: str) -> None:
