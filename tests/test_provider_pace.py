@@ -28,7 +28,7 @@ from tokenrouter.database.tables import ProviderPace, RequestLog, WaitingCall, d
 from tokenrouter.ledger import Ledger, operations, worker
 from tokenrouter.ledger.pace import MINUTE_NS
 from tokenrouter.ledger.provider_pace import SECOND_NS, Waiting, serving_order
-from tokenrouter.provider.rate_limits import RateLimits, told_wait_s
+from tokenrouter.provider.rate_limits import RateLimits, requested_wait_s
 from tokenrouter.standin import StandInProvider
 
 CHAT = "/v1/chat/completions"
@@ -323,7 +323,7 @@ def test_resets_are_read_as_providers_write_them(reset: str, seconds: float | No
      ({"Retry-After": "nan"}, None), ({"Retry-After": "Mon, 01 Jan 2001 00:00:00 GMT"}, 0)],
 )  # fmt: skip
 def test_waits_are_read_as_providers_write_them(headers: dict[str, str], seconds: float | None):
-    assert told_wait_s(headers) == seconds
+    assert requested_wait_s(headers) == seconds
 
 
 def test_limits_are_read_from_answers_and_seen_on_the_page_and_by_the_command(

@@ -150,7 +150,8 @@ def compared(listed: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for price in sorted(told, key=lambda price: price.model.casefold()):
         mine = own.find(price.model)
-        rows.append({"model": price.model, "provider": _told(price), "own": None if mine is None else _told(mine)})
+        own_price = None if mine is None else _described(mine)
+        rows.append({"model": price.model, "provider": _described(price), "own": own_price})
     return rows
 
 
@@ -246,9 +247,9 @@ def _add(connection: Connection, prices: Iterable[Price], ended: Iterable[Price]
 def _record(
     connection: Connection, by: Actor, action: str, model: str, before: Price | None, after: Price | None
 ) -> None:
-    old, new = ({"model": model, **_told(price)} if price else None for price in (before, after))
+    old, new = ({"model": model, **_described(price)} if price else None for price in (before, after))
     changes.record(connection, by, action, Changed(None, None, old, new))
 
 
-def _told(price: Price) -> dict[str, str | None]:
+def _described(price: Price) -> dict[str, str | None]:
     return {name: decimal_string(getattr(price, name)) for name in FIELDS}

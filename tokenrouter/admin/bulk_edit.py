@@ -92,7 +92,7 @@ class BulkEditing:
     def edit_several(self, team_ids: Sequence[int], back: str) -> ResponseReturnValue:
         """Ask what is to change; where a quota was typed beside the selection, show at once what that does."""
         form = BulkForm(MultiDict({"quota": request.form.get("quota", "")}))
-        return self._shown(form, team_ids, back) if form.quota.data else self._asked(form, team_ids, back)
+        return self._shown(form, team_ids, back) if form.quota.data else self._choices(form, team_ids, back)
 
     @expose("/change/", methods=("POST",))
     def change_view(self) -> ResponseReturnValue:
@@ -121,7 +121,7 @@ class BulkEditing:
             steps = natsorted(teams.plan(team_ids, form.edit()), key=lambda step: step.name, alg=ns.IGNORECASE)
         except APIError as error:
             explain(form, error)
-            return self._asked(form, team_ids, back)
+            return self._choices(form, team_ids, back)
         parts = {
             "changed": [step for step in steps if step.does_something],
             "impossible": [step for step in steps if step.problem],
@@ -129,7 +129,7 @@ class BulkEditing:
         }
         return self.render("admin/bulk_confirm.html", form=form, back=back, overtaken=overtaken, count=count, **parts)
 
-    def _asked(self, form: BulkForm, team_ids: Sequence[int], back: str) -> ResponseReturnValue:
+    def _choices(self, form: BulkForm, team_ids: Sequence[int], back: str) -> ResponseReturnValue:
         return self.render(
             "admin/bulk_form.html",
             form=form,

@@ -41,14 +41,14 @@ def _written(change: Change) -> list[Any]:
         change.team_name,
         change.group_id,
         change.group_name,
-        _told(change.before),
-        _told(change.after),
+        _described(change.before),
+        _described(change.after),
         change.batch,
         change.undoes_id,
     ]
     return [spreadsheet.cell(value) for value in values]
 
 
-def _told(fields: dict[str, Any] | None) -> str:
-    told = {field_words(name): "none" if value is None else value for name, value in (fields or {}).items()}
-    return "; ".join(f"{name}: {value}" for name, value in told.items())
+def _described(fields: dict[str, Any] | None) -> str:
+    described = {field_words(name): "none" if value is None else value for name, value in (fields or {}).items()}
+    return "; ".join(f"{name}: {value}" for name, value in described.items())

@@ -24,13 +24,13 @@ def proxy(place: Installation, url: str | None) -> Iterator[Finding]:
             yield Finding("proxy", Mark.OK, words, "give its address: flask doctor --url https://…")
         return
     try:
-        yield from _asked_through(url.rstrip("/"), place.settings.trusted_proxies)
+        yield from _seen_from_outside(url.rstrip("/"), place.settings.trusted_proxies)
     except requests.RequestException as error:
         words = next(words for kind, words in CAUSES if isinstance(error, kind))
         yield Finding("proxy", Mark.WRONG, f"{url} cannot be asked: {words}.", "check its address, and the proxy's log")
 
 
-def _asked_through(url: str, trusted_proxies: int) -> Iterator[Finding]:
+def _seen_from_outside(url: str, trusted_proxies: int) -> Iterator[Finding]:
     health = requests.get(f"{url}/healthz", timeout=ASK_S, allow_redirects=False)
     if health.status_code != 200 or "ok" not in health.text:
         words = f"{url}/healthz answers {health.status_code}, which is not this service's answer."

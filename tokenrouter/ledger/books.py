@@ -159,8 +159,8 @@ def add_extra(
         connection.execute(update(kind).where(kind.id == to.id).values(after))
         action = changes.GROUP_EXTRA if kind is Group else changes.TEAM_EXTRA
         changed = [name for name in before if before[name] != after[name]]
-        told = [{name: _told(name, values[name]) for name in changed} for values in (before, after)]
-        changes.record(connection, by, action, Changed.of(kind, to.id, name, *told))
+        described = [{name: _described(name, values[name]) for name in changed} for values in (before, after)]
+        changes.record(connection, by, action, Changed.of(kind, to.id, name, *described))
 
 
 def check_extras(extra_tokens: int, extra_budget: int) -> None:
@@ -180,7 +180,7 @@ def begin_due_periods(connection: Connection, kind: type[Team | Group], ids: Ite
         (tx.groups if kind is Group else tx.teams).lock(id_)
 
 
-def _told(name: str, value: int) -> int | str | None:
+def _described(name: str, value: int) -> int | str | None:
     return decimal_string(value) if name == "extra_budget" else value
 
 

@@ -270,8 +270,8 @@ def _workers_and_jobs(connection: Connection) -> Iterator[Metric]:
 def _balance(connection: Connection) -> Iterator[Metric]:
     """Yield what the provider said last of what is left, and when it was asked last."""
     check = connection.execute(NEWEST_CHECK).first()
-    asked_at = None if check is None else check.at.timestamp()
-    yield _gauge("provider_check_timestamp_seconds", "When the account was asked last.", asked_at)
+    checked_at = None if check is None else check.at.timestamp()
+    yield _gauge("provider_check_timestamp_seconds", "When the account was asked last.", checked_at)
     told = select(AccountCheck.points, AccountCheck.money, AccountCheck.currency).order_by(AccountCheck.id.desc())
     is_known = AccountCheck.points.is_not(None) | AccountCheck.money.is_not(None)
     balance = connection.execute(told.where(is_known).limit(1)).first()

@@ -16,7 +16,7 @@ class LeanResponse(requests.Response):
     """What the relay needs of a response: its own constructor makes a cookie jar."""
 
     def __init__(self) -> None:
-        """Leave everything to whoever builds it."""
+        pass  # whoever builds it sets what the relay needs
 
 
 class ProviderAdapter(HTTPAdapter):

@@ -55,7 +55,7 @@ class RateLimits:
         return found
 
 
-def told_wait_s(headers: Mapping[str, str]) -> float | None:
+def requested_wait_s(headers: Mapping[str, str]) -> float | None:
     """Return how long an answer's headers want nobody to ask again; None where they do not say.
 
     Source: RFC 9110, 10.2.3; `retry-after-ms` is OpenAI's.

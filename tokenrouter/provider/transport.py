@@ -223,7 +223,6 @@ class ProviderLink:
     """What one call has of the connections to the provider; another thread may cut it at any time."""
 
     def __init__(self) -> None:
-        """Have none yet."""
         self.reason: Exception | None = None  # why it was cut
         self.must_be_new = False  # a connection that has been used before will not do
         self._connection: ProviderConnection | None = None

@@ -49,7 +49,7 @@ from tokenrouter.metering.given import item_ids
 from tokenrouter.metering.streams import has_error
 from tokenrouter.metering.usage import read_usage
 from tokenrouter.payload import Call, Endpoint
-from tokenrouter.provider.rate_limits import told_wait_s
+from tokenrouter.provider.rate_limits import requested_wait_s
 from tokenrouter.provider.refusals import RelayedError
 from tokenrouter.provider.replies import Reply
 from tokenrouter.provider.transport import ProviderLink
@@ -163,7 +163,7 @@ def _note_overhead(own: Runtime, received: Received, reservation: Reservation) -
 
 def _heed(ledger: Ledger, error: APIError) -> None:
     """Let no other call go to the provider before it wants one again, if it said so."""
-    wait_s = told_wait_s(error.headers) if error.status == 429 else None
+    wait_s = requested_wait_s(error.headers) if error.status == 429 else None
     if wait_s is not None:
         ledger.block(wait_s)
 

@@ -15,7 +15,7 @@ from tokenrouter.reports.reading import reading
 
 Grouping = Dimension
 GROUPINGS = DIMENSIONS
-TOLD = ("requests", "prompt_tokens", "completion_tokens", "total_tokens")
+DESCRIBED = ("requests", "prompt_tokens", "completion_tokens", "total_tokens")
 
 
 def teams_after(after_id: int, limit: int, name: str | None = None) -> tuple[list[Team], bool]:
@@ -68,7 +68,7 @@ def usage(
         named[name] = named.get(name, NOTHING).plus(sums)
     order = sorted(named, key=lambda name: (name is None, name or ""))
     unpriced_tokens = sum(sums.unpriced_tokens for sums in named.values())
-    return [{group_by: name, **_told(named[name])} for name in order], unpriced_tokens
+    return [{group_by: name, **_described(named[name])} for name in order], unpriced_tokens
 
 
 def _names(connection: Connection, group_by: Grouping) -> dict[int, str]:
@@ -77,5 +77,5 @@ def _names(connection: Connection, group_by: Grouping) -> dict[int, str]:
     return dict(connection.execute(select(*columns[group_by])).all()) if group_by in columns else {}
 
 
-def _told(sums: Sums) -> dict[str, Any]:
-    return {**{name: getattr(sums, name) for name in TOLD}, "cost": decimal_string(sums.known_cost)}
+def _described(sums: Sums) -> dict[str, Any]:
+    return {**{name: getattr(sums, name) for name in DESCRIBED}, "cost": decimal_string(sums.known_cost)}

@@ -87,13 +87,13 @@ def _living(row: Row) -> Row:
 def can_undo(change: Change) -> bool:
     """Tell whether a change is of a kind and an age that can be taken back, if nothing else came after."""
     before, after = change.before or {}, change.after or {}
-    is_told = {  # what was recorded before changes could be taken back lacks ids
+    is_complete = {  # what was recorded before changes could be taken back lacks ids
         changes.TOKEN_REVOKE: "token_id" in before,
         changes.GROUP_DELETE: "team_ids" in before,
         changes.TEAM_UPDATE: all(fields.get("group") is None or "group_id" in fields for fields in (before, after)),
     }
     is_young = change.at >= datetime.now(UTC) - timedelta(days=UNDO_DAYS)
-    return is_young and change.action in UNDOING and is_told.get(change.action, True)
+    return is_young and change.action in UNDOING and is_complete.get(change.action, True)
 
 
 def undo(change_ids: Sequence[int], *, by: Actor) -> list[Change]:
