@@ -16,7 +16,7 @@ from aiosmtpd.smtp import SMTP, AuthResult
 from conftest import free_port
 from receiver import Inbox, Receiver, running_receiver
 
-from tokenrouter.alerts import Mail, Message, Speaker, Told, Webhook, secret_from
+from tokenrouter.alerts import AlertRecord, Mail, Message, Speaker, Webhook, secret_from
 from tokenrouter.alerts import webhook as webhooks
 from tokenrouter.alerts.kinds import Kind, trial_alert
 from tokenrouter.alerts.network import is_allowed
@@ -183,7 +183,7 @@ def test_password_is_not_sent_to_a_server_without_tls():
 def test_no_name_begins_a_header_of_its_own():
     server = SmtpServer("h", 25, False, "", "", "a@b.org")
     details = {"name": "x\r\nBcc: all@school.example\r\n\r\nbody\u2028\x00", "day": "2026-12-01", "renews_at": None}
-    alert = Told("uid", Kind.RUNS_OUT, EMPTY.alert.at, details, team_id=1)
+    alert = AlertRecord("uid", Kind.RUNS_OUT, EMPTY.alert.at, details, team_id=1)
     mail = Mail(server, SPEAKER).mail(Message(alert, BEGUN), "c@d.org")
     read = message_from_bytes(mail.as_bytes(), policy=policy.default)
     assert read["Bcc"] is None and read.get_payload(decode=True).count(b"Bcc") == 1

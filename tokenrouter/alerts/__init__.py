@@ -5,7 +5,7 @@ The ledger writes an alert in the transaction that crosses a share of a quota; `
 """
 
 from tokenrouter.alerts.delivery import Receivers, Sender, send_test
-from tokenrouter.alerts.kinds import Speaker, Told, Words
+from tokenrouter.alerts.kinds import AlertRecord, Speaker, Words
 from tokenrouter.alerts.listing import (
     AlertsPage,
     Shown,
@@ -26,6 +26,7 @@ from tokenrouter.alerts.webhook import Webhook, secret_from
 __all__ = [
     "LOOK_AHEAD_S",
     "LOOK_S",
+    "AlertRecord",
     "AlertsPage",
     "Answer",
     "Mail",
@@ -35,7 +36,6 @@ __all__ = [
     "Sender",
     "Shown",
     "Speaker",
-    "Told",
     "Undelivered",
     "Webhook",
     "Words",

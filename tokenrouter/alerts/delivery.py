@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 
 from tokenrouter import troubles
-from tokenrouter.alerts.kinds import OVER, Told, trial_alert
+from tokenrouter.alerts.kinds import OVER, AlertRecord, trial_alert
 from tokenrouter.alerts.mail import Mail
 from tokenrouter.alerts.message import Answer, Channel, Message
 from tokenrouter.alerts.outbox import BOTH
@@ -133,12 +133,12 @@ def claim(engine: Engine) -> Claimed | None:
         claiming = claiming.values(due_at=NOW + CLAIM_S, attempts=Delivery.attempts + 1)
         row = connection.execute(claiming.returning(Delivery.__table__)).one()
         alert = connection.execute(select(Alert.__table__).where(Alert.id == row.alert_id)).one()
-    return Claimed(row.id, row.attempts, row.channel, row.address, Message(told_of(alert), row.says))
+    return Claimed(row.id, row.attempts, row.channel, row.address, Message(alert_record(alert), row.says))
 
 
-def told_of(row: AnyRow | Alert) -> Told:
+def alert_record(row: AnyRow | Alert) -> AlertRecord:
     """Return an alert without what is only of its row."""
-    return Told(**{each.name: getattr(row, each.name) for each in fields(Told)})
+    return AlertRecord(**{each.name: getattr(row, each.name) for each in fields(AlertRecord)})
 
 
 def record(engine: Engine, claimed: Claimed, answer: Answer) -> None:

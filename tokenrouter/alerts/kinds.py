@@ -39,7 +39,7 @@ GRAVE = (Kind.ACCOUNT_EMPTY, Kind.KEY_REFUSED, Kind.PROVIDER_DOWN, Kind.DATABASE
 
 
 @dataclass(frozen=True)
-class Told:
+class AlertRecord:
     """An alert as it was written down."""
 
     uid: str
@@ -81,7 +81,7 @@ class Speaker:
     currency: str
     name: Callable[[str], str] = str
 
-    def words(self, alert: Told, says: str = BEGUN) -> Words:
+    def words(self, alert: AlertRecord, says: str = BEGUN) -> Words:
         """Say what an alert is about, or that it is over."""
         words = WORDS[Kind(alert.kind)](self, alert) if alert.kind in set(Kind) else Words(alert.kind)
         if says == BEGUN:
@@ -91,7 +91,7 @@ class Speaker:
             f"Over: {words.title[:1].lower()}{words.title[1:]}", f"It began at {self.moment(alert.at)}{ended}."
         )
 
-    def owner(self, alert: Told) -> str:
+    def owner(self, alert: AlertRecord) -> str:
         """Name the team or group that it is of."""
         return f"{'team' if alert.group_id is None else 'group'} “{self.name(str(alert.details.get('name', '')))}”"
 
@@ -100,7 +100,7 @@ class Speaker:
         at = moment.astimezone(self.zone)
         return f"{at:%H:%M} on {at.day} {at:%B %Y}"
 
-    def of_limit(self, alert: Told) -> Words:
+    def of_limit(self, alert: AlertRecord) -> Words:
         """Say how much of a quota or budget is used."""
         facts, what = alert.details, alert.kind
         if what == Kind.BUDGET:
@@ -116,7 +116,7 @@ class Speaker:
         share = f"has used up its {what}" if is_used_up else f"has used {alert.percent} % of its {what}"
         return Words(f"The {self.owner(alert)} {share}", f"{used} of {allowance}.{ending}")
 
-    def of_pace(self, alert: Told) -> Words:
+    def of_pace(self, alert: AlertRecord) -> Words:
         """Say when a quota or budget will be used up."""
         facts = alert.details
         day = date.fromisoformat(facts["day"])
@@ -128,13 +128,13 @@ class Speaker:
             f"The {self.owner(alert)} will run out before it renews", f"At its pace {until}; it renews on {renews}."
         )
 
-    def of_disk(self, alert: Told) -> Words:
+    def of_disk(self, alert: AlertRecord) -> Words:
         """Say how full the disk is."""
         free, size = (alert.details[name] / 10**9 for name in ("free", "size"))
         more = f"{free:,.1f} GB of {size:,.1f} GB are free in {alert.details['folder']} on {alert.details['host']}."
         return Words("The disk of the database is nearly full", more)
 
-    def of_token(self, alert: Told) -> Words:
+    def of_token(self, alert: AlertRecord) -> Words:
         """Say whose revoked token is used, and from where."""
         facts = alert.details
         label = f" ({self.name(facts['label'])})" if facts["label"] else ""
@@ -142,7 +142,7 @@ class Speaker:
         more = f"{facts['prefix']}…{label}: {requests} in {MINUTES_LOOKED_BACK} minutes, from {facts['address']}."
         return Words(f"A revoked token of the {self.owner(alert)} is still in use", f"{more} They were refused.")
 
-    def of_books(self, alert: Told) -> Words:
+    def of_books(self, alert: AlertRecord) -> Words:
         """Say what `verify` found."""
         problems = alert.details["problems"]
         rest = alert.details["count"] - len(problems)
@@ -150,7 +150,7 @@ class Speaker:
         return Words("Counters and log do not agree", f"{' '.join(problems)}{more} `flask usage verify` shows all.")
 
 
-WORDS: dict[Kind, Callable[[Speaker, Told], Words]] = {
+WORDS: dict[Kind, Callable[[Speaker, AlertRecord], Words]] = {
     Kind.QUOTA: Speaker.of_limit,
     Kind.BUDGET: Speaker.of_limit,
     Kind.RUNS_OUT: Speaker.of_pace,
@@ -174,6 +174,6 @@ WORDS: dict[Kind, Callable[[Speaker, Told], Words]] = {
 }
 
 
-def trial_alert(uid: str) -> Told:
+def trial_alert(uid: str) -> AlertRecord:
     """Return the alert by which one finds out whether any arrives."""
-    return Told(uid, Kind.TEST, datetime.now(UTC), {})
+    return AlertRecord(uid, Kind.TEST, datetime.now(UTC), {})

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.engine import Engine
 
-from tokenrouter.alerts.delivery import DELIVERED, GIVEN_UP, NOW, WAITING, told_of
-from tokenrouter.alerts.kinds import Speaker, Told, Words
+from tokenrouter.alerts.delivery import DELIVERED, GIVEN_UP, NOW, WAITING, alert_record
+from tokenrouter.alerts.kinds import AlertRecord, Speaker, Words
 from tokenrouter.alerts.message import moment_text
 from tokenrouter.database.tables import Alert, AnyRow, Delivery, clamp_id, db
 from tokenrouter.periods import moment
@@ -48,7 +48,7 @@ class Shown:
     """An alert, in words, with how it was delivered."""
 
     id: int
-    told: Told
+    record: AlertRecord
     words: Words
     seen_at: datetime | None
     deliveries: list[Sent]
@@ -80,13 +80,13 @@ def alerts_page(
 
 
 def _shown(row: AnyRow, deliveries: Sequence[AnyRow], speaker: Speaker) -> Shown:
-    told = told_of(row)
+    record = alert_record(row)
     sent = [
         Sent(each.says, each.channel, each.address, each.state, each.attempts, each.answer, moment(each.due_at))
         for each in deliveries
         if each.alert_id == row.id
     ]
-    return Shown(row.id, told, speaker.words(told), row.seen_at, sent)
+    return Shown(row.id, record, speaker.words(record), row.seen_at, sent)
 
 
 def count_unseen() -> int:
@@ -113,16 +113,16 @@ def undelivered(engine: Engine) -> Undelivered:
 
 def alert_view(alert: Shown) -> dict[str, Any]:
     """Return an alert as a document."""
-    told = alert.told
+    record = alert.record
     return {
         "id": alert.id,
-        "kind": told.kind,
-        "at": moment_text(told.at),
-        "ended_at": None if told.ended_at is None else moment_text(told.ended_at),
+        "kind": record.kind,
+        "at": moment_text(record.at),
+        "ended_at": None if record.ended_at is None else moment_text(record.ended_at),
         "seen_at": None if alert.seen_at is None else moment_text(alert.seen_at),
-        "team_id": told.team_id,
-        "group_id": told.group_id,
-        "percent": told.percent,
+        "team_id": record.team_id,
+        "group_id": record.group_id,
+        "percent": record.percent,
         "text": str(alert.words),
         "deliveries": [
             {

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from tokenrouter.alerts.kinds import Speaker, Told
+from tokenrouter.alerts.kinds import AlertRecord, Speaker
 from tokenrouter.database.tables import REASON_LENGTH
 from tokenrouter.ledger.crossings import BEGUN
 
@@ -13,7 +13,7 @@ from tokenrouter.ledger.crossings import BEGUN
 class Message:
     """An alert as it is sent: that it begun, or that it is over."""
 
-    alert: Told
+    alert: AlertRecord
     says: str = BEGUN
 
     @property

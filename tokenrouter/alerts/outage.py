@@ -18,7 +18,7 @@ from sqlalchemy import insert
 from sqlalchemy.engine import Engine
 
 from tokenrouter.alerts.delivery import DELIVERED, GIVEN_UP, NOW, Receivers
-from tokenrouter.alerts.kinds import OVER, Kind, Told
+from tokenrouter.alerts.kinds import OVER, AlertRecord, Kind
 from tokenrouter.alerts.message import Answer, Message
 from tokenrouter.database.tables import REASON_LENGTH, Alert, Delivery, writing
 from tokenrouter.errors import StorageUnavailable
@@ -40,7 +40,7 @@ class OutageWatch:
         self._lock, path = tempfile.mkstemp(prefix="tokenrouter-outage-")
         os.unlink(path)
         self._close = weakref.finalize(self, os.close, self._lock)
-        self._alert: Told | None = None
+        self._alert: AlertRecord | None = None
         self._answers: dict[tuple[str, str], Answer] = {}
         self._told_at = -PAUSE_S
         self._speaks = False
@@ -76,7 +76,7 @@ class OutageWatch:
         if self._alert is None and (cause := self._cause()) is not None:
             began = datetime.now(UTC) - timedelta(seconds=silent_s)
             details = {"cause": cause, "host": socket.gethostname()}
-            self._alert = Told(uuid4().hex, Kind.DATABASE, began, details)
+            self._alert = AlertRecord(uuid4().hex, Kind.DATABASE, began, details)
         if self._alert is None or self.clock() - self._told_at < PAUSE_S:
             return
         self._told_at = self.clock()
@@ -103,6 +103,6 @@ class OutageWatch:
             for (channel, address), answer in self._answers.items():
                 state = DELIVERED if answer.is_taken else GIVEN_UP
                 to = {"alert_id": id_, "says": BEGUN, "channel": channel, "address": address}
-                told = {"created_at": NOW, "due_at": NOW, "attempts": 1, "answer": answer.words, "state": state}
-                connection.execute(insert(Delivery).values(**to, **told))
+                sent = {"created_at": NOW, "due_at": NOW, "attempts": 1, "answer": answer.words, "state": state}
+                connection.execute(insert(Delivery).values(**to, **sent))
         self._alert, self._answers, self._told_at = None, {}, -PAUSE_S
