@@ -139,7 +139,7 @@ def test_redirect_is_not_followed(own: Provider, answers: Adapter, status: int):
 
 def test_only_listed_headers_come_back(own: Provider, answers: Adapter):
     listed = {"Content-Type": "application/json", "openai-processing-ms": "5", "openai-version": "1"}
-    listed |= {"retry-after": "1", "Retry-After-Ms": "900", "x-should-retry": "true"}
+    listed |= {"Retry-After": "1", "retry-after-ms": "900", "x-should-retry": "true"}
     strange = {
         "X-RateLimit-Remaining-Tokens": "9",
         "Set-Cookie": "a=b",

@@ -64,6 +64,6 @@ class ProviderAdapter(HTTPAdapter):
         """Return status, headers and the body to be read."""
         response = LeanResponse()
         response.status_code = resp.status
-        response.headers = resp.headers
+        response.headers = resp.fields
         response.raw = resp
         return response

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
-KINDS = {"requests": ("-requests", ""), "tokens": ("-tokens",)}
-"""How each kind's headers end; some providers limit requests alone, and do not say so."""
+KINDS = {
+    kind: [tuple(f"x-ratelimit-{what}{ending}" for what in ("remaining", "limit", "reset")) for ending in endings]
+    for kind, endings in {"requests": ("-requests", ""), "tokens": ("-tokens",)}.items()
+}
+"""Each kind's headers; some providers limit requests alone, and do not say so."""
 DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 UNITS_S = 86400.0, 3600.0, 60.0, 1.0, 0.001
 FIRST_EPOCH_S, FIRST_EPOCH_MS = 10**9, 10**12  # from which on a bare number is no duration
@@ -37,12 +40,10 @@ class RateLimits:
 
     def note(self, headers: Mapping[str, str]) -> None:
         """Keep what an answer's headers tell, as it stands: who shows it reads it."""
-        for kind, endings in KINDS.items():
-            for ending in endings:
-                remaining = headers.get(f"x-ratelimit-remaining{ending}")
-                if remaining is not None:
-                    most, reset = headers.get(f"x-ratelimit-limit{ending}"), headers.get(f"x-ratelimit-reset{ending}")
-                    self._newest[kind] = time.time(), most, remaining, reset
+        for kind, names in KINDS.items():
+            for remaining, most, reset in names:
+                if remaining in headers:
+                    self._newest[kind] = time.time(), headers.get(most), headers[remaining], headers.get(reset)
                     break
 
     def newest(self) -> list[RateLimit]:

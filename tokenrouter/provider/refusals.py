@@ -128,7 +128,7 @@ def _says_unknown_model(status: int, document: object, body: bytes) -> bool:
 
 
 def _without_type(reply: Reply) -> dict[str, str]:
-    return {name: value for name, value in reply.headers.items() if name.lower() != "content-type"}
+    return {name: value for name, value in reply.headers.items() if name != "Content-Type"}
 
 
 def _openai_error(document: object) -> dict[str, Any] | None:

@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 FORWARDED_RESPONSE_HEADERS = (
     "Content-Type",
     "Retry-After",
-    "Retry-After-Ms",
-    "X-Should-Retry",
-    "OpenAI-Processing-Ms",
-    "OpenAI-Version",
+    "retry-after-ms",
+    "x-should-retry",
+    "openai-processing-ms",
+    "openai-version",
 )
 ERROR_SIZE = 1024 * 1024
 LONGEST_NAME = 100
@@ -38,16 +38,16 @@ class Reply:
         self._link = link
         self._key = key.encode()
         self.status = response.status_code
-        content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        headers = response.headers
+        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         self.is_stream = content_type == "text/event-stream"
-        self.request_id = response.headers.get("x-request-id", "")[:LONGEST_NAME] or None
-        self.headers = {name: value for name, value in response.headers.items() if name.lower() in RELAYED_HEADERS}
+        self.request_id = headers.get("x-request-id", "")[:LONGEST_NAME] or None
+        self.headers = {name: headers[key] for key, name in RELAYED_HEADERS.items() if key in headers}
 
     def label_as_stream(self) -> None:
         """Say that it is a stream of events, where the provider did not."""
         if not self.is_stream:
-            others = {name: value for name, value in self.headers.items() if name.lower() != "content-type"}
-            self.headers = {**others, "Content-Type": "text/event-stream"}
+            self.headers["Content-Type"] = "text/event-stream"
             self.is_stream = True
 
     def chunks(self) -> Iterator[bytes]:
@@ -71,7 +71,7 @@ class Reply:
     def _tells_its_end(self) -> bool:
         """Tell whether a whole body can be told from one that was cut; what ends with its connection cannot."""
         headers = self._response.headers
-        return "Content-Length" in headers or "Transfer-Encoding" in headers
+        return "content-length" in headers or "transfer-encoding" in headers
 
     def without_key(self, error: bytes | bytearray) -> bytes:
         """Return an error of the provider's with our key masked, should it repeat that."""
@@ -123,7 +123,7 @@ class Reply:
         self._response.raw.release_conn()
 
 
-RELAYED_HEADERS = frozenset(name.lower() for name in FORWARDED_RESPONSE_HEADERS)
+RELAYED_HEADERS = {name.lower(): name for name in FORWARDED_RESPONSE_HEADERS}
 
 
 def _decoded_pieces(raw: HTTPResponse) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
-from urllib3 import HTTPHeaderDict, HTTPResponse
+from urllib3 import HTTPResponse
 from urllib3.connection import HTTPConnection
 from urllib3.util.ssltransport import SSLTransport
 
@@ -179,7 +179,10 @@ class Content:
 
 
 class Answer(HTTPResponse):
-    """An answer as urllib3 hands it on, but read by us: its head costs 110 µs less than by http.client and urllib3."""
+    """An answer as urllib3 hands it on, but read by us: its head costs 110 µs less than by http.client and urllib3.
+
+    `fields` are its headers, by their names in small letters. urllib3 knows but what it needs to decode the body.
+    """
 
     def __init__(self, receive: Receive, received: bytes = b"") -> None:
         """Read the head of an answer, of which something may have been received.
@@ -189,26 +192,25 @@ class Answer(HTTPResponse):
         """
         self.content = Content(receive, received)
         found = self.content.found
-        headers = HTTPHeaderDict(
-            [(name.decode("ascii"), value.rstrip(b" \t").decode("latin-1")) for name, value in found.headers]
-        )
+        self.fields = _joined(found.headers)
         found.headers.clear()
         self.will_close = not found.stays_open
-        codings = headers.get("transfer-encoding")
+        codings = self.fields.get("transfer-encoding")
         if codings is not None:
             if any(coding.strip().lower() != "chunked" for coding in codings.split(",")):
                 raise http.client.HTTPException("the body is encoded in a way that was not asked for")
             # who sends a length as well, or chunks in a version without them, may see another end of the answer
-            if headers.pop("content-length", None) is not None or found.version == "1.0":
+            if self.fields.pop("content-length", None) is not None or found.version == "1.0":
                 self.will_close = True
-        elif not (found.has_end or "content-length" in headers):
+        elif not (found.has_end or "content-length" in self.fields):
             self.content.ends_with_connection = True
-        super().__init__(self.content, headers, found.status, preload_content=False, enforce_content_length=False)
+        to_decode = {"content-encoding": self.fields["content-encoding"]} if "content-encoding" in self.fields else None
+        super().__init__(self.content, to_decode, found.status, preload_content=False, enforce_content_length=False)
 
     @property
     def is_encoded(self) -> bool:
         """Whether the body is to be decoded, as only urllib3 can."""
-        return self.headers.get("content-encoding", "identity") != "identity"
+        return self.fields.get("content-encoding", "identity") != "identity"
 
     def release_conn(self) -> None:
         """Give the connection back for the next call; if it cannot serve one, closed, which stops the cost."""
@@ -217,6 +219,15 @@ class Answer(HTTPResponse):
         if connection is not None and is_unfit:  # what comes after this is seen before the next call
             connection.close()
         super().release_conn()
+
+
+def _joined(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers by their names in small letters; the values of one name are a list. Source: RFC 9110, 5.3."""
+    fields: dict[str, str] = {}
+    for name, value in headers:
+        key, text = name.decode("ascii").lower(), value.rstrip(b" \t").decode("latin-1")
+        fields[key] = f"{fields[key]}, {text}" if key in fields else text
+    return fields
 
 
 class ProviderLink:
