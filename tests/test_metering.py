@@ -12,6 +12,7 @@ import toktok
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from splintr import Tokenizer
 
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.rules import Balance, CallRequest, Grant, decide
@@ -205,6 +206,10 @@ HARD_TEXTS = {
     "combining accents": "\u0301" * 500,
     "emoji": "👩‍👩‍👧" * 100,
     "half a surrogate": "party \ud83c" * 10,
+    "the encoding's own tokens": " ".join(Tokenizer.from_pretrained(ENCODING).special_tokens()),
+    "what looks like them": "<|a|><|/b <|/ c|><||d|>/<|é|><|a <|endoftext|",
+    "long": "The quick brown fox. <|endoftext|> " * 5000,
+    "long, of one kind": "漢" * 200_000,
     "nothing": "",
 }
 
