@@ -1,5 +1,6 @@
 """A line of the log for each call, as JSON, for programs that read logs; nothing of its content is in it."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -7,17 +8,23 @@ from tokenrouter import logs, troubles
 from tokenrouter.ledger.endings import Ending
 from tokenrouter.money import decimal_string
 from tokenrouter.troubles import one_line
+from tokenrouter.worker.gathering import Gatherer
 
 LOGGER = "tokenrouter.calls"
 
 
-def write(ending: Ending) -> None:
-    """Write the line of a call that ended, or of a refusal that was repeated.
+def writer() -> Gatherer[Ending]:
+    """Return what takes endings over, and soon writes the line of each, behind the callers' answers."""
+    return Gatherer(write, "lines of calls")
+
+
+def write(endings: Sequence[Ending]) -> None:
+    """Write the lines of calls that ended, and of refusals that were repeated.
 
     A log that cannot be written stops no call; that is said in the other one.
     """
     try:
-        logs.write_line(LOGGER, document(ending))
+        logs.write_lines(LOGGER, map(document, endings))
     except OSError as error:
         troubles.warn("call lines", "The lines of calls cannot be written (%s)", one_line(error))
 

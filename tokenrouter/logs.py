@@ -1,8 +1,8 @@
 """Lines of the log, as text or as JSON: whatever they tell of, each stays one line, and none holds a secret.
 
 What goes wrong is written to standard error, by Python's `logging`. What programs read of calls is written to standard
-output, past it: no lock is held meanwhile, and each line is one write(2) short enough not to be mixed with those of
-other processes, in a pipe too.
+output, past it: no lock is held meanwhile, and each write(2) is of whole lines and short enough not to be mixed with
+those of other processes, in a pipe too.
 """
 
 import json
@@ -20,7 +20,7 @@ Format = Literal["text", "json"]
 FORMATS: tuple[Format, ...] = ("text", "json")
 TEXT, DATE_FORMAT = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s", "[%Y-%m-%d %H:%M:%S %z]"  # gunicorn's
 STANDARD_OUTPUT = 1
-MOST_LINE_BYTES = 4096  # PIPE_BUF: a longer write to a pipe may be mixed with others
+MOST_BYTES_AT_ONCE = 4096  # PIPE_BUF: a longer write to a pipe may be mixed with others
 MOST_CHARACTERS = 80  # of a text, in a line that is too long
 SHORTEST_SECRET = 8  # a shorter one would blacken words of every line
 BEARER_TOKEN = re.compile(r"\b(trm?-[\w-]{5})[\w-]{38}")
@@ -116,18 +116,34 @@ def _in_rfc3339(at: datetime) -> str:
     return at.isoformat().replace("+00:00", "Z")
 
 
-def write_line(logger: str, document: Mapping[str, Any]) -> None:
-    """Write a document to standard output, one that is too long with its texts cut short.
+def write_lines(logger: str, documents: Iterable[Mapping[str, Any]]) -> None:
+    """Write documents to standard output, a line each, as many at once as are not mixed with others' on the way.
 
     Raises OSError.
     """
-    whole = {**_head("INFO", logger, datetime.now(UTC)), **document}
-    line = as_json(whole) + b"\n"
-    if len(line) > MOST_LINE_BYTES:
-        cut = {name: each[:MOST_CHARACTERS] if isinstance(each, str) else each for name, each in whole.items()}
-        line = as_json(cut) + b"\n"
-    while line:
-        line = line[os.write(STANDARD_OUTPUT, line) :]
+    head = _head("INFO", logger, datetime.now(UTC))
+    piece = b""
+    for document in documents:
+        line = _line({**head, **document})
+        if len(piece) + len(line) > MOST_BYTES_AT_ONCE:
+            _write(piece)
+            piece = b""
+        piece += line
+    _write(piece)
+
+
+def _line(document: dict[str, Any]) -> bytes:
+    """Return a document's line, one that is too long with its texts cut short."""
+    line = as_json(document) + b"\n"
+    if len(line) <= MOST_BYTES_AT_ONCE:
+        return line
+    cut = {name: each[:MOST_CHARACTERS] if isinstance(each, str) else each for name, each in document.items()}
+    return as_json(cut) + b"\n"
+
+
+def _write(lines: bytes) -> None:
+    while lines:
+        lines = lines[os.write(STANDARD_OUTPUT, lines) :]
 
 
 def say(error: str) -> None:

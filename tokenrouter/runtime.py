@@ -59,8 +59,8 @@ def init_app(app: Flask, settings: Settings) -> None:
         ledger = Ledger(engine, settings.output_reserve_tokens, settings.timezone, settings.currency, pace)
     provider = Provider(settings)
     tally = Tally(engine, settings.allowed_models) if settings.metrics_token else None
-    told: list[Listener] = [call_lines.write] if settings.log_format == "json" else []
-    ledger.endings.tell(*told, *(() if tally is None else (tally.note,)))
+    told: list[Listener] = [call_lines.writer()] if settings.log_format == "json" else []
+    ledger.endings.tell(*told, *(() if tally is None else (tally,)))
     keeper = account_pace.Keeper(engine, provider.rate_limits)
     ledger.at_heartbeat = (keeper.keep, *(() if tally is None else (tally.keep,)))
     slots = Slots(settings.threads, settings.team_calls)
@@ -119,8 +119,6 @@ def close(app: Flask, timeout_s: float = SETTLE_WAIT_S) -> None:
     own.outage.close()
     own.clients.close()
     own.ledger.close(timeout_s)
-    if own.tally is not None:
-        own.tally.keep_last()
     own.provider.close()
     own.readers.close()
     with app.app_context():

@@ -53,12 +53,14 @@ def _user() -> str:
 
 
 def disk(place: Installation) -> Iterator[Finding]:
-    """Look how much room is left where the database grows."""
+    """Look how much room is left where the database grows, or beside the service if that is a server's."""
     is_sqlite = place.engine.dialect.name == "sqlite"
     wanted = Path(place.engine.url.database or "").parent if is_sqlite else place.folder
     folder = next(path for path in (wanted, *wanted.parents) if path.exists())
     usage = shutil.disk_usage(folder)
     words = f"{in_bytes(usage.free)} of {in_bytes(usage.total)} are free at {folder}."
+    if not is_sqlite:
+        words += " The disk of the PostgreSQL server is not seen from here."
     if usage.free < LEAST_FREE * usage.total:
         yield Finding("disk", Mark.WRONG, words, "make room: a full disk refuses every call")
     else:

@@ -1,13 +1,11 @@
 """What became of calls, told to whoever keeps a line or a count of each, once it is committed.
 
 A transaction notes an ending where it adds the call to the sums of its day, so that each is told once, whichever way it
-came: settled, refused, or settled by recovery. It is told outside of the transaction, with no lock held.
+came: settled, refused, or settled by recovery.
 """
 
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 from tokenrouter.ledger.rules import CallRequest, Outcome
 
@@ -26,40 +24,33 @@ class Ending(NamedTuple):
     """Whether its worker had died."""
 
 
-Listener = Callable[[Ending], None]
+class Listener(Protocol):
+    """Who is told of endings."""
+
+    def take(self, endings: Sequence[Ending]) -> None:
+        """Take these over at once, to do something about them later: the writer's turn is held, and callers wait."""
+
+    def close(self, timeout_s: float) -> None:
+        """Be done with what was taken within this time: no more comes."""
 
 
 class Endings:
-    """The endings of one process that are committed and not told yet."""
+    """The endings of one process."""
 
     def __init__(self) -> None:
         self._listeners: Sequence[Listener] = ()
-        self._untold: deque[Ending] = deque()
-        self._thread: threading.Thread | None = None
 
     def tell(self, *listeners: Listener) -> None:
         """Have all endings from now on told to these."""
         self._listeners = listeners
 
     def add(self, endings: Iterable[Ending]) -> None:
-        """Take over what was committed; it is quick, since the writer's turn is held meanwhile."""
-        if self._listeners:
-            self._untold.extend(endings)
-
-    def pass_on(self) -> None:
-        """Tell what is untold. Any thread may, and each ending is told by one of them."""
-        while (ending := self._next()) is not None:
+        """Tell what was committed."""
+        if ended := list(endings):
             for listener in self._listeners:
-                listener(ending)
+                listener.take(ended)
 
-    def pass_on_apart(self) -> None:
-        """Have a thread of its own do it, which may wait for whoever reads the log: the caller must not."""
-        if self._untold and not (self._thread and self._thread.is_alive()):
-            self._thread = threading.Thread(target=self.pass_on, name="endings", daemon=True)
-            self._thread.start()
-
-    def _next(self) -> Ending | None:
-        try:
-            return self._untold.popleft()
-        except IndexError:
-            return None
+    def close(self, timeout_s: float) -> None:
+        """Let them be done with it."""
+        for listener in self._listeners:
+            listener.close(timeout_s)

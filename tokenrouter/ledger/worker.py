@@ -165,7 +165,7 @@ class Ledger:
             self._heart.join(timeout_s)
         self._connection.close()
         self._leave()
-        self.endings.pass_on()
+        self.endings.close(timeout_s)
 
     def _leave(self) -> None:
         if self._lease is None or self._calls or self._connection.lost_file():
@@ -188,7 +188,6 @@ class Ledger:
         if isinstance(result, MustWait):
             result = self._reserve_with_place(request, result.waiting_id, watch)
         if isinstance(result, Exception):
-            self.endings.pass_on()
             raise result
         return result
 
@@ -260,9 +259,8 @@ class Ledger:
         known_id = self._refusals.repeat(key, request.created_at)
         if known_id is not None:
             return known_id
-        request_id: str = self._writer.run(Reject(request, status_code, error_code, reason))
-        self.endings.pass_on()
-        return request_id
+        new_id: str = self._writer.run(Reject(request, status_code, error_code, reason))
+        return new_id
 
     def settle(self, reservation: Reservation, outcome: Outcome, given: Given | None = None) -> None:
         """Book the end of a call: charge, give the hold back and complete the row, safe against a power cut.
@@ -276,7 +274,6 @@ class Ledger:
         )
         if not ticket.wait(max(0.0, deadline - time.monotonic())):
             logger.warning("Call %d is answered before its settlement could be written", reservation.call_id)
-        self.endings.pass_on()
 
     def _settled(self, call_id: int, ticket: Ticket) -> None:
         self._calls.pop(call_id, None)
@@ -326,7 +323,6 @@ class Ledger:
                 dead = self._watch.look(sight.leases)
                 if (dead or sight.has_orphans) and self._may_recover():
                     recover(self._engine, dead, self._zone, self._currency, self.endings)
-                self.endings.pass_on_apart()
                 for write in self.at_heartbeat:
                     write()
             except (StorageUnavailable, SQLAlchemyError) as error:

@@ -3,16 +3,16 @@
 Why not prometheus_client's multiprocess mode: its files are of one machine, so that sums over workers would need one
 scrape a machine and sums over machines another rule; files of workers that ended have to be kept, or counters go down,
 and grow in number with each restart; and each observation would write to a mapped file under a lock, four times a call.
-Here a call costs some additions in memory, and each heartbeat some rows in one transaction, whatever the load; whoever
-is asked tells the same. The price: what a killed worker counted since its last heartbeat, within five seconds, is lost
-to the metrics. The log and the sums of days have it.
+Here a call costs some additions in memory, behind its answer, and each heartbeat some rows in one transaction, whatever
+the load; whoever is asked tells the same. The price: what a killed worker counted since its last heartbeat, within five
+seconds, is lost to the metrics. The log and the sums of days have it.
 """
 
 import threading
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import select, text
@@ -25,6 +25,7 @@ from tokenrouter.database.tables import MetricTotal, writing
 from tokenrouter.errors import APIError
 from tokenrouter.ledger.endings import Ending
 from tokenrouter.troubles import one_line
+from tokenrouter.worker.gathering import Gatherer
 
 OTHER = "other"
 MOST_MODELS, MOST_REASONS = 100, 50
@@ -91,6 +92,13 @@ class ModelNames:
         self._known = kept
 
 
+class Overhead(NamedTuple):
+    """What a call took here beside the provider's time: until that was asked, and to be settled."""
+
+    admission_s: float
+    settlement_s: float
+
+
 class Tally:
     """What one process has counted and not written yet."""
 
@@ -100,30 +108,46 @@ class Tally:
         self._codes = _own_codes()
         self._reasons = {OTHER}
         self._counts: defaultdict[Key, int] = defaultdict(int)
-        self._lock = threading.Lock()  # of this process, for as long as a few additions take
+        self._lock = threading.Lock()  # of this process, for as long as the additions of a group take
+        self._gatherer: Gatherer[Ending | Overhead] = Gatherer(self._count_all, "counts of calls")
 
-    def note(self, ending: Ending) -> None:
-        """Count a call that ended."""
-        request, outcome, cost, times, retries, is_recovered = ending
+    def take(self, endings: Sequence[Ending]) -> None:
+        """Count calls that ended, soon."""
+        self._gatherer.take(endings)
+
+    def note_overhead(self, admission_s: float, settlement_s: float) -> None:
+        """Count, soon, what a call took here."""
+        self._gatherer.take((Overhead(admission_s, settlement_s),))
+
+    def _count_all(self, noted: Sequence[Ending | Overhead]) -> None:
         with self._lock:
-            counts = self._counts
-            model = self._models.label(request.model, is_answered=outcome.status == "ok")
-            counts["calls", model, request.endpoint, outcome.status] += times
-            if outcome.error_code is not None:
-                code = outcome.error_code if outcome.error_code in self._codes else OTHER
-                counts["failed_calls", outcome.status, code] += times
-            if outcome.charged_tokens:
-                self._count_use(model, ending)
-            if cost is not None and cost > 0:
-                counts["cost", model] += cost
-            if retries:
-                counts["settlement_retries",] += retries
-            if is_recovered:
-                counts["recovered_calls",] += 1
-            if outcome.latency_ms is not None:
-                _observe(counts, "duration", DURATIONS, outcome.latency_ms / 1000, model)
-            if outcome.first_byte_ms is not None:
-                _observe(counts, "first_byte", FIRST_BYTES, outcome.first_byte_ms / 1000, model)
+            for each in noted:
+                if isinstance(each, Ending):
+                    self._count(each)
+                else:
+                    _observe(self._counts, "overhead", OVERHEADS, each.admission_s, "admission")
+                    _observe(self._counts, "overhead", OVERHEADS, each.settlement_s, "settlement")
+
+    def _count(self, ending: Ending) -> None:
+        request, outcome, cost, times, retries, is_recovered = ending
+        counts = self._counts
+        model = self._models.label(request.model, is_answered=outcome.status == "ok")
+        counts["calls", model, request.endpoint, outcome.status] += times
+        if outcome.error_code is not None:
+            code = outcome.error_code if outcome.error_code in self._codes else OTHER
+            counts["failed_calls", outcome.status, code] += times
+        if outcome.charged_tokens:
+            self._count_use(model, ending)
+        if cost is not None and cost > 0:
+            counts["cost", model] += cost
+        if retries:
+            counts["settlement_retries",] += retries
+        if is_recovered:
+            counts["recovered_calls",] += 1
+        if outcome.latency_ms is not None:
+            _observe(counts, "duration", DURATIONS, outcome.latency_ms / 1000, model)
+        if outcome.first_byte_ms is not None:
+            _observe(counts, "first_byte", FIRST_BYTES, outcome.first_byte_ms / 1000, model)
 
     def _count_use(self, model: str, ending: Ending) -> None:
         outcome, counts = ending.outcome, self._counts
@@ -135,12 +159,6 @@ class Tally:
             counts["tokens", model, "cached_prompt"] += cached_tokens
         if ending.cost is None:
             counts["unpriced_tokens", model] += outcome.charged_tokens
-
-    def note_overhead(self, admission_s: float, settlement_s: float) -> None:
-        """Count what a call took here beside the provider's time: until it was asked, and to be settled."""
-        with self._lock:
-            _observe(self._counts, "overhead", OVERHEADS, admission_s, "admission")
-            _observe(self._counts, "overhead", OVERHEADS, settlement_s, "settlement")
 
     def note_turned_away(self, reason: str) -> None:
         """Count a request that was turned away before it was a call."""
@@ -155,6 +173,7 @@ class Tally:
 
         Raises SQLAlchemyError; it is then added the next time.
         """
+        self._gatherer.work_off()
         with self._lock:
             counts, self._counts = self._counts, defaultdict(int)
         if not counts:
@@ -169,8 +188,9 @@ class Tally:
             raise
         self._models.learn(kept)
 
-    def keep_last(self) -> None:
+    def close(self, timeout_s: float) -> None:
         """Do the same where there is no next time; a database that cannot be written is said in the log."""
+        self._gatherer.close(timeout_s)
         try:
             self.keep()
         except SQLAlchemyError as error:
