@@ -16,7 +16,7 @@ from tokenrouter.changes import CLOCK, Actor
 from tokenrouter.config import Settings
 from tokenrouter.database.connections import Readers
 from tokenrouter.database.tables import db
-from tokenrouter.ledger import SETTLE_WAIT_S, Ledger, first_day_kept, prune
+from tokenrouter.ledger import SETTLE_WAIT_S, Ledger, first_day_kept, prune, sum_up
 from tokenrouter.ledger.endings import Listener
 from tokenrouter.monitoring import Tally
 from tokenrouter.payload import RefusedAdditions
@@ -95,6 +95,7 @@ def _tasks(app: Flask, engine: Engine, settings: Settings, account: Account) -> 
         yield Task(provider_record.TASK, Every(provider_record.EVERY_S), fetch)
     yield Task("alerts", Every(alerts.LOOK_S), partial(alerts.look, app, account))
     yield Task("alerts ahead", Every(alerts.LOOK_AHEAD_S), partial(alerts.look_ahead, app))
+    yield Task("sums of reports", Nightly(), partial(sum_up, engine, settings.timezone))
     yield Task("verify", Nightly(), partial(alerts.check_books, app))
     if settings.backup_folder:
         folder, instance = backups.folder_of(app, settings.backup_folder), Path(app.instance_path)

@@ -24,7 +24,7 @@ from tokenrouter.database.tables import db
 logger = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
-HEAD = "0022"
+HEAD = "0023"
 MAKING = "The service makes it when it starts, and so does `flask teams create`."
 
 

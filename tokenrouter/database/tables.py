@@ -479,6 +479,38 @@ class PrunedUsage(DailySums, Base):
     __table_args__ = ({"sqlite_with_rowid": False},)
 
 
+class UsageTotals(DailySums, Base):
+    """Daily totals of days that are long over, added up once more for reports: by model alone, or by month.
+
+    Only what `usage_totals_kept` names as complete counts.
+    """
+
+    __tablename__ = "usage_totals"
+
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)  # see rollups.py
+    day: Mapped[date] = mapped_column(primary_key=True)  # of a month, the first
+    owner_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)  # 0 is everybody
+    team_id: Mapped[int] = mapped_column(
+        BigInteger, primary_key=True, autoincrement=False
+    )  # of a group's months, else 0
+    model: Mapped[str] = mapped_column(primary_key=True)
+
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+
+class UsageTotalsKept(Base):
+    """Of which day or month `usage_totals` has sums of a kind; whoever adds to such a day takes it out."""
+
+    __tablename__ = "usage_totals_kept"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    day: Mapped[date]
+    complete: Mapped[bool] = mapped_column(default=False, server_default=text("false"))  # until then they are written
+
+    __table_args__ = (UniqueConstraint("kind", "day"), {"sqlite_autoincrement": True})  # an id means one summing up
+
+
 class RenewalColumns:
     """A renewal of a quota, as the first call after its time found it: so the mark can be proven."""
 

@@ -7,6 +7,7 @@ a circle. Whoever settles a call first takes its row from `pending`: that succee
 
 from tokenrouter.ledger.books import add_extra, begin_due_periods, check_extras, recover, reset
 from tokenrouter.ledger.corrections import Corrected, correct_costs
+from tokenrouter.ledger.past_totals import sum_up
 from tokenrouter.ledger.pruning import Pruned, first_day_kept, last_day_pruned, prune
 from tokenrouter.ledger.responses import Given, first_unknown_item, tokens_of_response
 from tokenrouter.ledger.rules import CallerChanged, CallRequest, Outcome, Reservation
@@ -37,6 +38,7 @@ __all__ = [
     "recover",
     "repair",
     "reset",
+    "sum_up",
     "tokens_of_response",
     "undo_extra",
     "undo_resets",

@@ -19,6 +19,7 @@ from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.connections import driver_connection
 from tokenrouter.database.log_status import OK, PENDING
+from tokenrouter.database.rollups import forget
 from tokenrouter.database.tables import (
     BY_PROVIDER,
     AnyRow,
@@ -205,6 +206,7 @@ def _apply(connection: Connection, entries: list[dict[str, Any]]) -> None:
     grouped = [entry for entry in entries if entry["group_id"] is not None]
     _add_to_days(connection, GroupUsageDaily, ("group_id", "team_id"), grouped)
     _add_to_days(connection, TokenUsageDaily, ("token_id",), entries)
+    forget(driver_connection(connection), (entry["day"] for entry in entries))
 
 
 def _move(

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
@@ -10,6 +10,7 @@ from sqlalchemy import bindparam, select
 
 from tokenrouter.auth import CALLER_COLUMNS, IS_VALID
 from tokenrouter.database.log_status import FAILURES
+from tokenrouter.database.rollups import forget
 from tokenrouter.database.statements import DriverConnection, Inserter, Statement
 from tokenrouter.database.tables import ApiToken, GroupUsageDaily, Team, TokenUsageDaily, UsageDaily
 from tokenrouter.ledger.costs import KnownPrices
@@ -149,6 +150,8 @@ class Transaction:
             ADD_TO_GROUP_DAY.execute(self.connection, whose | sums)
         for (token_id, day, model), sums in sorted(self._token_days.items()):
             ADD_TO_TOKEN_DAY.execute(self.connection, {"token_id": token_id, "day": day, "model": model, **sums})
+        yesterday = datetime.now(self.zone).date() - timedelta(days=1)
+        forget(self.connection, (day for _, day, _ in self._days if day < yesterday))
 
 
 def _add(sums: dict[str, int], outcome: Outcome, cost: int | None, times: int) -> None:

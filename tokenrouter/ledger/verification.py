@@ -34,6 +34,7 @@ from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.columns import is_yes
 from tokenrouter.database.connections import without_time_limit
 from tokenrouter.database.log_status import PENDING, REJECTED, STATUSES
+from tokenrouter.database.rollups import forget_all
 from tokenrouter.database.sums import Sums
 from tokenrouter.database.tables import (
     BY_PROVIDER,
@@ -67,12 +68,14 @@ from tokenrouter.ledger.comparison import (
 from tokenrouter.ledger.counters import IS_PENDING, NOW
 from tokenrouter.ledger.leases import LEASE_S
 from tokenrouter.ledger.operations import PENDING_CALLS
+from tokenrouter.ledger.past_totals import wrong_totals
 from tokenrouter.ledger.pruning import keep_pruning_out
 
 CLOCKS_DIFFER = timedelta(hours=25)  # a row's time is that of the machine which made it
 MOST_LINES = 100  # of one kind
 
 REPAIR = "`flask usage repair` sets it to what the log says"
+FORGET = "`flask usage repair` drops them, and the next night adds them up anew"
 RESTORE = "somebody changed the log by hand: restore it from a backup, or let the administrator decide what is true"
 UPDATE = "its calls are refused until `flask {} update` or the panel sets it again"
 START = "start the service: it settles the call within a minute"
@@ -115,6 +118,8 @@ def verify(engine: Engine) -> Verification:
         if connection.execute(select(Group.id).limit(1)).first() is not None:
             _check_books(connection, OF_GROUPS, found)
         _check_tokens(connection, found)
+        for kind, day in wrong_totals(connection):
+            found.add("reports", f"the sums of {kind} from {day} are not those of the daily totals", FORGET)
         for row in connection.execute(_faulty_rows(connection)):
             found.add(row.team_name, f"call {row.request_id} {row.fault}", RESTORE)
         _check_pending(connection, found)
@@ -141,7 +146,9 @@ def repair(engine: Engine, *, by: Actor) -> list[str]:
         keep_pruning_out(connection)
         changed = [each for books in (OF_GROUPS, OF_TEAMS) for each in _repair_books(connection, books)]
         changes.record(connection, by, changes.USAGE_REPAIR, *changed)
-    return [_describe_change(each) for each in changed]
+        wrong = [f"reports: sums of {kind} from {day}" for kind, day in wrong_totals(connection)]
+        forget_all(connection)
+    return [*map(_describe_change, changed), *wrong]
 
 
 def _repair_books(connection: Connection, books: Books) -> list[Changed]:

@@ -1,16 +1,25 @@
 """Sums of the daily totals, by what they are kept by: team, group, token, model and day, one of these or two."""
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import date
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, and_, func, literal_column, select
+from sqlalchemy import BigInteger, ColumnElement, and_, cast, func, literal_column, select
 from sqlalchemy.engine import Connection
 
+from tokenrouter.database.rollups import ONE_DAY, ROLLUPS, Rollup
 from tokenrouter.database.sums import NOTHING, Sums
-from tokenrouter.database.tables import ApiToken, GroupUsageDaily, TokenUsageDaily, UsageDaily, clamp_id
+from tokenrouter.database.tables import (
+    ApiToken,
+    GroupUsageDaily,
+    TokenUsageDaily,
+    UsageDaily,
+    UsageTotals,
+    UsageTotalsKept,
+    clamp_id,
+)
 from tokenrouter.errors import InvalidRequest
 
 Dimension = Literal["team", "group", "model", "day", "token"]
@@ -19,7 +28,6 @@ Key = tuple[Any, ...]
 """An id, a model or a day for each dimension; None is what belongs to no group, or is not known by token."""
 Only = Mapping[Dimension, Collection[Any]]
 """The keys that are wanted of a dimension."""
-Table = type[UsageDaily | GroupUsageDaily | TokenUsageDaily]
 ALL: Only = MappingProxyType({})
 NOT_KEPT = "Use of a group is not kept by token. Ask for one of them, and for team, model or day."
 
@@ -94,58 +102,146 @@ def _rest(
 def _read(
     connection: Connection, by: tuple[Dimension, ...], scope: Scope, only: Only, kept_by: Dimension | None = None
 ) -> dict[Key, Sums]:
-    """Read the table that is kept by these dimensions, and by one more."""
-    table = _table((*by, *((kept_by,) if kept_by else ())), scope)
-    conditions = _conditions(table, by, scope, only)
-    sums = [func.coalesce(func.sum(getattr(table, name)), 0) for name in scope.told]
-    if by == ("token",):  # each with its days, in their order: sorting all days by token takes SQLite longer
+    """Read what is kept by these dimensions, and by one more: of days that are summed up, those sums."""
+    needed = {*by} | {name for name, id_ in (("team", scope.team_id), ("group", scope.group_id)) if id_ is not None}
+    daily = next(each for each in DAILY if needed | ({kept_by} if kept_by else set()) <= each.columns.keys())
+    found: dict[Key, Sums] = {}
+    gaps = [(scope.since, scope.until)]
+    summed = next((each for each in SUMMED if each.is_of(daily) and needed <= each.columns.keys()), None)
+    if summed is not None and (kept := summed.kept_days(connection, scope)):
+        _add(found, _sums(connection, summed, by, replace(scope, since=kept[0], until=kept[-1]), only))
+        gaps = list(_gaps([(day, summed.rollup.last_day(day)) for day in kept], scope))
+    for since, until in gaps:
+        _add(found, _sums(connection, daily, by, replace(scope, since=since, until=until), only))
+    return {key: sums for key, sums in found.items() if sums.requests}
+
+
+def _add(found: dict[Key, Sums], more: dict[Key, Sums]) -> None:
+    for key, sums in more.items():
+        found[key] = found[key].plus(sums) if key in found else sums
+
+
+def _gaps(spans: list[tuple[date, date]], scope: Scope) -> Iterator[tuple[date | None, date | None]]:
+    """Yield the days of a scope, from one to another, that are in none of these spans."""
+    begin = scope.since
+    for first, last in spans:
+        if begin is None or begin < first:
+            yield begin, first - ONE_DAY
+        begin = last + ONE_DAY
+    if begin is None or scope.until is None or begin <= scope.until:
+        yield begin, scope.until
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table of sums, and the columns in which it has dimensions."""
+
+    table: Any
+    columns: dict[Dimension, Any]
+
+
+@dataclass(frozen=True)
+class Summed(Source):
+    """Daily totals that are summed up."""
+
+    rollup: Rollup
+
+    def is_of(self, daily: Source) -> bool:
+        """Tell whether it is these daily totals that are summed up here."""
+        return self.rollup.daily is daily.table
+
+    def kept_days(self, connection: Connection, scope: Scope) -> list[date]:
+        """Return the days, or firsts of months, that are summed up and wholly in the scope, in their order."""
+        is_kept = [UsageTotalsKept.kind == self.rollup.kind, UsageTotalsKept.complete]
+        if scope.since is not None:
+            is_kept.append(UsageTotalsKept.day >= scope.since)
+        query = select(UsageTotalsKept.day).where(*is_kept).order_by(UsageTotalsKept.day)
+        days = connection.execute(query).scalars()
+        return [day for day in days if scope.until is None or self.rollup.last_day(day) <= scope.until]
+
+
+# of tokens the team is asked for where they stand
+DAILY = (
+    Source(UsageDaily, {"team": UsageDaily.team_id, "model": UsageDaily.model, "day": UsageDaily.day}),
+    Source(
+        GroupUsageDaily,
+        {
+            "team": GroupUsageDaily.team_id,
+            "group": GroupUsageDaily.group_id,
+            "model": GroupUsageDaily.model,
+            "day": GroupUsageDaily.day,
+        },
+    ),
+    Source(
+        TokenUsageDaily,
+        {
+            "team": ApiToken.team_id,
+            "model": TokenUsageDaily.model,
+            "day": TokenUsageDaily.day,
+            "token": TokenUsageDaily.token_id,
+        },
+    ),
+)
+OWNERS: dict[str, dict[Dimension, Any]] = {
+    "group days": {"group": UsageTotals.owner_id},
+    "team months": {"team": UsageTotals.owner_id},
+    "group months": {"group": UsageTotals.owner_id, "team": UsageTotals.team_id},
+    "token months": {"token": UsageTotals.owner_id, "team": ApiToken.team_id},
+}
+
+
+def _summed(rollup: Rollup) -> Summed:
+    days: dict[Dimension, Any] = {} if rollup.by_month else {"day": UsageTotals.day}
+    return Summed(UsageTotals, {"model": UsageTotals.model, **days, **OWNERS.get(rollup.kind, {})}, rollup)
+
+
+SUMMED = [_summed(rollup) for rollup in ROLLUPS]
+
+
+def _sums(
+    connection: Connection, source: Source, by: tuple[Dimension, ...], scope: Scope, only: Only
+) -> dict[Key, Sums]:
+    table, conditions = source.table, list(_conditions(source, by, scope, only))
+    sums = [_sum(table, name) if name in scope.told else literal_column("0") for name in Sums._fields]
+    if by == ("token",) and table is TokenUsageDaily:
+        # each with its days, in their order: sorting all days by token takes SQLite longer
         key = ApiToken.id
         query = select(key, *sums).outerjoin(table, and_(TokenUsageDaily.token_id == key, *conditions)).group_by(key)
         if "token" in only:
             query = query.where(key.in_([value for value in only["token"] if value is not None]))
     else:
-        keys = [_column(table, name) for name in by]
+        keys = [_key(source, name) for name in by]
         query = select(*keys, *sums).select_from(table).where(*conditions).group_by(*keys)
-    if table is TokenUsageDaily and by != ("token",) and ("team" in by or scope.team_id is not None):
-        query = query.join(ApiToken, ApiToken.id == TokenUsageDaily.token_id)
-    found = {
-        tuple(row[: len(by)]): Sums(**dict(zip(scope.told, map(int, row[len(by) :]), strict=True)))
-        for row in connection.execute(query)
-    }
-    return {key: sums for key, sums in found.items() if sums.requests}
+        if source.columns.get("team") is ApiToken.team_id and ("team" in by or scope.team_id is not None):
+            query = query.join(ApiToken, ApiToken.id == source.columns["token"])
+        if isinstance(source, Summed):
+            is_its = UsageTotalsKept.kind == UsageTotals.kind, UsageTotalsKept.day == UsageTotals.day
+            query = query.join(UsageTotalsKept, and_(*is_its, UsageTotalsKept.complete))
+    at = len(by)
+    return {tuple(row[:at]): Sums._make(row[at:]) for row in connection.execute(query)}
 
 
-def _table(by: tuple[Dimension, ...], scope: Scope) -> Table:
-    if "token" in by:
-        return TokenUsageDaily
-    return GroupUsageDaily if "group" in by or scope.group_id is not None else UsageDaily
+def _sum(table: Any, name: str) -> Any:
+    return cast(func.coalesce(func.sum(getattr(table, name)), 0), BigInteger)  # of PostgreSQL's it is a decimal
 
 
-def _conditions(table: Table, by: tuple[Dimension, ...], scope: Scope, only: Only) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = [
-        _of(table, name).in_([value for value in values if value is not None])
-        for name, values in only.items()
-        if name in by
-    ]
+def _conditions(source: Source, by: tuple[Dimension, ...], scope: Scope, only: Only) -> Iterator[ColumnElement[bool]]:
+    for name, values in only.items():
+        if name in by:
+            yield source.columns[name].in_([value for value in values if value is not None])
     if scope.team_id is not None:
-        conditions.append(_of(table, "team") == clamp_id(scope.team_id))
+        yield source.columns["team"] == clamp_id(scope.team_id)
     if scope.group_id is not None:
-        conditions.append(GroupUsageDaily.group_id == clamp_id(scope.group_id))
+        yield source.columns["group"] == clamp_id(scope.group_id)
     if scope.since is not None:
-        conditions.append(table.day >= scope.since)
+        yield source.table.day >= scope.since
     if scope.until is not None:
-        conditions.append(table.day <= scope.until)
-    return conditions
+        yield source.table.day <= scope.until
+    if isinstance(source, Summed):
+        yield UsageTotals.kind == source.rollup.kind
 
 
-def _of(table: Table, name: Dimension) -> Any:
-    if name in ("day", "model"):
-        return getattr(table, name)
-    return ApiToken.team_id if name == "team" and table is TokenUsageDaily else getattr(table, f"{name}_id")
-
-
-def _column(table: Table, name: Dimension) -> Any:
+def _key(source: Source, name: Dimension) -> Any:
     """Return what to group by: of ids a sum, so that SQLite follows the days' index, not theirs, which has all days."""
-    if name in ("day", "model"):
-        return getattr(table, name)
-    return (_of(table, name) + literal_column("0")).label(name)
+    column = source.columns[name]
+    return column if name in ("day", "model") else (column + literal_column("0")).label(name)

@@ -1,0 +1,113 @@
+"""Sum up the daily totals of past days for reports, while calls are booked, and prove these sums.
+
+Summing up announces a day first, then reads it, and counts only if nobody took it out meanwhile (see
+`rollups.forget`). So it holds no lock while it reads, and what was booked in between is never missed.
+"""
+
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from itertools import groupby
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import delete, func, insert, literal_column, select, text, update
+from sqlalchemy.engine import Connection, Engine
+
+from tokenrouter.database.rollups import ONE_DAY, ROLLUPS, SETTLED_DAYS, Rollup
+from tokenrouter.database.sums import Sums
+from tokenrouter.database.tables import UsageDaily, UsageTotals, UsageTotalsKept, writing
+
+MOST_YEARS = 10
+ROWS_AT_ONCE = 500  # in one transaction, which others may have to wait for
+KEY = ("owner_id", "team_id", "model")
+NOTHING_MORE: Any = literal_column("0")
+"""Added to an id to group by, so that SQLite follows the days' index, and not the ids', which has all days."""
+Row = tuple[Any, ...]
+
+
+def sum_up(engine: Engine, zone: ZoneInfo) -> int:
+    """Sum up what is not yet; return how many days and months, of all kinds, that were."""
+    today, done = datetime.now(zone).date(), 0
+    for rollup in ROLLUPS:
+        for _, days in groupby(_missing(engine, rollup, today), key=lambda day: (day.year, day.month)):
+            done += _sum_up(engine, rollup, list(days))
+    return done
+
+
+def _missing(engine: Engine, rollup: Rollup, today: date) -> list[date]:
+    """Return the days, or firsts of months, that are long enough over and not yet summed up."""
+    until = today - (SETTLED_DAYS + 1) * ONE_DAY
+    with engine.connect() as connection:
+        oldest = connection.execute(select(func.min(UsageDaily.day)).where(UsageDaily.day <= until)).scalar()
+        is_kept = UsageTotalsKept.kind == rollup.kind, UsageTotalsKept.complete
+        kept = set(connection.execute(select(UsageTotalsKept.day).where(*is_kept)).scalars())
+    if oldest is None:
+        return []
+    since = max(oldest, until.replace(year=until.year - MOST_YEARS, day=1))
+    days = [since + timedelta(days=at) for at in range((until - since).days + 1)]
+    if rollup.by_month:
+        days = sorted({day.replace(day=1) for day in days})
+    return [day for day in days if day not in kept and rollup.last_day(day) <= until]
+
+
+def _sum_up(engine: Engine, rollup: Rollup, days: list[date]) -> int:
+    """Sum up days of one month, or that month."""
+    ids = _announce(engine, rollup, days)
+    with engine.connect() as connection:
+        rows = [row for row in sums_of_days(connection, rollup, days[0], days[-1]) if row[0] in ids]
+    names = ("day", *KEY, *Sums._fields)
+    for at in range(0, len(rows), ROWS_AT_ONCE):
+        values = [{"kind": rollup.kind} | dict(zip(names, row, strict=True)) for row in rows[at : at + ROWS_AT_ONCE]]
+        with writing(engine, durable=False) as connection:
+            connection.execute(insert(UsageTotals), values)
+    with writing(engine, durable=False) as connection:
+        is_theirs = UsageTotalsKept.id.in_(ids.values())
+        done: int = connection.execute(update(UsageTotalsKept).where(is_theirs).values(complete=True)).rowcount
+    return done
+
+
+def _announce(engine: Engine, rollup: Rollup, days: list[date]) -> dict[date, int]:
+    """Note that these days will be summed up, once all have ended who change them already; return the notes' ids."""
+    with writing(engine, durable=False) as connection:
+        if connection.dialect.name == "postgresql":  # on SQLite nobody else writes
+            connection.execute(text("LOCK TABLE usage_totals_kept IN SHARE ROW EXCLUSIVE MODE"))
+        for table in (UsageTotalsKept, UsageTotals):
+            connection.execute(delete(table).where(table.kind == rollup.kind, table.day.in_(days)))
+        connection.execute(insert(UsageTotalsKept), [{"kind": rollup.kind, "day": day} for day in days])
+        ids = select(UsageTotalsKept.day, UsageTotalsKept.id)
+        is_new = UsageTotalsKept.kind == rollup.kind, UsageTotalsKept.day.in_(days)
+        return dict(connection.execute(ids.where(*is_new)).all())
+
+
+def sums_of_days(connection: Connection, rollup: Rollup, first: date, last: date) -> list[Row]:
+    """Add up daily totals as they are to be kept: day, or first of the month, owner, team, model, and the sums."""
+    daily = rollup.daily
+    owners = [column + NOTHING_MORE for column in (rollup.owner, rollup.team) if column is not None]
+    key = [column.label(f"key{at}") for at, column in enumerate([daily.model, *owners])]
+    if not rollup.by_month:
+        key.append(daily.day.label("of_day"))
+    sums = [func.sum(getattr(daily, name)) for name in Sums._fields]
+    is_meant = daily.day.between(first, rollup.last_day(last))
+    return [
+        _row(rollup, first, row[: len(key)], row[len(key) :])
+        for row in connection.execute(select(*key, *sums).where(is_meant).group_by(*key))
+    ]
+
+
+def _row(rollup: Rollup, first: date, key: Row, sums: Row) -> Row:
+    (model, *owners), day = (key, first) if rollup.by_month else (key[:-1], key[-1])
+    owner, team = (*owners, 0, 0)[:2]
+    return (day, owner, team, model, *map(int, sums))
+
+
+def wrong_totals(connection: Connection) -> Iterator[tuple[str, date]]:
+    """Yield kind and day, or first of the month, of sums that are not those of their days."""
+    for rollup in ROLLUPS:
+        is_kept = UsageTotalsKept.kind == rollup.kind, UsageTotalsKept.complete
+        kept = connection.execute(select(UsageTotalsKept.day).where(*is_kept).order_by(UsageTotalsKept.day)).scalars()
+        for day in kept.all():
+            columns = [getattr(UsageTotals, name) for name in ("day", *KEY, *Sums._fields)]
+            is_its = UsageTotals.kind == rollup.kind, UsageTotals.day == day
+            summed = {tuple(row) for row in connection.execute(select(*columns).where(*is_its))}
+            if summed != set(sums_of_days(connection, rollup, day, day)):
+                yield rollup.kind, day
