@@ -3,6 +3,7 @@
 import ipaddress
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from email import message_from_bytes, policy
@@ -15,8 +16,10 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult
 from conftest import free_port
 from receiver import Inbox, Receiver, running_receiver
+from unreachable import greeting
 
 from tokenrouter.alerts import Mail, Message, Speaker, Told, Webhook, secret_from
+from tokenrouter.alerts import mail as mails
 from tokenrouter.alerts import webhook as webhooks
 from tokenrouter.alerts.kinds import Kind, trial_alert
 from tokenrouter.alerts.network import is_allowed
@@ -188,3 +191,26 @@ def test_no_name_begins_a_header_of_its_own():
     read = message_from_bytes(mail.as_bytes(), policy=policy.default)
     assert read["Bcc"] is None and read.get_payload(decode=True).count(b"Bcc") == 1
     assert "\n" not in read["Subject"]
+
+
+GREETINGS = {"tls": b"\x16\x03\x03\x40\x00", "plain": b"220-"}  # of a record of TLS as long as it may be, and of a line
+
+
+@pytest.mark.parametrize("way", ["https", "smtps", "smtp"])
+def test_receiver_that_spins_its_greeting_out_is_cut_off(way: str, monkeypatch: pytest.MonkeyPatch):
+    def trickle(connection: socket.socket) -> None:
+        connection.sendall(GREETINGS["plain" if way == "smtp" else "tls"])
+        for _ in range(250):
+            time.sleep(0.02)
+            connection.sendall(b"a")
+
+    monkeypatch.setattr(webhooks, "WHOLE_S", 0.3)
+    monkeypatch.setattr(mails, "WHOLE_S", 0.3)
+    began = time.monotonic()
+    with greeting(trickle) as port:
+        server = SmtpServer("127.0.0.1", port, way == "smtps", "", "", "a@b.org")
+        sender = (
+            Mail(server, SPEAKER) if way != "https" else webhook(f"https://127.0.0.1:{port}/", lambda address: True)
+        )
+        assert not sender.send(EMPTY, "c@d.org").is_taken
+    assert time.monotonic() - began < 4
