@@ -14,10 +14,12 @@ import trustme
 from pairs import by_pairs
 from rawhttp import RawProvider
 from tlsproxy import TlsProxy
+from unreachable import greeting
 from urllib3.util import Timeout
 
 from tokenrouter import config
 from tokenrouter.errors import ProviderTimeout
+from tokenrouter.provider import documents
 from tokenrouter.provider.client import Provider
 from tokenrouter.provider.transport import READ_SIZE, ProviderLink
 
@@ -228,6 +230,27 @@ def test_silence_by_tls_ends_after_its_time_and_by_a_cut(own: Provider, listener
         read(cut)
     assert time.monotonic() - began < 10
     is_over.set()
+
+
+@pytest.mark.parametrize("is_proxy", [False, True])
+def test_cut_ends_a_handshake_that_trickles(is_proxy: bool, monkeypatch: pytest.MonkeyPatch):
+    def trickle(connection: socket.socket) -> None:
+        connection.sendall(b"\x16\x03\x03\x40\x00")  # a record of TLS as long as it may be
+        for _ in range(250):
+            time.sleep(0.02)
+            connection.sendall(b"a")
+
+    with greeting(trickle) as port:
+        if is_proxy:
+            monkeypatch.setenv("HTTPS_PROXY", f"https://127.0.0.1:{port}")
+            port = 9
+        own = Provider(config.load({"PROVIDER_API_KEY": "k", "PROVIDER_BASE_URL": f"https://127.0.0.1:{port}/v1"}))
+        monkeypatch.setattr(documents, "FETCH_S", 0.3)
+        began = time.monotonic()
+        with pytest.raises(ProviderTimeout, match="too long to tell"):
+            documents.read_document(own, "/models", "its models")
+        assert time.monotonic() - began < 4
+        own.close()
 
 
 @pytest.mark.parametrize("listener", [None], indirect=True, ids=[""])
