@@ -53,6 +53,15 @@ def test_address_of_this_machine_its_link_or_metadata_is_refused(address: str):
     assert not is_allowed(ipaddress.ip_address(address))
 
 
+def test_address_by_which_others_reach_this_machine_is_refused():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("198.51.100.1", 9))
+        except OSError:
+            pytest.skip("This machine has no network.")
+        assert not is_allowed(ipaddress.ip_address(probe.getsockname()[0]))
+
+
 @pytest.mark.parametrize(
     "address", ["10.0.0.7", "192.168.1.1", "172.16.0.1", "fd12::1", "93.184.216.34", "2606:4700::1", "64:ff9b::808:808"]
 )
