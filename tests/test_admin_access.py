@@ -350,7 +350,7 @@ def test_pages_load_nothing_from_elsewhere_and_stay_out_of_frames(panel: Panel, 
     headers = panel.get(path).headers
     policy = headers["Content-Security-Policy"]
     assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
-    assert (headers["X-Content-Type-Options"], headers["Referrer-Policy"]) == ("nosniff", "no-referrer")
+    assert (headers["X-Content-Type-Options"], headers["Referrer-Policy"]) == ("nosniff", "same-origin")
 
 
 @pytest.mark.parametrize(

@@ -224,9 +224,10 @@ def test_no_cell_of_an_export_is_a_formula(begin: str):
     assert cell(f"{begin}1+1") == f"'{begin}1+1"
 
 
-def test_no_cell_that_a_semicolon_would_begin_is_a_formula():
-    assert cell("model;=1+1") == "model;'=1+1"
-    assert cell("GPT-5-nano; a+b") == "GPT-5-nano; a+b"
+@pytest.mark.parametrize("delimiter", [";", ","])
+def test_no_cell_that_another_delimiter_would_begin_is_a_formula(delimiter: str):
+    assert cell(f"model{delimiter}=1+1") == f"model{delimiter}'=1+1"
+    assert cell(f"GPT-5-nano{delimiter} a+b") == f"GPT-5-nano{delimiter} a+b"
 
 
 def test_names_in_an_export_are_no_formulas(panel: Panel, new_team, client: FlaskClient):

@@ -3,6 +3,7 @@
 import ipaddress
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from email import message_from_bytes, policy
@@ -15,8 +16,10 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult
 from conftest import free_port
 from receiver import Inbox, Receiver, running_receiver
+from unreachable import greeting
 
 from tokenrouter.alerts import AlertRecord, Mail, Message, Speaker, Webhook, secret_from
+from tokenrouter.alerts import mail as mails
 from tokenrouter.alerts import webhook as webhooks
 from tokenrouter.alerts.kinds import Kind, trial_alert
 from tokenrouter.alerts.network import is_allowed
@@ -48,6 +51,15 @@ def receiver() -> Iterator[Receiver]:
 )
 def test_address_of_this_machine_its_link_or_metadata_is_refused(address: str):
     assert not is_allowed(ipaddress.ip_address(address))
+
+
+def test_address_by_which_others_reach_this_machine_is_refused():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("198.51.100.1", 9))
+        except OSError:
+            pytest.skip("This machine has no network.")
+        assert not is_allowed(ipaddress.ip_address(probe.getsockname()[0]))
 
 
 @pytest.mark.parametrize(
@@ -188,3 +200,26 @@ def test_no_name_begins_a_header_of_its_own():
     read = message_from_bytes(mail.as_bytes(), policy=policy.default)
     assert read["Bcc"] is None and read.get_payload(decode=True).count(b"Bcc") == 1
     assert "\n" not in read["Subject"]
+
+
+GREETINGS = {"tls": b"\x16\x03\x03\x40\x00", "plain": b"220-"}  # of a record of TLS as long as it may be, and of a line
+
+
+@pytest.mark.parametrize("way", ["https", "smtps", "smtp"])
+def test_receiver_that_spins_its_greeting_out_is_cut_off(way: str, monkeypatch: pytest.MonkeyPatch):
+    def trickle(connection: socket.socket) -> None:
+        connection.sendall(GREETINGS["plain" if way == "smtp" else "tls"])
+        for _ in range(250):
+            time.sleep(0.02)
+            connection.sendall(b"a")
+
+    monkeypatch.setattr(webhooks, "WHOLE_S", 0.3)
+    monkeypatch.setattr(mails, "WHOLE_S", 0.3)
+    began = time.monotonic()
+    with greeting(trickle) as port:
+        server = SmtpServer("127.0.0.1", port, way == "smtps", "", "", "a@b.org")
+        sender = (
+            Mail(server, SPEAKER) if way != "https" else webhook(f"https://127.0.0.1:{port}/", lambda address: True)
+        )
+        assert not sender.send(EMPTY, "c@d.org").is_taken
+    assert time.monotonic() - began < 4

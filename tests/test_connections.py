@@ -3,8 +3,9 @@
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import pytest
 import trustme
 from pairs import by_pairs
 from rawhttp import RawProvider
+from tlsproxy import TlsProxy
+from unreachable import greeting
+from urllib3.util import Timeout
 
 from tokenrouter import config
 from tokenrouter.errors import ProviderTimeout
+from tokenrouter.provider import documents
 from tokenrouter.provider.client import Provider
 from tokenrouter.provider.transport import READ_SIZE, ProviderLink
 
@@ -52,6 +57,7 @@ class Listener(RawProvider):
 
 
 TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+WITHIN_TLS = "TLS within that of a proxy"
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +65,35 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-@pytest.fixture(params=[None, TLS_1_3], ids=["plain", "TLS 1.3"])
+def certified(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.fixture(params=[None, TLS_1_3, WITHIN_TLS], ids=["plain", "TLS 1.3", "TLS within TLS"])
 def listener(
     request: pytest.FixtureRequest, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Listener]:
-    context = None
-    if request.param is not None:
-        authority.cert_pem.write_to_path(tmp_path / "authority.pem")
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.maximum_version = request.param
-        authority.issue_cert("127.0.0.1").configure_cert(context)
-    with Listener(context) as listener:
+    if request.param is None:
+        with Listener(None) as listener:
+            yield listener
+        return
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
+    context = certified(authority)
+    with ExitStack() as running:
+        if request.param == WITHIN_TLS:
+            proxy = running.enter_context(TlsProxy(certified(authority)))
+            monkeypatch.setenv("HTTPS_PROXY", f"https://127.0.0.1:{proxy.port}")
+            monkeypatch.delenv("NO_PROXY", raising=False)
+            monkeypatch.delenv("no_proxy", raising=False)
+        else:
+            context.maximum_version = request.param
+        listener = running.enter_context(Listener(context))
         yield listener
+        if request.param == WITHIN_TLS:
+            assert len(proxy.named) == listener.connections  # nothing went past it
 
 
 @pytest.fixture
@@ -91,7 +113,12 @@ def call(own: Provider, listener: Listener) -> str | None:
     return body.decode().removeprefix("data: ").strip() or reply.request_id
 
 
-@pytest.mark.parametrize("listener", [None, TLS_1_2, TLS_1_3], indirect=True, ids=["plain", "TLS 1.2", "TLS 1.3"])
+@pytest.mark.parametrize(
+    "listener",
+    [None, TLS_1_2, TLS_1_3, WITHIN_TLS],
+    indirect=True,
+    ids=["plain", "TLS 1.2", "TLS 1.3", "TLS within TLS"],
+)
 @pytest.mark.parametrize("framing", ANSWERS)
 def test_clean_answers_leave_one_connection_for_all_calls(own: Provider, listener: Listener, framing: str):
     listener.writes = lambda nth: [ANSWERS[framing](b"answer %d" % nth)]
@@ -116,7 +143,7 @@ WAYS: dict[str, Callable[[bytes, bytes], list[bytes]]] = {
     ("framing", list(ANSWERS)),
     ("way", list(WAYS)),
     ("surplus", list(SURPLUS)),
-    ("listener", [None, TLS_1_3]),
+    ("listener", [None, TLS_1_3, WITHIN_TLS]),
     indirect=["listener"],
 )
 def test_what_comes_behind_an_answer_reaches_no_other_call(
@@ -181,6 +208,49 @@ def test_cut_link_ends_the_wait_for_an_answer_that_began(own: Provider, listener
         with pytest.raises(ProviderTimeout, match="Cut"):
             next(chunks)
     is_over.set()
+
+
+@pytest.mark.parametrize("sent", [b"", EVENTS[:-10], ANSWERS["events"](b"1")[:-5]], ids=["none", "head", "event"])
+@pytest.mark.parametrize("listener", [TLS_1_3, WITHIN_TLS], indirect=True, ids=["TLS 1.3", "TLS within TLS"])
+def test_silence_by_tls_ends_after_its_time_and_by_a_cut(own: Provider, listener: Listener, sent: bytes):
+    def read(link: ProviderLink) -> None:
+        with closing(own.post("/chat/completions", b"{}", {}, link)) as reply:
+            reply.read()
+
+    is_over = threading.Event()
+    listener.writes = lambda nth: [sent, lambda stream: is_over.wait(30)]
+    own._timeout = Timeout(connect=5, read=0.2)
+    with pytest.raises(ProviderTimeout, match="silent for too long"):
+        read(ProviderLink())
+    own._timeout = Timeout(connect=5, read=20)
+    cut = ProviderLink()
+    threading.Timer(0.2, cut.cut, [ProviderTimeout("Cut.")]).start()
+    began = time.monotonic()
+    with pytest.raises(ProviderTimeout, match="Cut"):
+        read(cut)
+    assert time.monotonic() - began < 10
+    is_over.set()
+
+
+@pytest.mark.parametrize("is_proxy", [False, True])
+def test_cut_ends_a_handshake_that_trickles(is_proxy: bool, monkeypatch: pytest.MonkeyPatch):
+    def trickle(connection: socket.socket) -> None:
+        connection.sendall(b"\x16\x03\x03\x40\x00")  # a record of TLS as long as it may be
+        for _ in range(250):
+            time.sleep(0.02)
+            connection.sendall(b"a")
+
+    with greeting(trickle) as port:
+        if is_proxy:
+            monkeypatch.setenv("HTTPS_PROXY", f"https://127.0.0.1:{port}")
+            port = 9
+        own = Provider(config.load({"PROVIDER_API_KEY": "k", "PROVIDER_BASE_URL": f"https://127.0.0.1:{port}/v1"}))
+        monkeypatch.setattr(documents, "FETCH_S", 0.3)
+        began = time.monotonic()
+        with pytest.raises(ProviderTimeout, match="too long to tell"):
+            documents.read_document(own, "/models", "its models")
+        assert time.monotonic() - began < 4
+        own.close()
 
 
 @pytest.mark.parametrize("listener", [None], indirect=True, ids=[""])

@@ -39,7 +39,7 @@ def exists(app: Flask, name: str) -> bool:
 
 
 def test_what_was_typed_is_shown_after_sign_in_and_saved_by_a_button_alone(app: Flask, stranger: Panel):
-    refused = stranger.open(NEW_TEAM, method="POST", data=TYPED)
+    refused = stranger.open(NEW_TEAM, method="POST", data=TYPED, headers={"Origin": "http://localhost"})
     assert refused.status_code == 401 and "nothing was saved" in refused.text
     wrong = sign_in_with(stranger, refused.text, "guess")
     assert wrong.status_code == 401
@@ -58,8 +58,16 @@ def test_form_of_another_session_is_shown_to_be_sent_again(app: Flask, panel: Pa
     assert exists(app, TYPED["name"])
 
 
-def test_form_sent_by_another_site_is_not_kept(stranger: Panel, panel: Panel):
-    from_elsewhere = {"method": "POST", "data": TYPED, "headers": {"Sec-Fetch-Site": "cross-site"}}
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"},
+        {"Origin": "http://evil.example"},  # all that browsers tell where the panel has no https
+        {"Origin": "null"},
+    ],
+)
+def test_form_sent_by_another_site_is_not_kept(stranger: Panel, panel: Panel, headers: dict[str, str]):
+    from_elsewhere = {"method": "POST", "data": TYPED, "headers": headers}
     assert stranger.open(NEW_TEAM, **from_elsewhere).location == LOGIN
     assert "2.5M" not in panel.open(NEW_TEAM, **from_elsewhere).text
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import eventually
 from openai import APIStatusError, OpenAI
-from rawhttp import chat_request, connect, read_until
+from rawhttp import chat_request, connect, read_all, read_until
 
 from tokenrouter.standin import StandInProvider
 
@@ -414,6 +414,15 @@ def test_close_framing_ends_with_the_connection(provider):
         assert b"content-length" not in head and b"transfer-encoding" not in head
         assert sent.startswith((b"data: {", b'{"id"'))
     assert len(provider.finished) == 2
+
+
+def test_close_framing_ends_once_with_a_client_that_reads_late(provider, caplog):
+    with connect(provider) as connection:
+        connection.sendall(chat_request(provider.api_key, {"model": "x", **asked("[[big=9000000 framing=close]]")}))
+        time.sleep(0.2)
+        assert len(read_all(connection)) > 9_000_000
+    assert eventually(lambda: not provider.connections)
+    assert caplog.messages == []
 
 
 def test_a_json_answer_may_be_chunked(provider):

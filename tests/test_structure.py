@@ -16,7 +16,7 @@ from tokenrouter.config import SETTINGS
 PACKAGE = ROOT / "tokenrouter"
 LADDER = (
     "logs version",
-    "troubles addresses natural_order figures qr spreadsheet unpriced",
+    "troubles addresses origins natural_order figures qr spreadsheet unpriced",
     "config errors untrusted_json periods money price_proposals docs standin",
     "database provider metering request_body first_start unknown_paths cors",
     "attempts auth changes payload reports worker matching provider_days",

@@ -56,7 +56,7 @@ DATABASE_FILE = "tokenrouter.file"
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "object-src 'none'",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # forms tell which page sent them: origins.py
     "X-Frame-Options": "DENY",  # for browsers that do not know frame-ancestors
 }
 

@@ -157,8 +157,9 @@ def restore(app: Flask, archive: Archive, *, with_env: bool = False) -> Restored
             _put_database(app, archive)
             found = _settled_and_verified(db.engine)
             moved += [where] if where else []
-            moved += _put_file(archive, SECRET_KEY, Path(app.instance_path) / "secret_key", name)
-            moved += _put_file(archive, ENV, ENV_FILE.absolute(), name) if with_env else []
+            others = {SECRET_KEY: Path(app.instance_path) / "secret_key"}
+            others |= {ENV: ENV_FILE.absolute()} if with_env else {}
+            moved += _put_files(archive, {part: path for part, path in others.items() if part in archive}, name)
     return Restored(archive.manifest, moved, found)
 
 
@@ -183,18 +184,26 @@ def _settled_and_verified(engine: Engine) -> Verification:
     return ledger.verify(engine)
 
 
-def _put_file(archive: Archive, name: str, path: Path, aside: str) -> list[str]:
-    """Write a file of the backup, if it has it; return where the one that was there is now, if it said otherwise."""
-    if name not in archive:
-        return []
-    draft = path.with_name(f".{path.name}.{aside}.part")
-    archive.extract(name, draft)
+def _put_files(archive: Archive, files: Mapping[str, Path], aside: str) -> list[str]:
+    """Write files of the backup, all or none; return where those are now that were there and said otherwise."""
+    drafts = {path: path.with_name(f".{path.name}.{aside}.part") for path in files.values()}
+    try:
+        for part, path in files.items():
+            archive.extract(part, drafts[path])
+        return [where for path, draft in drafts.items() if (where := _put(draft, path, aside)) is not None]
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+
+
+def _put(draft: Path, path: Path, aside: str) -> str | None:
+    """Let a file take the place of another, which is kept where it differs."""
     kept = path.with_name(f"{path.name}.{aside}")
     differs = path.exists() and path.read_bytes() != draft.read_bytes()
     if differs:
         path.replace(kept)
     draft.replace(path)
-    return [str(kept)] if differs else []
+    return str(kept) if differs else None
 
 
 def refuse_while_served(engine: Engine) -> None:

@@ -7,6 +7,7 @@ from flask.typing import ResponseReturnValue
 
 from tokenrouter import attempts, payload, reports, runtime
 from tokenrouter.errors import APIError, NameTaken
+from tokenrouter.origins import is_from_another_site
 from tokenrouter.relay import handler
 from tokenrouter.teams import codes
 
@@ -34,7 +35,7 @@ def join() -> str:
 @blueprint.post("/join", strict_slashes=False)
 def join_with_code() -> ResponseReturnValue:
     """Make a team by a code, and show its token this once; sent again it makes none, since the name is taken."""
-    if _is_from_another_site():
+    if is_from_another_site(request):
         return _join_form(problem=FROM_ANOTHER_SITE), 403
     code, name = (request.form.get(field, "").strip() for field in ("code", "name"))
     try:
@@ -55,18 +56,6 @@ def _join_form(code: str = "", name: str = "", problem: str | None = None, param
     return render_template("pages/join.html", problem=problem, param=param, **typed)
 
 
-def _is_from_another_site() -> bool:
-    """Tell whether a browser says that another site's page sent this form. Programs say nothing of that.
-
-    Old browsers, and all that came without https, tell the page's origin alone. Source: Fetch Metadata Request Headers,
-    W3C; RFC 6454, 7.
-    """
-    if site := request.headers.get("Sec-Fetch-Site"):
-        return site not in ("same-origin", "none")
-    origin = request.headers.get("Origin")
-    return origin is not None and origin.partition("://")[2] != request.host
-
-
 @blueprint.get("/usage", strict_slashes=False)
 def usage() -> str:
     """Show the page on which a team sees its own use; what it shows comes by the token that is pasted there."""
@@ -82,12 +71,8 @@ def usage_data() -> dict[str, Any]:
 
 @blueprint.after_request
 def _keep_private(response: Response) -> Response:
-    """Let no one keep a page that tells an address, a team's token, or its use.
-
-    The pages' own forms are to tell where they come from, which browsers leave out where no page is named to any other.
-    """
+    """Let no one keep a page that tells an address, a team's token, or its use."""
     response.headers["Cache-Control"] = "no-store"
-    response.headers["Referrer-Policy"] = "same-origin"
     return response
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 BYTE_ORDER_MARK = "\ufeff"
 """At the beginning, it tells Excel that the text is UTF-8."""
-# A spreadsheet may begin a cell at a semicolon too, where the comma is the decimal mark.
-FORMULA_BEGINS = re.compile(r"(^|[;\t\r\n])(?=[=+\-@\t\r\n＝＋－＠])")
+# Whatever parts the cells here, a spreadsheet may begin one at a comma or a semicolon too, as its country has it.
+FORMULA_BEGINS = re.compile(r"(^|[,;\t\r\n])(?=[=+\-@\t\r\n＝＋－＠])")
 ROWS_AT_ONCE = 200
 
 

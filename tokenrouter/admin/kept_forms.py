@@ -11,6 +11,7 @@ from flask import request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from tokenrouter.admin import own_pages
+from tokenrouter.origins import is_from_another_site
 from tokenrouter.request_body import MOST_PAGE_BYTES
 
 PREFIX = "kept."  # of its fields in the sign-in form
@@ -20,7 +21,6 @@ NEVER_KEPT = frozenset(("csrf_token", "password", "confirmed"))  # what was conf
 NOT_SHOWN = frozenset(("url",))
 LABELS = {"rowid": "selected"}
 MOST_SHOWN = 3  # values of one field; of more, their number
-OWN_SITE = ("same-origin", "none")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class KeptForm:
 
 def sent_now() -> KeptForm | None:
     """Return the form that the current request sends; None where it is none of the panel's."""
-    if request.method != "POST" or request.headers.get("Sec-Fetch-Site", "none") not in OWN_SITE:
+    if request.method != "POST" or is_from_another_site(request):
         return None
     path = request.full_path.rstrip("?")
     try:

@@ -1,13 +1,15 @@
 """Send an alert as a mail."""
 
 import smtplib
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import EmailMessage
 from email.utils import format_datetime
+from typing import Any
 
-from tokenrouter.alerts.deadline import deadline
+from tokenrouter.alerts.deadline import Deadline, deadline
 from tokenrouter.alerts.kinds import Speaker
 from tokenrouter.alerts.message import Answer, Message
 from tokenrouter.config import SmtpServer
@@ -63,12 +65,7 @@ def _one_line(text: str) -> str:
 def _connected(server: SmtpServer) -> Iterator[smtplib.SMTP]:
     """Connect, over TLS where the server has it, and sign in where there is a password for it."""
     context = ssl.create_default_context()
-    where = server.host, server.port
-    if server.is_tls:
-        smtp: smtplib.SMTP = smtplib.SMTP_SSL(*where, timeout=TIMEOUT_S, context=context)
-    else:
-        smtp = smtplib.SMTP(*where, timeout=TIMEOUT_S)
-    with smtp, deadline(WHOLE_S, lambda: smtp.sock):
+    with deadline(WHOLE_S) as until, _greeted(server, context, until) as smtp:
         smtp.ehlo_or_helo_if_needed()
         if not server.is_tls and smtp.has_extn("starttls"):
             smtp.starttls(context=context)
@@ -78,6 +75,21 @@ def _connected(server: SmtpServer) -> Iterator[smtplib.SMTP]:
                 raise PasswordInClear("it offers no TLS, without which the password is not sent")
             smtp.login(server.user, server.password)
         yield smtp
+
+
+def _greeted(server: SmtpServer, context: ssl.SSLContext, until: Deadline) -> smtplib.SMTP:
+    """Connect, and wait for the server's greeting, however slowly it comes, until the deadline alone."""
+
+    class Connection(smtplib.SMTP):
+        def _get_socket(self, *where: Any) -> socket.socket:
+            return until.hold(super()._get_socket(*where))  # type: ignore[misc]  # which SMTP_SSL calls likewise
+
+    class TlsConnection(smtplib.SMTP_SSL, Connection):
+        pass
+
+    if server.is_tls:
+        return TlsConnection(server.host, server.port, timeout=TIMEOUT_S, context=context)
+    return Connection(server.host, server.port, timeout=TIMEOUT_S)
 
 
 def _said(code: int, text: bytes | str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Check = Callable[[IPAddress], bool]
 
+DISCARD_PORT = 9
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")  # Linux takes it for the machine itself
 METADATA = {  # of clouds, beside 169.254.169.254, which is link-local
@@ -29,7 +30,21 @@ def is_allowed(address: IPAddress) -> bool:
         return is_allowed(inner)
     is_own = address.is_loopback or address.is_link_local or address.is_unspecified
     is_no_host = address.is_multicast or address.is_reserved or address in THIS_NETWORK
-    return not (is_own or is_no_host or address in METADATA)
+    return not (is_own or is_no_host or address in METADATA or is_of_this_machine(address))
+
+
+def is_of_this_machine(address: IPAddress) -> bool:
+    """Tell whether an address is one of this machine's: what it would send there would come from there too.
+
+    Nothing is sent to find that out.
+    """
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), DISCARD_PORT))
+            return ipaddress.ip_address(probe.getsockname()[0]) == address
+    except OSError:
+        return False  # there is no way there, or no IPv6 here
 
 
 def _embedded(address: IPAddress) -> ipaddress.IPv4Address | None:

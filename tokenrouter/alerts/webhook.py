@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,7 +19,7 @@ from urllib3 import BaseHTTPResponse
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, NameResolutionError
 
-from tokenrouter.alerts.deadline import deadline
+from tokenrouter.alerts.deadline import Deadline, deadline
 from tokenrouter.alerts.kinds import Speaker
 from tokenrouter.alerts.message import Answer, Message
 from tokenrouter.alerts.network import AddressRefused, Check, is_allowed, resolve
@@ -75,13 +76,14 @@ class Webhook:
         """Post to the first address that takes a connection."""
         refused = ""
         for address in addresses:
-            connection = _connection(self._parts, address, port)
-            try:
-                connection.connect()
-            except (HTTPError, OSError, ValueError) as error:  # a certificate of another name is the last
-                refused = f"{self.host} cannot be reached: {_cause(error)}"
-                continue
-            return self._post(connection, body, headers)
+            with deadline(WHOLE_S) as until:
+                connection = _connection(self._parts, address, port, until)
+                try:
+                    connection.connect()
+                except (HTTPError, OSError, ValueError) as error:  # a certificate of another name is the last
+                    refused = f"{self.host} cannot be reached: {_cause(error)}"
+                    continue
+                return self._post(connection, body, headers)
         return Answer(False, refused)
 
     def _post(self, connection: HTTPConnection, body: bytes, headers: Mapping[str, str]) -> Answer:
@@ -89,28 +91,41 @@ class Webhook:
         try:
             connection.timeout = READ_TIMEOUT_S
             connection.sock.settimeout(READ_TIMEOUT_S)
-            with deadline(WHOLE_S, lambda: connection.sock):
-                connection.request("POST", target, body=body, headers=headers, preload_content=False)
-                return _answer_of(self.host, connection.getresponse())
+            connection.request("POST", target, body=body, headers=headers, preload_content=False)
+            return _answer_of(self.host, connection.getresponse())
         except (HTTPError, OSError, ValueError) as error:
             return Answer(False, f"{self.host} gave no answer: {_cause(error)}")
         finally:
             connection.close()
 
 
-def _connection(parts: SplitResult, address: str, port: int) -> HTTPConnection:
+class _Connection(HTTPConnection):
+    """A connection that ends in time."""
+
+    until: Deadline
+
+    def _new_conn(self) -> socket.socket:
+        return self.until.hold(super()._new_conn())
+
+
+class _TlsConnection(_Connection, HTTPSConnection):
+    """The same over TLS."""
+
+
+def _connection(parts: SplitResult, address: str, port: int, until: Deadline) -> HTTPConnection:
     """Return a connection to an address, over TLS with the certificate of the host, not begun yet."""
-    if parts.scheme == "http":
-        return HTTPConnection(address, port, timeout=CONNECT_TIMEOUT_S)
-    host = parts.hostname
-    return HTTPSConnection(
-        address,
-        port,
-        timeout=CONNECT_TIMEOUT_S,
-        server_hostname=host,
-        assert_hostname=host,
-        ca_certs=certifi.where(),
-    )
+    host, connection = parts.hostname, _Connection(address, port, timeout=CONNECT_TIMEOUT_S)
+    if parts.scheme == "https":
+        connection = _TlsConnection(
+            address,
+            port,
+            timeout=CONNECT_TIMEOUT_S,
+            server_hostname=host,
+            assert_hostname=host,
+            ca_certs=certifi.where(),
+        )
+    connection.until = until
+    return connection
 
 
 def _answer_of(host: str, response: BaseHTTPResponse) -> Answer:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import lzma
+import math
 import os
 import secrets
 import zipfile
@@ -18,7 +20,9 @@ PRODUCT = "TokenRouter"
 FORMAT = 1
 MANIFEST = "manifest.json"
 DATABASE, SECRET_KEY, ENV = "database", "secret_key", "env"
-PIECE_BYTES = 2**20
+PIECE_BYTES = MANIFEST_BYTES = 2**20
+BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, KeyError, EOFError, RuntimeError)
+"""What is raised for a zip that is damaged, encrypted, or packed in a way that is not known here."""
 OWNER_ALONE = 0o600 << 16  # as a zip keeps the mode of a file
 
 
@@ -88,9 +92,9 @@ def _add(archive: zipfile.ZipFile, name: str, path: Path) -> Part:
         return _copy(source, target)
 
 
-def _copy(source: IO[bytes], target: IO[bytes]) -> Part:
+def _copy(source: IO[bytes], target: IO[bytes], most_bytes: float = math.inf) -> Part:
     digest, size = hashlib.sha256(), 0
-    while piece := source.read(PIECE_BYTES):
+    while size <= most_bytes and (piece := source.read(PIECE_BYTES)):
         digest.update(piece)
         target.write(piece)
         size += len(piece)
@@ -104,17 +108,19 @@ class Archive:
         """Read what is in it. Raises BackupError where it is none, or one of a later version."""
         self._path = path
         try:
-            with zipfile.ZipFile(path) as archive:
-                told = json.loads(archive.read(MANIFEST))
+            with zipfile.ZipFile(path) as archive, archive.open(MANIFEST) as file:
+                told = json.loads(file.read(MANIFEST_BYTES))
             product, format_ = told.pop("product"), told.pop("format")
-            files = {name: Part(**part) for name, part in told.pop("files").items()}
         except OSError as error:
             raise BackupError(f"{path} cannot be read: {error.strerror or error}") from error
-        except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, EOFError) as error:
+        except (*BROKEN, ValueError, AttributeError, TypeError) as error:
             raise BackupError(f"{path} is broken, or no backup of TokenRouter's") from error
         if product != PRODUCT or format_ != FORMAT:
             raise BackupError(f"{path} was made by a later version of TokenRouter: restore it with that one")
-        self.manifest = Manifest(**told, files=files)
+        try:
+            self.manifest = _read_manifest(**told)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise BackupError(f"{path} is broken: its manifest is not as backups have it") from error
 
     def __contains__(self, name: str) -> bool:
         return name in self.manifest.files
@@ -124,19 +130,28 @@ class Archive:
 
         Raises BackupError where it is not what the manifest says; then nothing is left of it.
         """
+        draft = make_private(path)
         try:
-            with zipfile.ZipFile(self._path) as archive, archive.open(name) as source:
-                part = _extract(source, make_private(path))
-            if part != self.manifest.files[name]:
-                raise zipfile.BadZipFile(f"{name} is not what was put there")
-        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
-            path.unlink(missing_ok=True)
+            self._extract(name, draft)
+        except OSError as error:
+            draft.unlink()
+            raise BackupError(f"{name} cannot be taken out to {path}: {error.strerror or error}") from error
+        except BROKEN as error:
+            draft.unlink()
             raise BackupError(f"{self._path} is broken: {name} in it is not what was put there") from error
 
+    def _extract(self, name: str, path: Path) -> None:
+        """Write no more of a file than it has to have, whatever it would unfold to."""
+        expected = self.manifest.files[name]
+        with zipfile.ZipFile(self._path) as archive, archive.open(name) as source, path.open("wb") as target:
+            part = _copy(source, target, expected.bytes)
+            target.flush()
+            os.fsync(target.fileno())
+        if part != expected:
+            raise zipfile.BadZipFile(f"{name} is not what was put there")
 
-def _extract(source: IO[bytes], path: Path) -> Part:
-    with path.open("wb") as target:
-        part = _copy(source, target)
-        target.flush()
-        os.fsync(target.fileno())
-    return part
+
+def _read_manifest(files: Mapping[str, Any], counts: Mapping[str, Any], **others: Any) -> Manifest:
+    """Return what a manifest says. Raises TypeError, ValueError and AttributeError where that is something else."""
+    parts = {name: Part(int(part["bytes"]), str(part["sha256"])) for name, part in files.items()}
+    return Manifest(**others, counts={table: int(rows) for table, rows in counts.items()}, files=parts)

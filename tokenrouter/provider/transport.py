@@ -306,6 +306,17 @@ class ProviderConnection(HTTPConnection):
     """When the last request was begun, by the monotonic clock."""
     _is_plain = False  # the socket, without TLS
     _waits_s: float | None = None
+    _reached: socket.socket | None = None
+
+    def _new_conn(self) -> socket.socket:
+        """Reach the other side, and let the call's link know: a proxy and TLS may be spun out as long as one likes.
+
+        It gets a duplicate, since TLS takes the descriptor away from the socket's object.
+        """
+        reached = super()._new_conn()
+        self._reached = reached.dup()
+        at_work.link.connect(self._reached)
+        return reached
 
     def connect(self) -> None:
         """Connect, and let the call's link know the socket.
@@ -313,14 +324,18 @@ class ProviderConnection(HTTPConnection):
         Python waits for a socket with a timeout by a system call of its own before each read, and gives its lock away
         for both; where the kernel keeps the time it is one. That is a sixth of a chunk's CPU. TLS needs Python's way.
         """
-        super().connect()
-        self._is_plain = type(self.sock) is socket.socket
-        if self._is_plain:
-            self.sock.settimeout(None)
-            if self.timeout:
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self.timeout))
-        self._waits_s = None
-        at_work.link.connect(self.sock)
+        try:
+            super().connect()
+            self._is_plain = type(self.sock) is socket.socket
+            if self._is_plain:
+                self.sock.settimeout(None)
+                if self.timeout:
+                    self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self.timeout))
+            self._waits_s = None
+            at_work.link.connect(self.sock)
+        finally:
+            if self._reached is not None:
+                self._reached.close()
 
     @property
     def is_connected(self) -> bool:

@@ -170,9 +170,9 @@ class Connection(asyncio.Protocol):
         self.is_full = True
 
     def resume_writing(self) -> None:
-        """Go on once all is written."""
+        """Go on once all is written, and asyncio is done with that: it would lose twice what is closed within."""
         self.is_full = False
-        self.play()
+        self.loop.call_soon(self.play)
 
     def eof_received(self) -> None:
         """Take a closed sending side for a client that has left."""
