@@ -196,7 +196,7 @@ def seen_fields(change: Change) -> list[str]:
 def _is_usual(field: str, value: Any) -> bool:
     if field == "name":  # it stands beside them
         return True
-    if value is None:
+    if value is None or value == "":
         return field != "quota_tokens"
     return field in USUAL_VALUES and value == USUAL_VALUES[field]
 
