@@ -391,3 +391,7 @@ def test_failing_database_is_told_and_nobody_is_asked_to_sign_in(panel: Panel):
     reply = panel.get("/admin/changes/")
     assert reply.status_code == 503
     assert "The database does not answer" in reply.text and "Sign out" in reply.text
+    assert 'href="/admin/changes/">Try again' in reply.text
+    reply = panel.post("/admin/teams/new/", {"name": "typed in vain", "quota": "2M"})
+    assert reply.status_code == 503
+    assert "Nothing was saved" in reply.text and "typed in vain" in reply.text and "Send again" in reply.text

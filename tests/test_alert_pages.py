@@ -75,7 +75,7 @@ def test_failure_of_a_delivery_is_shown_with_its_reason_and_the_next_attempt(
     told = {"alert_id": 1, "says": "begun", "channel": "mail", "address": "a@b.org", "state": "given_up"}
     with writing(db.engine) as connection:
         connection.execute(insert(Delivery).values(**told, created_at=0, due_at=0, attempts=30, answer="<gone>"))
-    assert "given up after 30 attempts. &lt;gone&gt;" in panel.get(PAGE).text
+    assert "given up after 30 attempts <small>&lt;gone&gt;</small>" in panel.get(PAGE).text
     assert alerts.undelivered(db.engine).deliveries == 1  # that of 1970 is long over
 
 

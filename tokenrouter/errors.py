@@ -31,6 +31,12 @@ TURNED_AWAY = "tokenrouter.turned_away"
 UNKNOWN_MODEL = "unknown model: "
 """Begins the reason in the log where the provider has no model of the name, whatever its code says."""
 PAGES = "tokenrouter.error_pages"
+PAGE_WORDS = {
+    404: ("Not found", "There is nothing at this address."),
+    413: ("Too much at once", "What you sent is larger than is taken here."),
+    500: ("TokenRouter failed", "It failed on this request. The reason is in the service’s log."),
+}
+"""What pages say of an error that nothing more exact is known of: a heading and a sentence, by the status."""
 
 
 class APIError(Exception):
@@ -387,18 +393,19 @@ def page(error: HTTPException) -> Response:
     for prefix, show in rooms.items():
         if request.path.startswith(f"{prefix}/"):
             return show(error)
-    error = page_error(error)
-    text = render_template("pages/error.html", heading=error.name, message=error.description)
-    return Response(text, error.code, error.get_headers())
+    heading, message, status = page_words(error)
+    text = render_template("pages/error.html", heading=heading, message=message)
+    return Response(text, status, error.get_headers())
 
 
-def page_error(error: HTTPException) -> HTTPException:
-    """Return what a page says of an error: whoever is still there to read that a form broke off was too slow."""
+def page_words(error: HTTPException) -> tuple[str, str, int]:
+    """Return what a page says of an error, in a heading and a sentence, and its status."""
     if isinstance(error, ClientDisconnected):
-        return RequestTimeout()
-    if error.code == 404 and error.description == type(error).description:
-        error.description = "There is nothing at this address."
-    return error
+        error = RequestTimeout()  # whoever is still there to read that a form broke off was too slow
+    own_heading, own_message = PAGE_WORDS.get(error.code or 500, (None, None))
+    has_own = error.description != type(error).description
+    message = error.description if has_own or own_message is None else own_message
+    return own_heading or error.name, message or "", error.code or 500
 
 
 def is_api_path(path: str) -> bool:

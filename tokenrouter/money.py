@@ -1,7 +1,7 @@
 """Amounts of money: whole billionths of a currency, as people write them and as programs do. Pure."""
 
 import re
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 
 BILLION = 10**9
 BILLIONTH_PLACES = 9
@@ -47,9 +47,9 @@ def shown(amount: int, currency: str) -> str:
     sign, amount = ("-", -amount) if amount < 0 else ("", amount)
     number = Decimal(amount) / BILLION
     if amount and number < Decimal("0.01"):
-        number = number.quantize(Decimal(1).scaleb(number.adjusted() - 1))
+        number = number.quantize(Decimal(1).scaleb(number.adjusted() - 1), ROUND_HALF_UP)  # as in JavaScript
         text = f"{number.normalize():f}"
     else:
-        text = f"{number:,.2f}"
+        text = f"{number.quantize(Decimal('0.01'), ROUND_HALF_UP):,f}"
     symbol = SYMBOLS.get(currency, f"{currency} ")
     return f"{sign}{symbol}{text}"

@@ -208,16 +208,20 @@ def _keep_private(response: Response) -> Response:
 def _show_error(error: HTTPException) -> ResponseReturnValue:
     if error.response is not None:
         return error.response
-    error = errors.page_error(error)
-    return render_template("admin/error.html", heading=error.name, message=error.description), error.code or 500
+    heading, message, status = errors.page_words(error)
+    return render_template("admin/error.html", heading=heading, message=message), status
 
 
 def _show_database_error(error: SQLAlchemyError) -> ResponseReturnValue:
     logger.error("%s %s: the database failed: %s", request.method, request.path, schema.cause_of(error))
-    message = f"The database failed: {schema.cause_of(error)}. Nothing was changed by this request. Try again."
+    reason = f"The database failed: {schema.cause_of(error)}."
     is_known = "_login_user" in g  # else the database, which fails, would be asked who is there
-    words = {"heading": "The database does not answer", "message": message}
-    return render_template("admin/error.html", **words, signed_in=is_known, database_fails=True), 503
+    looks = {"signed_in": is_known, "database_fails": True}
+    if is_known and (kept := kept_forms.sent_now()) and request.endpoint != "admin.login_view":
+        return render_template("admin/unsaved.html", kept=kept, reason=reason, **looks), 503
+    words = {"heading": "The database does not answer", "message": f"{reason} Nothing was changed by this request."}
+    again = request.full_path.rstrip("?") if request.method == "GET" else None
+    return render_template("admin/error.html", **words, again=again, **looks), 503
 
 
 def _show_outside_views(error: HTTPException) -> Response:

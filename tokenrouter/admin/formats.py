@@ -1,6 +1,7 @@
 """How figures, moments and states are written on the pages."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 from flask import Flask, current_app, url_for
 from flask_wtf.csrf import generate_csrf
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tokenrouter.changes.listing import Entry
 from tokenrouter.database.log_status import describe
@@ -112,6 +113,11 @@ def utc(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def with_code(text: str) -> Markup:
+    """Show as code what a sentence has between backticks, such as a command."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - it is escaped
+
+
 def quoted(name: str) -> Markup:
     """Write a name into a sentence, whose direction it does not turn."""
     return Markup("“<bdi>{}</bdi>”").format(name)
@@ -188,7 +194,9 @@ def seen_fields(change: Change) -> list[str]:
 
 
 def _is_usual(field: str, value: Any) -> bool:
-    if value is None:
+    if field == "name":  # it stands beside them
+        return True
+    if value is None or value == "":
         return field != "quota_tokens"
     return field in USUAL_VALUES and value == USUAL_VALUES[field]
 
@@ -214,7 +222,8 @@ def asset(filename: str) -> str:
 def init_app(app: Flask) -> None:
     """Give the templates these words."""
     words = source_words, action_words, field_words
-    for each in (amount, short, share, iso, utc, day_and_time, weekday_and_time, near_day, pace, milliseconds, *words):
+    moments = iso, utc, day_and_time, weekday_and_time, near_day
+    for each in (amount, short, share, *moments, pace, milliseconds, with_code, *words):
         app.jinja_env.filters[each.__name__] = each
     app.jinja_env.filters.update(quota=format_quota, status=describe)
     app.jinja_env.filters.update(seen_fields=seen_fields, batch_words=batch_words)

@@ -123,7 +123,7 @@ def _plain(value: Any) -> tuple[str, str]:
         return ", ".join(value), ""
     if isinstance(value, bool):
         return "yes" if value else "no", ""
-    return ("", "not set") if value is None else (f"{value:g}" if isinstance(value, float) else str(value), "")
+    return ("", "not set") if value in (None, "") else (f"{value:g}" if isinstance(value, float) else str(value), "")
 
 
 def _key(value: str) -> tuple[str, str]:

@@ -88,10 +88,10 @@ function watchSelection(form) {
   update();
 }
 
-// After a quota was saved the page is where it was, and the field is in hand again.
+// After a quota was saved the page is where it was, the field is in hand again, and what came of it is in view.
 function rememberPlace(event) {
   const field = event.target.querySelector("input[name=quota]");
-  const place = { path: location.pathname, top: scrollY, field: field?.id };
+  const place = { path: location.pathname, top: scrollY, field: field?.id, fieldTop: field?.getBoundingClientRect().top };
   sessionStorage.setItem("place", JSON.stringify(place));
 }
 
@@ -99,8 +99,11 @@ function backToPlace() {
   const place = JSON.parse(sessionStorage.getItem("place") ?? "null");
   sessionStorage.removeItem("place");
   if (place?.path !== location.pathname) return;
-  document.getElementById(place.field)?.focus({ preventScroll: true });
-  scrollTo({ top: place.top, behavior: "instant" });
+  const field = document.getElementById(place.field);
+  const moved = field ? field.getBoundingClientRect().top + scrollY - place.top - place.fieldTop : 0;
+  field?.focus({ preventScroll: true });
+  scrollTo({ top: place.top + moved, behavior: "instant" });
+  for (const note of document.querySelectorAll("main > .note")) note.classList.add("note-in-view");
 }
 
 // Times are meant in the reader's own zone, as they are shown, unless the page was opened with those of another one.

@@ -7,7 +7,7 @@ const UNKNOWN_TOKEN = "This token is not known here: it may be mistyped, revoked
 const UNREACHABLE = "TokenRouter does not answer. Check your connection, and try again.";
 
 const exact = new Intl.NumberFormat("en-US");
-const percent = new Intl.NumberFormat("en-US", { style: "percent", maximumFractionDigits: 1 });
+const percent = new Intl.NumberFormat("en-US", { maximumFractionDigits: 1 });
 const dayOfUtc = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", timeZone: "UTC" });
 const byId = (id) => document.getElementById(id);
 
@@ -269,7 +269,7 @@ function showModels(models) {
     exact.format(use.requests),
     exact.format(use.errors),
     exact.format(use.total_tokens),
-    all ? percent.format(use.total_tokens / all) : "–",
+    all ? `${percent.format((100 * use.total_tokens) / all)} %` : "–",
   ]);
   const numbers = ["Requests", "Failed", "Tokens", "Share"].map((name) => [name, "num wide", { label: name }]);
   const columns = [["Model", "model wide"], ...numbers];
