@@ -56,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     compiled.remember_rules()
     compiled.remember_templates()
     compiled.remember_statements()
+    compiled.remember_apps()
 
 
 def is_quick_loop(config: pytest.Config) -> bool:
