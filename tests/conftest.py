@@ -1,5 +1,6 @@
 """Fixtures: an app on a database of its own, a stand-in provider, and a real gunicorn in front of it."""
 
+import importlib
 import os
 import re
 import secrets
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import compiled
@@ -41,7 +43,7 @@ __all__ = ["PROVIDER_KEY", "ROOT", "Server", "eventually", "free_port", "running
 
 TESTER = Actor("cli", "tester@tests")
 HELLO = {"model": "GPT-5-nano", "messages": [{"role": "user", "content": "Hello!"}]}
-SLOW_FIXTURES = {"server", "large_server", "postgresql", "frail_server", "browser"}
+SLOW_FIXTURES = {"server", "large_server", "postgresql", "frail_server", "browser", "openai"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -293,6 +295,12 @@ def server(settings: dict[str, str], tmp_path: Path) -> Iterator[Server]:
 def bearers(app: Flask, new_team: Callable[..., Member]) -> dict[str, str]:
     """A token for each kind of path."""
     return {"/v1/": new_team().bearer_token, "/api/": management_tokens.create("tests", by=TESTER)[1]}
+
+
+@pytest.fixture
+def openai() -> ModuleType:
+    """The official SDK, which takes seconds to load."""
+    return importlib.import_module("openai")
 
 
 @pytest.fixture(scope="module")
