@@ -1,5 +1,6 @@
 """Fixtures: an app on a database of its own, a stand-in provider, and a real gunicorn in front of it."""
 
+import gc
 import importlib
 import os
 import re
@@ -83,6 +84,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if database == "postgresql" or not SLOW_FIXTURES.isdisjoint(item.fixturenames):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # quick ones fill what is left of the time
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector look no more at what stays until the end: all modules, and thousands of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
