@@ -54,6 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         # Images of Python often set it; hundreds of processes would each compile the package anew.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", sweeper.place())
         watcher = sweeper.watch()
         config.add_cleanup(lambda: watcher.communicate(timeout=30))
     compiled.remember_rules()
