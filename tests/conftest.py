@@ -220,10 +220,13 @@ def postgresql_with_tables(postgresql: PostgresServer) -> Iterator[str]:
 @contextmanager
 def postgresql_database(server: PostgresServer, options: str = "") -> Iterator[str]:
     """Create a database, and drop it after the block; hundreds of them would take the server a minute to end."""
+    import psycopg  # 9 MB, which the quick tests do without
+
     name = f"test_{secrets.token_hex(6)}"
-    server.psql(f"CREATE DATABASE {name} {options}")
-    yield server.get_uri(database=name)
-    server.psql(f"DROP DATABASE {name} WITH (FORCE)")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:  # psql would be started twice
+        connection.execute(f"CREATE DATABASE {name} {options}")
+        yield server.get_uri(database=name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def make_tables(url: str) -> None:
