@@ -1,17 +1,73 @@
 """Keep what Flask compiles for each app anew: a run of the tests makes thousands of apps."""
 
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import fields
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
+import click
 import sweeper
-from flask import Flask
+from flask import Flask, current_app
 from flask_sqlalchemy import SQLAlchemy
 from jinja2 import FileSystemBytecodeCache
 from sqlalchemy import Engine
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.util import LRUCache
+from werkzeug.local import LocalProxy
 from werkzeug.routing import Rule
+
+import tokenrouter
+from tokenrouter import errors, logs, request_body, runtime
+from tokenrouter.config import Settings
+from tokenrouter.database import tables
+
+MOST_MODELS = 8
+DIFFERS = ("database_url", "provider_base_url", "origins")
+"""Settings of which nothing is in an app's routes, commands and pages."""
+SHARED = {"admin", errors.PAGES, errors.TURNED_AWAY}
+OWN = {"sqlalchemy", "tokenrouter", request_body.EXTENSION}
+
+
+def remember_apps() -> None:
+    """Have each app take over the routes, commands and pages of the first one that was made with the same settings.
+
+    Where one has an extension that is not known here it is made as users make it, and so is one with proxies before it.
+    """
+    assemble, models = tokenrouter._assemble, LRUCache(MOST_MODELS)
+
+    def assemble_once(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
+        if flask_config or settings.trusted_proxies or click.get_current_context(silent=True) is not None:
+            return assemble(settings, flask_config)
+        kind = repr([getattr(settings, field.name) for field in fields(settings) if field.name not in DIFFERS])
+        if kind not in models:
+            model = assemble(settings, flask_config)
+            if model.extensions.keys() != SHARED | OWN:
+                return model
+            runtime.close(model)
+            model.jinja_env.globals["config"] = LocalProxy(lambda: current_app.config)
+            models[kind] = model
+        return app_like(models[kind], settings)
+
+    tokenrouter._assemble = assemble_once
+
+
+def app_like(model: Flask, settings: Settings) -> Flask:
+    """Return an app that has a configuration, a database and a runtime of its own, and all else of the model."""
+    app = copy(model)
+    for name, value in vars(model).items():
+        if isinstance(value, dict | list):
+            setattr(app, name, copy(value))
+    logs.init(settings.log_format, settings.secrets())
+    url = settings.database_url
+    app.config.update(SQLALCHEMY_DATABASE_URI=url, SQLALCHEMY_ENGINE_OPTIONS=tables.engine_options(url))
+    app.extensions = {name: model.extensions[name] for name in SHARED}
+    app.teardown_appcontext_funcs, app.shell_context_processors = [], []  # the database's
+    tables.init_app(app)
+    request_body.init_app(app, settings.max_request_bytes)
+    runtime.init_app(app, settings)
+    return app
 
 
 def remember_rules() -> None:

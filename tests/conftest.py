@@ -1,5 +1,7 @@
 """Fixtures: an app on a database of its own, a stand-in provider, and a real gunicorn in front of it."""
 
+import gc
+import importlib
 import os
 import re
 import secrets
@@ -8,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import compiled
@@ -41,7 +44,7 @@ __all__ = ["PROVIDER_KEY", "ROOT", "Server", "eventually", "free_port", "running
 
 TESTER = Actor("cli", "tester@tests")
 HELLO = {"model": "GPT-5-nano", "messages": [{"role": "user", "content": "Hello!"}]}
-SLOW_FIXTURES = {"server", "large_server", "postgresql", "frail_server", "browser"}
+SLOW_FIXTURES = {"server", "large_server", "postgresql", "frail_server", "browser", "openai"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,11 +54,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         # Images of Python often set it; hundreds of processes would each compile the package anew.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", sweeper.place())
         watcher = sweeper.watch()
         config.add_cleanup(lambda: watcher.communicate(timeout=30))
     compiled.remember_rules()
     compiled.remember_templates()
     compiled.remember_statements()
+    compiled.remember_apps()
 
 
 def is_quick_loop(config: pytest.Config) -> bool:
@@ -80,6 +85,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if database == "postgresql" or not SLOW_FIXTURES.isdisjoint(item.fixturenames):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # quick ones fill what is left of the time
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector look no more at what stays until the end: all modules, and thousands of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -209,10 +220,13 @@ def postgresql_with_tables(postgresql: PostgresServer) -> Iterator[str]:
 @contextmanager
 def postgresql_database(server: PostgresServer, options: str = "") -> Iterator[str]:
     """Create a database, and drop it after the block; hundreds of them would take the server a minute to end."""
+    import psycopg  # 9 MB, which the quick tests do without
+
     name = f"test_{secrets.token_hex(6)}"
-    server.psql(f"CREATE DATABASE {name} {options}")
-    yield server.get_uri(database=name)
-    server.psql(f"DROP DATABASE {name} WITH (FORCE)")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:  # psql would be started twice
+        connection.execute(f"CREATE DATABASE {name} {options}")
+        yield server.get_uri(database=name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def make_tables(url: str) -> None:
@@ -292,6 +306,12 @@ def server(settings: dict[str, str], tmp_path: Path) -> Iterator[Server]:
 def bearers(app: Flask, new_team: Callable[..., Member]) -> dict[str, str]:
     """A token for each kind of path."""
     return {"/v1/": new_team().bearer_token, "/api/": management_tokens.create("tests", by=TESTER)[1]}
+
+
+@pytest.fixture
+def openai() -> ModuleType:
+    """The official SDK, which takes seconds to load."""
+    return importlib.import_module("openai")
 
 
 @pytest.fixture(scope="module")

@@ -66,13 +66,13 @@ CLOSED = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path"), CLOSED)
 def test_what_belongs_to_the_whole_account_is_unknown_here(
-    client: FlaskClient, team: Member, provider: StandInProvider, method: str, path: str
+    client: FlaskClient, team: Member, provider: StandInProvider
 ):
-    reply = client.open(f"/v1/{path}", method=method, json=body_of("chat/completions"), headers=team.headers)
-    assert (reply.status_code, reply.json["error"]["code"]) == (404, "unknown_url")
-    assert (provider.calls, reports.newest_calls(None, 1)) == ([], [])
+    for method, path in CLOSED:
+        reply = client.open(f"/v1/{path}", method=method, json=body_of("chat/completions"), headers=team.headers)
+        assert (path, reply.status_code, reply.json["error"]["code"]) == (path, 404, "unknown_url")
+        assert (provider.calls, reports.newest_calls(None, 1)) == ([], [])
 
 
 @pytest.mark.parametrize(

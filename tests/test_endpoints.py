@@ -46,11 +46,12 @@ def newest() -> dict[str, object]:
     return reports.log_view(reports.newest_calls(None, 1)[0])
 
 
-def assert_booked(team: Member, status: str, charged: int, source: str) -> None:
-    """Compare the one row of the log and the counters."""
-    (row,) = [reports.log_view(row) for row in reports.newest_calls(None, 2)]
-    assert (row["status"], row["charged_tokens"], row["usage_source"]) == (status, charged, source)
-    assert (stored(team).settled_tokens, stored(team).held_tokens) == (charged, 0)
+def assert_booked(team: Member, status: str, charged: int, source: str, calls: int = 1) -> None:
+    """Compare the rows of the log, which are alike, and the counters."""
+    rows = [reports.log_view(row) for row in reports.newest_calls(None, calls + 1)]
+    booked = [(row["status"], row["charged_tokens"], row["usage_source"]) for row in rows]
+    assert booked == [(status, charged, source)] * calls
+    assert (stored(team).settled_tokens, stored(team).held_tokens) == (charged * calls, 0)
 
 
 def prompt_of(endpoint: str, directives: str = "", **fields: object) -> int:
@@ -90,15 +91,16 @@ def test_json_arrives_with_the_providers_key_and_unknown_fields(
     assert call.json == body_of(endpoint, unheard_of={"api_base": "http://127.0.0.1:1/"}, user="me")
 
 
-@pytest.mark.parametrize("field", REDIRECTING)
 @pytest.mark.parametrize("endpoint", ["chat/completions", "responses", "audio/transcriptions"])
 def test_field_that_would_redirect_elsewhere_is_data_alone(
-    client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, field: str
+    client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str
 ):
-    assert fetch(client, team, endpoint, **{field: "http://127.0.0.1:1/"}).status_code == 200
-    (call,) = provider.calls
-    assert call.headers["authorization"] == f"Bearer {PROVIDER_KEY}"
-    assert b"http://127.0.0.1:1/" in call.body
+    for field in REDIRECTING:
+        assert fetch(client, team, endpoint, **{field: "http://127.0.0.1:1/"}).status_code == 200
+        call = provider.calls.pop()
+        assert call.headers["authorization"] == f"Bearer {PROVIDER_KEY}"
+        assert field.encode() in call.body and b"http://127.0.0.1:1/" in call.body
+    assert provider.calls == []
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -155,17 +157,6 @@ def test_model_has_to_be_named_elsewhere(client: FlaskClient, team: Member, prov
     assert (reply.status_code, reply.json["error"]["param"]) == (400, "model")
     assert "has to be named" in reply.json["error"]["message"]
     assert (provider.calls, reports.newest_calls(None, 1)) == ([], [])
-
-
-@pytest.mark.parametrize("endpoint", BESIDE_CHAT)
-@pytest.mark.parametrize("model", ["gpt-4", "gpt-5-nan", "GPT-5-nano ", "x" * 100_000])
-def test_model_that_is_not_allowed_is_refused_and_logged(
-    client: FlaskClient, team: Member, provider: StandInProvider, endpoint: str, model: str
-):
-    reply = fetch(client, team, endpoint, model=model)
-    assert (reply.status_code, reply.json["error"]["code"]) == (404, "model_not_found")
-    assert provider.calls == []
-    assert_booked(team, "rejected", 0, "none")
 
 
 # What is held
@@ -281,12 +272,10 @@ def test_streamed_response_without_usage_is_charged_by_its_texts(client: FlaskCl
 
 
 @pytest.mark.parametrize("endpoint", FREE)
-@pytest.mark.parametrize("usage", UNUSABLE)
-def test_answer_that_costs_no_tokens_is_logged_as_uncounted(
-    client: FlaskClient, team: Member, endpoint: str, usage: str
-):
-    assert fetch(client, team, endpoint, usage).status_code == 200
-    assert_booked(team, "ok", 0, "none")
+def test_answer_that_costs_no_tokens_is_logged_as_uncounted(client: FlaskClient, team: Member, endpoint: str):
+    for number, usage in enumerate(UNUSABLE, start=1):
+        assert fetch(client, team, endpoint, usage).status_code == 200
+        assert_booked(team, "ok", 0, "none", number)
 
 
 @pytest.mark.parametrize("endpoint", [name for name in STREAMS if name in FREE])
@@ -320,12 +309,10 @@ NOTHING = [("status=500", 500), ("status=401", 502), ("drop=1", 502), ("cut=0", 
 
 
 @pytest.mark.parametrize("endpoint", BESIDE_CHAT)
-@pytest.mark.parametrize(("directives", "status"), NOTHING)
-def test_failure_before_an_answer_costs_nothing(
-    client: FlaskClient, team: Member, endpoint: str, directives: str, status: int
-):
-    assert fetch(client, team, endpoint, directives).status_code == status
-    assert_booked(team, "provider_error", 0, "none")
+def test_failure_before_an_answer_costs_nothing(client: FlaskClient, team: Member, endpoint: str):
+    for number, (directives, status) in enumerate(NOTHING, start=1):
+        assert fetch(client, team, endpoint, directives).status_code == status
+        assert_booked(team, "provider_error", 0, "none", number)
 
 
 @pytest.mark.parametrize("endpoint", [name for name in BESIDE_CHAT if name != "audio/speech"])

@@ -189,11 +189,11 @@ BAD_JSON = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_JSON)
-def test_body_that_is_no_json_object_gets_400(client: FlaskClient, team: Member, provider: StandInProvider, name: str):
-    reply = client.post(CHAT, data=BAD_JSON[name], headers=team.headers, content_type="application/json")
-    assert_error(reply, 400, None)
-    assert (rows(), provider.calls) == ([], [])
+def test_body_that_is_no_json_object_gets_400(client: FlaskClient, team: Member, provider: StandInProvider):
+    for data in BAD_JSON.values():
+        reply = client.post(CHAT, data=data, headers=team.headers, content_type="application/json")
+        assert_error(reply, 400, None)
+        assert (rows(), provider.calls) == ([], []), data[:20]
 
 
 BAD_FIELDS = {
@@ -208,13 +208,13 @@ BAD_FIELDS = {
 }
 
 
-@pytest.mark.parametrize(("field", "value"), [(name, value) for name, all_ in BAD_FIELDS.items() for value in all_])
+@pytest.mark.parametrize("field", BAD_FIELDS)
 def test_field_of_the_wrong_type_gets_400_that_names_it(
-    client: FlaskClient, team: Member, provider: StandInProvider, field: str, value: object
+    client: FlaskClient, team: Member, provider: StandInProvider, field: str
 ):
-    reply = client.post(CHAT, json={**HELLO, field: value}, headers=team.headers)
-    assert_error(reply, 400, None, param=field)
-    assert (rows(), provider.calls) == ([], [])
+    for value in BAD_FIELDS[field]:
+        assert_error(client.post(CHAT, json={**HELLO, field: value}, headers=team.headers), 400, None, param=field)
+        assert (rows(), provider.calls) == ([], []), value
 
 
 def test_null_counts_as_a_field_left_out(client: FlaskClient, team: Member):

@@ -4,8 +4,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 
-import openai
 import pytest
 import rivals
 import warm
@@ -237,8 +237,7 @@ def test_eight_processes_are_admitted_as_often_as_the_limit(database_url: str, n
     assert stored(member).calls_in_flight in (0, 100)
 
 
-@pytest.mark.slow
-def test_openai_sdk_waits_as_long_as_it_is_told_and_succeeds(server: Server):
+def test_openai_sdk_waits_as_long_as_it_is_told_and_succeeds(server: Server, openai: ModuleType):
     token = server.create_team()
     server.flask("teams", "update", "team", "--requests-per-minute", "30")
     with openai.OpenAI(api_key=token, base_url=f"{server.url}/v1", max_retries=0) as client:

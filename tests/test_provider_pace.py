@@ -5,12 +5,11 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import httpx
-import openai
 import pytest
 import rivals
 import warm
@@ -353,7 +352,9 @@ def test_without_a_pace_the_dashboard_says_nothing_of_it(client: FlaskClient, pa
     assert "No pace is set" in panel.get("/admin/account/").text
 
 
-def test_openai_sdk_waits_as_long_as_it_is_told_and_succeeds(app: Flask, team: Member, monkeypatch: pytest.MonkeyPatch):
+def test_openai_sdk_waits_as_long_as_it_is_told_and_succeeds(
+    app: Flask, team: Member, monkeypatch: pytest.MonkeyPatch, openai: ModuleType
+):
     """A place would be free in 21 s, for which nobody waits here; the SDK's sleep frees one."""
     monkeypatch.setattr(operations, "PATIENCE_S", 0.0)
     pauses: list[float] = []

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from conftest import eventually
-from openai import APIStatusError, OpenAI
 from rawhttp import chat_request, connect, read_all, read_until
 
 from tokenrouter.standin import StandInProvider
@@ -24,8 +23,8 @@ def provider():
 
 
 @pytest.fixture
-def sdk(provider):
-    with OpenAI(api_key="any", base_url=provider.base_url, max_retries=0) as client:
+def sdk(provider, openai):
+    with openai.OpenAI(api_key="any", base_url=provider.base_url, max_retries=0) as client:
         yield client
 
 
@@ -229,10 +228,10 @@ def test_embeddings_are_the_same_in_base64(provider):
     assert list(struct.unpack("<4f", base64.b64decode(packed))) == floats == [0.5] * 4
 
 
-def test_models_are_listed(sdk):
+def test_models_are_listed(sdk, openai):
     assert "GPT-5-nano" in [model.id for model in sdk.models.list()]
     assert sdk.models.retrieve("Gemini-2.5-pro").id == "Gemini-2.5-pro"
-    with pytest.raises(APIStatusError, match="does not exist"):
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
         sdk.models.retrieve("unheard-of")
 
 
@@ -606,8 +605,8 @@ def test_usage_of_a_response_may_be_missing(provider, usage: str):
     assert respond(provider, f"[[usage={usage}]]").json.get("usage") is None
 
 
-def test_a_form_without_a_file_is_refused(sdk):
-    with pytest.raises(APIStatusError) as caught:
+def test_a_form_without_a_file_is_refused(sdk, openai):
+    with pytest.raises(openai.APIStatusError) as caught:
         sdk.post("/audio/transcriptions", body={"model": "GPT-5-nano"}, cast_to=object)
     assert caught.value.status_code == 400
 

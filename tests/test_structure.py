@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def module_of(path: Path) -> str:
     return "" if first == "__init__" else first
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """Return a file's syntax tree, which several tests read."""
+    return ast.parse(path.read_text())
+
+
 def imported(tree: ast.AST) -> Iterator[str]:
     """Yield the full name of all that is imported, `a.b` for `from a import b`."""
     for node in ast.walk(tree):
@@ -53,7 +60,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 def own_imports(path: Path) -> Iterator[str]:
     """Yield the modules of the package that a file imports; the empty name is the root."""
-    for name in imported(ast.parse(path.read_text())):
+    for name in imported(tree_of(path)):
         if name.split(".")[0] == "tokenrouter":
             below = name.removeprefix("tokenrouter").lstrip(".").split(".")[0]
             yield below if (PACKAGE / f"{below}.py").exists() or (PACKAGE / below / "__init__.py").exists() else ""
@@ -78,7 +85,7 @@ def test_no_imports_run_in_a_circle():
     graph: dict[str, set[str]] = {name: set() for name in names}
     for path in SOURCES:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for full in imported(ast.parse(path.read_text())):  # of a module, or of a name in one
+        for full in imported(tree_of(path)):  # of a module, or of a name in one
             graph[name] |= {full if full in names else full.rpartition(".")[0]} & names
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
@@ -88,7 +95,7 @@ def test_nobody_imports_the_package_root():
 
 
 def test_imports_are_absolute():
-    relative = [path for path in SOURCES if any(n.startswith(".") for n in imported(ast.parse(path.read_text())))]
+    relative = [path for path in SOURCES if any(n.startswith(".") for n in imported(tree_of(path)))]
     assert relative == []
 
 
@@ -96,7 +103,7 @@ def test_no_import_hides_in_a_function():
     functions = (
         (path.name, node.name)
         for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and any(imported(node))
     )
     assert list(functions) == []
@@ -105,7 +112,7 @@ def test_no_import_hides_in_a_function():
 @pytest.mark.parametrize("module", ["metering", "payload", "untrusted_json"])
 def test_module_touches_neither_flask_nor_the_database(module: str):
     sources = [path for path in SOURCES if module_of(path) == module]
-    names = {name for path in sources for name in imported(ast.parse(path.read_text()))}
+    names = {name for path in sources for name in imported(tree_of(path))}
     assert sources
     assert {name.split(".")[0] for name in names} & {"flask", "flask_sqlalchemy", "sqlalchemy", "werkzeug"} == set()
 
