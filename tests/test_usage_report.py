@@ -158,7 +158,7 @@ def test_biggest_are_drawn_as_one_where_the_rest_is_most_of_it(used: date, panel
         ("The 10 biggest", sum(range(120, 130))), ("22 others", 42 + sum(range(100, 120))),
     ]  # fmt: skip
     assert [each.name for each in table.biggest] == [f"of many {number}" for number in range(29, 19, -1)]
-    assert '<h3 id="biggest-title">The 10 biggest</h3>' in panel.page("/admin/usage/?period=this-week")
+    assert '<h3 id="biggest-title">The 10 biggest</h3>' in panel.get("/admin/usage/?period=this-week").text
 
 
 # the doors
