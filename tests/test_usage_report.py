@@ -142,6 +142,25 @@ def test_many_days_are_drawn_by_month(used: date):
     assert sum(map(sum, (each.amounts for each in chart.series))) == 44
 
 
+def test_days_of_a_term_are_drawn_by_week(used: date):
+    chart = reports.usage_table(Days(used - timedelta(days=89), used), ("model",), used).chart
+    assert chart.step == "week"
+    assert {day.weekday() for day in chart.days} == {0}
+    assert sum(map(sum, (each.amounts for each in chart.series))) == 44
+
+
+def test_biggest_are_drawn_as_one_where_the_rest_is_most_of_it(used: date, panel: Panel):
+    for number in range(30):
+        team, _ = teams.create(f"of many {number}", by=TESTER)
+        add_use(team.id, used, 100 + number)
+    table = reports.usage_table(Days(used, used), ("team",), used)
+    assert [(each.name, sum(each.amounts)) for each in table.chart.series] == [
+        ("The 10 biggest", sum(range(120, 130))), ("22 others", 42 + sum(range(100, 120))),
+    ]  # fmt: skip
+    assert [each.name for each in table.biggest] == [f"of many {number}" for number in range(29, 19, -1)]
+    assert '<h3 id="biggest-title">The 10 biggest</h3>' in panel.get("/admin/usage/?period=this-week").text
+
+
 # the doors
 
 

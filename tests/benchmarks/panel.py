@@ -10,8 +10,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
@@ -23,9 +23,12 @@ from logrows import RARE_MODEL, fill
 from tokenrouter import (
     changes,
     create_app,
+    ledger,
     reports,
     runtime,
 )
+from tokenrouter.database.tables import db
+from tokenrouter.periods import UTC_ZONE
 from tokenrouter.reports import CallFilter
 
 BAR_MS = 300
@@ -94,12 +97,6 @@ def pages(app: Flask, now: datetime) -> Measured:
         "teams searched": "/admin/teams/?search=led+1&near_quota=over80",
         "a team": f"/admin/teams/{BIG}/",
         "teams by end": "/admin/teams/?sort=lasts",
-        "usage by team, this month": "/admin/usage/",
-        "usage by model, last month": "/admin/usage/?period=last-month&by=model",
-        "usage by group, last month": "/admin/usage/?period=last-month&by=group",
-        "usage by token, last month": "/admin/usage/?period=last-month&by=token",
-        "usage by team and model, last month": "/admin/usage/?period=last-month&by=team&and=model",
-        "usage by day and team, last month": "/admin/usage/?period=last-month&by=day&and=team",
         "logs": "/admin/logs/",
         "logs of a day a month ago": f"/admin/logs/?since={month_ago}&until={month_ago}",
         "logs of failures": "/admin/logs/?status=provider_error",
@@ -107,6 +104,7 @@ def pages(app: Flask, now: datetime) -> Measured:
         "at the door": "/admin/logs/door/",
         "changes": "/admin/changes/",
         "settings": "/admin/settings/",
+        **usage_paths(now.date()),
     }
 
     def get(path: str) -> Callable[[], object]:
@@ -116,6 +114,26 @@ def pages(app: Flask, now: datetime) -> Measured:
         return checked
 
     return {f"page: {name}": get(path) for name, path in paths.items()}
+
+
+def usage_paths(today: date) -> dict[str, str]:
+    """Return the reports of use: by each of what they can be by, and by two, of each usual period."""
+    periods = {words.lower(): f"period={key}" for key, words in reports.PERIODS.items()}
+    periods["a year"] = f"since={today - timedelta(days=364)}&until={today}"
+    return {
+        f"usage by {' and '.join(by)}, {words}": f"/admin/usage/?{period}&by={by[0]}&and={''.join(by[1:])}"
+        for by in groupings()
+        for words, period in periods.items()
+    }
+
+
+def groupings() -> Iterator[tuple[str, ...]]:
+    """Yield what a report can be by, in one order of two: a page of days has these in its rows."""
+    for first, second in itertools.combinations_with_replacement(reports.DIMENSIONS, 2):
+        if first == second:
+            yield (first,)
+        elif {first, second} != {"group", "token"}:
+            yield first, second
 
 
 def dashboard(now: datetime) -> Measured:
@@ -189,6 +207,8 @@ def main() -> int:
             {"DATABASE_URL": url, "PROVIDER_API_KEY": "unused", "SECRET_KEY": "unused", "ADMIN_PASSWORD": PASSWORD}
         )
         try:
+            with app.app_context():
+                ledger.sum_up(db.engine, UTC_ZONE)  # as the night does
             return 0 if measure(app) else 1
         finally:
             runtime.close(app)

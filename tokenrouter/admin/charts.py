@@ -29,6 +29,7 @@ class Chart:
     colours: Sequence[int]
     totals: Sequence[int]
     title: str
+    step: str
     write: Callable[[int], str]
     """Writes an amount, exactly."""
     scale: Markup
@@ -51,7 +52,9 @@ def use_chart(daily: DailyUse, currency: str = "") -> Chart | None:
     if daily.unit == "money":
         label = write = told = partial(_money, currency=currency)
     svg = _stacked_bars(daily, colours, title, label, told)
-    return Chart(_markup(svg), daily.days, daily.series, colours, totals, title, write, _markup(_scale(svg)))
+    return Chart(
+        _markup(svg), daily.days, daily.series, colours, totals, title, daily.step, write, _markup(_scale(svg))
+    )
 
 
 def _money(amount: float, currency: str) -> str:
@@ -85,7 +88,7 @@ def _stacked_bars(
         show_minor_x_labels=False,
         value_formatter=label,
     )
-    label_of = day_label if daily.step == "day" else month_label
+    label_of = month_label if daily.step == "month" else day_label
     chart.x_labels = [label_of(day) for day in daily.days]
     for each in daily.series:
         chart.add("", each.amounts)

@@ -4,7 +4,7 @@ Sums are of the daily totals and hold what deleted teams used.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from tokenrouter.reports.days import day_of
 from tokenrouter.reports.reading import reading
 
 Unit = Literal["tokens", "money"]
+Step = Literal["day", "week", "month"]
 
 SHOWN_TEAMS = 8
 OTHER_TEAMS = "Other teams"
@@ -81,14 +82,20 @@ class DailyUse:
     days: list[date]
     series: list[Series]
     unit: Unit = "tokens"
-    step: Literal["day", "month"] = "day"
-    """For what each of the days stands: itself, or the month that it begins."""
+    step: Step = "day"
+    """For what each of the days stands: itself, or the week or month that it begins."""
 
     @property
     def rest_share(self) -> float:
         """How much of it all is what is left of others, 1.0 being all."""
         total = sum(sum(each.amounts) for each in self.series)
         return sum(sum(each.amounts) for each in self.series if each.is_rest) / total if total else 0.0
+
+    def with_one_series_but_the_rest(self) -> "DailyUse":
+        """Return the same with all that is not the rest as one."""
+        told, rest = [each for each in self.series if not each.is_rest], [each for each in self.series if each.is_rest]
+        amounts = [sum(at) for at in zip(*(each.amounts for each in told), strict=True)]
+        return replace(self, series=[Series(None, f"The {len(told)} biggest", amounts), *rest])
 
 
 # The status is spelled out, not bound: only so can an index of some statuses alone serve.

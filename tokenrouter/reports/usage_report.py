@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from natsort import natsort_keygen, ns
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select, true
 from sqlalchemy.engine import Connection
 
 from tokenrouter.database.sums import NOTHING, Sums
@@ -26,7 +26,7 @@ from tokenrouter.reports.daily_sums import (
     total,
 )
 from tokenrouter.reports.days import day_of
-from tokenrouter.reports.overview import DailyUse, Series, Unit
+from tokenrouter.reports.overview import DailyUse, Series, Step, Unit
 from tokenrouter.reports.reading import reading
 
 MOST_DIMENSIONS = 2
@@ -34,7 +34,10 @@ SHOWN = 10
 SHOWN_SUMS = ("requests", "errors", "total_tokens", "cost", "priced_tokens")
 FEW: tuple[Dimension, ...] = ("model", "group")
 """Dimensions that have few keys."""
-MOST_DAYS_DRAWN = 100
+MOST_DAYS_DRAWN, MOST_WEEKS_DRAWN = 45, 27
+MOST_OF_OTHERS = 0.5
+"""More than that, and a chart has the biggest as one, since none of them could be seen beside the rest."""
+MOST_BY_ID = 500
 NO_MODEL = "No model named"
 NO_GROUP = "In no group"
 NO_TOKEN = "Not kept by token"
@@ -116,6 +119,8 @@ class Table:
     total: Sums
     before: Sums
     chart: DailyUse
+    biggest: list[Series]
+    """The biggest of the first dimension, where the chart has them as one."""
 
 
 def measure(sums: Sums, unit: Unit) -> int:
@@ -250,9 +255,8 @@ def usage_table(
     with reading() as connection:
         read = Readings(connection, days, by)
         found = read.by(first)
-        named = _subjects(connection, by[:1], [(key,) for key in found])
-        keys = _sorted(found, {key: named[first, key] for key in found}, sort, descending)
-        shown = keys[:limit]
+        named = _subjects(connection, by[:1], [(key,) for key in _candidates(found, sort, descending, limit)])
+        shown = _sorted(found, {key: each for (_, key), each in named.items()}, sort, descending)[:limit]
         before_scope = _scope(earlier, SHOWN_SUMS)
         only: Only = {} if limit is None or first in FEW else {first: shown}
         before = {} if first == "day" else read_sums(connection, (first,), before_scope, only)
@@ -264,6 +268,10 @@ def usage_table(
         column_names = _subjects(connection, second, [(key,) for key in biggest])
         all_before = total(before.values()) if before and not only else _everything(connection, earlier)
         chart = _chart(read, unit)
+    biggest_drawn = []
+    if chart.rest_share > MOST_OF_OTHERS:
+        biggest_drawn = [each for each in chart.series if not each.is_rest]
+        chart = chart.with_one_series_but_the_rest()
     rows = [
         Row(
             named[first, key],
@@ -275,7 +283,7 @@ def usage_table(
     ]
     names = [column_names[second[0], key] for key in biggest] if second else []
     sums = total(found.values()), all_before
-    return Table(days, earlier, by, rows, len(keys), names, len(columns) - len(biggest), *sums, chart)
+    return Table(days, earlier, by, rows, len(found), names, len(columns) - len(biggest), *sums, chart, biggest_drawn)
 
 
 SORTS: dict[str, Callable[[Sums], int]] = {
@@ -288,8 +296,18 @@ SORTS: dict[str, Callable[[Sums], int]] = {
 natural = natsort_keygen(alg=ns.IGNORECASE)
 
 
+def _candidates(found: dict[Any, Sums], sort: str, descending: bool, limit: int | None) -> list[Any]:
+    """Return the keys that may be among the first, with those that are as big as the last of them."""
+    if sort == "name" or limit is None or limit >= len(found):
+        return list(found)
+    amounts = {key: SORTS[sort](sums) for key, sums in found.items()}
+    last = sorted(amounts.values(), reverse=descending)[limit - 1]
+    return [key for key, amount in amounts.items() if (amount >= last if descending else amount <= last)]
+
+
 def _sorted(found: dict[Any, Sums], named: dict[Any, Subject], sort: str, descending: bool) -> list[Any]:
-    keys = sorted(found, key=lambda key: natural(named[key].name))
+    """Return the keys that are named, in the wanted order."""
+    keys = sorted(named, key=lambda key: natural(named[key].name))
     if sort == "name":
         return keys[::-1] if descending else keys
     return sorted(keys, key=lambda key: SORTS[sort](found[key]), reverse=descending)
@@ -353,7 +371,7 @@ def _subjects(connection: Connection, by: tuple[Dimension, ...], keys: Iterable[
     named = {"team": _teams, "group": _groups, "token": _tokens}
     subjects: Subjects = {}
     for kind, values in wanted.items():
-        known = named[kind](connection) if kind in named else {}
+        known = named[kind](connection, values) if kind in named else {}
         subjects |= {(kind, value): known.get(value) or _subject(kind, value) for value in values}
     return subjects
 
@@ -367,23 +385,28 @@ def _subject(kind: Dimension, value: Any) -> Subject:
     return Subject(kind, str(value)) if kind == "day" else Subject(kind, f"{kind} {value}", is_deleted=True)
 
 
-def _teams(connection: Connection) -> dict[int, Subject]:
-    rows = connection.execute(select(Team.id, Team.name, Team.deleted_at.is_not(None)))
-    return {id_: Subject("team", name, id_, is_deleted) for id_, name, is_deleted in rows}
+def _teams(connection: Connection, wanted: set[Any]) -> dict[int, Subject]:
+    query = select(Team.id, Team.name, Team.deleted_at.is_not(None)).where(_is_of(Team.id, wanted))
+    return {id_: Subject("team", name, id_, is_deleted) for id_, name, is_deleted in connection.execute(query)}
 
 
-def _groups(connection: Connection) -> dict[int, Subject]:
-    rows = connection.execute(select(Group.id, Group.name, Group.deleted_at.is_not(None)))
-    return {id_: Subject("group", name, id_, is_deleted) for id_, name, is_deleted in rows}
+def _groups(connection: Connection, wanted: set[Any]) -> dict[int, Subject]:
+    query = select(Group.id, Group.name, Group.deleted_at.is_not(None)).where(_is_of(Group.id, wanted))
+    return {id_: Subject("group", name, id_, is_deleted) for id_, name, is_deleted in connection.execute(query)}
 
 
-def _tokens(connection: Connection) -> dict[int, Subject]:
+def _tokens(connection: Connection, wanted: set[Any]) -> dict[int, Subject]:
     columns = ApiToken.id, ApiToken.prefix, ApiToken.label, ApiToken.team_id, Team.name, Team.deleted_at.is_not(None)
-    rows = connection.execute(select(*columns).join(Team, Team.id == ApiToken.team_id))
+    query = select(*columns).join(Team, Team.id == ApiToken.team_id).where(_is_of(ApiToken.id, wanted))
     return {
         id_: Subject("token", f"{prefix}…", id_, is_deleted, label, team, team_id)
-        for id_, prefix, label, team_id, team, is_deleted in rows
+        for id_, prefix, label, team_id, team, is_deleted in connection.execute(query)
     }
+
+
+def _is_of(id_column: Any, wanted: set[Any]) -> ColumnElement[bool]:
+    """Ask for few by their ids, and for many by reading all."""
+    return id_column.in_(wanted - {None}) if len(wanted) <= MOST_BY_ID else true()
 
 
 # the chart
@@ -416,19 +439,39 @@ def _chart(read: Readings, unit: Unit) -> DailyUse:
 
 
 def _by_step(days: Days, drawn: list[tuple[Series, dict[date, int]]], unit: Unit) -> DailyUse:
-    if len(days) <= MOST_DAYS_DRAWN:
-        steps = [days.since + timedelta(days=at) for at in range(len(days))]
-        series = [replace(each, amounts=[amounts.get(day, 0) for day in steps]) for each, amounts in drawn]
-        return DailyUse(steps, [each for each in series if any(each.amounts)], unit)
-    months = 12 * (days.until.year - days.since.year) + days.until.month - days.since.month + 1
-    steps = [_months_back(days.since.replace(day=1), -at) for at in range(months)]
+    step, begin_of, steps = _steps(days)
     series = []
     for each, amounts in drawn:
-        monthly: Counter[date] = Counter()
+        summed: Counter[date] = Counter()
         for day, amount in amounts.items():
-            monthly[day.replace(day=1)] += amount
-        series.append(replace(each, amounts=[monthly[month] for month in steps]))
-    return DailyUse(steps, [each for each in series if any(each.amounts)], unit, "month")
+            summed[begin_of(day)] += amount
+        series.append(replace(each, amounts=[summed[begin] for begin in steps]))
+    return DailyUse(steps, [each for each in series if any(each.amounts)], unit, step)
+
+
+def _steps(days: Days) -> tuple[Step, Callable[[date], date], list[date]]:
+    """Return what a chart has a bar for, how that of a day is found, and all of them."""
+    step: Step
+    if len(days) <= MOST_DAYS_DRAWN:
+        step, begin_of = "day", _same_day
+    elif len(days) <= MOST_WEEKS_DRAWN * WEEK.days:
+        step, begin_of = "week", _monday
+    else:
+        step, begin_of = "month", _first_of_month
+    every = (days.since + timedelta(days=at) for at in range(len(days)))
+    return step, begin_of, list(dict.fromkeys(map(begin_of, every)))
+
+
+def _same_day(day: date) -> date:
+    return day
+
+
+def _monday(day: date) -> date:
+    return day - timedelta(days=day.weekday())
+
+
+def _first_of_month(day: date) -> date:
+    return day.replace(day=1)
 
 
 def _series(subject: Subject) -> Series:
