@@ -72,6 +72,21 @@ class Frozen:
         self._stopped.append(pid)
 
 
+class Closed:
+    """A PostgreSQL database that ends all connections and takes no new one."""
+
+    def __init__(self, server: PostgresServer, name: str) -> None:
+        self._server = server
+        self._name = name
+
+    def begin(self) -> None:
+        self._server.psql(f"ALTER DATABASE {self._name} ALLOW_CONNECTIONS false")
+        self._server.psql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self._name}'")
+
+    def end(self) -> None:
+        self._server.psql(f"ALTER DATABASE {self._name} ALLOW_CONNECTIONS true")
+
+
 class Locked:
     """An SQLite database in which another program has begun to write, and does not end."""
 

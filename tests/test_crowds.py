@@ -112,6 +112,14 @@ def test_one_teams_half_bodies_stop_no_other_team(server: Server, tokens: list[s
     assert "Your team" in reply.json()["error"]["message"]
 
 
+def test_half_bodies_of_programs_stop_no_team(small: Server, tokens: list[str], crowd: ExitStack):
+    program = small.flask("management-tokens", "create").stdout.split()[-1]
+    head = f"POST /api/teams HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {program}\r\nContent-Length: 10000000\r\n\r\n"
+    connections = come(crowd, small, 10, head.encode() + b"{")
+    assert eventually(lambda: sum(map(is_answered, connections)) == 4)
+    goes_on(small, tokens[0])
+
+
 def test_more_connections_than_a_worker_keeps_push_each_other_out(server: Server, tokens: list[str], crowd: ExitStack):
     come(crowd, server, 1700, b"")
     goes_on(server, tokens[0])

@@ -18,6 +18,7 @@ from tokenrouter.database import tables
 from tokenrouter.database.tables import RequestLog, UsageDaily, Worker, db
 from tokenrouter.errors import QuotaExceeded, QuotaReserved, StorageUnavailable
 from tokenrouter.ledger import CallRequest, Ledger, Outcome, Reservation
+from tokenrouter.ledger import books as books_module
 from tokenrouter.ledger.operations import Reserve, Settle
 from tokenrouter.ledger.transaction import Moving, Transaction
 
@@ -251,6 +252,27 @@ def test_recovery_by_several_at_once_settles_each_call_once(new_ledger: Callable
         settled = list(pool.map(ledger.recover, [db.engine] * 4, [leases()] * 4))
     assert sum(settled) == 20
     assert (stored(team).settled_tokens, stored(team).held_tokens) == (200, 0)
+
+
+def test_team_that_cannot_be_recovered_stops_no_other_and_is_tried_again(
+    new_ledger: Callable[[], Ledger], new_team: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
+):
+    dead, members = new_ledger(), [new_team("a"), new_team("b"), new_team("c")]
+    for member in members:
+        dead.reserve(call_request(member))
+    real = books_module._recover_team
+
+    def fail(engine: object, team_id: int, *others: object) -> object:
+        if team_id == members[0].team.id:
+            raise ArithmeticError("a counter that nobody can read")
+        return real(engine, team_id, *others)
+
+    monkeypatch.setattr(books_module, "_recover_team", fail)
+    assert [recover(), recover()] == [2, 0]
+    assert [stored(member).held_tokens for member in members] == [100, 0, 0]
+    monkeypatch.undo()
+    assert recover() == 1
+    assert [(stored(member).settled_tokens, stored(member).held_tokens) for member in members] == [(10, 0)] * 3
 
 
 def test_closing_gives_the_lease_back(new_ledger: Callable[[], Ledger], team: Member):

@@ -27,7 +27,8 @@ LADDER = (
     "runway provider_record monitoring",
     "reconciliation commitments alerts",
     "doctor",
-    "runtime api cli",
+    "runtime",
+    "api cli",
     "relay admin health metrics demo door",
     "v1 site",
 )

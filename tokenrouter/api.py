@@ -8,13 +8,14 @@ from zoneinfo import ZoneInfo
 
 from flask import Blueprint, Response, current_app, g, request
 
-from tokenrouter import changes, ledger, payload, reports, request_body, teams, unpriced
+from tokenrouter import changes, ledger, payload, reports, request_body, runtime, teams, unpriced
 from tokenrouter.changes import Actor
 from tokenrouter.database.log_status import STATUSES
 from tokenrouter.database.tables import PACES, Group, Team, clamp_id, db
 from tokenrouter.errors import APIError, InvalidRequest, NotFound
 from tokenrouter.periods import NEVER_RENEWS, UTC_ZONE, Renewal, midnight
 from tokenrouter.teams import NewTeam, imports, management_tokens
+from tokenrouter.worker.slots import PROGRAMS
 
 MOST_ROWS, ROWS = 1000, 100
 SEARCH_S = 1.0
@@ -468,10 +469,15 @@ TOKEN_FIELDS: Fields = {"label": _optional_text, "expires_at": _expiry}
 def _body(fields: Fields) -> Document:
     """Return the body's fields, checked; no body is an object without any.
 
-    Raises InvalidRequest, naming the field that is unknown or of a wrong type.
+    All programs together take no more places than a team may: who sends slowly waits in one.
+    Raises InvalidRequest, naming the field that is unknown or of a wrong type, and Overloaded.
     """
     request_body.check_encoding()
-    body = request_body.read(current_app.config["MAX_CONTENT_LENGTH"], lambda data: payload.parse(data or b"{}"))
+    leave = runtime.current().slots.enter(PROGRAMS)
+    try:
+        body = request_body.read(current_app.config["MAX_CONTENT_LENGTH"], lambda data: payload.parse(data or b"{}"))
+    finally:
+        leave()
     return _checked(body, fields)
 
 

@@ -6,6 +6,7 @@ in the middle: sockets, threads and memory must come back to within a tenth of w
 
 import argparse
 import asyncio
+import gzip
 import os
 import signal
 import socket
@@ -14,17 +15,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+from urllib.parse import urlsplit
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
 import requests
 from flask import Flask
-from outages import Frozen, Locked, Outage, ReadOnly
+from outages import Closed, Frozen, Locked, Outage, ReadOnly
 from rawhttp import chat_request, connect, reset
 from serving import Server, eventually, running_postgresql, running_server
 from sqlalchemy import create_engine, text
@@ -32,10 +35,11 @@ from sqlalchemy import create_engine, text
 from tokenrouter import create_app, teams
 from tokenrouter.changes import Actor
 from tokenrouter.metering.prompts import read_chat_prompt
-from tokenrouter.standin import StandInProvider
+from tokenrouter.standin import Ending, Script, StandInProvider
 
 KEY = "key-of-the-benchmark"
 RECOVERY_S = 60
+READ_TIMEOUT_S = 2
 OUTAGE_S = 4
 WORDS = 20  # the most that an answer of the faults has
 SLACK = 0.1
@@ -52,12 +56,31 @@ class Fault:
     status: str = "provider_error"
     charge: str = "nothing"
     """`nothing`, `usage` as served, or `arrived`: the prompt at least, and at most all that there was to say."""
+    answers: tuple[bytes, int] | None = None
+    """What the provider sends in place of an answer of its own, before it closes: how it begins, and so many MB."""
+    sent_once: bool = False
+    """Whether the provider may be asked only once for each call."""
+    most_times: int = 20
+
+
+def read_nothing(connection: socket.socket) -> None:
+    """Take nothing of an answer, until the service has let one go."""
+    time.sleep(READ_TIMEOUT_S + 2)
 
 
 def half_close(connection: socket.socket) -> None:
     """Say that nothing more will be sent."""
     connection.shutdown(socket.SHUT_WR)
 
+
+JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
+STREAM_BEGIN = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    b'data: {"choices": [{"index": 0, "delta": {"content": "Hello"}}]}\n\ndata: '
+)
+MEGABYTE = b"x" * 2**20
+NESTED = b'{"choices": [{"index": 0, "message": {"content": "Hello"}}], "output": ' + b"[" * 1000 + b"]" * 1000 + b"}"
+BOMB = JSON_HEAD + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(MEGABYTE * 100)
 
 FAULTS = [
     Fault("no fault", "words=5", status="ok", charge="usage"),
@@ -90,6 +113,14 @@ FAULTS = [
     Fault("absurd usage", "usage=absurd words=5", status="ok", charge="arrived"),
     Fault("negative usage", "usage=negative words=5", stream=True, status="ok", charge="arrived"),
     Fault("bytes one by one", "framing=split words=5", stream=True, status="ok", charge="usage"),
+    Fault("no usage, nested 1,000 deep", status="ok", charge="arrived", answers=(JSON_HEAD + b"\r\n" + NESTED, 0)),
+    Fault("announcements without end", answers=(b"HTTP/1.1 100 Continue\r\n\r\n" * 50, 0)),
+    Fault("head without end", answers=(JSON_HEAD + b"X-Long: ", 1)),
+    Fault("JSON above 64 MiB", charge="arrived", answers=(JSON_HEAD + b'\r\n{"choices": "', 65), most_times=2),
+    Fault("event above 16 MiB", "", True, charge="arrived", answers=(STREAM_BEGIN, 17), most_times=4),
+    Fault("gzip that unfolds to 100 MB", charge="arrived", answers=(BOMB, 0)),
+    Fault("closed after work, without answer", "delay=1.5 drop=1", sent_once=True),
+    Fault("caller reads nothing", "big=9000000", False, read_nothing, "ok", "usage", most_times=5),
     Fault("caller leaves a silent provider", "silent=1", False, socket.socket.close, "client_closed", "arrived"),
     Fault("caller resets a silent provider", "silent=1", False, reset, "client_closed", "arrived"),
     Fault("caller half-closes", "silent=1", True, half_close, "client_closed", "arrived"),
@@ -183,16 +214,32 @@ def settled_rows(bench: Bench, name: str, within_s: float) -> list[Any]:
 
 def try_fault(bench: Bench, fault: Fault, times: int) -> Line:
     """Let it happen many times at once to a team of its own, and look at what was booked."""
+    times = min(times, fault.most_times)
     name = f"{fault.name} {time.monotonic_ns()}"
     bearer_token = bench.new_team(name)
     bench.provider.finished.clear()
-    bench.call_together(bearer_token, fault, times)
-    rows = settled_rows(bench, name, 15)
+    bench.provider.calls.clear()
+    with answering(bench.provider, fault):
+        bench.call_together(bearer_token, fault, times)
+        rows = settled_rows(bench, name, 15)
     line = Line(fault.name, times)
     line.lost = abs(times - len(rows)) + sum(row.status != fault.status for row in rows)
+    line.lost += abs(times - len(bench.provider.calls)) if fault.sent_once else 0
     line.miscounted = miscounted(bench, fault, [row.charged_tokens for row in rows]) + off_balance(bench, name)
     line.survived = times if bench.is_well(bearer_token) else 0
     return line
+
+
+@contextmanager
+def answering(provider: StandInProvider, fault: Fault) -> Iterator[None]:
+    """Have the provider answer as the fault says, if it does."""
+    if fault.answers is None:
+        yield
+        return
+    begin, megabytes = fault.answers
+    steps = [(0.0, begin), *[(0.0, MEGABYTE)] * megabytes]
+    with patch.object(provider, "respond", lambda call: Script(steps, Ending.CUT)):
+        yield
 
 
 def miscounted(bench: Bench, fault: Fault, charges: list[int]) -> int:
@@ -245,22 +292,86 @@ def try_half_requests(bench: Bench, times: int) -> Line:
     return Line("half a request, kept open", times, survived=times if is_well else 0)
 
 
-def try_kill(bench: Bench, times: int) -> Line:
-    """Kill a worker in the middle of streams: its calls are interrupted, the others' go on."""
-    fault = Fault("worker killed in mid-stream", f"words={WORDS * 5} gap=0.05", stream=True)
-    name = f"{fault.name} {time.monotonic_ns()}"
-    bearer_token = bench.new_team(name)
+def try_strangers(bench: Bench, name: str, times: int, annoy: Callable[[socket.socket], object]) -> Line:
+    """Have so many strangers annoy the service at once, and let calls of others be answered soon all the same."""
+    with ThreadPoolExecutor(times) as pool, ExitStack() as leaving:
+        crowd = [leaving.enter_context(connect(bench.server)) for _ in range(times)]
+        annoyed = [pool.submit(annoy, connection) for connection in crowd]
+        time.sleep(0.5)
+        is_well = all(is_soon_well(bench) for _ in range(5))
+        for connection in crowd:
+            with suppress(OSError):  # the service may have been faster
+                connection.shutdown(socket.SHUT_RDWR)
+        for each in annoyed:
+            each.exception()
+    return Line(name, times, survived=times if is_well else 0)
+
+
+def leave_files_unread(connection: socket.socket) -> None:
+    """Ask for large files ahead, and read none of them."""
+    connection.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 6)
+
+
+def trickle_head(connection: socket.socket) -> None:
+    """Send a head of 700 kB, a byte each 10 ms."""
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nX-Long: " + b"x" * 60_000)
+    while True:
+        connection.sendall(b"x")
+        time.sleep(0.01)
+
+
+def try_many_values(bench: Bench, times: int) -> Line:
+    """Send bodies of millions of tiny values: all are refused, unparsed, and calls of others are answered soon."""
+    name = f"bodies of millions of values {time.monotonic_ns()}"
+    headers = {"Authorization": f"Bearer {bench.new_team(name)}", "Content-Type": "application/json"}
+    body = b'{"messages":[' + b"{}," * 5_000_000 + b"{}]}"
+
+    def send(_: int) -> int:
+        return requests.post(f"{bench.server.url}/v1/chat/completions", body, headers=headers, timeout=60).status_code
+
+    with ThreadPoolExecutor(times) as pool:
+        statuses = pool.map(send, range(times))
+        is_well = all(is_soon_well(bench) for _ in range(5))
+        lost = sum(status != 400 for status in statuses)
+    return Line("bodies of millions of values", times, times if is_well else 0, lost, off_balance(bench, name))
+
+
+def try_signals(
+    bench: Bench, name: str, times: int, send: Callable[[Server], object], statuses: tuple[str, ...] = ("ok",)
+) -> Line:
+    """Do something to the processes in the middle of streams, which end whole, or as the statuses say."""
+    fault = Fault(name, f"words={WORDS * 5} gap=0.05", stream=True)
+    team = f"{fault.name} {time.monotonic_ns()}"
+    bearer_token = bench.new_team(team)
     with ThreadPoolExecutor(1) as pool:
         calls = pool.submit(bench.call_together, bearer_token, fault, times)
         time.sleep(1.5)
-        os.kill(bench.server.worker_pids()[0], signal.SIGKILL)
+        send(bench.server)
         calls.result()
-    rows = settled_rows(bench, name, RECOVERY_S)
+    rows = settled_rows(bench, team, RECOVERY_S)
     line = Line(fault.name, times)
-    line.lost = abs(times - len(rows)) + sum(row.status not in ("ok", "interrupted") for row in rows)
-    line.miscounted = off_balance(bench, name)
-    line.survived = times if bench.is_well(bearer_token) else 0
+    line.lost = abs(times - len(rows)) + sum(row.status not in statuses for row in rows)
+    line.miscounted = off_balance(bench, team)
+    line.survived = times if eventually(lambda: bench.is_well(bearer_token)) else 0
     return line
+
+
+def freeze_worker(server: Server) -> None:
+    """Stop a worker for a while, as a machine that has too much to do."""
+    worker = server.worker_pids()[0]
+    os.kill(worker, signal.SIGSTOP)
+    time.sleep(OUTAGE_S)
+    os.kill(worker, signal.SIGCONT)
+
+
+def kill_worker(server: Server) -> None:
+    """Kill a worker, whose calls are interrupted."""
+    os.kill(server.worker_pids()[0], signal.SIGKILL)
+
+
+def reload(server: Server) -> None:
+    """Have new workers take over."""
+    os.kill(server.process.pid, signal.SIGHUP)
 
 
 def try_outage(bench: Bench, name: str, outage: Outage, times: int) -> Line:
@@ -418,13 +529,13 @@ def measure_leaks(bench: Bench, count: int, together: int) -> bool:
 
 
 @contextmanager
-def started(workers: int, database_url: str = "") -> Iterator[Bench]:
-    """Start provider and service, on a new SQLite file if no other database is named."""
+def started(workers: int, database_url: str = "", provider_url: str = "") -> Iterator[Bench]:
+    """Start provider and service, on a new SQLite file if no other database is named, nor another provider."""
     with tempfile.TemporaryDirectory() as folder, StandInProvider(api_key=KEY) as provider:
         settings = {
             "PROVIDER_API_KEY": KEY,
-            "PROVIDER_BASE_URL": provider.base_url,
-            "PROVIDER_READ_TIMEOUT": "2",
+            "PROVIDER_BASE_URL": provider_url.format(port=urlsplit(provider.base_url).port) or provider.base_url,
+            "PROVIDER_READ_TIMEOUT": str(READ_TIMEOUT_S),
             "DATABASE_URL": database_url or f"sqlite:///{folder}/tokenrouter.db",
             "SECRET_KEY": "benchmark",
             "ADMIN_PASSWORD": "benchmark-password",
@@ -445,6 +556,22 @@ def started(workers: int, database_url: str = "") -> Iterator[Bench]:
                 raise SystemExit("The log of the service has a traceback.")
 
 
+def unreachable(times: int) -> list[Line]:
+    """Try addresses at which no provider is."""
+    lines = []
+    for name, url in {"name not known": "http://provider.invalid/v1", "no TLS there": ""}.items():
+        with started(workers=1, provider_url=url or "https://127.0.0.1:{port}/v1") as bench:
+            lines.append(try_refused(bench, Fault(name), times))
+            lines[-1].survived = times if requests.get(f"{bench.server.url}/readyz", timeout=10).ok else 0
+    return lines
+
+
+def total(lines: list[Line]) -> Line:
+    """Add up all lines."""
+    sums = ([getattr(line, name) for line in lines] for name in ("tried", "survived", "lost", "miscounted"))
+    return Line("all", *map(sum, sums))
+
+
 def on_postgresql(times: int) -> list[Line]:
     """Try what a database server does."""
     with running_postgresql() as postgresql:
@@ -453,6 +580,7 @@ def on_postgresql(times: int) -> list[Line]:
             read_only, frozen = ReadOnly(bench.database_url), Frozen(postgresql)
             lines = [try_outage(bench, "PostgreSQL read-only", read_only, times)]
             lines.append(try_outage(bench, "PostgreSQL frozen", frozen, times))
+            lines.append(try_outage(bench, "PostgreSQL lets nobody in", Closed(postgresql, "faults"), times))
             return lines
 
 
@@ -476,10 +604,19 @@ def main() -> None:
         if options.only != "leaks":
             lines = [try_fault(bench, fault, options.times) for fault in FAULTS]
             lines += [try_no_provider(bench, options.times), try_half_requests(bench, 200)]
-            lines.append(try_crowd(bench, 1000))
+            lines.append(try_crowd(bench, 1400))
+            lines.append(try_strangers(bench, "files that nobody reads", 60, leave_files_unread))
+            lines.append(try_strangers(bench, "heads that trickle", 20, trickle_head))
+            lines.append(try_many_values(bench, 4))
             lines.append(try_outage(bench, "database locked by another", Locked(bench.database_url), options.times))
-            lines += [try_kill(bench, options.times), try_successor(bench, options.times)]
-            lines += on_postgresql(options.times)
+            lines.append(try_signals(bench, "worker frozen in mid-stream", options.times, freeze_worker))
+            lines.append(try_signals(bench, "reloaded in mid-stream", options.times, reload))
+            killed = try_signals(
+                bench, "worker killed in mid-stream", options.times, kill_worker, ("ok", "interrupted")
+            )
+            lines += [killed, try_successor(bench, options.times)]
+            lines += [*unreachable(options.times), *on_postgresql(options.times)]
+            lines.append(total(lines))
             print_table(lines)
             is_good = all(line.is_good for line in lines)
         if options.only != "faults":

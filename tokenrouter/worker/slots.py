@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from tokenrouter.errors import Overloaded
 
+PROGRAMS = 0
+"""Stands for all programs at the management API together, where a team's id would."""
+
 
 class Slots:
     """How many threads of this worker may wait at once, and how many calls each team may have here."""
@@ -25,7 +28,8 @@ class Slots:
         """
         with self._lock:
             if self._taken_by_team[team_id] >= self._team_limit:
-                raise Overloaded("Your team has too many calls in flight here. Try again in a moment.")
+                who = "Programs have" if team_id == PROGRAMS else "Your team has"
+                raise Overloaded(f"{who} too many calls in flight here. Try again in a moment.")
             self._taken_by_team[team_id] += 1
         return lambda: self._leave(team_id)
 
