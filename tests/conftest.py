@@ -28,9 +28,11 @@ from serving import (
     Server,
     eventually,
     free_port,
+    make_tables,
     running_postgresql,
     running_server,
     settings_for,
+    sqlite_with_tables,
 )
 from sqlalchemy import make_url
 
@@ -195,19 +197,12 @@ def empty_database_url(database: str, request: pytest.FixtureRequest, tmp_path: 
 def database_url(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a database that has its tables, and nothing in them: a copy, since migrations take a while."""
     if database == "sqlite":
-        shutil.copy(request.getfixturevalue("sqlite_with_tables"), tmp_path / "tokenrouter.db")
+        shutil.copy(sqlite_with_tables(), tmp_path)
         yield f"sqlite:///{tmp_path / 'tokenrouter.db'}"
     else:
         server, template = request.getfixturevalue("postgresql"), request.getfixturevalue("postgresql_with_tables")
         with postgresql_database(server, f"TEMPLATE {template} STRATEGY file_copy") as url:
             yield url
-
-
-@pytest.fixture(scope="session")
-def sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tables") / "tokenrouter.db"
-    make_tables(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -227,10 +222,6 @@ def postgresql_database(server: PostgresServer, options: str = "") -> Iterator[s
         connection.execute(f"CREATE DATABASE {name} {options}")
         yield server.get_uri(database=name)
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def make_tables(url: str) -> None:
-    runtime.close(create_app({"PROVIDER_API_KEY": PROVIDER_KEY, "SECRET_KEY": "any", "DATABASE_URL": url}))
 
 
 @pytest.fixture

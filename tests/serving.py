@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +196,24 @@ class Service:
     settings: dict[str, str]
 
 
+def make_tables(url: str) -> None:
+    """Make a database, or its tables."""
+    runtime.close(create_app({"PROVIDER_API_KEY": PROVIDER_KEY, "SECRET_KEY": "any", "DATABASE_URL": url}))
+
+
+@cache
+def sqlite_with_tables() -> Path:
+    """Return an SQLite file that has its tables, to be copied: migrations take a while."""
+    path = Path(tempfile.mkdtemp(prefix="tables-", dir=sweeper.run_folder()), "tokenrouter.db")
+    make_tables(f"sqlite:///{path}")
+    return path
+
+
 @contextmanager
 def running_service(folder: Path, **settings: str) -> Iterator[Service]:
     """Run gunicorn on an SQLite file in the folder, in front of a stand-in provider."""
+    if starts_warm:
+        shutil.copy(sqlite_with_tables(), folder)
     with StandInProvider(api_key=PROVIDER_KEY) as provider:
         own = settings_for(provider, f"sqlite:///{folder / 'tokenrouter.db'}", **settings)
         whole = default_settings() | own  # nothing of the environment, which no test has cleaned yet
