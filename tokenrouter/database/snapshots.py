@@ -49,6 +49,8 @@ def sqlite_copy(engine: Engine, path: Path) -> None:
         with closing(open_connection(engine, 0)) as connection:
             connection.execute(SHRINKS)
             connection.execute("VACUUM INTO ?", (str(path),))
+            # what was written meanwhile could not be taken into the file: no call shall come to do that for all of it
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
     except sqlite3.Error as error:
         raise BackupError(f"the database cannot be copied: {error}") from error
 
