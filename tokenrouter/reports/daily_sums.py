@@ -218,7 +218,7 @@ def _sums(
         if source.columns.get("team") is ApiToken.team_id and ("team" in by or scope.team_id is not None):
             query = query.join(ApiToken, ApiToken.id == source.columns["token"])
     at = len(by)
-    return {tuple(row[:at]): Sums._make(row[at:]) for row in connection.execute(query)}
+    return {tuple(row[:at]): Sums._make(row[at:]) for row in connection.execute(query).all()}
 
 
 def _sum(table: Any, name: str) -> Any:
