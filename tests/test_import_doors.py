@@ -64,6 +64,15 @@ def test_command_says_how_to_save_a_workbook(runner: FlaskCliRunner):
     assert (done.exit_code, done.stderr.count("\n"), "Save it as CSV" in done.stderr) == (1, 1, True)
 
 
+def test_command_reads_no_more_of_a_file_than_a_list_may_have(runner: FlaskCliRunner):
+    with open("endless.csv", "wb") as file:
+        file.truncate(50 * 2**30)  # of zeros, and without a block on the disk
+    assert "no text that can be read" in runner.invoke(args=["teams", "import", "endless.csv"]).stderr
+    with open("long.csv", "wb") as file:
+        file.write(b"name\n" + b"9a\n" * 2_000_000)
+    assert "larger than 1,000,000 bytes" in runner.invoke(args=["teams", "import", "long.csv"]).stderr
+
+
 @pytest.fixture
 def management(app: Flask) -> dict[str, str]:
     return {"Authorization": f"Bearer {management_tokens.create('tests', by=TESTER)[1]}"}

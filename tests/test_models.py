@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -234,9 +234,8 @@ def test_created_is_told_in_seconds(own: Catalogue, answers: Adapter, created: o
 
 @pytest.mark.parametrize("name", ["maker/model-4:free", "ft:gpt-4:org::id", "a b"])
 def test_model_that_the_list_lacks_is_asked_for_by_name(own: Catalogue, answers: Adapter, name: str):
-    answers.register_uri("GET", f"{ROOT}/models", json={"data": []})
     answers.register_uri("GET", f"{ROOT}/models/{catalogue_path(name)}", json={"id": name, "object": "model"})
-    found = own.model(name, EVERY)
+    found = own.ask_for(name)
     assert found is not None and found["id"] == name
 
 
@@ -246,32 +245,29 @@ def catalogue_path(name: str) -> str:
 
 def test_listed_model_is_found_without_regard_to_capitals(own: Catalogue, answers: Adapter):
     answers.register_uri("GET", f"{ROOT}/models", json={"data": [{"id": "gpt-5-nano"}]})
-    found = own.model("GPT-5-nano", EVERY)
+    found = own.listed("GPT-5-nano", EVERY)
     assert found is not None and found["id"] == "gpt-5-nano"
     assert answers.call_count == 1
 
 
 @pytest.mark.parametrize("name", ["../files", "a/../../files", "./x", "..", "a//b", "a/"])
 def test_name_that_leads_elsewhere_is_not_asked_for(own: Catalogue, answers: Adapter, name: str):
-    answers.register_uri("GET", f"{ROOT}/models", json={"data": []})
-    assert own.model(name, EVERY) is None
-    assert answers.call_count == 1
+    assert own.ask_for(name) is None
+    assert answers.call_count == 0
 
 
 @pytest.mark.parametrize(
     "answer", [{"object": "list", "data": []}, [], {"id": "m", "object": "file"}, {"id": 5, "object": "model"}]
 )
 def test_what_is_no_model_is_not_taken_for_one(own: Catalogue, answers: Adapter, answer: object):
-    answers.register_uri("GET", f"{ROOT}/models", json={"data": []})
     answers.register_uri("GET", f"{ROOT}/models/m", json=answer)
-    assert own.model("m", EVERY) is None
+    assert own.ask_for("m") is None
 
 
 @pytest.mark.parametrize("body", [{"json": {"error": {"message": "None."}}}, {"text": "<h1>Not found</h1>"}])
 def test_model_that_the_provider_lacks_is_none(own: Catalogue, answers: Adapter, body: dict[str, Any]):
-    answers.register_uri("GET", f"{ROOT}/models", json={"data": []})
     answers.register_uri("GET", f"{ROOT}/models/m", status_code=404, **body)
-    assert own.model("m", EVERY) is None
+    assert own.ask_for("m") is None
 
 
 @allowing("*")
@@ -279,6 +275,19 @@ def test_team_is_told_of_a_model_by_its_path_or_that_there_is_none(client: Flask
     assert client.get("/v1/models/gpt-5-nano", headers=team.headers).json["id"] == "GPT-5-nano"
     reply = client.get("/v1/models/maker%2Fmodel-4:free", headers=team.headers)
     assert (reply.status_code, reply.json["error"]["code"]) == (404, "model_not_found")
+
+
+@allowing("*")
+def test_team_that_has_no_place_left_is_told_of_listed_models_alone(client: FlaskClient, team: Member):
+    """A thread waits for the provider, for ten seconds maybe; all threads would, if a team could ask as it likes."""
+    own = runtime.current()
+    with ExitStack() as taken:
+        for _ in range(own.settings.team_calls):
+            taken.callback(own.slots.enter(team.team.id))
+        reply = client.get("/v1/models/maker%2Fmodel-4:free", headers=team.headers)
+        assert (reply.status_code, reply.json["error"]["code"]) == (503, "overloaded")
+        assert client.get("/v1/models/gpt-5-nano", headers=team.headers).status_code == 200
+    assert client.get("/v1/models/maker%2Fmodel-4:free", headers=team.headers).status_code == 404
 
 
 # A list that comes slowly, or never ends

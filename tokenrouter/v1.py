@@ -25,10 +25,13 @@ def models() -> dict[str, object]:
 
 @blueprint.get("/models/<path:model_id>")
 def model(model_id: str) -> dict[str, object]:
-    """Return one of the models that the caller's team may call."""
+    """Return one of the models that the caller's team may call; while the provider is asked for it, it is a call."""
     caller, own = handler.authenticate(), runtime.current()
     payload.check_model(model_id, own.settings.allowed_models, caller.models, own.catalogue.known_names)
-    found = own.catalogue.model(model_id, _patterns(caller))
+    found = own.catalogue.listed(model_id, _patterns(caller))
+    if found is None:
+        with own.slots.waiting(caller.team_id):
+            found = own.catalogue.ask_for(model_id)
     if found is None:
         raise ModelNotFound(f"The provider has no model `{model_id}`.", param="model")
     return found

@@ -66,14 +66,15 @@ class Catalogue:
         names += [name for name in candidates if is_allowed(name, patterns) and not is_allowed(name, tuple(exact))]
         return list(dict.fromkeys(names))
 
-    def model(self, name: str, patterns: tuple[str, ...]) -> dict[str, Any] | None:
-        """Return a model that may be called, or None. What the provider's list lacks it is asked for by name.
+    def listed(self, name: str, patterns: tuple[str, ...]) -> dict[str, Any] | None:
+        """Return a model of the list that may be called, or None."""
+        return next((each for each in self.models(patterns) if each["id"].casefold() == name.casefold()), None)
+
+    def ask_for(self, name: str) -> dict[str, Any] | None:
+        """Ask the provider for a model that its list lacks, and return it; None where there is none.
 
         Raises what the provider's refusal is, where it does not say that there is none.
         """
-        for listed in self.models(patterns):
-            if listed["id"].casefold() == name.casefold():
-                return listed
         if any(part in ("", ".", "..") for part in name.split("/")):
             return None  # that path may lead to something else of the account
         try:

@@ -2,7 +2,8 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from tokenrouter.errors import Overloaded
 
@@ -43,6 +44,14 @@ class Slots:
                 raise Overloaded("Too many calls are in flight here. Try again in a moment.")
             self._taken += 1
         return self._give_back
+
+    @contextmanager
+    def waiting(self, team_id: int) -> Iterator[None]:
+        """Take both for a block in which a thread of the team's waits. Raises Overloaded."""
+        with ExitStack() as taken:
+            taken.callback(self.enter(team_id))
+            taken.callback(self.take())
+            yield
 
     def _leave(self, team_id: int) -> None:
         with self._lock:
