@@ -10,10 +10,12 @@ from adminclient import Panel
 from conftest import TESTER, Member
 from flask import Flask
 from flask.testing import FlaskCliRunner
+from markupsafe import Markup
 from receiver import Receiver, running_receiver
 from sqlalchemy import insert
 
 from tokenrouter import alerts, runtime, teams
+from tokenrouter.admin.formats import with_code
 from tokenrouter.alerts.kinds import Kind
 from tokenrouter.alerts.outbox import begin
 from tokenrouter.changes import page as changes_page
@@ -55,6 +57,11 @@ def test_those_not_seen_are_counted_on_every_page_until_they_are(panel: Panel, t
     assert count(panel) == "1"
     panel.post(f"{PAGE}seen", {"up_to": "3", "url": PAGE})
     assert count(panel) == "" and "All were seen" in panel.get(f"{PAGE}?show=unseen").text
+
+
+def test_commands_in_sentences_look_like_commands():
+    assert with_code("<b> `flask setup` `<i>`") == "&lt;b&gt; <code>flask setup</code> <code>&lt;i&gt;</code>"
+    assert with_code(Markup("<bdi>a`</bdi>, <bdi>`b</bdi>")) == "<bdi>a`</bdi>, <bdi>`b</bdi>"
 
 
 def test_seen_takes_no_other_for_an_answer(panel: Panel):

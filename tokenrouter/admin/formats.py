@@ -115,7 +115,7 @@ def utc(moment: datetime) -> str:
 
 def with_code(text: str) -> Markup:
     """Show as code what a sentence has between backticks, such as a command."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - it is escaped
+    return Markup(re.sub("`([^`<]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - it is escaped
 
 
 def quoted(name: str) -> Markup:
