@@ -92,10 +92,10 @@ def test_other_currency_has_no_providers_prices(panel: Panel, app: Flask, listed
     assert "in US dollars, and CURRENCY is EUR" in panel.messages()
 
 
-@pytest.mark.parametrize("name", NASTY_NAMES)
-def test_names_of_models_are_text(panel: Panel, name: str):
-    if "," not in name and "*" not in name:
-        panel.post("/admin/prices/", PRICE | {"model": name})
+def test_names_of_models_are_text(panel: Panel):
+    for name in NASTY_NAMES:
+        if "," not in name and "*" not in name:
+            panel.post("/admin/prices/", PRICE | {"model": name})
     assert "<img src=x" not in panel.get("/admin/prices/").text
 
 
