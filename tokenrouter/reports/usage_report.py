@@ -120,7 +120,7 @@ class Table:
     before: Sums
     chart: DailyUse
     biggest: list[Series]
-    """The biggest of the first dimension, where the chart has them as one."""
+    """Those that the chart has as one, each by itself; none where it shows each."""
 
 
 def measure(sums: Sums, unit: Unit) -> int:
