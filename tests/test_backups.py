@@ -144,6 +144,7 @@ def rewritten(path: Path, change: Any) -> Path:
         (lambda told: {}, "no backup"),
         (lambda told: told | {"counts": 7}, "its manifest"),
         (lambda told: told | {"more": 7}, "its manifest"),
+        (lambda told: told | {"files": {"database": {"sha256": "0"}}}, "its manifest"),
         (lambda told: told | {"files": {}}, "is broken"),
         # the database is there by then, and the file after it cannot be put
         (lambda told: told | {"files": told["files"] | {"secret_key": {"bytes": 7, "sha256": "0"}}}, "is broken"),

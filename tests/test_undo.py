@@ -93,6 +93,12 @@ def test_change_is_undone_once(team: Member):
         teams.undo([first], by=TESTER)
 
 
+@pytest.mark.parametrize("number", [0, -1, 10**20])
+def test_number_that_no_change_has_is_told(app: Flask, number: int):
+    with pytest.raises(CannotUndo, match="no such change"):
+        teams.undo([number], by=TESTER)
+
+
 @pytest.mark.parametrize("what", ["update", "reset", "delete"])
 def test_of_two_who_undo_at_once_one_does(app: Flask, client: FlaskClient, team: Member, what: str):
     chat(client, team)

@@ -197,7 +197,7 @@ def _put_files(archive: Archive, files: Mapping[str, Path], aside: str) -> list[
 
 
 def _put(draft: Path, path: Path, aside: str) -> str | None:
-    """Let a file take the place of another, which is kept where it differs."""
+    """Let a file take the place of another, and return where that is now; None where it said the same."""
     kept = path.with_name(f"{path.name}.{aside}")
     differs = path.exists() and path.read_bytes() != draft.read_bytes()
     if differs:

@@ -20,7 +20,8 @@ PRODUCT = "TokenRouter"
 FORMAT = 1
 MANIFEST = "manifest.json"
 DATABASE, SECRET_KEY, ENV = "database", "secret_key", "env"
-PIECE_BYTES = MANIFEST_BYTES = 2**20
+PIECE_BYTES = 2**20
+MANIFEST_BYTES = 2**20
 BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, KeyError, EOFError, RuntimeError)
 """What is raised for a zip that is damaged, encrypted, or packed in a way that is not known here."""
 OWNER_ALONE = 0o600 << 16  # as a zip keeps the mode of a file
@@ -119,7 +120,7 @@ class Archive:
             raise BackupError(f"{path} was made by a later version of TokenRouter: restore it with that one")
         try:
             self.manifest = _read_manifest(**told)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
             raise BackupError(f"{path} is broken: its manifest is not as backups have it") from error
 
     def __contains__(self, name: str) -> bool:
@@ -152,6 +153,6 @@ class Archive:
 
 
 def _read_manifest(files: Mapping[str, Any], counts: Mapping[str, Any], **others: Any) -> Manifest:
-    """Return what a manifest says. Raises TypeError, ValueError and AttributeError where that is something else."""
+    """Return what a manifest says; raises one of several errors where that is something else."""
     parts = {name: Part(int(part["bytes"]), str(part["sha256"])) for name, part in files.items()}
     return Manifest(**others, counts={table: int(rows) for table, rows in counts.items()}, files=parts)

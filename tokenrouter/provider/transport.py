@@ -315,7 +315,11 @@ class ProviderConnection(HTTPConnection):
         """
         reached = super()._new_conn()
         self._reached = reached.dup()
-        at_work.link.connect(self._reached)
+        try:
+            at_work.link.connect(self._reached)
+        except Exception:  # it was cut meanwhile
+            reached.close()
+            raise
         return reached
 
     def connect(self) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from tokenrouter import changes, ledger
 from tokenrouter.changes import Actor, CannotUndo, Changed
-from tokenrouter.database.tables import PACES, ApiToken, Change, Group, Team
+from tokenrouter.database.tables import PACES, ApiToken, Change, Group, Team, clamp_id
 from tokenrouter.money import parse_amount
 from tokenrouter.teams import groups as group_store
 from tokenrouter.teams import teams as team_store
@@ -103,7 +103,7 @@ def undo(change_ids: Sequence[int], *, by: Actor) -> list[Change]:
     """
     try:
         with changing() as session:
-            return _undo(session, change_ids, by.at_once())
+            return _undo(session, [clamp_id(id_) for id_ in change_ids], by.at_once())
     except IntegrityError as error:
         raise CannotUndo("Somebody else changed the same at this very moment. Try again.") from error
 
