@@ -21,7 +21,7 @@ from werkzeug.routing import Rule
 import tokenrouter
 from tokenrouter import errors, logs, request_body, runtime
 from tokenrouter.config import Settings
-from tokenrouter.database import tables
+from tokenrouter.database import engine
 
 MOST_MODELS = 8
 DIFFERS = ("database_url", "provider_base_url", "origins")
@@ -61,10 +61,10 @@ def app_like(model: Flask, settings: Settings) -> Flask:
             setattr(app, name, copy(value))
     logs.init(settings.log_format, settings.secrets())
     url = settings.database_url
-    app.config.update(SQLALCHEMY_DATABASE_URI=url, SQLALCHEMY_ENGINE_OPTIONS=tables.engine_options(url))
+    app.config.update(SQLALCHEMY_DATABASE_URI=url, SQLALCHEMY_ENGINE_OPTIONS=engine.options_for(url))
     app.extensions = {name: model.extensions[name] for name in SHARED}
     app.teardown_appcontext_funcs, app.shell_context_processors = [], []  # the database's
-    tables.init_app(app)
+    engine.init_app(app)
     request_body.init_app(app, settings.max_request_bytes)
     runtime.init_app(app, settings)
     return app

@@ -12,7 +12,8 @@ from sqlalchemy import update
 
 from tokenrouter import account, runtime
 from tokenrouter.account import Standing
-from tokenrouter.database.tables import RequestLog, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import RequestLog, db
 from tokenrouter.provider.account import State
 from tokenrouter.standin import StandInProvider
 

@@ -16,7 +16,8 @@ from sqlalchemy import text
 
 from tokenrouter import create_app, runtime
 from tokenrouter.admin import browsers, sockets
-from tokenrouter.database.tables import db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import db
 
 DEFAULT_PASSWORD = "admin123"
 ELSEWHERE = (

@@ -16,7 +16,8 @@ from sqlalchemy import update
 
 from tokenrouter import teams
 from tokenrouter.changes import Actor
-from tokenrouter.database.tables import ApiToken, RequestLog, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import ApiToken, RequestLog, db
 from tokenrouter.figures import short
 from tokenrouter.spreadsheet import cell
 from tokenrouter.standin import StandInProvider

@@ -12,7 +12,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import insert, update
 
 from tokenrouter import account, prices, provider_record, runtime
-from tokenrouter.database.tables import ProviderDay, ProviderEntry, ProviderFetch, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import ProviderDay, ProviderEntry, ProviderFetch, db
 from tokenrouter.money import BILLION
 from tokenrouter.provider import history
 from tokenrouter.standin import StandInProvider

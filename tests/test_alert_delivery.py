@@ -20,7 +20,8 @@ from tokenrouter.alerts import Answer, Sender, secret_from
 from tokenrouter.alerts.delivery import TRIED_S, claim, pause_after, record
 from tokenrouter.alerts.kinds import Kind
 from tokenrouter.alerts.outbox import begin, end
-from tokenrouter.database.tables import Alert, Delivery, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Alert, Delivery, db
 
 pytestmark = pytest.mark.both_databases
 

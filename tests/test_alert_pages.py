@@ -19,7 +19,8 @@ from tokenrouter.admin.formats import with_code
 from tokenrouter.alerts.kinds import Kind
 from tokenrouter.alerts.outbox import begin
 from tokenrouter.changes import page as changes_page
-from tokenrouter.database.tables import Delivery, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Delivery, db
 
 PAGE = "/admin/alerts/"
 COUNT = re.compile(r'nav-count">([\d,]+)<')

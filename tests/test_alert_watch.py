@@ -18,7 +18,8 @@ from tokenrouter import account, alerts, ledger, runtime, runway, teams
 from tokenrouter.alerts import watch
 from tokenrouter.alerts.outbox import KEPT, prune
 from tokenrouter.alerts.watch import check_balance, check_disk, check_paces, check_provider, check_revoked_tokens
-from tokenrouter.database.tables import AccountCheck, Alert, Delivery, RequestLog, UsageDaily, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import AccountCheck, Alert, Delivery, RequestLog, UsageDaily, db
 from tokenrouter.errors import StorageUnavailable
 from tokenrouter.standin import StandInProvider
 

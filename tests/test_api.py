@@ -12,7 +12,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 
 from tokenrouter import changes, teams
-from tokenrouter.database.tables import ManagementToken, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import ManagementToken, db
 from tokenrouter.teams import management_tokens
 
 TOKEN_FIELDS = ["id", "label", "prefix", "created_at", "last_used_at", "expires_at"]

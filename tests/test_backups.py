@@ -25,8 +25,9 @@ from tokenrouter import backups, create_app, ledger, runtime, teams
 from tokenrouter.config import ConfigError
 from tokenrouter.database import archives, schema, snapshots
 from tokenrouter.database.connections import open_connection
+from tokenrouter.database.engine import writing
 from tokenrouter.database.snapshots import BackupError
-from tokenrouter.database.tables import Job, RequestLog, Worker, db, writing
+from tokenrouter.database.tables import Job, RequestLog, Worker, db
 
 pytestmark = pytest.mark.both_databases
 

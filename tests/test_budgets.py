@@ -12,7 +12,8 @@ from flask.testing import FlaskClient, FlaskCliRunner
 from sqlalchemy import text, update
 
 from tokenrouter import changes, ledger, money, prices, reports, runtime, teams
-from tokenrouter.database.tables import Group, Team, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Group, Team, db
 from tokenrouter.errors import InvalidRequest
 from tokenrouter.ledger import Outcome
 from tokenrouter.metering.prices import MOST_TOKENS, Price

@@ -11,7 +11,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import update
 
 from tokenrouter import changes, ledger, teams
-from tokenrouter.database.tables import Team, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Team, db
 from tokenrouter.errors import InvalidRequest
 from tokenrouter.periods import Renewal
 from tokenrouter.teams import Edit, Step, parse_budget_change, parse_quota_change

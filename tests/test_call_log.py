@@ -14,7 +14,7 @@ from pairs import BOTH_DATABASES, by_pairs
 from sqlalchemy import delete, event, insert, text
 
 from tokenrouter import reports, teams
-from tokenrouter.database import tables
+from tokenrouter.database.engine import writing
 from tokenrouter.database.tables import CostCorrection, RequestLog, db
 from tokenrouter.ledger import CallRequest, Ledger
 from tokenrouter.reports import CallFilter, CallsPage, calls
@@ -47,7 +47,7 @@ def log(*calls_: dict[str, Any]) -> list[int]:
         rows.append(row | {"created_at": BEGIN + number * MINUTE} | fields)
     if not rows:
         return []
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         return list(connection.execute(insert(RequestLog).returning(RequestLog.id), rows).scalars())
 
 
@@ -211,7 +211,7 @@ def test_token_is_found_by_its_first_characters(mixed: list[int], team: Member):
 
 @both_databases
 def test_first_characters_that_two_teams_tokens_share_find_both(mixed: list[int]):
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         for table, column in (("api_tokens", "prefix"), ("request_logs", "token_prefix")):
             connection.execute(text(f"UPDATE {table} SET {column} = 'x'"))
     assert found(CallFilter(token_prefix="x")) == mixed
@@ -266,7 +266,7 @@ def test_sums_have_what_was_corrected_since(team: Member):
         "is_past": False,
         "is_past_of_group": False,
     }
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         for call_id, cost in ((priced, -2), (unpriced, 4), (unpriced, 1)):
             connection.execute(insert(CostCorrection).values(call_id=call_id, cost=cost, priced_tokens=0, **of_call))
     assert reports.call_sums(CallFilter(team_id=1)) == reports.CallSums(2, 17, 8, 0, None)
@@ -324,7 +324,7 @@ def test_no_call_is_lost_where_ids_have_gaps_and_times_are_out_of_order(team: Me
     late = [{"created_at": BEGIN + (number + (4 if number % 3 == 0 else 0)) * MINUTE} for number in range(40)]
     rows = dict(zip(log(*late), [row["created_at"] for row in late], strict=True))
     gone = [id_ for id_ in rows if id_ % 7 in (1, 2, 3)]
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         connection.execute(delete(RequestLog).where(RequestLog.id.in_(gone)))
     kept = {id_: at for id_, at in rows.items() if id_ not in gone}
     for minutes in range(-1, 46):
@@ -379,7 +379,7 @@ def test_search_goes_on_while_there_is_time(team: Member):
 def test_pages_of_any_filter_hold_every_call_once(
     two_teams: None, rows: list[tuple[str, str, int]], limit: int, search_s: float, **fields: Any
 ):
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         connection.execute(delete(RequestLog))
     logged = log(*[{"model": model, "status": status, "team_id": team_id} for model, status, team_id in rows])
     wanted = {name: value for name, value in fields.items() if value is not None}

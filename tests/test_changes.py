@@ -15,7 +15,7 @@ from sqlalchemy import select, text
 from tokenrouter import changes, ledger, teams
 from tokenrouter.changes import Actor, listing
 from tokenrouter.changes.listing import ChangeFilter
-from tokenrouter.database import tables
+from tokenrouter.database.engine import writing
 from tokenrouter.database.tables import Change, Team, db
 from tokenrouter.errors import APIError
 
@@ -32,7 +32,7 @@ def recorded() -> list[tuple[str, str | None, Any, Any]]:
 
 
 def use(member: Member, tokens: int) -> None:
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         connection.execute(
             text("UPDATE teams SET settled_tokens = :n WHERE id = :i"), {"n": tokens, "i": member.team.id}
         )

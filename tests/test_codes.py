@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError
 from tokenrouter import attempts, changes, reports, teams
 from tokenrouter.admin import password
 from tokenrouter.config import load
-from tokenrouter.database import tables
+from tokenrouter.database.engine import writing
 from tokenrouter.database.tables import JoinCode, SignInAttempt, db
 from tokenrouter.errors import APIError
 from tokenrouter.periods import Renewal
@@ -53,7 +53,7 @@ def join(code: JoinCode | str, name: str = "blue", address: str = CLASSROOM) -> 
 
 def let_pass(code: JoinCode, seconds: float) -> None:
     """Have the code end so many seconds earlier."""
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         ends = code.expires_at - timedelta(seconds=seconds)
         connection.execute(update(JoinCode).where(JoinCode.id == code.id).values(expires_at=ends))
 

@@ -12,7 +12,8 @@ from sqlalchemy import insert
 
 from tokenrouter import prices, teams
 from tokenrouter.commitments import Commitments, commitments
-from tokenrouter.database.tables import ProviderEntry, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import ProviderEntry, db
 from tokenrouter.money import BILLION
 from tokenrouter.runway import Runway
 

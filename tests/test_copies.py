@@ -12,8 +12,9 @@ from sqlalchemy import delete, insert, text
 
 from tokenrouter import backups, create_app, ledger, runtime, teams
 from tokenrouter.config import default_settings
+from tokenrouter.database.engine import writing
 from tokenrouter.database.snapshots import BackupError
-from tokenrouter.database.tables import RequestLog, Worker, db, writing
+from tokenrouter.database.tables import RequestLog, Worker, db
 
 pytestmark = [pytest.mark.both_databases, pytest.mark.slow]
 

@@ -14,7 +14,8 @@ from sqlalchemy import select, text, update
 from test_prices import ok, settle
 
 from tokenrouter import changes, ledger, prices, reports, runtime, teams
-from tokenrouter.database.tables import CostCorrection, RequestLog, Team, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import CostCorrection, RequestLog, Team, db
 from tokenrouter.errors import NotFound
 from tokenrouter.ledger import Ledger
 from tokenrouter.periods import Renewal

@@ -12,7 +12,8 @@ from sqlalchemy import select, update
 
 from tokenrouter import ledger, prices, teams
 from tokenrouter.alerts.watch import check_shares
-from tokenrouter.database.tables import Alert, Group, Team, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Alert, Group, Team, db
 from tokenrouter.ledger import Ledger, Outcome
 from tokenrouter.ledger.crossings import Counted, Share, shares
 

@@ -23,7 +23,8 @@ from sqlalchemy import create_engine, make_url, select, text
 from werkzeug.test import TestResponse
 
 from tokenrouter import ledger, runtime, troubles
-from tokenrouter.database import connections, tables
+from tokenrouter.database import connections
+from tokenrouter.database.engine import CHECKPOINT_PAGES, MOST_WAL_BYTES, writing
 from tokenrouter.database.tables import RequestLog, db
 from tokenrouter.ledger import writer
 from tokenrouter.standin import StandInProvider
@@ -43,7 +44,7 @@ def statuses() -> list[str]:
 
 
 def execute(statement: str, database_url: str = "") -> None:
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         connection.execute(text(statement))
 
 
@@ -283,8 +284,8 @@ def test_service_ends_where_its_file_is_taken_away(
 
 def test_what_sqlite_writes_beside_its_file_is_limited(app: Flask):
     with db.engine.connect() as connection:
-        assert connection.execute(text("PRAGMA journal_size_limit")).scalar() == tables.MOST_WAL_BYTES
-        assert connection.execute(text("PRAGMA wal_autocheckpoint")).scalar() == tables.CHECKPOINT_PAGES
+        assert connection.execute(text("PRAGMA journal_size_limit")).scalar() == MOST_WAL_BYTES
+        assert connection.execute(text("PRAGMA wal_autocheckpoint")).scalar() == CHECKPOINT_PAGES
 
 
 def test_settlement_is_tried_until_the_graceful_timeout(settings: dict[str, str], database_url: str, tmp_path: Path):

@@ -16,7 +16,8 @@ from sqlalchemy import insert, text, update
 
 from tokenrouter import create_app, runtime
 from tokenrouter.database.columns import epoch_now
-from tokenrouter.database.tables import Job, Team, Worker, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Job, Team, Worker, db
 from tokenrouter.standin import StandInProvider
 
 pytestmark = pytest.mark.both_databases

@@ -12,7 +12,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, insert, select
 
 from tokenrouter import reports, runtime, teams
-from tokenrouter.database.tables import ApiToken, DoorRefusal, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import ApiToken, DoorRefusal, db
 from tokenrouter.ledger import door
 from tokenrouter.ledger.door import Door
 

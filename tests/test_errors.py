@@ -16,7 +16,7 @@ from pairs import BOTH_DATABASES, by_pairs
 from werkzeug.test import TestResponse
 
 from tokenrouter import payload, reports
-from tokenrouter.database import tables
+from tokenrouter.database import engine
 from tokenrouter.database.tables import ApiToken, Team, db
 from tokenrouter.metering.streams import StreamMeter
 from tokenrouter.relay import handler, streams
@@ -470,7 +470,7 @@ def test_any_other_error_of_the_provider_is_relayed(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT_S", 0.1)
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from flask.testing import FlaskClient, FlaskCliRunner
 from sqlalchemy import text, update
 
 from tokenrouter import changes, ledger, reports, runtime, teams
-from tokenrouter.database.tables import Group, Team, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Group, Team, db
 from tokenrouter.errors import InvalidRequest, NameTaken, NotFound
 from tokenrouter.periods import UTC_ZONE, Renewal
 from tokenrouter.standin import StandInProvider

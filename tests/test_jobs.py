@@ -10,7 +10,8 @@ from flask import Flask
 from sqlalchemy import insert, select, update
 
 from tokenrouter.database.columns import epoch_now
-from tokenrouter.database.tables import Job, Worker, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Job, Worker, db
 from tokenrouter.worker.jobs import RETRY_S, Every, Jobs, Nightly, Task, claim
 
 pytestmark = pytest.mark.both_databases

@@ -14,7 +14,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 
 from tokenrouter import ledger, teams
-from tokenrouter.database import tables
+from tokenrouter.database.engine import writing
 from tokenrouter.database.tables import RequestLog, UsageDaily, Worker, db
 from tokenrouter.errors import QuotaExceeded, QuotaReserved, StorageUnavailable
 from tokenrouter.ledger import CallRequest, Ledger, Outcome, Reservation
@@ -61,7 +61,7 @@ def row(reservation: Reservation) -> RequestLog:
 
 
 def execute(statement: object) -> None:
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         connection.execute(statement)
 
 

@@ -18,7 +18,8 @@ from sqlalchemy import update
 from werkzeug.test import TestResponse
 
 from tokenrouter import ledger, teams
-from tokenrouter.database.tables import Team, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Team, db
 from tokenrouter.ledger.pace import MINUTE_NS, Bucket, duration
 
 CHAT = "/v1/chat/completions"

@@ -19,6 +19,7 @@ from test_usage_report import add_use
 
 from tokenrouter import ledger, prices, reports, runtime, teams
 from tokenrouter.database.connections import driver_connection
+from tokenrouter.database.engine import writing
 from tokenrouter.database.rollups import ROLLUPS, forget
 from tokenrouter.database.tables import (
     CostCorrection,
@@ -28,7 +29,6 @@ from tokenrouter.database.tables import (
     UsageDaily,
     UsageTotalsKept,
     db,
-    writing,
 )
 from tokenrouter.ledger import past_totals
 from tokenrouter.periods import UTC_ZONE

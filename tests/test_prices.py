@@ -13,7 +13,8 @@ from flask.testing import FlaskClient, FlaskCliRunner
 from sqlalchemy import select, text, update
 
 from tokenrouter import changes, ledger, money, prices, reports, runtime, teams
-from tokenrouter.database.tables import RequestLog, Team, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import RequestLog, Team, db
 from tokenrouter.errors import InvalidRequest, NotFound
 from tokenrouter.ledger import CallRequest, Ledger, Outcome
 from tokenrouter.metering.prices import Price, PriceList

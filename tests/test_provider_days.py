@@ -10,7 +10,8 @@ from sqlalchemy import update
 
 from tokenrouter import prices, provider_days, runtime
 from tokenrouter.account import refresh
-from tokenrouter.database.tables import ProviderDay, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import ProviderDay, db
 from tokenrouter.money import BILLION
 from tokenrouter.provider.account import Spending
 from tokenrouter.provider_days import Day

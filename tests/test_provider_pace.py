@@ -23,7 +23,8 @@ from werkzeug.test import TestResponse
 
 from tokenrouter import account_pace, runtime, teams
 from tokenrouter.changes import Actor
-from tokenrouter.database.tables import ProviderPace, RequestLog, WaitingCall, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import ProviderPace, RequestLog, WaitingCall, db
 from tokenrouter.ledger import Ledger, operations, worker
 from tokenrouter.ledger.pace import MINUTE_NS
 from tokenrouter.ledger.provider_pace import SECOND_NS, Waiting, serving_order

@@ -10,7 +10,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 
 from tokenrouter import provider_record, runtime
-from tokenrouter.database.tables import ProviderEntry, ProviderFetch, ProviderStretch, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import ProviderEntry, ProviderFetch, ProviderStretch, db
 from tokenrouter.errors import APIError
 from tokenrouter.provider import history
 from tokenrouter.provider_record import Fetched, fetch, fetch_quietly, kept

@@ -15,7 +15,8 @@ from test_prices import ok, request, settle
 
 from tokenrouter import changes, ledger, prices, reports, runtime, teams
 from tokenrouter.database import tables
-from tokenrouter.database.tables import CostCorrection, GivenItem, GivenResponse, PrunedUsage, RequestLog, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import CostCorrection, GivenItem, GivenResponse, PrunedUsage, RequestLog, db
 from tokenrouter.ledger import pruning
 from tokenrouter.periods import UTC_ZONE
 

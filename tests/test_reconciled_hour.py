@@ -13,7 +13,8 @@ from flask.testing import FlaskClient, FlaskCliRunner
 from sqlalchemy import select, update
 
 from tokenrouter import account, runtime
-from tokenrouter.database.tables import AccountCheck, RequestLog, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import AccountCheck, RequestLog, db
 from tokenrouter.matching import Reason
 from tokenrouter.provider_record import fetch
 from tokenrouter.reconciliation import Reconciliation, reconcile

@@ -11,7 +11,8 @@ from flask.testing import FlaskClient, FlaskCliRunner
 from sqlalchemy import func, select, update
 
 from tokenrouter import runtime
-from tokenrouter.database.tables import ProviderEntry, ProviderFetch, RequestLog, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import ProviderEntry, ProviderFetch, RequestLog, db
 from tokenrouter.errors import InvalidRequest
 from tokenrouter.matching import Reason
 from tokenrouter.provider import history

@@ -14,7 +14,8 @@ from flask.testing import FlaskClient, FlaskCliRunner
 from sqlalchemy import select, update
 
 from tokenrouter import changes, ledger, reports, runtime, teams
-from tokenrouter.database.tables import QuotaRenewal, RequestLog, Team, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import QuotaRenewal, RequestLog, Team, db
 from tokenrouter.errors import InvalidRequest, NotFound
 from tokenrouter.periods import Renewal
 from tokenrouter.standin import StandInProvider

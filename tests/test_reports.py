@@ -9,7 +9,7 @@ from flask import Flask
 from sqlalchemy import insert, update
 
 from tokenrouter import reports, teams
-from tokenrouter.database import tables
+from tokenrouter.database.engine import writing
 from tokenrouter.database.tables import ApiToken, Team, UsageDaily, db
 from tokenrouter.ledger import CallRequest, Ledger, Outcome
 
@@ -20,7 +20,7 @@ NOW = datetime(2026, 11, 25, 13, 45, tzinfo=UTC)
 
 
 def write(statement: object) -> None:
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         connection.execute(statement)
 
 

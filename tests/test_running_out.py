@@ -10,7 +10,8 @@ from flask import Flask
 from sqlalchemy import insert, update
 
 from tokenrouter import reports, teams
-from tokenrouter.database.tables import Group, GroupUsageDaily, Team, UsageDaily, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Group, GroupUsageDaily, Team, UsageDaily, db
 from tokenrouter.reports.running_out import Amount, Pace, _last_day
 
 pytestmark = pytest.mark.both_databases

@@ -11,7 +11,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import insert
 
 from tokenrouter import prices
-from tokenrouter.database.tables import AccountCheck, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import AccountCheck, db
 from tokenrouter.money import BILLION
 from tokenrouter.runway import Runway, runway, set_balance
 

@@ -19,7 +19,8 @@ from tokenrouter import changes, create_app, ledger, reports, runtime, teams
 from tokenrouter.changes import Actor
 from tokenrouter.config import ConfigError
 from tokenrouter.database import schema
-from tokenrouter.database.tables import db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import db
 
 pytestmark = [
     pytest.mark.both_databases,

@@ -19,7 +19,7 @@ from tokenrouter import addresses, attempts
 from tokenrouter.admin import password as passwords
 from tokenrouter.admin import sockets
 from tokenrouter.config import DEFAULT_ADMIN_PASSWORD, Settings, load
-from tokenrouter.database import tables
+from tokenrouter.database.engine import writing
 from tokenrouter.database.tables import SignInAttempt, db
 
 HERE, ELSEWHERE = "192.0.2.1", "192.0.2.2"
@@ -41,7 +41,7 @@ def guess(own: Settings, password: str = "wrong", address: str = HERE, browser: 
 
 def let_pass(seconds: float) -> None:
     """Make all attempts older."""
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         connection.execute(update(SignInAttempt).values(at=SignInAttempt.at - seconds))
 
 

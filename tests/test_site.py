@@ -9,6 +9,7 @@ from flask.testing import FlaskClient
 
 from tokenrouter import reports, teams
 from tokenrouter.database import tables
+from tokenrouter.database.engine import writing
 from tokenrouter.database.tables import UsageDaily, db
 
 PAGES = ("/", "/usage")
@@ -24,7 +25,7 @@ def data(client: FlaskClient, member: Member) -> dict[str, object]:
 def use(member: Member, days_ago: int, tokens: int) -> None:
     sums = {"requests": 1, "errors": 0, "prompt_tokens": 0, "completion_tokens": 0, "total_tokens": tokens}
     row = {"team_id": member.team.id, "day": NOW.date() - timedelta(days_ago), "model": "m", **sums}
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         connection.execute(db.insert(UsageDaily).values(row))
 
 
@@ -139,7 +140,7 @@ def test_wrong_method_is_told_in_the_shape_of_v1(client: FlaskClient, team: Memb
 def test_pace_is_the_average_since_the_first_use(new_team):
     team = new_team(quota_tokens=1000)
     use(team, 1, 150)  # one and a half days ago
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         connection.execute(db.update(tables.Team).values(settled_tokens=150))
     pace = reports.own_details(team.team.id, NOW)["pace"]
     assert pace == {"tokens_per_day": 100, "lasts_until": "2026-12-04T00:00:00.000Z"}

@@ -21,8 +21,10 @@ from sqlalchemy.exc import OperationalError
 from werkzeug.test import TestResponse
 
 from tokenrouter import auth, ledger, runtime
-from tokenrouter.database import connections, schema, statements, tables
+from tokenrouter.database import connections, schema, statements
+from tokenrouter.database import engine as engines
 from tokenrouter.database.columns import epoch_now
+from tokenrouter.database.engine import BUSY_TIMEOUT_S, writing
 from tokenrouter.database.tables import RequestLog, Worker, db
 from tokenrouter.ledger import CallRequest, Ledger, leases, operations, worker, writer
 from tokenrouter.relay import handler
@@ -35,8 +37,8 @@ BUSY_S, SETTLE_S = 0.2, 0.6
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait less for the database than in earnest."""
-    assert (tables.BUSY_TIMEOUT_S, worker.SETTLE_WAIT_S) == (5, 5)  # what the contract says
-    monkeypatch.setattr(tables, "BUSY_TIMEOUT_S", BUSY_S)
+    assert (BUSY_TIMEOUT_S, worker.SETTLE_WAIT_S) == (5, 5)  # what the contract says
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT_S", BUSY_S)
     monkeypatch.setattr(worker, "SETTLE_WAIT_S", SETTLE_S)
 
 
@@ -186,7 +188,7 @@ class Disk:
 
     def __init__(self, engine: Any) -> None:
         self.is_full = False
-        with tables.writing(engine) as connection:
+        with writing(engine) as connection:
             connection.execute(text("CREATE TABLE filler (bytes BLOB)"))
             for change in ("INSERT", "UPDATE"):
                 body = "BEGIN INSERT INTO filler VALUES (zeroblob(100000)); END"

@@ -13,6 +13,7 @@ from sqlalchemy import select
 
 from tokenrouter import changes, reports, teams
 from tokenrouter.database import tables
+from tokenrouter.database.engine import writing
 from tokenrouter.database.tables import MOST_QUOTA_TOKENS, ApiToken, Team, db
 from tokenrouter.errors import InvalidRequest, NameTaken, NotFound
 
@@ -34,7 +35,7 @@ def stored_token(token_id: int) -> ApiToken:
 
 
 def set_expiry(token: ApiToken, expires_at: datetime) -> None:
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         connection.execute(tables.db.update(ApiToken).where(ApiToken.id == token.id).values(expires_at=expires_at))
 
 
@@ -210,7 +211,7 @@ def test_several_teams_are_changed_all_or_none(new_team: Callable[..., Member], 
 
 
 def test_two_thousand_teams_are_changed_and_deleted_at_once(app: Flask):
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         rows = [{"name": f"team {number}", "created_at": datetime.now(UTC)} for number in range(2000)]
         connection.execute(tables.db.insert(Team), rows)
     ids = [team.id for team in teams.living()]

@@ -12,7 +12,8 @@ from test_prices import ok, settle
 
 from tokenrouter import ledger, prices, runtime, teams
 from tokenrouter.database import schema
-from tokenrouter.database.tables import RequestLog, TokenUsageDaily, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import RequestLog, TokenUsageDaily, db
 
 pytestmark = pytest.mark.both_databases
 

@@ -9,7 +9,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import insert
 
 from tokenrouter import changes, reports, teams
-from tokenrouter.database.tables import ApiToken, TokenUsageDaily, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import ApiToken, TokenUsageDaily, db
 from tokenrouter.errors import InvalidRequest, NotFound
 
 pytestmark = pytest.mark.both_databases

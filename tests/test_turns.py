@@ -19,7 +19,8 @@ from flask import Flask
 from sqlalchemy import update
 
 from tokenrouter.database import turns
-from tokenrouter.database.tables import Team, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Team, db
 from tokenrouter.database.turns import Turns
 
 WRITER = """

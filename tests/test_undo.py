@@ -14,7 +14,8 @@ from test_prices import ok, settle
 
 from tokenrouter import changes, ledger, prices, runtime, teams
 from tokenrouter.changes import Actor, CannotUndo
-from tokenrouter.database.tables import Change, Group, Team, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Change, Group, Team, db
 from tokenrouter.periods import UTC_ZONE, Renewal
 
 pytestmark = pytest.mark.both_databases

@@ -13,7 +13,8 @@ from flask.testing import FlaskClient, FlaskCliRunner
 from sqlalchemy import insert
 
 from tokenrouter import reports, teams
-from tokenrouter.database.tables import GroupUsageDaily, TokenUsageDaily, UsageDaily, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import GroupUsageDaily, TokenUsageDaily, UsageDaily, db
 from tokenrouter.errors import InvalidRequest
 from tokenrouter.reports import Days, check_dimensions, period_days
 from tokenrouter.reports.usage_report import days_before

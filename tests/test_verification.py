@@ -10,14 +10,14 @@ from flask.testing import FlaskClient, FlaskCliRunner
 from sqlalchemy import text
 
 from tokenrouter import ledger, teams
-from tokenrouter.database import tables
+from tokenrouter.database.engine import writing
 from tokenrouter.database.tables import db
 
 pytestmark = pytest.mark.both_databases
 
 
 def execute(*statements: str) -> None:
-    with tables.writing(db.engine) as connection:
+    with writing(db.engine) as connection:
         for statement in statements:
             connection.execute(text(statement))
 

@@ -39,7 +39,7 @@ from tokenrouter import (
 )
 from tokenrouter.admin import sessions
 from tokenrouter.config import ConfigError, Settings
-from tokenrouter.database import connections, schema, statements, tables
+from tokenrouter.database import connections, engine, schema, statements, tables
 from tokenrouter.metering import counting
 from tokenrouter.request_body import limit_page
 from tokenrouter.worker import preload
@@ -119,7 +119,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     app = SyncFlask(__name__)
     app.config.update(
         SQLALCHEMY_DATABASE_URI=settings.database_url,
-        SQLALCHEMY_ENGINE_OPTIONS=tables.engine_options(settings.database_url),
+        SQLALCHEMY_ENGINE_OPTIONS=engine.options_for(settings.database_url),
         MAX_CONTENT_LENGTH=settings.max_request_bytes,
         ALLOWED_MODELS=settings.allowed_models,
         TIMEZONE=settings.timezone,
@@ -131,7 +131,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     app.url_map.merge_slashes = False  # `//v1` is not `/v1`: no redirect, with a body, to elsewhere
     app.before_request(_begin)
     app.after_request(_label)
-    for part in (errors, door, unknown_paths, tables, schema, sessions, cli):
+    for part in (errors, door, unknown_paths, engine, schema, sessions, cli):
         part.init_app(app)
     request_body.init_app(app, settings.max_request_bytes)
     cors.init_app(app, settings)

@@ -13,8 +13,9 @@ from sqlalchemy import func, insert, literal_column, select
 from sqlalchemy.engine import Connection, Engine
 
 from tokenrouter import provider_days, troubles
+from tokenrouter.database.engine import writing
 from tokenrouter.database.log_status import OK, PROVIDER_ERROR
-from tokenrouter.database.tables import REASON_LENGTH, AccountCheck, AnyRow, RequestLog, Team, writing
+from tokenrouter.database.tables import REASON_LENGTH, AccountCheck, AnyRow, RequestLog, Team
 from tokenrouter.provider.account import Account, Balance, State
 from tokenrouter.provider.account import AccountCheck as Found
 

@@ -9,7 +9,8 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
-from tokenrouter.database.tables import ProviderLimit, ProviderPace, WaitingCall, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import ProviderLimit, ProviderPace, WaitingCall
 from tokenrouter.ledger.counters import NOW_NS
 from tokenrouter.ledger.pace import Bucket
 from tokenrouter.ledger.provider_pace import LATEST_PLACE_NS, SECOND_NS, UNSEEN_NS

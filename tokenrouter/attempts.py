@@ -7,7 +7,8 @@ from sqlalchemy import ColumnElement, delete, func, insert, select
 from sqlalchemy.engine import Connection
 
 from tokenrouter.database.columns import epoch_now
-from tokenrouter.database.tables import SignInAttempt, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import SignInAttempt, db
 
 ATTEMPTS, ATTEMPTS_OF_ALL = 5, 30
 ATTEMPTS_WITHIN_S = 60

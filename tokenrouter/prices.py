@@ -22,7 +22,8 @@ from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.config import parse_models
 from tokenrouter.database.connections import driver_connection
-from tokenrouter.database.tables import NAME_LENGTH, ModelPrice, UsageDaily, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import NAME_LENGTH, ModelPrice, UsageDaily, db
 from tokenrouter.errors import InvalidRequest, NotFound
 from tokenrouter.ledger.costs import DOLLARS, KnownPrices
 from tokenrouter.metering.prices import MILLION, Price, PriceList

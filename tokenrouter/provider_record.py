@@ -16,13 +16,8 @@ from sqlalchemy.engine import Connection, Engine
 
 from tokenrouter import troubles
 from tokenrouter.account import refresh
-from tokenrouter.database.tables import (
-    REASON_LENGTH,
-    ProviderEntry,
-    ProviderFetch,
-    ProviderStretch,
-    writing,
-)
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import REASON_LENGTH, ProviderEntry, ProviderFetch, ProviderStretch
 from tokenrouter.errors import APIError, InvalidRequest
 from tokenrouter.provider.account import Account
 from tokenrouter.provider.history import Entry, Page

@@ -13,7 +13,8 @@ from sqlalchemy.engine import Connection, Engine
 from tokenrouter import changes
 from tokenrouter.account import spent
 from tokenrouter.changes import Actor, Changed
-from tokenrouter.database.tables import AccountCheck, AnyRow, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import AccountCheck, AnyRow
 from tokenrouter.money import decimal_string
 from tokenrouter.provider.account import State
 

@@ -14,7 +14,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from tokenrouter import create_app
-from tokenrouter.database.tables import IS_RARE, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import IS_RARE, db
 
 RARE_MODEL = "o-seldom"
 CACHE_KIB = 512 * 1024

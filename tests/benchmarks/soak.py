@@ -46,8 +46,9 @@ from serving import Server, eventually, running_server
 from tokenrouter import create_app, ledger, runtime, teams
 from tokenrouter.changes import CLI, Actor
 from tokenrouter.database.columns import epoch_now
+from tokenrouter.database.engine import writing
 from tokenrouter.database.log_status import INTERRUPTED, OK, PENDING, PROVIDER_ERROR, REJECTED
-from tokenrouter.database.tables import BY_PROVIDER, Group, GroupRenewal, QuotaRenewal, RequestLog, Team, db, writing
+from tokenrouter.database.tables import BY_PROVIDER, Group, GroupRenewal, QuotaRenewal, RequestLog, Team, db
 from tokenrouter.metering.counting import count_tokens
 from tokenrouter.periods import UTC_ZONE, Renewal
 from tokenrouter.standin import Faults, StandInProvider, prose

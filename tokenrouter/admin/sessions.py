@@ -9,7 +9,8 @@ from flask import Flask, Request, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface, SessionMixin
 from sqlalchemy import delete, insert, select
 
-from tokenrouter.database.tables import PanelSession, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import PanelSession, db
 from tokenrouter.errors import is_api_path
 
 IDLE_LIFETIME = timedelta(hours=12)

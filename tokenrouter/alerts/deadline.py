@@ -10,7 +10,6 @@ class Deadline:
     """What ends a connection once its time is over, from its first moment on: TLS may be spun out too."""
 
     def __init__(self) -> None:
-        """Have no connection yet."""
         self._held: socket.socket | None = None
         self._is_over = False
         self._lock = threading.Lock()

@@ -23,7 +23,8 @@ from tokenrouter.alerts.message import Answer, Channel, Message
 from tokenrouter.alerts.outbox import BOTH
 from tokenrouter.alerts.webhook import Webhook
 from tokenrouter.database.columns import epoch_now
-from tokenrouter.database.tables import Alert, AnyRow, Delivery, Team, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Alert, AnyRow, Delivery, Team
 from tokenrouter.ledger.crossings import BEGUN
 from tokenrouter.troubles import one_line
 

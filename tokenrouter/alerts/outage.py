@@ -20,7 +20,8 @@ from sqlalchemy.engine import Engine
 from tokenrouter.alerts.delivery import DELIVERED, GIVEN_UP, NOW, Receivers
 from tokenrouter.alerts.kinds import OVER, AlertRecord, Kind
 from tokenrouter.alerts.message import Answer, Message
-from tokenrouter.database.tables import REASON_LENGTH, Alert, Delivery, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import REASON_LENGTH, Alert, Delivery
 from tokenrouter.errors import StorageUnavailable
 from tokenrouter.ledger import Ledger
 from tokenrouter.ledger.crossings import BEGUN

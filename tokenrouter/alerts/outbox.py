@@ -10,7 +10,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine
 
 from tokenrouter.alerts.kinds import OVER, TELLS_END, Kind
-from tokenrouter.database.tables import Alert, AnyRow, Delivery, clamp_id, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Alert, AnyRow, Delivery, clamp_id
 from tokenrouter.ledger.crossings import BEGUN
 
 BOTH = "both"

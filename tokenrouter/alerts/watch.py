@@ -15,7 +15,8 @@ from tokenrouter import account, ledger, reports, runway
 from tokenrouter.alerts.kinds import MINUTES_LOOKED_BACK, Kind
 from tokenrouter.alerts.outbox import begin, end, end_quietly, open_alerts, prune, reopen
 from tokenrouter.database.connections import driver_connection
-from tokenrouter.database.tables import Alert, AnyRow, ApiToken, DoorRefusal, Group, Team, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Alert, AnyRow, ApiToken, DoorRefusal, Group, Team, db
 from tokenrouter.ledger.crossings import Counted, Share, add_crossing, counted_columns, shares
 from tokenrouter.ledger.crossings import Kind as Owner
 from tokenrouter.provider.account import Account, State

@@ -8,7 +8,8 @@ from sqlalchemy import Table, func, insert, inspect, select, text
 from sqlalchemy.engine import Connection, Engine
 
 from tokenrouter.database.connections import without_time_limit
-from tokenrouter.database.tables import db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import db
 
 ROWS_AT_ONCE = 1000
 

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from tokenrouter.config import ConfigError
-from tokenrouter.database import snapshots, tables
+from tokenrouter.database import engine, snapshots
 from tokenrouter.database.snapshots import BackupError
 from tokenrouter.database.tables import db
 
@@ -98,8 +98,8 @@ def cause_of(error: BaseException) -> str:
 def app_on(url: str) -> Flask:
     """Return an app that has nothing but another database."""
     app = Flask("tokenrouter")
-    app.config.update(SQLALCHEMY_DATABASE_URI=url, SQLALCHEMY_ENGINE_OPTIONS=tables.engine_options(url))
-    tables.init_app(app)
+    app.config.update(SQLALCHEMY_DATABASE_URI=url, SQLALCHEMY_ENGINE_OPTIONS=engine.options_for(url))
+    engine.init_app(app)
     return app
 
 

@@ -22,18 +22,9 @@ from sqlalchemy.engine import Connection, Engine
 from tokenrouter import changes, troubles
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.connections import driver_connection
+from tokenrouter.database.engine import writing
 from tokenrouter.database.log_status import INTERRUPTED
-from tokenrouter.database.tables import (
-    ESTIMATED,
-    MOST_QUOTA_TOKENS,
-    AnyRow,
-    Group,
-    RequestLog,
-    Team,
-    Worker,
-    clamp_id,
-    writing,
-)
+from tokenrouter.database.tables import ESTIMATED, MOST_QUOTA_TOKENS, AnyRow, Group, RequestLog, Team, Worker, clamp_id
 from tokenrouter.errors import InvalidRequest, NotFound
 from tokenrouter.ledger.costs import DOLLARS, KnownPrices
 from tokenrouter.ledger.counters import IS_PENDING, marks_of

@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.connections import driver_connection
+from tokenrouter.database.engine import writing
 from tokenrouter.database.log_status import OK, PENDING
 from tokenrouter.database.rollups import forget
 from tokenrouter.database.tables import (
@@ -33,7 +34,6 @@ from tokenrouter.database.tables import (
     Team,
     TokenUsageDaily,
     UsageDaily,
-    writing,
 )
 from tokenrouter.errors import NotFound
 from tokenrouter.ledger.comparison import COUNTED_MODEL, DAY, OF_GROUPS, OF_TEAMS, Books, streamed

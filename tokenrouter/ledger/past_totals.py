@@ -13,9 +13,10 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import delete, func, insert, literal_column, select, text, update
 from sqlalchemy.engine import Connection, Engine
 
+from tokenrouter.database.engine import writing
 from tokenrouter.database.rollups import ONE_DAY, ROLLUPS, SETTLED_DAYS, Rollup
 from tokenrouter.database.sums import Sums
-from tokenrouter.database.tables import UsageDaily, UsageTotals, UsageTotalsKept, writing
+from tokenrouter.database.tables import UsageDaily, UsageTotals, UsageTotalsKept
 
 MOST_YEARS = 10
 ROWS_AT_ONCE = 500  # in one transaction, which others may have to wait for

@@ -31,10 +31,11 @@ from sqlalchemy.engine import Connection, Engine
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.connections import driver_connection
+from tokenrouter.database.engine import writing
 from tokenrouter.database.log_status import PENDING
 from tokenrouter.database.statements import Inserter, Statement
 from tokenrouter.database.sums import Sums
-from tokenrouter.database.tables import CostCorrection, GivenItem, GivenResponse, PrunedUsage, RequestLog, writing
+from tokenrouter.database.tables import CostCorrection, GivenItem, GivenResponse, PrunedUsage, RequestLog
 from tokenrouter.ledger.comparison import COUNTED_MODEL, SUMS_OF_CALLS
 from tokenrouter.ledger.undoing import keep_corrections_out
 from tokenrouter.periods import midnight

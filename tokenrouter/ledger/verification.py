@@ -33,6 +33,7 @@ from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.columns import is_yes
 from tokenrouter.database.connections import without_time_limit
+from tokenrouter.database.engine import writing
 from tokenrouter.database.log_status import PENDING, REJECTED, STATUSES
 from tokenrouter.database.rollups import forget_all
 from tokenrouter.database.sums import Sums
@@ -51,7 +52,6 @@ from tokenrouter.database.tables import (
     UsageDaily,
     Worker,
     unreadable_limits,
-    writing,
 )
 from tokenrouter.ledger.books import RECOVERY_PROMISE_S
 from tokenrouter.ledger.comparison import (

@@ -22,8 +22,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tokenrouter.database.columns import epoch_now
 from tokenrouter.database.connections import WriteConnection
+from tokenrouter.database.engine import writing
 from tokenrouter.database.statements import DriverConnection, Statement
-from tokenrouter.database.tables import Worker, writing
+from tokenrouter.database.tables import Worker
 from tokenrouter.errors import StorageUnavailable
 from tokenrouter.ledger.books import recover
 from tokenrouter.ledger.costs import DOLLARS, KnownPrices

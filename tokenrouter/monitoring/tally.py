@@ -21,7 +21,8 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tokenrouter import troubles
-from tokenrouter.database.tables import MetricTotal, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import MetricTotal
 from tokenrouter.errors import APIError
 from tokenrouter.ledger.endings import Ending
 from tokenrouter.troubles import one_line

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
-from tokenrouter.database.tables import Group, Team, clamp_id, clamp_text, db, normalized, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import Group, Team, clamp_id, clamp_text, db, normalized
 from tokenrouter.errors import InvalidRequest, NotFound
 from tokenrouter.natural_order import by_name
 

@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 from tokenrouter import changes
 from tokenrouter.auth import SHOWN_CHARACTERS, bearer_token_from, token_hash
 from tokenrouter.changes import Actor, Changed
-from tokenrouter.database.tables import ManagementToken, db, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import ManagementToken, db
 from tokenrouter.errors import InvalidManagementToken, NotFound
 from tokenrouter.teams import check_label
 

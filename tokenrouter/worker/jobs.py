@@ -15,7 +15,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tokenrouter import troubles
 from tokenrouter.database.columns import epoch_now
-from tokenrouter.database.tables import REASON_LENGTH, Job, Worker, writing
+from tokenrouter.database.engine import writing
+from tokenrouter.database.tables import REASON_LENGTH, Job, Worker
 from tokenrouter.periods import UTC_ZONE
 from tokenrouter.troubles import one_line
 

@@ -1,0 +1,108 @@
+"""The engine: how the app connects to its database, and short transactions that write."""
+
+import importlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flask import Flask
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Dialect, Engine
+
+from tokenrouter.config import ConfigError
+from tokenrouter.database.tables import db
+from tokenrouter.database.turns import turns_of
+
+BUSY_TIMEOUT_S = 5
+CHECKPOINT_PAGES, MOST_WAL_BYTES = 1000, 16 * 2**20  # what SQLite has written beside its file is taken into it
+
+
+def init_app(app: Flask) -> None:
+    """Bind the tables to the app's database.
+
+    Raises ConfigError where the folder cannot be made from which the path of an SQLite file is taken.
+    """
+    try:
+        db.init_app(app)
+    except OSError as error:
+        raise ConfigError(f"{app.instance_path} cannot be made: {error.strerror}") from error
+    with app.app_context():
+        if db.engine.dialect.name == "sqlite":
+            event.listen(db.engine, "do_connect", _expect_file)
+            event.listen(db.engine, "connect", _prepare_sqlite)
+            event.listen(db.engine, "begin", _begin_sqlite)
+        else:
+            event.listen(db.engine, "do_connect", _connect_impatiently)
+
+
+def _expect_file(dialect: Dialect, record: Any, arguments: Any, options: Any) -> None:
+    """Keep SQLite from making an empty file where the database was: `schema.ensure` makes what is to be made."""
+    path = arguments[0]
+    if path not in ("", ":memory:") and not os.path.exists(path):
+        raise sqlite3.OperationalError(f"unable to open database file: there is no {path}")
+
+
+def _connect_impatiently(dialect: Dialect, record: Any, arguments: Any, options: Any) -> Any:
+    postgresql = importlib.import_module("tokenrouter.database.postgresql")  # and psycopg with it, 9 MB
+    return postgresql.ImpatientConnection.connect(*arguments, **options)
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
+    connection.isolation_level = None  # the driver would begin by itself, and late; _begin_sqlite does it
+    connection.create_function("lower", 1, _lower, deterministic=True)  # its own knows ASCII letters only
+    for pragma in (
+        f"busy_timeout = {BUSY_TIMEOUT_S * 1000}",
+        "journal_mode = WAL",
+        "foreign_keys = ON",
+        f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+        f"journal_size_limit = {MOST_WAL_BYTES}",
+    ):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Open the transaction as a writer from the start where it will write.
+
+    A reader that turns writer later fails at once when someone else has written in between, whatever the timeout.
+    """
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def writing(engine: Engine, *, durable: bool = True) -> Iterator[Connection]:
+    """Open a short write transaction and commit it; `durable` commits survive a power cut.
+
+    Raises what the driver raises; then nothing is written.
+    """
+    with engine.connect().execution_options(writes=True) as connection, turns_of(engine).turn():
+        driver_connection = connection.connection.driver_connection
+        on_sqlite = isinstance(driver_connection, sqlite3.Connection)
+        if isinstance(driver_connection, sqlite3.Connection):  # not inside a transaction, where it would change nothing
+            driver_connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        with connection.begin():
+            if not (on_sqlite or durable):
+                connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+            yield connection
+
+
+def options_for(url: str) -> dict[str, Any]:
+    """Return what the pool and the driver need for this database."""
+    # what is not a call's, such as the panel, takes a connection for milliseconds
+    options: dict[str, Any] = {"pool_size": 4, "max_overflow": 4, "pool_timeout": BUSY_TIMEOUT_S}
+    if url.startswith("postgresql"):
+        # with a worker's readers and its writer that makes six: a server has a hundred for all
+        options |= {"pool_size": 2, "max_overflow": 0, "pool_pre_ping": True}  # the server may have ended one meanwhile
+        options["connect_args"] = {
+            "connect_timeout": BUSY_TIMEOUT_S,
+            "keepalives_idle": 10,
+            "tcp_user_timeout": 2 * BUSY_TIMEOUT_S * 1000,  # ImpatientConnection sees to a server that is silent
+            "options": f"-c lock_timeout={BUSY_TIMEOUT_S}s -c statement_timeout=60s -c timezone=UTC",
+        }
+    return options
