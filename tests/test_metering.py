@@ -534,6 +534,7 @@ def test_no_grant_holds_more_than_is_left_or_limits_to_more_than_was_asked(quota
                 assert limit is None or 0 < limit * choices < output
 
 
+@pytest.mark.slow
 def test_loading_the_tables_leaves_no_thread_whose_locks_a_fork_would_copy():
     code = "import os; from tokenrouter.metering.counting import load_tables; load_tables(); "
     code += "print(os.listdir('/proc/self/task') == [str(os.getpid())])"
