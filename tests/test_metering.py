@@ -221,7 +221,9 @@ def test_no_text_is_estimated_far_below_its_tokens(name: str):
     assert added_by(text) == toktok.batch_count([readable], ENCODING)[0]
 
 
-@pytest.mark.parametrize("field", ["user", "metadata", "reasoning_effort", "stop", "tool_choice", "service_tier"])
+@pytest.mark.parametrize(
+    "field", ["user", "metadata", "client_metadata", "reasoning_effort", "stop", "tool_choice", "service_tier"]
+)
 def test_field_that_the_model_does_not_read_counts_nothing(field: str):
     assert tokens(chat("", **{field: ENGLISH})) == tokens(chat(""))
 

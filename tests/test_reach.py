@@ -102,6 +102,7 @@ DATA = [
     {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}},
     {"text": {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}}},
     {"metadata": {"file_id": "file-1", "conversation": "conv_1"}},
+    {"client_metadata": {"thread_id": "t1", "session_id": "s1"}},  # of Codex
     {"messages": [{"role": "user", "content": '{"file_id": "file-1", "conversation": "conv_1"}'}]},
     {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": {"file_id": "f"}}}]}]},
     {"messages": message({"type": "tool_use", "id": "t", "input": {"file_id": "f", "container": "c"}})},

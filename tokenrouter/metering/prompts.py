@@ -24,6 +24,7 @@ NOT_READ = frozenset(
         "prompt_cache_key",
         "prompt_cache_retention",
         "metadata",
+        "client_metadata",
         "previous_response_id",
         "service_tier",
         "include",

@@ -44,6 +44,7 @@ OPAQUE = frozenset(
         "parameters",
         "arguments",
         "metadata",
+        "client_metadata",
         "schema",
         "json_schema",
         "input_schema",
