@@ -167,7 +167,8 @@ def killed_service(scene: Scene) -> Iterator[Callable[[], None]]:
         def check() -> None:
             assert in_time(lambda: statuses(url).count("interrupted") == calls, killed_at)
             assert held(url) == 0
-            assert again.flask("usage", "verify").returncode == 0
+            verified = again.flask("usage", "verify")
+            assert verified.returncode == 0, verified.stdout + verified.stderr
             assert post(again, token, hello()).status_code == 200
 
         yield check

@@ -235,7 +235,7 @@ def test_large_body_is_judged_within_seconds(
     data = json.dumps(LARGE[name]()).encode()
     started = time.perf_counter()
     assert post_raw(client, team, endpoint, data).status_code == 429
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 15
     assert provider.calls == []
 
 

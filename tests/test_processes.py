@@ -162,7 +162,9 @@ def test_quota_holds_though_one_of_four_workers_is_stopped_in_the_middle(setting
         token = server.create_team("team", quota)
         with Sampler(database_url) as sampler, ThreadPoolExecutor(200) as pool:
             calls = [pool.submit(post, server, token, body) for _ in range(200)]
+            # all others are refused by then, so that nobody is stopped while he writes and keeps all from writing
             assert eventually(lambda: logged_calls(database_url).get("pending", 0) >= 40)
+            assert eventually(lambda: sum(call.done() for call in calls) >= 150)
             stopped = busiest_worker(database_url)
             os.kill(stopped, signal.SIGSTOP)
             try:
