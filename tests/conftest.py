@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +35,7 @@ from serving import (
     sqlite_with_tables,
 )
 from sqlalchemy import make_url
+from werkzeug.test import TestResponse
 
 from tokenrouter import create_app, runtime, teams, troubles
 from tokenrouter.changes import Actor
@@ -242,9 +243,25 @@ def app(settings: dict[str, str]) -> Iterator[Flask]:
     runtime.close(app)
 
 
+class ClosingClient(FlaskClient):
+    """A client whose answers end with its test, also those that nobody read: with an answer its connection ends."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.answers = ExitStack()
+
+    def open(self, *args: Any, **kwargs: Any) -> TestResponse:
+        answer = super().open(*args, **kwargs)
+        self.answers.callback(answer.close)
+        return answer
+
+
 @pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
+def client(app: Flask) -> Iterator[FlaskClient]:
+    app.test_client_class = ClosingClient
+    client = app.test_client()
+    with client.answers:
+        yield client
 
 
 @pytest.fixture
