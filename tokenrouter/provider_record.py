@@ -38,7 +38,7 @@ class Kept:
 
     since: datetime | None = None
     until: datetime | None = None
-    fetched_at: datetime | None = None
+    tried_at: datetime | None = None
     error: str | None = None
     is_unfinished: bool = False
     """Whether there is more before `since` that is still to be read."""
