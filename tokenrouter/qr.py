@@ -1,6 +1,7 @@
 """QR codes, drawn as SVG in the page: no script, and no picture to fetch."""
 
-import segno
+import importlib
+
 from markupsafe import Markup
 
 
@@ -9,6 +10,7 @@ def qr_code(text: str, spoken: str, *, svg_id: str | None = None) -> Markup:
 
     By `svg_id` a page may show it again.
     """
+    segno = importlib.import_module("segno")  # for one page in a month, 1.5 MB
     code = segno.make(text, error="m", micro=False)
     drawn = code.svg_inline(omitsize=True, svgid=svg_id, svgclass="qr", lineclass=None, border=2, light="#fff")
     return Markup('<span role="img" aria-label="{}">{}</span>').format(spoken, Markup(drawn))  # noqa: S704 - drawn here

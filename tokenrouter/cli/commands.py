@@ -2,6 +2,7 @@
 
 import functools
 import getpass
+import importlib
 import json
 import os
 import re
@@ -17,7 +18,6 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
-from tabulate import tabulate
 
 from tokenrouter import changes, config, reports, teams
 from tokenrouter.changes import Actor
@@ -194,7 +194,7 @@ def show_limits(row: Team | tables.Group, as_json: bool = False) -> None:
         (name, UNLIMITED if value is None and name in UNLIMITED_WHERE_NONE else _cell(value))
         for name, value in view.items()
     ]
-    click.echo(tabulate(rows, tablefmt="plain", disable_numparse=True))
+    print_table(rows, tablefmt="plain")
     if row.unpriced_tokens:
         click.echo(f"{row.unpriced_tokens:,} of the used tokens have no price; what they cost is not known.")
 
@@ -207,7 +207,12 @@ def show_list(views: Sequence[dict[str, Any]], row: Callable[..., dict[str, Any]
         click.echo(empty)
     else:
         rows = [{name: _cell(value) for name, value in row(view).items()} for view in views]
-        click.echo(tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True))
+        print_table(rows, headers="keys", tablefmt="simple")
+
+
+def print_table(rows: Sequence[Any], **format_: str) -> None:
+    """Print rows with their cells below each other; workers never do, so they do not load what does it."""
+    click.echo(importlib.import_module("tabulate").tabulate(rows, disable_numparse=True, **format_))
 
 
 def _cell(value: Any) -> str:

@@ -5,10 +5,9 @@ from typing import Any
 
 import click
 from flask import current_app
-from tabulate import tabulate
 
 from tokenrouter import ledger, prices, reports
-from tokenrouter.cli.commands import Group, Parsed, as_json, confirm, is_terminal, me, show_list
+from tokenrouter.cli.commands import Group, Parsed, as_json, confirm, is_terminal, me, print_table, show_list
 from tokenrouter.database.tables import db
 from tokenrouter.money import decimal_string
 
@@ -73,7 +72,7 @@ def fetch_prices() -> None:
         for row in prices.compared(listed)
     ]
     if rows:
-        click.echo(tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True))
+        print_table(rows, headers="keys", tablefmt="simple")
         confirm("Let them hold where you have set none?", yes=not is_terminal())
     fetched = prices.take_over(listed, by=me())
     click.echo(f"The provider has prices of {fetched.priced:,} models, of which {len(fetched.changed):,} are new.")
