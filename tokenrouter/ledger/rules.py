@@ -305,12 +305,16 @@ def pace_headers(balances: Sequence[Balance]) -> dict[str, str]:
     """
     told: dict[str, str] = {}
     for kind in KINDS:
-        buckets = [(getattr(each, kind), each.now) for each in balances if getattr(each, kind) is not None]
-        if buckets:
-            bucket, now = min(buckets, key=lambda each: (each[0].remaining(each[1]), -each[0].reset_ns(each[1])))
-            told[f"x-ratelimit-limit-{kind}"] = str(bucket.limit)
-            told[f"x-ratelimit-remaining-{kind}"] = str(bucket.remaining(now))
-            told[f"x-ratelimit-reset-{kind}"] = duration(bucket.reset_ns(now))
+        states = [
+            (bucket.remaining(each.now), -bucket.reset_ns(each.now), bucket.limit)
+            for each in balances
+            if (bucket := getattr(each, kind)) is not None
+        ]
+        if states:
+            remaining, minus_reset_ns, limit = min(states)  # the fewest, and of as many those that take longest
+            told[f"x-ratelimit-limit-{kind}"] = str(limit)
+            told[f"x-ratelimit-remaining-{kind}"] = str(remaining)
+            told[f"x-ratelimit-reset-{kind}"] = duration(-minus_reset_ns)
     return told
 
 
@@ -326,14 +330,10 @@ def decide(
     A call whose output does not fit is let through with a lower limit while that limit is still of use.
     """
     prompt_tokens, output_tokens = request.prompt_tokens, request.output_tokens
-    if not limits:
+    if all(output_tokens <= limit.left(prompt_tokens) for limit in limits):
         return _grant(prompt_tokens, output_tokens, price)
-    tightest = limits[0]
-    if len(limits) > 1:
-        tightest = min(limits, key=lambda limit: (limit.left(prompt_tokens), limit.is_held))
+    tightest = min(limits, key=lambda limit: (limit.left(prompt_tokens), limit.is_held))
     left = tightest.left(prompt_tokens)
-    if output_tokens <= left:
-        return _grant(prompt_tokens, output_tokens, price)
     least = LEAST_OUTPUT_TOKENS * request.choices
     may_limit = request.choices > 0 and left >= request.choices
     if may_limit and (left >= output_reserve_tokens or (not tightest.is_held and left >= least)):
