@@ -37,12 +37,12 @@ def is_running(database: Path) -> bool:
 
 
 def begin(database: Path) -> None:
-    """Let the backup be due, and wait for a worker to begin with it."""
-    deadline = time.monotonic() + 2 * LOOK_S
-    ask(database, "UPDATE jobs SET due_at = 0 WHERE name = 'backup'")
+    """Let the backup be due, and wait for a worker to begin: a service knows its jobs from its first look on."""
+    deadline = time.monotonic() + 3 * LOOK_S
     while not is_running(database):
         if time.monotonic() > deadline:
             raise SystemExit("no worker has begun with the backup")
+        ask(database, "UPDATE jobs SET due_at = 0 WHERE name = 'backup' AND due_at > 0 AND worker_id IS NULL")
         time.sleep(0.05)
 
 
