@@ -13,7 +13,7 @@ from tokenrouter import attempts, create_app, runtime
 from tokenrouter.admin import password as passwords
 from tokenrouter.alerts import Mail, Receivers, Sender, Speaker, Webhook, secret_from
 from tokenrouter.config import load
-from tokenrouter.database import tables
+from tokenrouter.database import columns, tables
 from tokenrouter.errors import PaceExceeded, ProviderBusy
 from tokenrouter.first_start import generated_secret_key
 from tokenrouter.ledger import CallRequest, Ledger, Outcome, operations
@@ -50,7 +50,7 @@ def reserve_calls(wait_for_all: Wait, database_url: str, name: str, calls: int, 
     `pace` is that of the whole service, for which none waits.
     """
     for dialect in ("sqlite", "postgresql"):
-        compiles(tables.epoch_now, dialect)(lambda *_, **__: "1795000000.0")
+        compiles(columns.epoch_now, dialect)(lambda *_, **__: "1795000000.0")
     operations.PATIENCE_S = 0.0
     app = create_app(settings(database_url))
     admitted = 0
