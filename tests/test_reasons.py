@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 
 from tokenrouter import ledger, prices, reports, teams
 from tokenrouter.database.tables import AnyRow, db
-from tokenrouter.ledger.operations import kept_reason
+from tokenrouter.ledger.log_rows import kept_reason
 
 pytestmark = pytest.mark.both_databases
 

@@ -9,10 +9,11 @@ from tokenrouter.ledger.books import add_extra, begin_due_periods, check_extras,
 from tokenrouter.ledger.corrections import Corrected, correct_costs
 from tokenrouter.ledger.past_totals import sum_up
 from tokenrouter.ledger.pruning import Pruned, first_day_kept, last_day_pruned, prune
+from tokenrouter.ledger.repairs import repair
 from tokenrouter.ledger.responses import Given, first_unknown_item, tokens_of_response
 from tokenrouter.ledger.rules import CallerChanged, CallRequest, Outcome, Reservation
 from tokenrouter.ledger.undoing import keep_corrections_out, undo_extra, undo_resets
-from tokenrouter.ledger.verification import Verification, repair, verify
+from tokenrouter.ledger.verification import Verification, verify
 from tokenrouter.ledger.worker import SETTLE_WAIT_S, Ledger
 
 __all__ = [

@@ -29,12 +29,8 @@ from tokenrouter.errors import InvalidRequest, NotFound
 from tokenrouter.ledger.costs import DOLLARS, KnownPrices
 from tokenrouter.ledger.counters import IS_PENDING, marks_of
 from tokenrouter.ledger.endings import Ending, Endings
-from tokenrouter.ledger.operations import (
-    IS_ORPHAN,
-    PENDING_CALLS,
-    Settle,
-    reservation_of,
-)
+from tokenrouter.ledger.log_rows import IS_ORPHAN, PENDING_CALLS, reservation_of
+from tokenrouter.ledger.operations import Settle
 from tokenrouter.ledger.rules import Outcome
 from tokenrouter.ledger.transaction import Transaction
 from tokenrouter.money import MOST_AMOUNT, decimal_string

@@ -30,7 +30,7 @@ from tokenrouter.database.tables import (
     UsageDaily,
 )
 from tokenrouter.errors import UNKNOWN_MODEL, ModelNotFound, TeamDisabled
-from tokenrouter.ledger.operations import NO_MODEL
+from tokenrouter.ledger.log_rows import NO_MODEL
 
 Key = tuple[Any, ...]
 """Whose it is, by id, a group's with the team's after it; then day and model."""

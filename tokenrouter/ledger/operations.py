@@ -1,14 +1,10 @@
 """The write operations of the ledger, of which the writer carries out many in one transaction."""
 
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import bindparam, exists, insert, literal_column, select, update
-
 from tokenrouter.database.log_status import PENDING, PROVIDER_ERROR, REJECTED
-from tokenrouter.database.statements import Statement
-from tokenrouter.database.tables import NO_COST, NOT_COUNTED, REASON_LENGTH, AnyRow, ApiToken, RequestLog, Worker
 from tokenrouter.errors import (
     UNKNOWN_MODEL,
     ModelHasNoPrice,
@@ -18,11 +14,28 @@ from tokenrouter.errors import (
     QuotaExceeded,
     QuotaReserved,
 )
-from tokenrouter.ledger.costs import PRICES_VERSION
-from tokenrouter.ledger.counters import IS_PENDING, NOW
 from tokenrouter.ledger.door import CountTurnedAway
 from tokenrouter.ledger.endings import Ending
 from tokenrouter.ledger.leases import Lease
+from tokenrouter.ledger.log_rows import (
+    ADD_REPEATS,
+    FIND_LEASES,
+    FIND_ORPHAN,
+    FIND_REFUSAL,
+    INSERT_CALL,
+    NO_MODEL,
+    PENDING_CALL,
+    SAVE_LAST_USE,
+    SAVE_PROGRESS,
+    SAVE_RUNNING,
+    SET_COST,
+    SETTLE_CALL,
+    STATUS_OF_CALL,
+    day_as_read,
+    kept_reason,
+    log_row,
+    moment_of,
+)
 from tokenrouter.ledger.provider_pace import PATIENCE_S, SECOND_NS, Places, PlacesSeen
 from tokenrouter.ledger.refusals import REPEATS_WITHIN, LoggedRefusal, Repetition, key_of
 from tokenrouter.ledger.responses import Given, remember
@@ -42,8 +55,6 @@ from tokenrouter.ledger.transaction import Transaction
 
 Refused = QuotaExceeded | QuotaReserved | PaceExceeded | ModelHasNoPrice | ProviderBusy
 REFUSALS = (QuotaExceeded, QuotaReserved, PaceExceeded, ModelHasNoPrice, ProviderBusy)
-NO_MODEL = ""
-"""The model in the sums of a day where the caller named none that is known; what callers invent must not be a row."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,7 @@ class Reserve(_OfCall):
             if balance.requests is not None:
                 balance.requests.take(1, balance.now)
         day, held = tx.day_of(request), grant.held_tokens
-        row = _log_row(request, status=PENDING, held_tokens=held, worker_id=tx.worker_id, day=day)
+        row = log_row(request, status=PENDING, held_tokens=held, worker_id=tx.worker_id, day=day)
         row |= {"prompt_tokens": request.prompt_tokens, "held_cost": grant.held_cost}
         (call_id,) = INSERT_CALL.execute(tx.connection, row).fetchone()
         headers = pace_headers(paced) if paced else NO_HEADERS
@@ -255,7 +266,7 @@ class Reject(_OfTeam):
             if (known_id := tx.refusals.repeat(key, request.created_at)) is not None:
                 return known_id
         why = {"status_code": self.status_code, "error_code": self.error_code, "reason": kept_reason(self.reason)}
-        INSERT_CALL.execute(tx.connection, _log_row(request, status=REJECTED, day=day, **why)).fetchone()
+        INSERT_CALL.execute(tx.connection, log_row(request, status=REJECTED, day=day, **why)).fetchone()
         whose = self.team_id, request.group_id, request.token_id
         tx.count(*whose, day, self.counted_model, self._outcome)
         tx.endings.append(Ending(request, self._outcome, cost=0))
@@ -280,7 +291,7 @@ class Reject(_OfTeam):
             "since": self.request.created_at - REPEATS_WITHIN,
         }
         row = FIND_REFUSAL.execute(tx.connection, values).fetchone()
-        return None if row is None else self._refusal(row[0], _moment(row[1]), day)
+        return None if row is None else self._refusal(row[0], moment_of(row[1]), day)
 
     def _refusal(self, request_id: str, created_at: datetime, day: date) -> LoggedRefusal:
         return LoggedRefusal(request_id, self.request, self._outcome, created_at, day, self.counted_model)
@@ -370,7 +381,7 @@ class Abandon(_OfCall):
         if row is not None:
             call_id, token_id, model, held_tokens, held_cost, day = row
             held = held_tokens, self.group_id, held_cost
-            call = Reservation(call_id, self.team_id, token_id, model, _day(day), *held, request=self.request)
+            call = Reservation(call_id, self.team_id, token_id, model, day_as_read(day), *held, request=self.request)
             outcome = Outcome(status=PROVIDER_ERROR, status_code=503, error_code="storage_unavailable")
             Settle(call, outcome).apply(tx)
 
@@ -458,14 +469,6 @@ class Probe:
         """Return None: a lease may be renewed."""
 
 
-def reservation_of(row: AnyRow) -> Reservation:
-    """Return the reservation that a row of PENDING_CALLS describes."""
-    day = row.day or row.created_at.date()  # of a call from before that was kept, the one in UTC
-    held = row.held_tokens, row.group_id, row.held_cost
-    request = CallRequest(**{name: getattr(row, name) for name in REQUESTED_COLUMNS})
-    return Reservation(row.id, row.team_id, row.token_id, row.model, day, *held, request=request)
-
-
 LedgerOperation = (
     Reserve
     | GiveUp
@@ -481,164 +484,3 @@ LedgerOperation = (
     | Heartbeat
     | Probe
 )
-
-LOGGED_COLUMNS = [column.key for column in RequestLog.__table__.columns if column.key != "id"]
-INSERT_CALL = Statement(
-    insert(RequestLog).values({name: bindparam(name) for name in LOGGED_COLUMNS}).returning(RequestLog.id)
-)
-PENDING_CALL = Statement(
-    select(
-        RequestLog.id,
-        RequestLog.token_id,
-        RequestLog.model,
-        RequestLog.held_tokens,
-        RequestLog.held_cost,
-        RequestLog.day,
-    ).where(RequestLog.request_id == bindparam("request_id"), IS_PENDING)
-)
-STATUS_OF_CALL = Statement(select(RequestLog.status).where(RequestLog.id == bindparam("call_id")))
-REQUESTED_COLUMNS = (
-    "request_id",
-    "team_id",
-    "team_name",
-    "token_id",
-    "token_prefix",
-    "model",
-    "endpoint",
-    "stream",
-    "created_at",
-    "group_id",
-)
-PENDING_CALLS = select(
-    RequestLog.id,
-    *(getattr(RequestLog, name) for name in REQUESTED_COLUMNS),
-    RequestLog.held_tokens,
-    RequestLog.held_cost,
-    RequestLog.prompt_tokens,
-    RequestLog.completion_tokens,
-    RequestLog.day,
-).where(IS_PENDING)
-IS_ORPHAN = ~exists().where(Worker.id == RequestLog.worker_id)
-FIND_LEASES = Statement(select(Worker.id, Worker.lease_expires_at, NOW))
-FIND_ORPHAN = Statement(select(RequestLog.id).where(IS_PENDING, IS_ORPHAN).limit(1))
-SETTLED_COLUMNS = (
-    "status",
-    "status_code",
-    "error_code",
-    "reason",
-    "charged_tokens",
-    "usage_source",
-    "prompt_tokens",
-    "completion_tokens",
-    "total_tokens",
-    "cached_tokens",
-    "cost",
-    "cost_source",
-    "latency_ms",
-    "first_byte_ms",
-    "provider_request_id",
-)
-SETTLE_CALL = Statement(
-    update(RequestLog)
-    .where(RequestLog.id == bindparam("call_id"), IS_PENDING)
-    .values({column: bindparam(column) for column in SETTLED_COLUMNS})
-    .returning(PRICES_VERSION)
-)
-SET_COST = Statement(
-    update(RequestLog)
-    .where(RequestLog.id == bindparam("call_id"))
-    .values(cost=bindparam("cost"), cost_source=bindparam("cost_source"))
-)
-SAVE_PROGRESS = Statement(
-    update(RequestLog)
-    .where(RequestLog.id == bindparam("call_id"), IS_PENDING)
-    .values(completion_tokens=bindparam("new_completion_tokens"))
-)
-SAVE_RUNNING = Statement(
-    update(Worker)
-    .where(Worker.id == bindparam("worker"))
-    .values(running_calls=bindparam("running_calls"), running_upto=bindparam("running_upto"))
-)
-SAVE_LAST_USE = Statement(
-    update(ApiToken).where(ApiToken.id == bindparam("token")).values(last_used_at=bindparam("used_at"))
-)
-
-NEWEST_ROWS = 200  # of a team; a flood of refusals is a row of them
-_newest = (
-    select(RequestLog.__table__)
-    .where(RequestLog.team_id == bindparam("team"))
-    .order_by(RequestLog.id.desc())
-    .limit(literal_column(str(NEWEST_ROWS)))
-    .subquery()
-)
-FIND_REFUSAL = Statement(
-    select(_newest.c.request_id, _newest.c.created_at)
-    .where(
-        _newest.c.status == literal_column(f"'{REJECTED}'"),
-        *(
-            _newest.c[name] == bindparam(name)
-            for name in ("token_id", "model", "endpoint", "status_code", "error_code")
-        ),
-        _newest.c.group_id.is_not_distinct_from(bindparam("group_id")),
-        _newest.c.day == bindparam("day"),
-        _newest.c.created_at > bindparam("since"),
-    )
-    .order_by(_newest.c.id.desc())
-    .limit(literal_column("1"))
-)
-ADD_REPEATS = Statement(
-    update(RequestLog)
-    .where(RequestLog.request_id == bindparam("refusal"))
-    .values(repeats=RequestLog.repeats + bindparam("times"))
-)
-
-
-def _log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
-    return {
-        "request_id": request.request_id,
-        "team_id": request.team_id,
-        "team_name": request.team_name,
-        "group_id": request.group_id,
-        "token_id": request.token_id,
-        "token_prefix": request.token_prefix,
-        "model": request.model,
-        "endpoint": request.endpoint,
-        "stream": request.stream,
-        "created_at": request.created_at,
-        "worker_id": None,
-        "status_code": None,
-        "error_code": None,
-        "repeats": 1,
-        "held_tokens": 0,
-        "held_cost": 0,
-        "prompt_tokens": 0,
-        "completion_tokens": 0,
-        "total_tokens": 0,
-        "cached_tokens": 0,
-        "cost": None if values["status"] == PENDING else 0,
-        "cost_source": NO_COST,
-        "charged_tokens": 0,
-        "usage_source": NOT_COUNTED,
-        "latency_ms": None,
-        "first_byte_ms": None,
-        "provider_request_id": None,
-        "reason": None,
-        **values,
-    }
-
-
-def kept_reason(reason: str | None) -> str | None:
-    """Return what the log keeps of a reason: so much of it, in characters that are seen."""
-    if reason is None:
-        return None
-    return "".join(each if each.isprintable() else " " for each in reason[:REASON_LENGTH])
-
-
-def _moment(stored: datetime | str) -> datetime:
-    """Return a moment as the driver read it: SQLite has no type for it."""
-    return stored if isinstance(stored, datetime) else datetime.fromisoformat(stored).replace(tzinfo=UTC)
-
-
-def _day(stored: date | str) -> date:
-    """Return a day, likewise."""
-    return stored if isinstance(stored, date) else date.fromisoformat(stored)

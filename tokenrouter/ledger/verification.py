@@ -1,13 +1,13 @@
-"""Prove that counters, daily totals and log agree, and set the first two to what the log says."""
+"""Prove that counters, daily totals and log agree."""
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -22,20 +22,15 @@ from sqlalchemy import (
     select,
     text,
     type_coerce,
-    update,
 )
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import aliased
 from sqlalchemy.types import NullType
 
-from tokenrouter import changes
-from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.columns import is_yes
 from tokenrouter.database.connections import without_time_limit
-from tokenrouter.database.engine import writing
 from tokenrouter.database.log_status import PENDING, REJECTED, STATUSES
-from tokenrouter.database.rollups import forget_all
 from tokenrouter.database.sums import Sums
 from tokenrouter.database.tables import (
     BY_PROVIDER,
@@ -44,8 +39,6 @@ from tokenrouter.database.tables import (
     NOT_COUNTED,
     AnyRow,
     ApiToken,
-    Change,
-    CostCorrection,
     Group,
     RequestLog,
     Team,
@@ -54,22 +47,12 @@ from tokenrouter.database.tables import (
     unreadable_limits,
 )
 from tokenrouter.ledger.books import RECOVERY_PROMISE_S
-from tokenrouter.ledger.comparison import (
-    OF_GROUPS,
-    OF_TEAMS,
-    OF_TOKENS,
-    Books,
-    Comparison,
-    Key,
-    compare,
-    rewrite_days,
-    streamed,
-)
-from tokenrouter.ledger.counters import IS_PENDING, NOW
+from tokenrouter.ledger.comparison import OF_GROUPS, OF_TEAMS, OF_TOKENS, Books, Comparison, Key, compare
+from tokenrouter.ledger.counters import NOW
+from tokenrouter.ledger.expected import MARKS, calls_in_flight, held_by_calls, resets_on_record
 from tokenrouter.ledger.leases import LEASE_S
-from tokenrouter.ledger.operations import PENDING_CALLS
+from tokenrouter.ledger.log_rows import PENDING_CALLS
 from tokenrouter.ledger.past_totals import wrong_totals
-from tokenrouter.ledger.pruning import keep_pruning_out
 
 CLOCKS_DIFFER = timedelta(hours=25)  # a row's time is that of the machine which made it
 MOST_LINES = 100  # of one kind
@@ -136,67 +119,6 @@ def verify(engine: Engine) -> Verification:
     return found
 
 
-def repair(engine: Engine, *, by: Actor) -> list[str]:
-    """Set counters and daily totals to what the log says, as far as it goes; return what changed, a line for each team.
-
-    It is one transaction, in which no call is booked, and recorded as a change.
-    """
-    with writing(engine) as connection:
-        without_time_limit(connection)
-        keep_pruning_out(connection)
-        changed = [each for books in (OF_GROUPS, OF_TEAMS) for each in _repair_books(connection, books)]
-        changes.record(connection, by, changes.USAGE_REPAIR, *changed)
-        wrong = [f"reports: sums of {kind} from {day}" for kind, day in wrong_totals(connection)]
-        forget_all(connection)
-    return [*map(_describe_change, changed), *wrong]
-
-
-def _repair_books(connection: Connection, books: Books) -> list[Changed]:
-    table: Any = books.kind.__table__
-    locked = select(table).order_by(table.c.id).with_for_update(key_share=True)
-    rows = {row.id: row for row in connection.execute(locked)}
-    compared = compare(connection, books)
-    held, in_flight, resets = _held(connection, books), _in_flight(connection, books), _resets(connection, books)
-    last_renewal = connection.execute(select(func.max(books.renewals.id))).scalar() or 0
-    last_correction = connection.execute(select(func.max(CostCorrection.id))).scalar() or 0
-    rewritten = rewrite_days(connection, books, compared)
-    if books.kind is Team:
-        rewritten += _repair_tokens(connection)
-    changed = []
-    for id_, row in rows.items():
-        held_tokens, held_cost = held.get(id_, (0, 0))
-        right = {"held_tokens": held_tokens, "held_cost": held_cost, "calls_in_flight": in_flight[id_]}
-        for mark in MARKS:
-            settled, recorded = getattr(compared.settled[id_], mark.summed), resets[id_].moved[mark.recorded]
-            reset = recorded if resets[id_].is_proven else getattr(row, mark.reset)
-            right |= {mark.settled: settled, mark.reset: min(max(reset, 0), settled)}
-        before = {name: getattr(row, name) for name in right}
-        if before != right or rewritten[id_]:
-            connection.execute(update(table).where(table.c.id == id_).values(right))
-            after = right | {"daily_totals_rewritten": rewritten[id_], "last_renewal": last_renewal}
-            after |= {"last_correction": last_correction}
-            changed.append(Changed.of(books.kind, id_, row.name, before, after))
-    return changed
-
-
-def _repair_tokens(connection: Connection) -> Counter[int]:
-    """Set the daily totals of tokens to what the log says; return how many by team."""
-    teams = dict(connection.execute(select(ApiToken.id, ApiToken.team_id)).all())
-    rewritten: Counter[int] = Counter()
-    for token_id, days in rewrite_days(connection, OF_TOKENS, compare(connection, OF_TOKENS)).items():
-        rewritten[teams.get(token_id, 0)] += days
-    return rewritten
-
-
-def _describe_change(changed: Changed) -> str:
-    before, after = changed.before or {}, changed.after or {}
-    words = [f"{name} {before[name]:,} → {after[name]:,}" for name in before if before[name] != after[name]]
-    if after["daily_totals_rewritten"]:
-        words.append(f"{after['daily_totals_rewritten']:,} daily totals")
-    whose = changed.team_name or f"group {changed.group_name}"
-    return f"{whose}: {', '.join(words)}"
-
-
 @contextmanager
 def _snapshot(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as connection:
@@ -204,92 +126,6 @@ def _snapshot(engine: Engine) -> Iterator[Connection]:
             connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         without_time_limit(connection)
         yield connection
-
-
-# counters
-
-
-class Mark(NamedTuple):
-    """A counter that only grows, and the mark from which use counts: the names of their columns."""
-
-    settled: str
-    reset: str
-    recorded: str
-    """What it moved by, in the record of a reset and in a renewal."""
-    summed: str
-    """What it grew by, in the sums of days."""
-    words: str
-
-
-MARKS = (
-    Mark("settled_tokens", "reset_mark_tokens", "used_tokens", "total_tokens", "settled, and {} charged"),
-    Mark("settled_cost", "reset_mark_cost", "used_cost", "cost", "billionths of cost, and {}"),
-    Mark(
-        "settled_priced_tokens",
-        "reset_mark_priced_tokens",
-        "priced_tokens",
-        "priced_tokens",
-        "tokens with a price, and {}",
-    ),
-)
-
-MOVED = [mark.recorded for mark in MARKS]
-
-
-@dataclass
-class Resets:
-    """What recorded resets and renewals sum up to; proven where they go back to the creation, or a repair."""
-
-    moved: Counter[str] = field(default_factory=Counter)
-    is_proven: bool = False
-
-
-def _resets(connection: Connection, books: Books) -> defaultdict[int | None, Resets]:
-    moving = changes.USAGE_RESET, changes.USAGE_RESTORE
-    actions, owner = (books.creation, *moving, changes.USAGE_REPAIR), books.of_changes
-    query = select(owner, Change.action, Change.before, Change.after).where(Change.action.in_(actions))
-    resets: defaultdict[int | None, Resets] = defaultdict(Resets)
-    renewals_upto: defaultdict[int | None, int] = defaultdict(int)  # those up to here are in the mark of a repair
-    corrections_upto: defaultdict[int | None, int] = defaultdict(int)  # likewise
-    for owner_id, action, before, after in streamed(connection, query.where(owner.is_not(None)).order_by(Change.id)):
-        own, before, after = resets[owner_id], before or {}, after or {}
-        if action in moving:
-            own.moved.update({name: int(before.get(name, 0)) - int(after.get(name, 0)) for name in MOVED})
-        elif action == changes.USAGE_REPAIR:
-            moved = Counter({mark.recorded: int(after.get(mark.reset, 0)) for mark in MARKS})
-            resets[owner_id] = Resets(moved, is_proven=True)
-            renewals_upto[owner_id] = int(after.get("last_renewal", 0))
-            corrections_upto[owner_id] = int(after.get("last_correction", 0))
-        else:
-            own.is_proven = True
-    moved_by = [getattr(books.renewals, mark.recorded) for mark in MARKS]
-    renewals = select(books.renewals.id, books.of_renewals, *moved_by).order_by(books.renewals.id)
-    for renewal_id, owner_id, *values in streamed(connection, renewals):
-        if renewal_id > renewals_upto[owner_id]:
-            resets[owner_id].moved.update({mark.recorded: v for mark, v in zip(MARKS, values, strict=True)})
-    owner = getattr(CostCorrection, books.of_days[0].key)
-    is_past = CostCorrection.is_past if books.kind is Team else CostCorrection.is_past_of_group
-    past = select(CostCorrection.id, owner, CostCorrection.cost, CostCorrection.priced_tokens).where(is_past)
-    for correction_id, owner_id, cost, priced_tokens in streamed(connection, past):
-        if correction_id > corrections_upto[owner_id]:
-            resets[owner_id].moved.update({"used_cost": cost, "priced_tokens": priced_tokens})
-    return resets
-
-
-def _held(connection: Connection, books: Books) -> dict[int, tuple[int, int]]:
-    """Return what pending calls hold, by id: tokens, and money."""
-    owner = books.of_calls[0]
-    sums = func.sum(RequestLog.held_tokens), func.sum(RequestLog.held_cost)
-    held = connection.execute(select(owner, *sums).where(IS_PENDING).group_by(owner))
-    return {owner_id: (int(tokens), int(cost)) for owner_id, tokens, cost in held}
-
-
-def _in_flight(connection: Connection, books: Books) -> Counter[int]:
-    owner = books.of_calls[0]
-    in_flight: Counter[int] = Counter()
-    for owner_id, calls in connection.execute(select(owner, func.count()).where(IS_PENDING).group_by(owner)):
-        in_flight[owner_id] = calls
-    return in_flight
 
 
 def _check_books(connection: Connection, books: Books, found: Verification) -> Comparison:
@@ -347,7 +183,8 @@ def _check_limits(connection: Connection, books: Books, names: Mapping[int, str]
 def _check_counters(
     connection: Connection, books: Books, rows: Sequence[AnyRow], compared: Comparison, found: Verification
 ) -> None:
-    held, in_flight, resets = _held(connection, books), _in_flight(connection, books), _resets(connection, books)
+    held, in_flight = held_by_calls(connection, books), calls_in_flight(connection, books)
+    resets = resets_on_record(connection, books)
     unproven = 0
     for row in rows:
         (holds, costs), recorded = held.get(row.id, (0, 0)), resets[row.id]
