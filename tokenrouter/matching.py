@@ -31,11 +31,6 @@ class Reason(Enum):
     PRICED = "as many tokens, at another price than ours"
     OTHERWISE = "not explained: the provider’s record has another count than its answer told"
 
-    @property
-    def is_explained(self) -> bool:
-        """Whether our log tells how it came to it."""
-        return self is not Reason.OTHERWISE
-
 
 @dataclass(frozen=True)
 class OurCall:

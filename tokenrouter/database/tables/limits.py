@@ -130,13 +130,6 @@ class HasLimits:
         return 0 if self.is_due else self.extra_budget
 
     @property
-    def remaining_budget(self) -> int | None:
-        """What budget and extra still let through; None where there is no budget."""
-        if self.budget is None:
-            return None
-        return max(0, self.budget + self.current_extra_budget - (self.cost or 0) - self.held_cost)
-
-    @property
     def remaining_tokens(self) -> int | None:
         """What quota and extra still let through; None where it is unlimited."""
         if self.allowance_tokens is None:
