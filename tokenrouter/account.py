@@ -16,7 +16,7 @@ from tokenrouter import provider_days, troubles
 from tokenrouter.database.engine import writing
 from tokenrouter.database.log_status import OK, PROVIDER_ERROR
 from tokenrouter.database.tables import REASON_LENGTH, AccountCheck, AnyRow, RequestLog, Team
-from tokenrouter.provider.account import Account, Balance, State
+from tokenrouter.provider.account import STATES_BY_ERROR, Account, Balance, State
 from tokenrouter.provider.account import AccountCheck as Found
 
 REFRESH_S = 600.0
@@ -28,13 +28,7 @@ PACED_CALLS = 20
 KEPT = ("points", "money", "currency", "next_grant_at", "next_grant_points")
 """Of a balance, what the row of a check has."""
 
-STATES = {
-    "provider_quota_exhausted": State.EMPTY,
-    "provider_auth_failed": State.KEY_REFUSED,
-    "provider_unreachable": State.UNREACHABLE,
-    "provider_timeout": State.SLOW,
-    "provider_bad_response": State.BROKEN,
-}
+STATES = STATES_BY_ERROR | {"provider_bad_response": State.BROKEN}
 """How the account stands by the code of a call that failed."""
 NEEDS_PROOF = (State.EMPTY, State.KEY_REFUSED)
 REFUSALS = (*NEEDS_PROOF, State.LIMITED)

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from tokenrouter.database.engine import writing
+from tokenrouter.database.statements import inserter
 from tokenrouter.database.tables import ProviderLimit, ProviderPace, WaitingCall
 from tokenrouter.ledger.counters import NOW_NS
 from tokenrouter.ledger.pace import Bucket
@@ -39,7 +38,7 @@ class Keeper:
 
 
 def _keep(connection: Connection, limit: RateLimit) -> None:
-    insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    insert = inserter(connection)
     told = {name: value for name, value in vars(limit).items() if name != "kind"}
     adding = insert(ProviderLimit).values(kind=limit.kind, **told)
     is_newer = ProviderLimit.at < adding.excluded.at

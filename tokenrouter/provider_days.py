@@ -8,9 +8,9 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
+from tokenrouter.database.statements import inserter
 from tokenrouter.database.tables import AnyRow, ProviderDay
 from tokenrouter.provider.account import Spending
 
@@ -51,7 +51,7 @@ def _whole(before: AnyRow, told: Spending) -> int | None:
 
 
 def _set(connection: Connection, row: dict[str, Any]) -> None:
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    insert = inserter(connection)
     changed = {name: value for name, value in row.items() if name != "day"}
     adding = insert(ProviderDay).values(row)
     connection.execute(adding.on_conflict_do_update(index_elements=["day"], set_=changed))

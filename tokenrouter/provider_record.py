@@ -8,15 +8,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from sqlalchemy import delete, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from tokenrouter import troubles
 from tokenrouter.account import refresh
 from tokenrouter.database.engine import writing
+from tokenrouter.database.statements import inserter
 from tokenrouter.database.tables import REASON_LENGTH, ProviderEntry, ProviderFetch, ProviderStretch
 from tokenrouter.errors import APIError, InvalidRequest
 from tokenrouter.provider.account import Account
@@ -106,7 +105,7 @@ def _fetch_days(engine: Engine, account: Account) -> Fetched:
 
 def _note(engine: Engine, at: datetime, error: str | None) -> None:
     """Write down that the record was asked for; what was kept before stays known where it failed."""
-    adding = _insert(engine)(ProviderFetch).values(id=ONLY, at=at, error=error, until=None if error else at)
+    adding = inserter(engine)(ProviderFetch).values(id=ONLY, at=at, error=error, until=None if error else at)
     changed = {"at": at, "error": error} | ({} if error else {"until": at})
     with writing(engine, durable=False) as connection:
         connection.execute(adding.on_conflict_do_update(index_elements=["id"], set_=changed))
@@ -164,14 +163,10 @@ def _keep_entries(connection: Connection, entries: Sequence[Entry]) -> int:
     known = {Entry(**row._mapping) for row in rows}
     new = [vars(entry) for entry in fresh.values() if entry not in known]
     if new:
-        adding = _insert(connection)(ProviderEntry)
+        adding = inserter(connection)(ProviderEntry)
         changed = {name: adding.excluded[name] for name in ("cost", "points", "prompt_tokens", "completion_tokens")}
         connection.execute(adding.on_conflict_do_update(index_elements=["id"], set_=changed), new)
     return len(new)
-
-
-def _insert(bind: Engine | Connection) -> Any:
-    return postgresql.insert if bind.dialect.name == "postgresql" else sqlite.insert
 
 
 def key_names(engine: Engine) -> list[str]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import exists, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
@@ -24,6 +23,7 @@ from tokenrouter.alerts.outbox import BOTH
 from tokenrouter.alerts.webhook import Webhook
 from tokenrouter.database.columns import epoch_now
 from tokenrouter.database.engine import writing
+from tokenrouter.database.statements import inserter
 from tokenrouter.database.tables import Alert, AnyRow, Delivery, Team
 from tokenrouter.ledger.crossings import BEGUN
 from tokenrouter.troubles import one_line
@@ -99,7 +99,7 @@ def hand_out(engine: Engine, receivers: Receivers) -> None:
 def _hand_out(connection: Connection, alert: AnyRow, receivers: Receivers) -> None:
     is_theirs = Team.id == alert.team_id, Team.deleted_at.is_(None)
     team_mail = None if alert.team_id is None else connection.execute(select(Team.mail).where(*is_theirs)).scalar()
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    insert = inserter(connection)
     messages = (BEGUN, OVER) if alert.to_hand_out == BOTH else (alert.to_hand_out,)
     for says in messages:
         for channel, address in receivers.of(team_mail):

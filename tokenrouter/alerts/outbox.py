@@ -6,11 +6,11 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import ColumnElement, case, delete, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine
 
 from tokenrouter.alerts.kinds import OVER, TELLS_END, Kind
 from tokenrouter.database.engine import writing
+from tokenrouter.database.statements import inserter
 from tokenrouter.database.tables import Alert, AnyRow, Delivery, clamp_id
 from tokenrouter.ledger.crossings import BEGUN
 
@@ -38,7 +38,7 @@ def begin(
             reopen(engine, [once])
         return False
     values = {"team_id": team_id, "group_id": group_id, "details": details, "at": datetime.now(UTC)}
-    insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+    insert = inserter(engine)
     adding = insert(Alert).values(uid=uuid4().hex, kind=kind, once=once, to_hand_out=BEGUN, **values)
     with writing(engine) as connection:
         return connection.execute(adding.on_conflict_do_nothing().returning(Alert.id)).first() is not None

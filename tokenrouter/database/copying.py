@@ -1,14 +1,12 @@
 """Copy all rows from one database to another, of either kind, and let the ids of new rows go on where they were."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Table, func, insert, inspect, select, text
 from sqlalchemy.engine import Connection, Engine
 
 from tokenrouter.database.connections import without_time_limit
-from tokenrouter.database.engine import writing
+from tokenrouter.database.engine import snapshot, writing
 from tokenrouter.database.tables import db
 
 ROWS_AT_ONCE = 1000
@@ -16,21 +14,13 @@ ROWS_AT_ONCE = 1000
 
 def copy_rows(source: Engine, target: Engine) -> None:
     """Copy the rows of all tables into those of another database, all or none."""
-    with _snapshot(source) as reading, writing(target) as connection:
+    with snapshot(source) as reading, writing(target) as connection:
+        without_time_limit(reading)
         for table in db.metadata.sorted_tables:
             _copy_table(table, reading, connection)
             if (column := table.autoincrement_column) is not None:
                 most = reading.execute(select(func.coalesce(func.max(column), 0))).scalar_one()
                 _go_on_after(table, max(most, _last_id(table, reading)), connection)
-
-
-@contextmanager
-def _snapshot(engine: Engine) -> Iterator[Connection]:
-    with engine.connect() as connection:
-        if engine.dialect.name == "postgresql":  # SQLite's transactions are snapshots by themselves
-            connection.execution_options(isolation_level="REPEATABLE READ")
-        without_time_limit(connection)
-        yield connection
 
 
 def _copy_table(table: Table, source: Connection, target: Connection) -> None:

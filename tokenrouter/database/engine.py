@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from flask import Flask
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.engine import Connection, Dialect, Engine
 
 from tokenrouter.config import ConfigError
-from tokenrouter.database.tables import db
+from tokenrouter.database.tables import Base, db
 from tokenrouter.database.turns import turns_of
 
 BUSY_TIMEOUT_S = 5
@@ -90,6 +90,24 @@ def writing(engine: Engine, *, durable: bool = True) -> Iterator[Connection]:
             if not (on_sqlite or durable):
                 connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
             yield connection
+
+
+@contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that only reads, and sees the database as it was at one moment."""
+    with engine.connect() as connection:
+        if connection.dialect.name == "postgresql":  # SQLite's transactions are snapshots by themselves
+            connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        yield connection
+
+
+def lock_table(connection: Connection, table: type[Base], mode: str = "SHARE ROW EXCLUSIVE") -> None:
+    """Keep a table until this transaction ends from all who lock it in a mode that conflicts; readers never wait.
+
+    By default one transaction at a time has it, and no other one writes to it. On SQLite only one writes anyway.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"LOCK TABLE {table.__tablename__} IN {mode} MODE"))
 
 
 def options_for(url: str) -> dict[str, Any]:

@@ -4,17 +4,22 @@ SQLAlchemy compiles them, once, and manages the engine; executing them through i
 more than the drivers take.
 """
 
-import importlib
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from sqlalchemy.dialects import registry
-from sqlalchemy.engine import Engine
+from sqlalchemy.dialects import postgresql, registry, sqlite
+from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.sql.expression import ClauseElement
 
 Inserter = Callable[[Any], Any]
+
+
+def inserter(bind: Engine | Connection | Dialect) -> Inserter:
+    """Return the `insert` of a database's own dialect, which knows ON CONFLICT."""
+    dialect = bind if isinstance(bind, Dialect) else bind.dialect
+    return postgresql.insert if dialect.name == "postgresql" else sqlite.insert
 
 
 class DriverConnection(Protocol):
@@ -60,17 +65,14 @@ class Statement:
         return connection.execute(compiled.sql, given if compiled.take is None else compiled.take(given))
 
     def compile(self, kind: type) -> _Compiled:
-        """Compile it for this kind of the driver's connections.
-
-        Only the dialect in use is loaded: PostgreSQL's takes 2 MB.
-        """
+        """Compile it for this kind of the driver's connections."""
         if issubclass(kind, sqlite3.Connection):
             dialect = registry.load("sqlite")()
         else:
             dialect = registry.load("postgresql.psycopg")()
         core = self._core
         if not isinstance(core, ClauseElement):
-            core = core(importlib.import_module(f"sqlalchemy.dialects.{dialect.name}").insert)
+            core = core(inserter(dialect))
         compiled: Any = core.compile(dialect=dialect)  # of SQL, and so with the names of its parameters
         names = {name: bind for bind, name in compiled.bind_names.items()}
         converters = {name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in names.items()}

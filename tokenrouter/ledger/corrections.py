@@ -12,13 +12,13 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import String, cast, func, insert, select, text, update
+from sqlalchemy import String, cast, func, insert, select, update
 from sqlalchemy.engine import Connection, Engine
 
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.connections import driver_connection
-from tokenrouter.database.engine import writing
+from tokenrouter.database.engine import lock_table, writing
 from tokenrouter.database.log_status import OK, PENDING
 from tokenrouter.database.rollups import forget
 from tokenrouter.database.tables import (
@@ -65,8 +65,7 @@ def correct_costs(engine: Engine, model: str, since: date, *, by: Actor) -> Corr
             _let_pay_no_less_than_nothing(connection, entries, Team, "team_id", "is_past")
             _let_pay_no_less_than_nothing(connection, entries, Group, "group_id", "is_past_of_group")
         with writing(engine) as connection:
-            if engine.dialect.name == "postgresql":  # on SQLite nobody else writes
-                connection.execute(text("LOCK TABLE cost_corrections IN SHARE ROW EXCLUSIVE MODE"))
+            lock_table(connection, CostCorrection)
             if _state(connection) != state or _is_any_gone(connection, entries):
                 continue  # a reset, a renewal, a price, another correction came between, or calls were pruned
             _apply(connection, entries)

@@ -10,10 +10,10 @@ from itertools import groupby
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import delete, func, insert, literal_column, select, text, update
+from sqlalchemy import delete, func, insert, literal_column, select, update
 from sqlalchemy.engine import Connection, Engine
 
-from tokenrouter.database.engine import writing
+from tokenrouter.database.engine import lock_table, writing
 from tokenrouter.database.rollups import ONE_DAY, ROLLUPS, SETTLED_DAYS, Rollup
 from tokenrouter.database.sums import Sums
 from tokenrouter.database.tables import UsageDaily, UsageTotals, UsageTotalsKept
@@ -70,8 +70,7 @@ def _sum_up(engine: Engine, rollup: Rollup, days: list[date]) -> int:
 def _announce(engine: Engine, rollup: Rollup, days: list[date]) -> dict[date, int]:
     """Note that these days will be summed up, once all have ended who change them already; return the notes' ids."""
     with writing(engine, durable=False) as connection:
-        if connection.dialect.name == "postgresql":  # on SQLite nobody else writes
-            connection.execute(text("LOCK TABLE usage_totals_kept IN SHARE ROW EXCLUSIVE MODE"))
+        lock_table(connection, UsageTotalsKept)
         for table in (UsageTotalsKept, UsageTotals):
             connection.execute(delete(table).where(table.kind == rollup.kind, table.day.in_(days)))
         connection.execute(insert(UsageTotalsKept), [{"kind": rollup.kind, "day": day} for day in days])

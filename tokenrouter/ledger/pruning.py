@@ -21,7 +21,6 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
-    text,
     true,
     tuple_,
     update,
@@ -31,7 +30,7 @@ from sqlalchemy.engine import Connection, Engine
 from tokenrouter import changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.connections import driver_connection
-from tokenrouter.database.engine import writing
+from tokenrouter.database.engine import lock_table, writing
 from tokenrouter.database.log_status import PENDING
 from tokenrouter.database.statements import Inserter, Statement
 from tokenrouter.database.sums import Sums
@@ -77,8 +76,7 @@ def last_day_pruned(connection: Connection) -> date | None:
 
 def keep_pruning_out(connection: Connection) -> None:
     """Let nobody else prune until this transaction ends; it comes before anything is read."""
-    if connection.dialect.name == "postgresql":  # on SQLite nobody else writes
-        connection.execute(text("LOCK TABLE pruned_usage IN SHARE ROW EXCLUSIVE MODE"))
+    lock_table(connection, PrunedUsage)
 
 
 def prune(engine: Engine, before: date, zone: ZoneInfo, *, by: Actor) -> Pruned:

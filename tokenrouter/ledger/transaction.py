@@ -12,6 +12,7 @@ from tokenrouter.auth import CALLER_COLUMNS, IS_VALID
 from tokenrouter.database.log_status import FAILURES
 from tokenrouter.database.rollups import forget
 from tokenrouter.database.statements import DriverConnection, Inserter, Statement
+from tokenrouter.database.sums import Sums
 from tokenrouter.database.tables import ApiToken, GroupUsageDaily, Team, TokenUsageDaily, UsageDaily
 from tokenrouter.ledger.costs import KnownPrices
 from tokenrouter.ledger.counters import OF_GROUPS, OF_TEAMS, Counters, Locked
@@ -20,8 +21,7 @@ from tokenrouter.ledger.provider_pace import Places
 from tokenrouter.ledger.refusals import NewRefusals, Refusals
 from tokenrouter.ledger.rules import Balance, CallRequest, Outcome
 
-SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens", "cost", "priced_tokens")
-NO_USE = dict.fromkeys(SUMS, 0)
+NO_USE = dict.fromkeys(Sums._fields, 0)
 
 
 class Moving(Protocol):
@@ -175,8 +175,8 @@ LOCK_CALLER = Statement(
 def _adding(table: type[UsageDaily | GroupUsageDaily | TokenUsageDaily], *key: str) -> Statement:
     def add(insert_or_update: Inserter) -> Any:
         adding = insert_or_update(table)
-        sums = {name: getattr(table, name) + adding.excluded[name] for name in SUMS}
-        values: dict[str, Any] = {name: bindparam(name) for name in (*key, *SUMS)}
+        sums = {name: getattr(table, name) + adding.excluded[name] for name in Sums._fields}
+        values: dict[str, Any] = {name: bindparam(name) for name in (*key, *Sums._fields)}
         return adding.values(values).on_conflict_do_update(index_elements=key, set_=sums)
 
     return Statement(add)

@@ -11,13 +11,15 @@ from operator import attrgetter
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import bindparam, func, select, text, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.engine import Connection
 
 from tokenrouter import changes
 from tokenrouter.changes import CannotUndo, Changed
 from tokenrouter.database.connections import driver_connection
+from tokenrouter.database.engine import lock_table
 from tokenrouter.database.tables import AnyRow, Change, CostCorrection, Group, RequestLog, Team
+from tokenrouter.ledger import expected
 from tokenrouter.ledger.comparison import OF_GROUPS, OF_TEAMS, Books
 from tokenrouter.ledger.transaction import Transaction
 from tokenrouter.money import decimal_string, parse_amount
@@ -26,12 +28,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 RENEWED = "The quota renewed since."
 ROWS_AT_ONCE = 500
 
-MARKS = {
-    "used_tokens": ("settled_tokens", "reset_mark_tokens"),
-    "used_cost": ("settled_cost", "reset_mark_cost"),
-    "priced_tokens": ("settled_priced_tokens", "reset_mark_priced_tokens"),
-}
-"""What the record of a reset tells, and the counter and the mark that it is of."""
+MARKS = {mark.recorded: (mark.settled, mark.reset) for mark in expected.MARKS}
+"""The counter and the mark behind each figure in the record of a reset."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,7 @@ def beginnings(resets: Iterable[AnyRow]) -> Beginnings:
 
 def keep_corrections_out(connection: Connection) -> None:
     """Let no costs be corrected until this transaction ends; it comes before any row is locked, as it does there."""
-    if connection.dialect.name == "postgresql":  # on SQLite nobody else writes
-        connection.execute(text("LOCK TABLE cost_corrections IN ROW EXCLUSIVE MODE"))
+    lock_table(connection, CostCorrection, "ROW EXCLUSIVE")
 
 
 def undo_resets(connection: Connection, undone: Sequence[Change]) -> dict[int, Changed | CannotUndo]:

@@ -2,8 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import reduce
@@ -30,6 +29,7 @@ from sqlalchemy.types import NullType
 
 from tokenrouter.database.columns import is_yes
 from tokenrouter.database.connections import without_time_limit
+from tokenrouter.database.engine import snapshot
 from tokenrouter.database.log_status import PENDING, REJECTED, STATUSES
 from tokenrouter.database.sums import Sums
 from tokenrouter.database.tables import (
@@ -93,7 +93,8 @@ def verify(engine: Engine) -> Verification:
     """Prove the books on one snapshot, while calls go on."""
     started = time.perf_counter()
     found = Verification()
-    with _snapshot(engine) as connection:
+    with snapshot(engine) as connection:
+        without_time_limit(connection)
         _check_file(connection, found)
         if found.problems:
             return found  # what is read of a damaged file proves nothing
@@ -117,15 +118,6 @@ def verify(engine: Engine) -> Verification:
     found.finish()
     found.rows, found.seconds = compared.rows, time.perf_counter() - started
     return found
-
-
-@contextmanager
-def _snapshot(engine: Engine) -> Iterator[Connection]:
-    with engine.connect() as connection:
-        if connection.dialect.name == "postgresql":  # SQLite's transactions are snapshots by themselves
-            connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        without_time_limit(connection)
-        yield connection
 
 
 def _check_books(connection: Connection, books: Books, found: Verification) -> Comparison:

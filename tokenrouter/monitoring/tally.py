@@ -12,16 +12,16 @@ import threading
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
-from sqlalchemy import select, text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import insert, select
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tokenrouter import troubles
-from tokenrouter.database.engine import writing
+from tokenrouter.database.engine import lock_table, writing
+from tokenrouter.database.statements import inserter
 from tokenrouter.database.tables import MetricTotal
 from tokenrouter.errors import APIError
 from tokenrouter.ledger.endings import Ending
@@ -85,7 +85,8 @@ class ModelNames:
         for label in labels:
             if label.casefold() not in kept and len(kept) < len(self._allowed) + MOST_MODELS and label != OTHER:
                 kept[label.casefold()] = label
-                connection.execute(_insert(connection).values(name=MODEL_LABEL, labels=_labels((label,)), value=1))
+                new = {"name": MODEL_LABEL, "labels": _labels((label,)), "value": 1}
+                connection.execute(insert(MetricTotal).values(new))
         return kept
 
     def learn(self, kept: dict[str, str]) -> None:
@@ -198,10 +199,9 @@ class Tally:
             troubles.warn("metrics", "What was counted last for the metrics is lost (%s)", one_line(error))
 
     def _write(self, connection: Connection, counts: Mapping[Key, int]) -> dict[str, str]:
-        if connection.dialect.name == "postgresql":  # one process at a time; whoever reads does not wait
-            connection.execute(text(f"LOCK TABLE {MetricTotal.__tablename__} IN SHARE ROW EXCLUSIVE MODE"))
+        lock_table(connection, MetricTotal)
         kept = self._models.settle(connection, [key[1] for key in counts if key[0] in OF_MODELS])
-        adding = _insert(connection)
+        adding = inserter(connection)(MetricTotal)
         total = MetricTotal.value + adding.excluded.value
         rows = [{"name": name, "labels": labels, "value": value} for name, labels, value in _rows(counts, kept)]
         connection.execute(adding.on_conflict_do_update(index_elements=["name", "labels"], set_={"value": total}), rows)
@@ -230,11 +230,6 @@ OF_MODELS = frozenset(
 
 def _labels(values: Iterable[str]) -> str:
     return orjson.dumps(list(values)).decode()
-
-
-def _insert(connection: Connection) -> Any:
-    insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    return insert(MetricTotal)
 
 
 def _own_codes() -> frozenset[str]:

@@ -126,7 +126,7 @@ def trouble(error: APIError) -> tuple[State, str]:
         return State.BROKEN, f"The provider has nothing at this address (404): {IS_V1}"
     if error.status == HTTPStatus.TOO_MANY_REQUESTS:
         return State.LIMITED, "The provider refuses requests for now: the account makes too many (429)."
-    state = STATES.get(error.code or "", State.BROKEN)
+    state = STATES_BY_ERROR.get(error.code or "", State.BROKEN)
     cause = cause_in_words(error) if state is State.UNREACHABLE else None
     return state, words_of(error) if cause is None else f"The provider could not be reached: {_ended(cause)}"
 
@@ -135,7 +135,7 @@ def _ended(sentence: str) -> str:
     return sentence if sentence.endswith("?") else f"{sentence}."
 
 
-STATES = {
+STATES_BY_ERROR = {
     "provider_quota_exhausted": State.EMPTY,
     "provider_auth_failed": State.KEY_REFUSED,
     "provider_unreachable": State.UNREACHABLE,

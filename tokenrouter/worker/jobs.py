@@ -9,13 +9,13 @@ from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import case, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tokenrouter import troubles
 from tokenrouter.database.columns import epoch_now
 from tokenrouter.database.engine import writing
+from tokenrouter.database.statements import inserter
 from tokenrouter.database.tables import REASON_LENGTH, Job, Worker
 from tokenrouter.periods import UTC_ZONE
 from tokenrouter.troubles import one_line
@@ -155,7 +155,7 @@ class Jobs:
 
 def claim(engine: Engine, task: Task, zone: ZoneInfo = UTC_ZONE, worker_id: int | None = None) -> bool:
     """Take a task for this process if it is due, which it is not again before its time; return whether it was."""
-    insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+    insert = inserter(engine)
     with writing(engine, durable=False) as connection:
         now = connection.execute(select(NOW)).scalar_one()
         adding = insert(Job).values(name=task.name, due_at=task.schedule.first(now, zone))
