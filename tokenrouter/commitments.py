@@ -104,8 +104,7 @@ def _limits(kind: type[Team | Group], *columns: Any) -> Any:
 
 
 def _left_of_budget(kind: type[Team | Group]) -> ColumnElement[Any]:
-    spent = case((kind.is_due, 0), else_=kind.settled_cost - kind.reset_mark_cost) + kind.held_cost
-    left = kind.budget + case((kind.is_due, 0), else_=kind.extra_budget) - spent
+    left = kind.allowance_budget - kind.used_cost - kind.held_cost
     return case((left < 0, 0), else_=left)
 
 

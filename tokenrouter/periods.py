@@ -90,6 +90,19 @@ def _wall(instant: int, zone: ZoneInfo) -> datetime:
     return datetime.fromtimestamp(instant, zone).replace(tzinfo=None)
 
 
+def rfc3339(moment: datetime, timespec: str = "milliseconds") -> str:
+    """Write a moment in UTC for programs: `2026-11-24T08:00:00.000Z`. Source: RFC 3339."""
+    return moment.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
+def zone_named(name: str | None) -> ZoneInfo:
+    """Return the time zone of this name, as a browser gives it; UTC if this system does not know it."""
+    try:
+        return ZoneInfo(name or "UTC")
+    except (ValueError, OSError, KeyError):
+        return UTC_ZONE
+
+
 def moment(instant: float | None) -> datetime | None:
     """Return an instant as a datetime in UTC."""
     return None if instant is None else datetime.fromtimestamp(instant, UTC)

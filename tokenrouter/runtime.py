@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from flask import Flask, current_app
 from sqlalchemy.engine import Engine
 
-from tokenrouter import account_pace, alerts, backups, call_lines, provider_record
+from tokenrouter import account_pace, alerts, backups, call_lines, payload, provider_record
 from tokenrouter.account import REFRESH_S, refresh
 from tokenrouter.auth import KnownCallers
 from tokenrouter.changes import CLOCK, Actor
@@ -48,6 +48,15 @@ class Runtime:
     """What is counted for Prometheus, if it is let in."""
     callers: KnownCallers = field(default_factory=KnownCallers)
     refused_additions: RefusedAdditions = field(default_factory=RefusedAdditions)
+
+    def patterns(self, team_models: tuple[str, ...] | None) -> tuple[str, ...]:
+        """Return the names and prefixes of models that a team with this list of its own may call."""
+        return payload.narrowed(self.settings.allowed_models, team_models)
+
+    def example_model(self, team_models: tuple[str, ...] | None) -> str:
+        """Return a model to show in an example to a team with this list of its own."""
+        patterns = self.patterns(team_models)
+        return payload.example_model(patterns, self.settings.default_model, self.catalogue.known_names(patterns))
 
 
 def init_app(app: Flask, settings: Settings) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, Response, render_template, request
 from flask.typing import ResponseReturnValue
 
-from tokenrouter import attempts, payload, reports, runtime
+from tokenrouter import attempts, reports, runtime
 from tokenrouter.errors import APIError, NameTaken
 from tokenrouter.origins import is_from_another_site
 from tokenrouter.relay import handler
@@ -46,7 +46,7 @@ def join_with_code() -> ResponseReturnValue:
     except APIError as error:
         problem = f"{error} {JUST_JOINED}" if isinstance(error, NameTaken) else str(error)
         return _join_form(code, name, problem, error.param), error.status
-    model = _example_model(team.model_patterns)
+    model = runtime.current().example_model(team.model_patterns)
     words = {"base_url": f"{request.host_url}v1", "model": model}
     return render_template("pages/joined.html", team=team, bearer_token=bearer_token, **words)
 
@@ -65,8 +65,9 @@ def usage() -> str:
 @blueprint.get("/usage/data")
 def usage_data() -> dict[str, Any]:
     """Tell the caller's team what its page shows beside `GET /v1/usage`; raises what that does."""
-    caller, currency = handler.authenticate(), {"currency": runtime.current().settings.currency}
-    return {**reports.own_details(caller.team_id), **currency, "example_model": _example_model(caller.models)}
+    caller, own = handler.authenticate(), runtime.current()
+    shown = {"currency": own.settings.currency, "example_model": own.example_model(caller.models)}
+    return reports.own_details(caller.team_id) | shown
 
 
 @blueprint.after_request
@@ -74,13 +75,6 @@ def _keep_private(response: Response) -> Response:
     """Let no one keep a page that tells an address, a team's token, or its use."""
     response.headers["Cache-Control"] = "no-store"
     return response
-
-
-def _example_model(models: tuple[str, ...] | None) -> str:
-    """Return a model to show to a team that has this list of its own."""
-    own = runtime.current()
-    patterns = payload.narrowed(own.settings.allowed_models, models)
-    return payload.example_model(patterns, own.settings.default_model, own.catalogue.known_names(patterns))
 
 
 def _for_snippets() -> dict[str, str]:

@@ -5,7 +5,6 @@ from functools import partial
 from flask import Blueprint
 
 from tokenrouter import payload, reports, runtime, unpriced
-from tokenrouter.auth import Caller
 from tokenrouter.errors import ModelNotFound
 from tokenrouter.relay import handler
 
@@ -19,8 +18,8 @@ for endpoint in payload.ENDPOINTS:
 @blueprint.get("/models")
 def models() -> dict[str, object]:
     """List the models that the caller's team may call."""
-    patterns = _patterns(handler.authenticate())
-    return {"object": "list", "data": runtime.current().catalogue.models(patterns)}
+    caller, own = handler.authenticate(), runtime.current()
+    return {"object": "list", "data": own.catalogue.models(own.patterns(caller.models))}
 
 
 @blueprint.get("/models/<path:model_id>")
@@ -28,7 +27,7 @@ def model(model_id: str) -> dict[str, object]:
     """Return one of the models that the caller's team may call; while the provider is asked for it, it is a call."""
     caller, own = handler.authenticate(), runtime.current()
     payload.check_model(model_id, own.settings.allowed_models, caller.models, own.catalogue.known_names)
-    found = own.catalogue.listed(model_id, _patterns(caller))
+    found = own.catalogue.listed(model_id, own.patterns(caller.models))
     if found is None:
         with own.slots.waiting(caller.team_id):
             found = own.catalogue.ask_for(model_id)
@@ -37,14 +36,10 @@ def model(model_id: str) -> dict[str, object]:
     return found
 
 
-def _patterns(caller: Caller) -> tuple[str, ...]:
-    return payload.narrowed(runtime.current().settings.allowed_models, caller.models)
-
-
 @blueprint.get("/usage")
 def usage() -> tuple[dict[str, object], dict[str, str]]:
     """Tell the caller's team what it used, in all and of late."""
     caller = handler.authenticate()
-    view, unpriced_tokens = reports.own_usage(caller.team_id, _patterns(caller))
+    view, unpriced_tokens = reports.own_usage(caller.team_id, runtime.current().patterns(caller.models))
     unpriced.tell(unpriced_tokens)
     return view, {"Cache-Control": "no-store"}

@@ -7,7 +7,6 @@ from flask import abort, flash, redirect, request
 from flask.typing import ResponseReturnValue
 from flask_admin import expose
 from markupsafe import Markup
-from natsort import natsorted, ns
 from werkzeug.datastructures import MultiDict
 from wtforms import Form, StringField
 
@@ -18,6 +17,7 @@ from tokenrouter.admin.bulk import count
 from tokenrouter.admin.limit_forms import PERIODS, explain
 from tokenrouter.database.tables import PACES
 from tokenrouter.errors import APIError, InvalidRequest
+from tokenrouter.natural_order import by_name
 from tokenrouter.periods import MONTHLY, Renewal
 
 DEFAULT_MODELS = "default"
@@ -118,7 +118,7 @@ class BulkEditing:
         self, form: BulkForm, team_ids: Sequence[int], back: str, overtaken: Sequence[int] = ()
     ) -> ResponseReturnValue:
         try:
-            steps = natsorted(teams.plan(team_ids, form.edit()), key=lambda step: step.name, alg=ns.IGNORECASE)
+            steps = sorted(teams.plan(team_ids, form.edit()), key=by_name)
         except APIError as error:
             explain(form, error)
             return self._choices(form, team_ids, back)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from flask import Response, flash, redirect, request, stream_with_context, url_for
 from flask.typing import ResponseReturnValue
@@ -18,6 +17,7 @@ from tokenrouter.admin.formats import ACTION_WORDS
 from tokenrouter.changes import CannotUndo, listing
 from tokenrouter.changes.listing import ChangeFilter
 from tokenrouter.database.tables import NAME_LENGTH
+from tokenrouter.periods import zone_named
 
 PER_PAGE = 50
 FILTERS = ("name", "action", "who", "since", "until", "batch")
@@ -82,7 +82,7 @@ class ChangesView(PanelView):
 def _filter(args: MultiDict[str, str]) -> ChangeFilter:
     """Read the filter from the address; what makes no sense counts as not given."""
     texts = {name: args.get(name, "").strip()[:NAME_LENGTH] or None for name in ("name", "action", "who", "batch")}
-    zone = _zone(args.get("zone"))
+    zone = zone_named(args.get("zone"))  # of the browser, in which its dates are meant
     since, until = (_day(args.get(name, "")) for name in ("since", "until"))
     return ChangeFilter(
         team_id=args.get("team", type=int),
@@ -101,11 +101,3 @@ def _day(text: str) -> date | None:
         return min(date.fromisoformat(text), LAST_DAY)
     except ValueError:
         return None
-
-
-def _zone(name: str | None) -> ZoneInfo:
-    """Return the browser's time zone, in which its dates are meant; UTC where that is not known here."""
-    try:
-        return ZoneInfo(name or "UTC")
-    except (ValueError, OSError, KeyError):
-        return ZoneInfo("UTC")

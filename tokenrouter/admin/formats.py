@@ -17,6 +17,7 @@ from tokenrouter.database.log_status import describe
 from tokenrouter.database.tables import Change
 from tokenrouter.figures import short
 from tokenrouter.money import decimal_string, shown
+from tokenrouter.periods import rfc3339
 from tokenrouter.teams import can_undo, format_quota
 
 STATIC = Path(__file__).parent.parent / "static"
@@ -105,7 +106,7 @@ def share(team: Any) -> Share:
 
 def iso(moment: datetime) -> str:
     """Write a moment for a <time> element."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return rfc3339(moment)
 
 
 def utc(moment: datetime) -> str:

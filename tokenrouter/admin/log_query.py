@@ -3,16 +3,16 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from datetime import date, datetime, time, timedelta
 from typing import Any
 from urllib.parse import urlencode
-from zoneinfo import ZoneInfo
 
 from werkzeug.datastructures import MultiDict
 
 from tokenrouter import reports, teams
 from tokenrouter.database.tables import NAME_LENGTH, Group, Team
 from tokenrouter.errors import NotFound
+from tokenrouter.periods import zone_named
 from tokenrouter.reports import CallFilter
 
 TEXT_FILTERS = ("model", "status", "error_code", "endpoint", "request_id")
@@ -138,7 +138,7 @@ def _read_duration(query: LogQuery) -> None:
 
 def _read_times(query: LogQuery) -> None:
     """Read the first and the last minute, or day, in the zone that the address names."""
-    zone = _zone(query.shown["zone"])
+    zone = zone_named(query.shown["zone"])
     for name, time_of_day, more in (("since", time.min, timedelta(0)), ("until", END_OF_DAY, timedelta(minutes=1))):
         if not query.shown[name]:
             continue
@@ -160,11 +160,3 @@ def _minute(text: str, time_of_day: time) -> datetime | None:
         return datetime.fromisoformat(text).replace(tzinfo=None, second=0, microsecond=0)
     except ValueError:
         return None
-
-
-def _zone(name: str) -> tzinfo:
-    """Return the time zone in which times are meant, the reader's own; UTC where that is not known here."""
-    try:
-        return ZoneInfo(name or "UTC")
-    except (ValueError, OSError, KeyError):
-        return UTC

@@ -5,7 +5,7 @@ from typing import Any
 
 from flask import request, url_for
 
-from tokenrouter import payload, runtime
+from tokenrouter import runtime
 from tokenrouter.database.tables import Team
 from tokenrouter.qr import qr_code
 
@@ -23,19 +23,12 @@ class Slip:
 
 def slip(team: Team, bearer_token: str) -> Slip:
     """Make a slip."""
-    return Slip(team, bearer_token, model_for(team))
+    return Slip(team, bearer_token, runtime.current().example_model(team.model_patterns))
 
 
 def base_url() -> str:
     """Return what programs are told."""
     return f"{request.host_url}v1"
-
-
-def model_for(team: Team) -> str:
-    """Return a model to show in an example."""
-    own = runtime.current()
-    patterns = payload.narrowed(own.settings.allowed_models, team.model_patterns)
-    return payload.example_model(patterns, own.settings.default_model, own.catalogue.known_names(patterns))
 
 
 def addresses() -> dict[str, Any]:

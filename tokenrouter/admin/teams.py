@@ -11,7 +11,7 @@ from flask_admin.contrib.sqla import ModelView
 from markupsafe import Markup
 from werkzeug.datastructures import MultiDict
 
-from tokenrouter import changes, ledger, reports
+from tokenrouter import changes, ledger, reports, runtime
 from tokenrouter import teams as team_store
 from tokenrouter.admin import access, bulk, inline, slips, undo
 from tokenrouter.admin.access import actor, settings
@@ -168,7 +168,7 @@ class TeamView(BulkEditing, TeamImportView, ModelView):
             now=now,
             allowed=settings().allowed_models,
             base_url=slips.base_url(),
-            model=slips.model_for(team),
+            model=runtime.current().example_model(team.model_patterns),
         )
 
     @expose("/<int:team_id>/tokens", methods=("POST",))

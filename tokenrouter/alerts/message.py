@@ -1,12 +1,13 @@
 """What goes to a receiver, whichever way, and what came back."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Protocol
 
 from tokenrouter.alerts.kinds import AlertRecord, Speaker
 from tokenrouter.database.tables import REASON_LENGTH
 from tokenrouter.ledger.crossings import BEGUN
+from tokenrouter.periods import rfc3339
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Message:
 
 def moment_text(moment: datetime) -> str:
     """Write a moment as documents have it."""
-    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return rfc3339(moment, "seconds")
 
 
 @dataclass(frozen=True)

@@ -244,8 +244,8 @@ def _standing_columns(table: type[Team | Group]) -> dict[str, Any]:
         "used_tokens": table.used_tokens,
         "held_tokens": table.held_tokens,
         "remaining_tokens": case((allowance.is_(None), None), (left < 0, 0), else_=left),
-        "budget": table.budget + case((table.is_due, 0), else_=table.extra_budget),
-        "cost": case((table.is_due, 0), else_=table.settled_cost - table.reset_mark_cost),
+        "budget": table.allowance_budget,
+        "cost": table.used_cost,
     }
 
 

@@ -86,9 +86,8 @@ def taken_of(kind: type[Team | Group]) -> SQLColumnExpression[int]:
 
 def share_of(kind: type[Team | Group]) -> ColumnElement[Any]:
     """Return the larger share of quota and budget that is used or held, in SQL; NULL where there is neither."""
-    spent = case((kind.is_due, 0), else_=kind.settled_cost - kind.reset_mark_cost) + kind.held_cost
-    budget = kind.budget + case((kind.is_due, 0), else_=kind.extra_budget)
-    of_quota, of_budget = _share(taken_of(kind), kind.allowance_tokens), _share(spent, budget)
+    of_quota = _share(taken_of(kind), kind.allowance_tokens)
+    of_budget = _share(kind.used_cost + kind.held_cost, kind.allowance_budget)
     return case((or_(of_budget.is_(None), of_quota >= of_budget), of_quota), else_=of_budget)
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from natsort import natsort_keygen, ns
 from sqlalchemy import ColumnElement, select, true
 from sqlalchemy.engine import Connection
 
 from tokenrouter.database.sums import NOTHING, Sums
 from tokenrouter.database.tables import ApiToken, Group, Team
 from tokenrouter.errors import InvalidRequest
+from tokenrouter.natural_order import natural_key
 from tokenrouter.reports.daily_sums import (
     DIMENSIONS,
     NOT_KEPT,
@@ -293,7 +293,6 @@ SORTS: dict[str, Callable[[Sums], int]] = {
     "cost": lambda sums: sums.cost,
 }
 """And "name", by which days stand in their order and names as people sort them."""
-natural = natsort_keygen(alg=ns.IGNORECASE)
 
 
 def _candidates(found: dict[Any, Sums], sort: str, descending: bool, limit: int | None) -> list[Any]:
@@ -307,7 +306,7 @@ def _candidates(found: dict[Any, Sums], sort: str, descending: bool, limit: int 
 
 def _sorted(found: dict[Any, Sums], named: dict[Any, Subject], sort: str, descending: bool) -> list[Any]:
     """Return the keys that are named, in the wanted order."""
-    keys = sorted(named, key=lambda key: natural(named[key].name))
+    keys = sorted(named, key=lambda key: natural_key(named[key].name))
     if sort == "name":
         return keys[::-1] if descending else keys
     return sorted(keys, key=lambda key: SORTS[sort](found[key]), reverse=descending)

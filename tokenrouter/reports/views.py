@@ -22,7 +22,7 @@ from tokenrouter.database.tables import (
 )
 from tokenrouter.money import decimal_string
 from tokenrouter.natural_order import by_name
-from tokenrouter.periods import moment
+from tokenrouter.periods import moment, rfc3339
 from tokenrouter.reports.days import day_of
 
 DAYS_SHOWN = 30
@@ -30,9 +30,7 @@ DAYS_SHOWN = 30
 
 def timestamp(moment: datetime | None) -> str | None:
     """Write a moment as RFC 3339 in UTC, to the millisecond."""
-    if moment is None:
-        return None
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return None if moment is None else rfc3339(moment)
 
 
 def team_view(team: Team) -> dict[str, Any]:

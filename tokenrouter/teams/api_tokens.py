@@ -11,6 +11,7 @@ from tokenrouter.auth import SHOWN_CHARACTERS, new_bearer_token, token_hash
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.tables import ApiToken, Team, db
 from tokenrouter.errors import InvalidRequest, NotFound
+from tokenrouter.periods import rfc3339
 from tokenrouter.teams.limits import KEEP, Keep
 from tokenrouter.teams.lookup import changing, find_in
 from tokenrouter.teams.names import check_label
@@ -100,7 +101,7 @@ def new_token(team: Team, label: str | None, expires_at: datetime | None) -> tup
 
 def token_fields(token: ApiToken) -> dict[str, Any]:
     """Return what the record of changes may tell of a token."""
-    expires_at = token.expires_at and token.expires_at.isoformat(timespec="seconds").replace("+00:00", "Z")
+    expires_at = token.expires_at and rfc3339(token.expires_at, "seconds")
     return {"token": token.prefix, "label": token.label, "expires_at": expires_at}
 
 

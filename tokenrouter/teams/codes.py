@@ -17,7 +17,7 @@ from tokenrouter import addresses, attempts, changes
 from tokenrouter.changes import Actor, Changed
 from tokenrouter.database.tables import Group, JoinCode, Team, clamp_id, db
 from tokenrouter.errors import CodeClosed, InvalidRequest, NotFound
-from tokenrouter.periods import NEVER_RENEWS, Renewal, read_renewal
+from tokenrouter.periods import NEVER_RENEWS, Renewal, read_renewal, rfc3339
 from tokenrouter.teams.api_tokens import end_of_day
 from tokenrouter.teams.creation import NewTeam, NotCreated, add_teams
 from tokenrouter.teams.limits import check_limit, described
@@ -218,7 +218,7 @@ def _changed(code: JoinCode, before: dict[str, Any] | None = None, after: dict[s
 
 def _fields(code: JoinCode) -> dict[str, Any]:
     """Return what the record of changes may tell of a code, and which limits it sets."""
-    expires_at = code.expires_at and code.expires_at.isoformat(timespec="seconds").replace("+00:00", "Z")
+    expires_at = code.expires_at and rfc3339(code.expires_at, "seconds")
     told = {"code": _beginning(code), "label": code.label, "uses": code.uses, "expires_at": expires_at}
     limits = described(code.team_to_be) | {"models": code.team_to_be.models}
     return told | {name: value for name, value in limits.items() if value is not None}

@@ -84,9 +84,9 @@ class HasLimits:
 
     @hybrid_property
     def used_tokens(self) -> int:
-        """Return what settled since the last reset and renewal; of the class, an expression for it in SQL.
+        """Return what settled since the last reset and renewal; of the class, its SQL.
 
-        Nothing, once the time has come to renew: whatever settles next moves the mark first.
+        It is 0 once the renewal is due: the next settlement moves the mark first.
         """
         return 0 if self.is_due else self.settled_tokens - self.reset_mark_tokens
 
@@ -95,11 +95,20 @@ class HasLimits:
     def _used_tokens(cls) -> ColumnElement[int]:
         return case((cls.is_due, 0), else_=cls.settled_tokens - cls.reset_mark_tokens)
 
+    @hybrid_property
+    def used_cost(self) -> int:
+        """Return what the used tokens cost in billionths, as far as that is known; of the class, its SQL."""
+        return 0 if self.is_due else self.settled_cost - self.reset_mark_cost
+
+    @used_cost.inplace.expression
+    @classmethod
+    def _used_cost(cls) -> ColumnElement[int]:
+        return case((cls.is_due, 0), else_=cls.settled_cost - cls.reset_mark_cost)
+
     @property
     def cost(self) -> int | None:
-        """What the used tokens cost, as far as that is known; None where it is of none of them."""
-        known = 0 if self.is_due else self.settled_cost - self.reset_mark_cost
-        return known if known or not self.unpriced_tokens else None
+        """What the used tokens cost, as far as that is known; None if it is known of none of them."""
+        return self.used_cost if self.used_cost or not self.unpriced_tokens else None
 
     @property
     def unpriced_tokens(self) -> int:
@@ -109,7 +118,7 @@ class HasLimits:
 
     @hybrid_property
     def allowance_tokens(self) -> int | None:
-        """Return the quota with what was added to the running period; None where it is unlimited, likewise."""
+        """Return the quota with what was added to the running period, None if unlimited; of the class, its SQL."""
         if self.quota_tokens is None:
             return None
         return self.quota_tokens + self.current_extra_tokens
@@ -118,6 +127,16 @@ class HasLimits:
     @classmethod
     def _allowance_tokens(cls) -> ColumnElement[int | None]:
         return cls.quota_tokens + case((cls.is_due, 0), else_=cls.extra_tokens)
+
+    @hybrid_property
+    def allowance_budget(self) -> int | None:
+        """Return the budget with what was added to the running period, None if there is none; of the class, SQL."""
+        return None if self.budget is None else self.budget + self.current_extra_budget
+
+    @allowance_budget.inplace.expression
+    @classmethod
+    def _allowance_budget(cls) -> ColumnElement[int | None]:
+        return cls.budget + case((cls.is_due, 0), else_=cls.extra_budget)
 
     @property
     def current_extra_tokens(self) -> int:
