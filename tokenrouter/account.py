@@ -110,7 +110,7 @@ def spent(connection: Connection) -> int:
 
 
 def checked_at(engine: Engine) -> datetime | None:
-    """Return when the provider was asked last; None where it never was."""
+    """Return when the provider was asked last; None if it never was."""
     with engine.connect() as connection:
         check = connection.execute(NEWEST_CHECK).first()
     return None if check is None else check.at
@@ -138,7 +138,7 @@ def standing(engine: Engine, now: datetime | None = None) -> Standing:
 
 
 def _by_failures(connection: Connection, after_id: int, check: AnyRow | None, now: datetime) -> Standing | None:
-    """Return how the account stands by the calls that failed since; None where none did, or a later check is well."""
+    """Return how the account stands by the calls that failed since; None if none did, or a later check is well."""
     failures = FAILURES.where(RequestLog.id > after_id, RequestLog.created_at > now - LOOKED_BACK)
     found = [
         (STATES[row.error_code], row)
@@ -161,7 +161,7 @@ def _is_over(state: State, last: datetime, check: AnyRow | None) -> bool:
 
 
 def _by_pace(connection: Connection, now: datetime) -> Standing | None:
-    """Return that calls are refused for the account's rate, or answered late; None where they are not."""
+    """Return that calls are refused for the account's rate, or answered late; None if they are not."""
     limited = connection.execute(LIMITED.where(RequestLog.created_at > now - LATELY)).one()
     if limited.calls:
         return Standing(State.LIMITED, limited.first, limited.calls, limited.teams)

@@ -53,7 +53,7 @@ def told_limits(engine: Engine) -> list[RateLimit]:
 
 
 def told_words(limits: list[RateLimit], zone: ZoneInfo) -> str | None:
-    """Say it, with times in a zone; None where nothing was told."""
+    """Say it, with times in a zone; None if nothing was told."""
     return " and ".join(_left(limit, zone) for limit in limits) or None
 
 
@@ -91,7 +91,7 @@ class Queue:
 
 
 def queue(engine: Engine, requests_per_minute: int | None) -> Queue | None:
-    """Return how the pace stands now; None where none is set."""
+    """Return how the pace stands now; None if none is set."""
     if requests_per_minute is None:
         return None
     with engine.connect() as connection:

@@ -90,7 +90,7 @@ def token_hash(bearer_token: str) -> str:
 
 
 def bearer_token_from(authorization: str | None) -> str | None:
-    """Return the token in an Authorization header; None where it bears none. Source: RFC 6750, 2.1."""
+    """Return the token in an Authorization header; None if it bears none. Source: RFC 6750, 2.1."""
     scheme, _, bearer_token = (authorization or "").partition(" ")
     return (bearer_token.strip() or None) if scheme.lower() == "bearer" else None
 
@@ -99,7 +99,7 @@ def authenticate(readers: Readers, authorization: str | None) -> Caller:
     """Return whose token an Authorization header bears.
 
     The database is asked on every call, so that a revoked token is refused by every worker from then on.
-    Raises InvalidAPIKey, StorageUnavailable, and TeamDisabled where the team's row cannot be read.
+    Raises InvalidAPIKey, StorageUnavailable, and TeamDisabled if the team's row cannot be read.
     """
     bearer_token = bearer_token_from(authorization)
     if bearer_token is None:

@@ -94,7 +94,7 @@ def folder_of(app: Flask, setting: str) -> Path:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder of nightly backups where it is missing. Raises ConfigError where it cannot be used."""
+    """Make the folder of nightly backups where it is missing. Raises ConfigError if it cannot be used."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -197,7 +197,7 @@ def _put_files(archive: Archive, files: Mapping[str, Path], aside: str) -> list[
 
 
 def _put(draft: Path, path: Path, aside: str) -> str | None:
-    """Let a file take the place of another, and return where that is now; None where it said the same."""
+    """Let a file take the place of another, and return where that is now; None if it said the same."""
     kept = path.with_name(f"{path.name}.{aside}")
     differs = path.exists() and path.read_bytes() != draft.read_bytes()
     if differs:
@@ -207,7 +207,7 @@ def _put(draft: Path, path: Path, aside: str) -> str | None:
 
 
 def refuse_while_served(engine: Engine) -> None:
-    """Raise BackupError where a worker is alive that uses this database, or was until a moment ago."""
+    """Raise BackupError if a worker is alive that uses this database, or was until a moment ago."""
     if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").exists():
         return
     try:
@@ -267,7 +267,7 @@ def _copy(source: Engine, other: Flask) -> Copied:
 
 
 def _refuse_what_is_wrong(engine: Engine) -> None:
-    """Raise BackupError where the books do not agree: a copy would not tell what of that it made itself."""
+    """Raise BackupError if the books do not agree: a copy would not tell what of that it made itself."""
     if problems := _settled_and_verified(engine).problems:
         raise BackupError(f"`flask usage verify` names {len(problems)} things that are wrong: see to them first")
 

@@ -1,7 +1,7 @@
 """What all teams may still spend, beside what is left of the paid account.
 
 Budgets say it in money. A quota of tokens alone does not: what these cost depends on the models that will be called, so
-it is estimated by what a token cost of late, and told as an estimate. Who has neither may spend all that is left.
+it is estimated by what a token cost recently, and told as an estimate. Who has neither may spend all that is left.
 """
 
 from collections import defaultdict
@@ -31,10 +31,10 @@ class Commitments:
     tokens: int
     """What quotas let through of teams without a budget."""
     tokens_money: int | None
-    """What these tokens cost, at what one cost in the last 30 days; None where that is not known."""
+    """What these tokens cost, at what one cost in the last 30 days; None if that is not known."""
     unlimited_teams: int
     left: int | None
-    """What is left of the account in the same currency; None where that is not known."""
+    """What is left of the account in the same currency; None if that is not known."""
     is_left_estimated: bool = False
     """Whether what is left was told in points, and their worth is that of the provider's record."""
 
@@ -50,7 +50,7 @@ class Commitments:
 
     @property
     def warning(self) -> str | None:
-        """What to say where it is more; None where it is not."""
+        """What to say where it is more; None if it is not."""
         if self.left is None or not self.exceeds:
             return None
         whole, left = shown(self.whole, self.currency), shown(max(0, self.left), self.currency)
@@ -99,7 +99,7 @@ def commitments(engine: Engine, left: Runway | None, currency: str, now: datetim
 
 
 def _limits(kind: type[Team | Group], *columns: Any) -> Any:
-    """Select the rows with what quota and budget still let through; NULL where there is none."""
+    """Select the rows with what quota and budget still let through; NULL if there is none."""
     return select(kind.id, *columns, _left_of_budget(kind).label("budget"), _left_of_quota(kind).label("quota"))
 
 

@@ -67,14 +67,14 @@ def _http_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError
-    _ = parts.port  # raises ValueError where it is not a number
+    _ = parts.port  # raises ValueError if it is not a number
     return text.rstrip("/")
 
 
 def parse_models(text: str) -> tuple[str, ...]:
     """Read names and prefixes of models separated by commas; of several that differ by capitals alone, the first.
 
-    Raises ValueError where there is none, or one with a `*` before its end or with control characters.
+    Raises ValueError if there is none, or one with a `*` before its end or with control characters.
     """
     names: dict[str, str] = {}
     for name in filter(None, map(str.strip, text.split(","))):
@@ -159,7 +159,7 @@ def _webhook_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None or parts.fragment:
         raise ValueError
-    _ = parts.port  # raises ValueError where it is not a number
+    _ = parts.port  # raises ValueError if it is not a number
     return text
 
 

@@ -69,7 +69,7 @@ def _is_of_callers() -> bool:
 
 
 def _allowed_origin() -> str | None:
-    """Return what names the request's origin as one that may call; None where it may not, or has none."""
+    """Return what names the request's origin as one that may call; None if it may not, or has none."""
     origin, allowed = request.headers.get("Origin"), current_app.config["CORS_ORIGINS"]
     if origin is None or ("*" not in allowed and origin.lower() not in allowed):
         return None

@@ -38,7 +38,7 @@ DEFAULT_PASSWORD = (
 def load_for_serving(*, may_ask: bool = True) -> Settings:
     """Load the settings and make sure that the provider's key is among them, asking for it on a terminal.
 
-    Raises ConfigError where the key is missing and nobody can or may be asked.
+    Raises ConfigError if the key is missing and nobody can or may be asked.
     """
     settings = load()
     if settings.provider_api_key:
@@ -63,7 +63,7 @@ def _on_terminal() -> bool:
 def ask(settings: Settings) -> None:
     """Ask for the provider's key and the admin password, and save both to `.env`, mode 0600.
 
-    Raises ConfigError where nobody can be asked or nothing saved, and when the questions are interrupted.
+    Raises ConfigError if nobody can be asked or nothing saved, and when the questions are interrupted.
     """
     if not _on_terminal():
         raise ConfigError("There is no terminal to ask on: put PROVIDER_API_KEY and ADMIN_PASSWORD into .env by hand")
@@ -97,7 +97,7 @@ def _prompt_hidden(question: str, keep: str) -> str:
 
 
 def _check_writable() -> None:
-    """Raise ConfigError where answers could not be saved: whoever typed a key would have to find it once more."""
+    """Raise ConfigError if answers could not be saved: whoever typed a key would have to find it once more."""
     path = ENV_FILE.resolve()
     if path.exists() and not os.access(path, os.R_OK):
         raise ConfigError(f"{path} cannot be read")

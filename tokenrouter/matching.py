@@ -44,7 +44,7 @@ class OurCall:
     cost: int | None
     provider_id: str | None = None
     caveat: Reason | None = None
-    """Why what was booked need not be what the provider counted; None where it reported that."""
+    """Why what was booked need not be what the provider counted; None if it reported that."""
     request_id: str = ""
     team: str = ""
 
@@ -63,7 +63,7 @@ class Pair:
 
     @property
     def gap_tokens(self) -> int | None:
-        """How many tokens more the provider counts; None where it does not tell its."""
+        """How many tokens more the provider counts; None if it does not tell its."""
         theirs = 0 if self.theirs is None else tokens_of(self.theirs)
         return None if theirs is None else theirs - (0 if self.ours is None else self.ours.tokens)
 
@@ -101,7 +101,7 @@ class Pair:
 
 
 def tokens_of(entry: Entry) -> int | None:
-    """Return the tokens of an entry; None where it tells neither part."""
+    """Return the tokens of an entry; None if it tells neither part."""
     if entry.prompt_tokens is None and entry.completion_tokens is None:
         return None
     return (entry.prompt_tokens or 0) + (entry.completion_tokens or 0)

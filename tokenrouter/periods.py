@@ -22,14 +22,14 @@ class Renewal:
     day: int | None = None
 
     def basis(self, zone: ZoneInfo) -> str | None:
-        """Return what the next instant is computed from, so that a change of it can be seen; None where there is none.
+        """Return what the next instant is computed from, so that a change of it can be seen; None if there is none.
 
         Where it was changed by hand, or the zone was, the stored instant is no longer what it should be.
         """
         return None if self.every == NEVER else f"{self.every} {self.day or ''} {zone.key}"
 
     def next_after(self, instant: float, zone: ZoneInfo) -> int | None:
-        """Return the first instant after this one at which a period begins; None where it never does."""
+        """Return the first instant after this one at which a period begins; None if it never does."""
         if self.every == NEVER:
             return None
         today = datetime.fromtimestamp(instant, zone).date()

@@ -18,7 +18,7 @@ USAGES = {
 
 
 def proposal(model: str) -> dict[str, str] | None:
-    """Return dollars a million tokens each, as decimals; None where the list does not have the model."""
+    """Return dollars a million tokens each, as decimals; None if the list does not have the model."""
     try:
         prices = {name: calc_price(usage, model_ref=model.lower()).total_price for name, usage in USAGES.items()}
     except LookupError:

@@ -125,7 +125,7 @@ def unset_price(model: str, *, by: Actor) -> None:
 def take_over(listed: Mapping[str, Mapping[str, Any]], *, by: Actor) -> Fetched:
     """Keep the prices that the provider's list of models has; they hold where the administrator has set none.
 
-    What the list does not have any more ends. Raises InvalidRequest where CURRENCY is not that of the list.
+    What the list does not have any more ends. Raises InvalidRequest if CURRENCY is not that of the list.
     """
     _expect_dollars()
     told = {name.casefold(): price for name, model in listed.items() if (price := provider_price(name, model))}
@@ -143,7 +143,7 @@ def take_over(listed: Mapping[str, Mapping[str, Any]], *, by: Actor) -> Fetched:
 def compared(listed: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the provider's prices, each with the administrator's own of the same model, where that goes before it.
 
-    Raises InvalidRequest where CURRENCY is not that of the list.
+    Raises InvalidRequest if CURRENCY is not that of the list.
     """
     _expect_dollars()
     own = PriceList(price for price in valid().prices if not price.is_of_provider)
@@ -159,7 +159,7 @@ def compared(listed: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 def proposals(models: Iterable[str]) -> dict[str, dict[str, str]]:
     """Return what a public list says of these models, by name, in dollars a million tokens each, as decimals.
 
-    Raises InvalidRequest where CURRENCY is another, and where the list cannot be read.
+    Raises InvalidRequest if CURRENCY is another, and where the list cannot be read.
     """
     _expect_dollars()
     # -P: else modules beside the script would stand in for Python's own of the same name
@@ -175,7 +175,7 @@ def proposals(models: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def provider_price(name: str, model: Mapping[str, Any]) -> Price | None:
-    """Return what a provider's list says of a model: dollars a token as texts; None where it has no price of it."""
+    """Return what a provider's list says of a model: dollars a token as texts; None if it has no price of it."""
     pricing = model.get("pricing")
     if not isinstance(pricing, dict) or len(name) > NAME_LENGTH:
         return None
@@ -193,7 +193,7 @@ def _expect_dollars() -> None:
 
 
 def _dollars(text: object, kind: str) -> int | None:
-    """Return an amount in billionths, of tokens for a million; None where it is none."""
+    """Return an amount in billionths, of tokens for a million; None if it is none."""
     if isinstance(text, bool) or not isinstance(text, str | int | float):
         return None
     try:

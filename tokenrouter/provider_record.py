@@ -74,7 +74,7 @@ def fetch(engine: Engine, account: Account, most_s: float | None = None) -> Fetc
     """Take over what the provider wrote down since the last time, and what was left then; keep what came of it.
 
     After `most_s` seconds no further page is begun. Of a provider that tells days alone, these are asked for.
-    Raises InvalidRequest where this provider has no record, and an APIError that says why it cannot be had.
+    Raises InvalidRequest if this provider has no record, and an APIError that says why it cannot be had.
     """
     if not has_record(account):
         raise InvalidRequest("This provider has no API that tells its record of calls; Poe and OpenRouter have one.")

@@ -269,7 +269,7 @@ def _our_call(row: AnyRow, correction: int | None) -> OurCall:
 
 
 def _caveat(row: AnyRow) -> Reason | None:
-    """Say why what was booked of a call need not be what the provider counted; None where it reported that."""
+    """Say why what was booked of a call need not be what the provider counted; None if it reported that."""
     if row.status == PENDING:
         return Reason.IN_FLIGHT
     if row.charged_tokens > 0:

@@ -77,7 +77,7 @@ def check_size(most_bytes: int) -> None:
 
 
 def check_encoding() -> None:
-    """Raise InvalidRequest where the body is compressed: its length would not tell what it grows to."""
+    """Raise InvalidRequest if the body is compressed: its length would not tell what it grows to."""
     encoding = request.environ.get("HTTP_CONTENT_ENCODING", "")
     if encoding and encoding.lower() != "identity":
         raise InvalidRequest("The body is compressed. Send it without Content-Encoding.")

@@ -27,7 +27,7 @@ FARTHEST_DAYS = 3650
 
 @dataclass(frozen=True)
 class Runway:
-    """What was left when it was last told; None where a unit is not known, and of money its currency.
+    """What was left when it was last told; None if a unit is not known, and of money its currency.
 
     `is_typed` is what the administrator read at the provider, counted down by what calls cost since.
     """
@@ -40,13 +40,13 @@ class Runway:
     next_grant_points: int | None
     is_typed: bool
     lasts_until: datetime | None
-    """At the pace of the last seven days; None where that is not known, or nothing is used."""
+    """At the pace of the last seven days; None if that is not known, or nothing is used."""
     is_idle: bool = False
     """Whether nothing was used in these days."""
 
     @property
     def ends_before_grant(self) -> timedelta | None:
-        """By how much it ends before the next grant; None where it does not, or one of both is not known."""
+        """By how much it ends before the next grant; None if it does not, or one of both is not known."""
         if self.lasts_until is None or self.next_grant_at is None or self.lasts_until >= self.next_grant_at:
             return None
         return self.next_grant_at - self.lasts_until
@@ -71,7 +71,7 @@ class Runway:
         return f"{until}." if self.next_grant_at is None else f"{until}, beyond the next monthly grant."
 
     def grant_words(self, zone: ZoneInfo, now: datetime) -> str | None:
-        """Say when the next grant comes, and what it will be; None where none is known."""
+        """Say when the next grant comes, and what it will be; None if none is known."""
         if self.next_grant_at is None:
             return None
         points = "" if self.next_grant_points is None else f": {self.next_grant_points:,} points"
@@ -93,7 +93,7 @@ def _days(duration: timedelta) -> str:
 
 
 def runway(engine: Engine, now: datetime | None = None) -> Runway | None:
-    """Return what is left as the provider told it last, else as the administrator did; None where nobody did."""
+    """Return what is left as the provider told it last, else as the administrator did; None if nobody did."""
     now = now or datetime.now(UTC)
     with engine.connect() as connection:
         told = connection.execute(NEWEST_TOLD).first() or connection.execute(NEWEST_TYPED).first()
@@ -111,7 +111,7 @@ def runway(engine: Engine, now: datetime | None = None) -> Runway | None:
 
 
 def _pace(connection: Connection, column: str, now: datetime) -> float | None:
-    """Return how much a day is used, by what was kept in the last seven; None where that is too little to tell."""
+    """Return how much a day is used, by what was kept in the last seven; None if that is too little to tell."""
     kept = getattr(AccountCheck, column)
     query = select(AccountCheck.at, kept).where(AccountCheck.at > now - timedelta(days=PACE_DAYS), kept.is_not(None))
     if column != "spent":

@@ -29,7 +29,7 @@ def _answer(error: NotFound) -> Response:
 
 
 def _start_of_served(segments: list[str]) -> int | None:
-    """Return where the longest end of a path begins that is served below /v1; None where none is."""
+    """Return where the longest end of a path begins that is served below /v1; None if none is."""
     routes = current_app.url_map.bind("")
     for start in range(max(0, len(segments) - MOST_SEGMENTS), len(segments)):
         served = f"/v1/{_joined(segments[start:])}"

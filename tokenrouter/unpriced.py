@@ -6,7 +6,7 @@ HEADER = "x-tokenrouter-unpriced-tokens"
 
 
 def tell(tokens: int) -> None:
-    """Have the answer to this request say that its costs leave out so many tokens; nothing where that is none."""
+    """Have the answer to this request say that its costs leave out so many tokens; nothing if that is none."""
     if not tokens:
         return
 

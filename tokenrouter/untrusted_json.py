@@ -8,7 +8,7 @@ import orjson
 
 
 def parse_json(data: bytes | bytearray) -> Any:
-    """Return the JSON value, or None where there is none.
+    """Return the JSON value, or None if there is none.
 
     What a lenient reader takes is taken too: a byte order mark, NaN and Infinity, half a surrogate pair. The provider
     bills for such an answer, and the caller's own reader may well read it.

@@ -38,7 +38,7 @@ def model(model_id: str) -> dict[str, object]:
 
 @blueprint.get("/usage")
 def usage() -> tuple[dict[str, object], dict[str, str]]:
-    """Tell the caller's team what it used, in all and of late."""
+    """Tell the caller's team what it used, in all and recently."""
     caller = handler.authenticate()
     view, unpriced_tokens = reports.own_usage(caller.team_id, runtime.current().patterns(caller.models))
     unpriced.tell(unpriced_tokens)

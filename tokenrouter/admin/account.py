@@ -85,6 +85,6 @@ def warnings(now: datetime) -> list[str]:
 
 
 def banner() -> account.Standing | None:
-    """Return how the account stands where every page has to say it; None where calls are answered."""
+    """Return how the account stands where every page has to say it; None if calls are answered."""
     stands = account.standing(db.engine)
     return None if stands.state.is_good else stands

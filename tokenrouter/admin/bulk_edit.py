@@ -42,7 +42,7 @@ class BulkForm(Form):
     def edit(self) -> teams.Edit:
         """Return what was typed as the domain takes it.
 
-        Raises InvalidRequest, also where nothing was typed.
+        Raises InvalidRequest, also if nothing was typed.
         """
         typed = {name: text for name in self.data if (text := (self[name].data or "").strip())}
         if not typed.keys() - {"renews_on"}:

@@ -37,7 +37,7 @@ class Chart:
 
 
 def use_chart(daily: DailyUse, currency: str = "") -> Chart | None:
-    """Draw the tokens of each day, or their cost in a currency, a colour a series; None where there are none."""
+    """Draw the tokens of each day, or their cost in a currency, a colour a series; None if there are none."""
     if not any(any(each.amounts) for each in daily.series):
         return None
     greys = iter(GREYS)

@@ -146,7 +146,7 @@ REFUSING_STATUSES = (401, 402, 403, 408, 409)
 
 
 def kind_of(status: str, status_code: int | None, error_code: str | None) -> Kind | None:
-    """Return the kind of a call's failure; None where it did not fail."""
+    """Return the kind of a call's failure; None if it did not fail."""
     if status == INTERRUPTED:
         return WORKER_ENDED
     if status == REJECTED:

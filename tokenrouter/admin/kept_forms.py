@@ -53,7 +53,7 @@ class KeptForm:
 
 
 def sent_now() -> KeptForm | None:
-    """Return the form that the current request sends; None where it is none of the panel's."""
+    """Return the form that the current request sends; None if it is none of the panel's."""
     if request.method != "POST" or is_from_another_site(request):
         return None
     path = request.full_path.rstrip("?")

@@ -70,7 +70,7 @@ class RequestLogView(PanelView, ModelView):
 
     @expose("/door/")
     def door_view(self) -> ResponseReturnValue:
-        """Show who was turned away at the door of late."""
+        """Show who was turned away at the door recently."""
         found = reports.turned_away(datetime.now(UTC))
         return self.render("admin/door.html", found=found, words=failures.door_words, moment_of=reports.moment_of)
 
@@ -91,6 +91,6 @@ class RequestLogView(PanelView, ModelView):
 
 
 def _list_of_calls(back: str | None) -> str | None:
-    """Return the address of the list of calls that one comes from, with its filter; None where it is none."""
+    """Return the address of the list of calls that one comes from, with its filter; None if it is none."""
     target = access.safe_target(back)
     return target if target.partition("?")[0] == url_for("logs.index_view") else None

@@ -17,7 +17,7 @@ def tells_owners() -> bool:
 
 
 def peer_owner(connection: socket.socket) -> int | None:
-    """Return the user id of whoever holds the other end, which is on this machine; None where it is not found.
+    """Return the user id of whoever holds the other end, which is on this machine; None if it is not found.
 
     Source: the kernel's Documentation/networking/proc_net_tcp.rst.
     """

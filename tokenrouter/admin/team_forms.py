@@ -114,7 +114,7 @@ class TokenEditForm(TokenForm):
 
 
 def last_day_text(expires_at: datetime | None) -> str:
-    """Write the last day, in UTC, on which a token is valid; nothing where it never expires."""
+    """Write the last day, in UTC, on which a token is valid; nothing if it never expires."""
     return "" if expires_at is None else str((expires_at - timedelta(microseconds=1)).date())
 
 

@@ -40,7 +40,7 @@ class Wanted:
     sort: str
     descending: bool
     period: str | None
-    """Of PERIODS; None where days were typed."""
+    """Of PERIODS; None if days were typed."""
     shown: dict[str, str]
     problem: str | None = None
 

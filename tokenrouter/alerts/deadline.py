@@ -15,7 +15,7 @@ class Deadline:
         self._lock = threading.Lock()
 
     def hold(self, connection: socket.socket) -> socket.socket:
-        """Take a connection that was just made, and return it. Raises TimeoutError where it is too late.
+        """Take a connection that was just made, and return it. Raises TimeoutError if it is too late.
 
         What is kept is a duplicate, since TLS takes the descriptor away from the socket's object.
         """

@@ -122,7 +122,7 @@ DUE = select(Delivery.id).where(*IS_DUE).order_by(Delivery.due_at, Delivery.id).
 
 
 def claim(engine: Engine) -> Claimed | None:
-    """Take a delivery that is due for this process, for as long as an attempt may take; None where none is."""
+    """Take a delivery that is due for this process, for as long as an attempt may take; None if none is."""
     with engine.connect() as connection:
         if connection.execute(DUE).first() is None:
             return None

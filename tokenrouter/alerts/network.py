@@ -65,7 +65,7 @@ def _embedded(address: IPAddress) -> ipaddress.IPv4Address | None:
 def resolve(host: str, port: int, check: Check) -> list[str]:
     """Return the addresses of a host, to which one has to connect as they stand here: a name may change meanwhile.
 
-    Raises AddressRefused where one of them is not allowed, and an OSError where there is none.
+    Raises AddressRefused if one of them is not allowed, and an OSError if there is none.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))

@@ -86,7 +86,7 @@ class OutageWatch:
                 self._answers[receiver] = self._receivers.send(*receiver, Message(self._alert))
 
     def _cause(self) -> str | None:
-        """Return why nothing can be written; None where it can again."""
+        """Return why nothing can be written; None if it can again."""
         try:
             self._ledger.check_writing()
         except StorageUnavailable as error:

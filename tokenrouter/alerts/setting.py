@@ -27,6 +27,6 @@ def receivers_of(app: Flask, settings: Settings) -> Receivers:
 def webhook_secret(app: Flask) -> str:
     """Return the secret by which receivers of an app's webhook know that it is theirs.
 
-    Raises ConfigError where the key cannot be read that it is made of.
+    Raises ConfigError if the key cannot be read that it is made of.
     """
     return secret_from(app.config["SECRET_KEY"] or generated_secret_key(Path(app.instance_path)))

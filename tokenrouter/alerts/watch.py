@@ -185,7 +185,7 @@ def check_disk(engine: Engine) -> None:
 
 
 def check_revoked_tokens(engine: Engine, now: datetime) -> None:
-    """Tell whose revoked tokens were used of late; one that was not for a day is told again when it is."""
+    """Tell whose revoked tokens were used recently; one that was not for a day is told again when it is."""
     with engine.connect() as connection:
         rows = list(_revoked(connection, now - timedelta(minutes=MINUTES_LOOKED_BACK)))
         lately = {row.token_id for row in _revoked(connection, now - QUIET_FOR)}

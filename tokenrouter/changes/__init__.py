@@ -77,7 +77,7 @@ class ChangesPage:
 
     rows: list[Change]
     before_id: int | None
-    """The `before_id` of the next page; None where there is no older change."""
+    """The `before_id` of the next page; None if there is no older change."""
     after_id: int | None
     """The `after_id` of the page before; None on the newest page."""
     undone: frozenset[int] = frozenset()

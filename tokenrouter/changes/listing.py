@@ -22,7 +22,7 @@ class ChangeFilter:
     team_id: int | None = None
     group_id: int | None = None
     name: str | None = None
-    """A part of the name that a team or a group had, whatever its capitals."""
+    """A part of the name that a team or a group had, in any case."""
     action: str | None = None
     who: str | None = None
     """The kind of an actor."""

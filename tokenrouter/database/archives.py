@@ -55,7 +55,7 @@ class Manifest:
 def written(path: Path) -> Iterator[Path]:
     """Let the block write a file, readable to its owner alone, which appears under its name once it is whole.
 
-    Raises BackupError where there is one already, or it cannot be written.
+    Raises BackupError if there is one already, or it cannot be written.
     """
     if path.exists():
         raise BackupError(f"{path} is there already: name another file, or move it away")
@@ -106,7 +106,7 @@ class Archive:
     """A backup that is there, to be read."""
 
     def __init__(self, path: Path) -> None:
-        """Read what is in it. Raises BackupError where it is none, or one of a later version."""
+        """Read what is in it. Raises BackupError if it is none, or one of a later version."""
         self._path = path
         try:
             with zipfile.ZipFile(path) as archive, archive.open(MANIFEST) as file:
@@ -129,7 +129,7 @@ class Archive:
     def extract(self, name: str, path: Path) -> None:
         """Write one of its files to a new one, readable to its owner alone.
 
-        Raises BackupError where it is not what the manifest says; then nothing is left of it.
+        Raises BackupError if it is not what the manifest says; then nothing is left of it.
         """
         draft = make_private(path)
         try:

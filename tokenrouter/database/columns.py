@@ -100,7 +100,7 @@ class Flag(TypeDecorator[bool]):
 
 
 def is_yes(value: object) -> bool | None:
-    """Read a flag as a database has it; None where it is neither yes nor no."""
+    """Read a flag as a database has it; None if it is neither yes nor no."""
     return bool(value) if isinstance(value, int) and value in (0, 1) else None
 
 

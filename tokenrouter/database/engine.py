@@ -22,7 +22,7 @@ CHECKPOINT_PAGES, MOST_WAL_BYTES = 1000, 16 * 2**20  # what SQLite has written b
 def init_app(app: Flask) -> None:
     """Bind the tables to the app's database.
 
-    Raises ConfigError where the folder cannot be made from which the path of an SQLite file is taken.
+    Raises ConfigError if the folder cannot be made from which the path of an SQLite file is taken.
     """
     try:
         db.init_app(app)

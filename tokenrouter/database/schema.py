@@ -58,7 +58,7 @@ def ensure_apart(app: Flask) -> None:
 
 
 def ensure(app: Flask, *, may_make: bool = True, saves: bool = True) -> None:
-    """Create or migrate the tables, and the folder of an SQLite file; nothing where they are as they should be.
+    """Create or migrate the tables, and the folder of an SQLite file; nothing if they are as they should be.
 
     Unless it `may_make` a database, there has to be one. An SQLite file is saved beside itself before it is migrated,
     if this `saves` it.
@@ -173,7 +173,7 @@ def _revision() -> str | None:
 
 
 def stored_revision(connection: Connection) -> str | None:
-    """Return the revision that a database's tables are of; None where there are none of ours."""
+    """Return the revision that a database's tables are of; None if there are none of ours."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

@@ -129,7 +129,7 @@ def _schema(connection: Connection) -> str:
 def moved_aside(engine: Engine, name: str) -> Iterator[str | None]:
     """Move what a database has out of the way, for a block that puts another in its place.
 
-    It comes back where the block fails. Yield where it is meanwhile, or None where there was nothing.
+    It comes back where the block fails. Yield where it is meanwhile, or None if there was nothing.
     """
     move = _tables_moved_aside if engine.dialect.name == "postgresql" else _file_moved_aside
     with move(engine, name) as where:

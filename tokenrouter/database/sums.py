@@ -20,7 +20,7 @@ class Sums(NamedTuple):
 
     @property
     def known_cost(self) -> int | None:
-        """The cost; None where it is known of none of the tokens, since what is unknown is not nothing."""
+        """The cost; None if it is known of none of the tokens, since what is unknown is not nothing."""
         return None if self.total_tokens and not self.priced_tokens and not self.cost else self.cost
 
     @property

@@ -74,7 +74,7 @@ class Turn:
     """Both locks, as one thread at a time has them; opened once, since opening them costs more than the locks do."""
 
     def __init__(self, database: str, ended: "deque[Turn]") -> None:
-        """Raise OSError where the files cannot be opened; `ended` is where it waits to be taken again."""
+        """Raise OSError if the files cannot be opened; `ended` is where it waits to be taken again."""
         self._ended = ended
         self._place, self._turn = -1, -1
         self._place = _open(f"{database}-next")
@@ -83,7 +83,7 @@ class Turn:
     def begin(self, until: float) -> bool:
         """Wait for both locks; return whether they came in time.
 
-        Raises OSError where the file system has no such locks.
+        Raises OSError if the file system has no such locks.
         """
         if not _lock(self._place, until):
             return False

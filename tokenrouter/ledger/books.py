@@ -127,7 +127,7 @@ def add_extra(
     """Add tokens, or money, to what a team or group may use until it renews; below zero it takes some of them back.
 
     `budget` is in billionths of the currency.
-    Raises NotFound, and InvalidRequest where that makes less than nothing, or more than a quota may be.
+    Raises NotFound, and InvalidRequest if that makes less than nothing, or more than a quota may be.
     """
     kind = type(to)
     with writing(engine) as connection:
@@ -151,7 +151,7 @@ def add_extra(
 
 
 def check_extras(extra_tokens: int, extra_budget: int) -> None:
-    """Raise InvalidRequest where a period cannot have these extras, the budget in billionths of the currency."""
+    """Raise InvalidRequest if a period cannot have these extras, the budget in billionths of the currency."""
     if not 0 <= extra_tokens <= MOST_QUOTA_TOKENS:
         most = f"from 0 to {MOST_QUOTA_TOKENS:,} tokens; it would be {extra_tokens:,}."
         raise InvalidRequest(f"The extra of a period is {most}", param="tokens")

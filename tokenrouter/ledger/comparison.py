@@ -176,7 +176,7 @@ def compare(connection: Connection, books: DailyBooks) -> Comparison:
 def _first_day(connection: Connection) -> str:
     """Return the day of the oldest call that the log has, or had until it was pruned.
 
-    It is empty where there is none, which proves every day wrong.
+    It is empty if there is none, which proves every day wrong.
     """
     days = [connection.execute(select(func.min(day))).scalar() for day in (DAY, cast(PrunedUsage.day, String))]
     return min(filter(None, days), default="")

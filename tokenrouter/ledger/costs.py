@@ -29,7 +29,7 @@ VALID_PRICES = Statement(
 
 
 class Cost(NamedTuple):
-    """What a call cost, in billionths, None where that is not known; and who says so."""
+    """What a call cost, in billionths, None if that is not known; and who says so."""
 
     amount: int | None
     source: str

@@ -266,11 +266,11 @@ class Counters:
         """Write all moves, in an order that all workers keep to."""
         for id_, changes in sorted(self._moves.items()):
             while not self._move(id_, changes) and (read := self._locked(id_)) is not None:
-                # the time to renew has come, also where the clock was set back just now
+                # the time to renew has come, also if the clock was set back just now
                 self._renewed(id_, read._replace(now=max(read.now, read.renews_at or 0)))
 
     def _move(self, id_: int, changes: Mapping[str, int]) -> bool:
-        """Write a row's counters; return False where it is gone, or has to be renewed first.
+        """Write a row's counters; return False if it is gone, or has to be renewed first.
 
         Of one that is locked it is known when its buckets will be full. What a settlement leaves comes back with it.
         """

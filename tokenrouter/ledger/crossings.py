@@ -92,7 +92,7 @@ def note_crossings(
 
 
 def _is_far(settled: Any, mark: Any, limit: Any, extra: Any) -> bool:
-    """Tell that no share is reached; False where one is, or where something of it cannot be read."""
+    """Tell that no share is reached; False if one is, or where something of it cannot be read."""
     if limit is None:
         return True
     are_read = type(limit) is int and type(extra) is int and type(settled) is int and type(mark) is int

@@ -59,7 +59,7 @@ class Door:
         return len(self._lines) < most and len(self._counts) < MOST_WAITING
 
     def take(self) -> "CountTurnedAway | None":
-        """Return what is to be written; None where there is nothing, or what was taken before still waits."""
+        """Return what is to be written; None if there is nothing, or what was taken before still waits."""
         with self._lock:
             if self._is_writing or not self._counts:
                 return None

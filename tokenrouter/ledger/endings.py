@@ -16,7 +16,7 @@ class Ending(NamedTuple):
     request: CallRequest
     outcome: Outcome
     cost: int | None
-    """In billionths of the currency; None where it is not known."""
+    """In billionths of the currency; None if it is not known."""
     times: int = 1
     retries: int = 0
     """How often its settlement was tried in vain."""

@@ -145,7 +145,7 @@ class Reserve(_OfCall):
 
 
 def _let_wait(places: Places, team_id: int, tokens: int) -> MustWait:
-    """Raise ProviderBusy where no place gets free for anybody while the call would wait."""
+    """Raise ProviderBusy if no place gets free for anybody while the call would wait."""
     wait_ns = places.wait_ns()
     if wait_ns > PATIENCE_S * SECOND_NS:
         raise _busy(places, wait_ns, places.waiting)
@@ -173,7 +173,7 @@ class GiveUp(_OfTeam):
     durable: ClassVar[bool] = False
 
     def apply(self, tx: Transaction) -> Refused | None:
-        """Return the refusal, which tells when its turn would be; None where it has a place."""
+        """Return the refusal, which tells when its turn would be; None if it has a place."""
         places = tx.places
         if places is None or places.is_granted(self.waiting_id):
             return None

@@ -33,7 +33,7 @@ class Bucket:
             self.give_back(-amount)
 
     def wait_ns(self, amount: int, now: int) -> int | None:
-        """Return how long it takes until so much is there; None where it never is."""
+        """Return how long it takes until so much is there; None if it never is."""
         return None if amount > self.limit else self.wait_one_by_one_ns(amount, now)
 
     def wait_one_by_one_ns(self, amount: int, now: int) -> int:

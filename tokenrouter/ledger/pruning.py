@@ -1,7 +1,7 @@
 """Prune what is old: rows of the log, and which team was given which response, in batches that nobody waits for.
 
 What the calls of a batch came to is added to what is kept of pruned calls in the transaction that deletes them. So the
-books can be proven at any moment, also where a batch was the last one before the power went.
+books can be proven at any moment, also if a batch was the last one before the power went.
 """
 
 import time
@@ -69,7 +69,7 @@ def first_day_kept(days: int, zone: ZoneInfo) -> date:
 
 
 def last_day_pruned(connection: Connection) -> date | None:
-    """Return the last day of which calls have left the log; None where none have."""
+    """Return the last day of which calls have left the log; None if none have."""
     day: date | None = connection.execute(select(func.max(PrunedUsage.day))).scalar()
     return day
 
@@ -142,7 +142,7 @@ class Batches:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     def give_back_space(self) -> bool:
-        """Return to the file system what SQLite has free, in steps; return False where the file is not made for that.
+        """Return to the file system what SQLite has free, in steps; return False if the file is not made for that.
 
         PostgreSQL sees to it itself.
         """

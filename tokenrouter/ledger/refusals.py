@@ -71,7 +71,7 @@ class Refusals:
         return logged if logged is not None and logged.covers(at) else None
 
     def repeat(self, key: Key, at: datetime) -> str | None:
-        """Count a repetition, and return the id of the row that it belongs to; None where it is the first."""
+        """Count a repetition, and return the id of the row that it belongs to; None if it is the first."""
         with self._lock:
             logged = self.find(key, at)
             if logged is None:
@@ -117,7 +117,7 @@ class NewRefusals:
         self._repeated: list[LoggedRefusal] = []
 
     def repeat(self, key: Key, at: datetime) -> str | None:
-        """Note a repetition, and return the id of the row that it belongs to; None where it is the first."""
+        """Note a repetition, and return the id of the row that it belongs to; None if it is the first."""
         logged = self._new.get(key) or self._refusals.find(key, at)
         if logged is None or not logged.covers(at):
             return None

@@ -63,7 +63,7 @@ def remember(connection: DriverConnection, team_id: int, given: Given, total_tok
 
 
 def tokens_of_response(readers: Readers, team_id: int, response_id: str) -> int | None:
-    """Return the total tokens of a response that the team was given; None where it was given no such one.
+    """Return the total tokens of a response that the team was given; None if it was given no such one.
 
     Raises StorageUnavailable.
     """
@@ -72,7 +72,7 @@ def tokens_of_response(readers: Readers, team_id: int, response_id: str) -> int 
 
 
 def first_unknown_item(readers: Readers, team_id: int, item_ids: Iterable[str]) -> str | None:
-    """Return the first of these ids that is not one of an item that the team was given; None where all are.
+    """Return the first of these ids that is not one of an item that the team was given; None if all are.
 
     Raises StorageUnavailable.
     """

@@ -112,7 +112,7 @@ class Limit(Protocol):
     """One limit that a call must fit, with what is used and held of it."""
 
     renews_at: int | None
-    """When it begins anew, in seconds since 1970; None where it never does."""
+    """When it begins anew, in seconds since 1970; None if it never does."""
 
     @property
     def is_held(self) -> bool:
@@ -251,7 +251,7 @@ class Balance:
     def limits(self, price: Price | None, currency: str) -> Iterator[Limit]:
         """Yield all that a call of a model with this price must fit.
 
-        Raises ModelHasNoPrice where there is a budget and the model has none.
+        Raises ModelHasNoPrice if there is a budget and the model has none.
         """
         if self.quota_tokens is not None:
             tokens = self.quota_tokens + self.extra_tokens
@@ -268,7 +268,7 @@ class Balance:
 
 
 def check_pace(balances: Sequence[Balance], tokens: int) -> None:
-    """Raise PaceExceeded where a call that takes so many tokens is too much for the pace of team or group.
+    """Raise PaceExceeded if a call that takes so many tokens is too much for the pace of team or group.
 
     Of several limits it is told the one that takes longest.
     """

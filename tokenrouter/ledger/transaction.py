@@ -96,7 +96,7 @@ class Transaction:
                 self.teams.take(team_id, known)
 
     def balances(self, team_id: int, group_id: int | None) -> list[Balance] | None:
-        """Return what a call has to fit; None where that is not there, or cannot be read."""
+        """Return what a call has to fit; None if that is not there, or cannot be read."""
         team = self.teams.balances.get(team_id)
         if group_id is None:
             return None if team is None else [team]

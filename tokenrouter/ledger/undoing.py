@@ -235,7 +235,7 @@ def _corrections(
 def undo_extra(connection: Connection, change: Change, zone: ZoneInfo) -> Changed:
     """Set an extra back to what it was, or, where the change did so, to what was given.
 
-    Raises CannotUndo where the period is over, or the extra was changed since.
+    Raises CannotUndo if the period is over, or the extra was changed since.
     """
     books, id_ = _books_of(change)
     kind = books.kind

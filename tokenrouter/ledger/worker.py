@@ -244,7 +244,7 @@ class Ledger:
     def check_writing(self) -> None:
         """Write something small.
 
-        Raises StorageUnavailable where the database takes no writes.
+        Raises StorageUnavailable if the database takes no writes.
         """
         self.start()
         self._writer.run(Probe())

@@ -56,7 +56,7 @@ class Ticket:
         return self._answered.locked()
 
     def give_up(self) -> bool:
-        """Wait no more; return False where the result is there already, or about to be."""
+        """Wait no more; return False if the result is there already, or about to be."""
         return self._answered.acquire(blocking=False)
 
     def wait(self, timeout_s: float = -1) -> bool:
@@ -195,7 +195,7 @@ class Writer:
         return self._queue.empty() and not self._kept
 
     def _next_due_s(self) -> float | None:
-        """Return in how many seconds something aside is to be tried again; None where nothing stands aside."""
+        """Return in how many seconds something aside is to be tried again; None if nothing stands aside."""
         due = min((aside.due for aside in list(self._aside.values())), default=None)
         return None if due is None else max(0.0, due - time.monotonic())
 

@@ -1,7 +1,7 @@
 """All that Prometheus is told: of the totals of all processes, of the database as it stands, and of the account.
 
 Each answer is of the whole service, whichever worker or machine gives it. None reads the log but by indices of the few
-rows that are in flight, or failed of late.
+rows that are in flight, or failed recently.
 """
 
 import platform

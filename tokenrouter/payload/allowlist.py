@@ -17,7 +17,7 @@ Expand = Callable[[tuple[str, ...]], list[str]]
 def model_of(body: Mapping[str, Any], default: str | None) -> str | None:
     """Return the model that a body names, or the default.
 
-    Raises InvalidRequest where it is no text.
+    Raises InvalidRequest if it is no text.
     """
     model = body.get("model")
     if model is None:

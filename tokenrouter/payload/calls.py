@@ -59,7 +59,7 @@ class Call:
                 self.body[SAFETY_IDENTIFIER] = identity
 
     def output_ceiling(self) -> int | None:
-        """Return the most tokens that an answer within the request's limit can have; None where it has none."""
+        """Return the most tokens that an answer within the request's limit can have; None if it has none."""
         limits = [limit for name in self.endpoint.limits if (limit := self.body.get(name)) is not None]
         return self.choices * max(limits) if limits else None
 

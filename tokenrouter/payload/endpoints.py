@@ -44,7 +44,7 @@ class Endpoint:
     usage_must_be_requested: bool = False
     """Whether a stream reports usage only where `stream_options` ask for it."""
     last_events: LastEvents = NOTHING_LAST
-    """The types of the events that end a stream; nothing where [DONE] ends it."""
+    """The types of the events that end a stream; nothing if [DONE] ends it."""
     is_binary: bool = False
     text_formats: frozenset[str] = frozenset()
     """The values of `response_format` for which the answer is a text; all else is answered by JSON."""

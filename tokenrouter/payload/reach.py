@@ -148,7 +148,7 @@ class Reach:
 def read_reach(body: Mapping[str, Any], hosted_tools: tuple[str, ...]) -> Reach:
     """Return what a body names beside its model.
 
-    Raises InvalidRequest where it names what belongs to the whole account, or a tool that may not be used.
+    Raises InvalidRequest if it names what belongs to the whole account, or a tool that may not be used.
     """
     reach = Reach()
     extra = body.get("extra_body")
@@ -166,7 +166,7 @@ def read_reach(body: Mapping[str, Any], hosted_tools: tuple[str, ...]) -> Reach:
 def named_items(items: object) -> dict[str, str]:
     """Return the ids of items that the input of a response names and does not bring, each with its field.
 
-    Raises InvalidRequest where one is no text.
+    Raises InvalidRequest if one is no text.
     """
     named: dict[str, str] = {}
     for item in items if isinstance(items, list) else (items,):
@@ -299,7 +299,7 @@ def _check_tools(
 
 
 def _hosted_name(tool: object) -> str | None:
-    """Return the name of a tool that the provider carries out; None where the caller does."""
+    """Return the name of a tool that the provider carries out; None if the caller does."""
     if not isinstance(tool, dict):
         return tool if isinstance(tool, str) else None
     kind = tool.get("type")

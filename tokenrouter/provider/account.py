@@ -34,7 +34,7 @@ class Spending:
 
 @dataclass(frozen=True)
 class Balance:
-    """What is left; None where the provider does not tell it, money also where the account has no bound."""
+    """What is left; None if the provider does not tell it, money also where the account has no bound."""
 
     points: int | None = None
     money: int | None = None
@@ -46,7 +46,7 @@ class Balance:
 
     @property
     def is_empty(self) -> bool | None:
-        """Whether nothing is left; None where it is not known."""
+        """Whether nothing is left; None if it is not known."""
         told = [each for each in (self.points, self.money) if each is not None]
         return all(each <= 0 for each in told) if told else None
 
@@ -89,7 +89,7 @@ class Account:
         self.kind = kind_of(settings)
 
     def balance(self) -> Balance | None:
-        """Ask what is left; None where this provider has no API for it. An answer proves the key.
+        """Ask what is left; None if this provider has no API for it. An answer proves the key.
 
         Raises an APIError that says why it cannot be had.
         """

@@ -71,7 +71,7 @@ class Catalogue:
         return next((each for each in self.models(patterns) if each["id"].casefold() == name.casefold()), None)
 
     def ask_for(self, name: str) -> dict[str, Any] | None:
-        """Ask the provider for a model that its list lacks, and return it; None where there is none.
+        """Ask the provider for a model that its list lacks, and return it; None if there is none.
 
         Raises what the provider's refusal is, where it does not say that there is none.
         """

@@ -27,7 +27,7 @@ CAUSES: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
 
 
 def cause_in_words(error: APIError) -> str | None:
-    """Return what lies beneath an error of the provider's; None where nothing better is known than its message."""
+    """Return what lies beneath an error of the provider's; None if nothing better is known than its message."""
     beneath = list(_beneath(error))
     for kinds, words in CAUSES:
         found = next((each for each in beneath if isinstance(each, kinds)), None)

@@ -26,7 +26,7 @@ class CallerHeaders(Protocol):
     """The headers of a request to us, of which the provider sees a few."""
 
     def get(self, key: str, /) -> str | None:
-        """Return a header, whatever its capitals; None where there is none."""
+        """Return a header, in any case; None if there is none."""
 
 
 class Provider:

@@ -20,7 +20,7 @@ TOKENS = re.compile(r"\(([0-9][0-9,]*) tokens?\)")
 
 @dataclass(frozen=True)
 class Entry:
-    """A call as the provider wrote it down; None where it does not tell, money in billionths of a dollar."""
+    """A call as the provider wrote it down; None if it does not tell, money in billionths of a dollar."""
 
     id: str
     at: datetime
@@ -34,7 +34,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Page:
-    """Some entries, the newest first, and after which id the next page begins; None where there is none."""
+    """Some entries, the newest first, and after which id the next page begins; None if there is none."""
 
     entries: list[Entry]
     next_after: str | None
@@ -66,7 +66,7 @@ def _page(provider: Provider, after: str | None) -> Page:
 
 
 def _entry(row: Mapping[str, Any]) -> Entry | None:
-    """Read an entry; None where it is of no call by the API, or does not tell when and of what model it was."""
+    """Read an entry; None if it is of no call by the API, or does not tell when and of what model it was."""
     id_, model, at = row.get("query_id"), row.get("bot_name"), moment_of(row.get("creation_time"))
     if not (isinstance(id_, str) and isinstance(model, str) and at) or row.get("usage_type", "API") != "API":
         return None

@@ -57,7 +57,7 @@ class RateLimits:
 
 
 def requested_wait_s(headers: Mapping[str, str]) -> float | None:
-    """Return how long an answer's headers want nobody to ask again; None where they do not say.
+    """Return how long an answer's headers want nobody to ask again; None if they do not say.
 
     Source: RFC 9110, 10.2.3; `retry-after-ms` is OpenAI's.
     """
@@ -73,7 +73,7 @@ def requested_wait_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _count(text: str) -> int | None:
-    """Read a number; None where it is none, or a limit that is none (Azure says -1)."""
+    """Read a number; None if it is none, or a limit that is none (Azure says -1)."""
     with suppress(ValueError):
         number = int(text)
         return number if 0 <= number < MOST else None

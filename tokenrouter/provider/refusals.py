@@ -111,7 +111,7 @@ def _relayed(reply: Reply, body: bytes, error: Mapping[str, Any] | None, reason:
 
 
 def _shown_name(name: object) -> str | None:
-    """Return a code or type as the log has it; None where it is none."""
+    """Return a code or type as the log has it; None if it is none."""
     if isinstance(name, int) and not isinstance(name, bool):
         name = str(name)
     return name if isinstance(name, str) and name.isprintable() and 0 < len(name) <= LONGEST_NAME else None

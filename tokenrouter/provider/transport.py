@@ -265,7 +265,7 @@ class ProviderLink:
             self._socket = None
 
     def cut(self, reason: Exception) -> bool:
-        """End what waits for the provider; return False where it was never connected and so wakes only later."""
+        """End what waits for the provider; return False if it was never connected and so wakes only later."""
         with self._lock:
             self.reason = self.reason or reason
             if self._socket is not None:
@@ -367,7 +367,7 @@ class ProviderConnection(HTTPConnection):
     ) -> None:
         """Send a request, whose headers are all given, in one write, where http.client makes two: 30 µs less a call.
 
-        A body is bytes or a file. Raises ValueError where a header would break the head, and OSError.
+        A body is bytes or a file. Raises ValueError if a header would break the head, and OSError.
         """
         self.has_answered = False
         self.sent_at = time.monotonic()

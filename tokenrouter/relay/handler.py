@@ -173,7 +173,7 @@ def _admit(
 ) -> tuple[Call, Reservation]:
     """Check what the caller may do, take a slot, and reserve.
 
-    Raises an APIError, and CallerChanged where the caller is not what the database says of him now.
+    Raises an APIError, and CallerChanged if the caller is not what the database says of him now.
     """
     body, upload = dict(received.body), received.upload
     allowed = own.settings.allowed_models

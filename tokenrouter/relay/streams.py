@@ -180,7 +180,7 @@ class BinaryStream:
     def __iter__(self) -> Iterator[bytes]:
         """Yield the bytes as they arrive; the end is sent once the call is booked.
 
-        Raises ConnectionResetError where they break off, so that the caller's connection does too: nothing that could
+        Raises ConnectionResetError if they break off, so that the caller's connection does too: nothing that could
         be sent would tell it.
         """
         try:

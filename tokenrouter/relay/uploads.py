@@ -39,7 +39,7 @@ class Upload:
     def __init__(self, content_type: str) -> None:
         """Receive nothing yet.
 
-        Raises InvalidRequest where the type of the content is not that of a form.
+        Raises InvalidRequest if the type of the content is not that of a form.
         """
         boundary = _boundary_of(content_type)
         self.content_type = content_type
@@ -64,7 +64,7 @@ class Upload:
     def receive(self, chunks: Iterable[bytes]) -> None:
         """Take the whole body.
 
-        Raises InvalidRequest where it is no form, or has a field that decides about the call twice.
+        Raises InvalidRequest if it is no form, or has a field that decides about the call twice.
         """
         try:
             for chunk in chunks:

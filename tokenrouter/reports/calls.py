@@ -99,7 +99,7 @@ class CallsPage:
 
     rows: list[CallRow]
     before_id: int | None
-    """The `before_id` of the next page; None where no older call fits."""
+    """The `before_id` of the next page; None if no older call fits."""
     after_id: int | None
     """The `after_id` of the page before; None on the newest page."""
     searched_back_to: datetime | None = None
@@ -126,7 +126,7 @@ class CallDetail:
     token_label: str | None
     team_lives: bool
     correction: int | None
-    """By how much more it costs than its row says, in billionths; None where that was not corrected."""
+    """By how much more it costs than its row says, in billionths; None if that was not corrected."""
 
 
 def calls_page(
@@ -183,7 +183,7 @@ def call_sums(filter: CallFilter, *, search_s: float = SEARCH_S) -> CallSums:
 
 
 def call(call_id: int) -> CallDetail | None:
-    """Return a call, or None where there is none.
+    """Return a call, or None if there is none.
 
     Of one that is pending, `prompt_tokens` is the estimate and `completion_tokens` what has come so far.
     """
@@ -236,14 +236,14 @@ def team_names() -> list[str]:
 
 
 def teams_named(part: str) -> list[AnyRow]:
-    """Return id and name of all teams, also deleted ones, that have this in their name, whatever its capitals."""
+    """Return id and name of all teams, also deleted ones, that have this in their name, in any case."""
     is_named = Team.name.icontains(clamp_text(normalized(part)), autoescape=True)
     with reading() as connection:
         return list(connection.execute(select(Team.id, Team.name).where(is_named).order_by(Team.name, Team.id)))
 
 
 def token_prefix(token_id: int) -> str | None:
-    """Return the first characters of a token; None where there never was one of this id."""
+    """Return the first characters of a token; None if there never was one of this id."""
     with reading() as connection:
         return connection.execute(select(ApiToken.prefix).where(ApiToken.id == clamp_id(token_id))).scalar()
 
@@ -295,7 +295,7 @@ class _Search:
         return CallsPage(shown, before_id=rest, after_id=newer, searched_back_to=searched_back_to)
 
     def page_up(self, connection: Connection, after_id: int, limit: int, search_s: float) -> CallsPage | None:
-        """Return the page above an id, or None where what is there does not fill one: the newest page has it."""
+        """Return the page above an id, or None if what is there does not fill one: the newest page has it."""
         after_id = min(clamp_id(after_id), self.end)
         rows, rest = _collect(self.newer, connection, after_id, limit + 1, search_s)
         if rest is None:
@@ -325,7 +325,7 @@ class _Search:
     def _window_below(
         self, connection: Connection, before_id: int
     ) -> tuple[tuple[ColumnElement[bool], ...], int | None]:
-        """Return what lies in the next window, and the id from where to go on, None where it is the last."""
+        """Return what lies in the next window, and the id from where to go on, None if it is the last."""
         edge = self._edge(connection, RequestLog.id < before_id, RequestLog.id.desc())
         within = RequestLog.id < before_id, RequestLog.id >= max(self.first, edge or 0)
         return within, edge if edge is not None and edge > self.first else None
@@ -352,7 +352,7 @@ class _Search:
         return rows, last if last < self.end - 1 else None
 
     def _edge(self, connection: Connection, beyond: ColumnElement[bool], order: ColumnElement[int]) -> int | None:
-        """Return the last id of the next window, or None where it has no end."""
+        """Return the last id of the next window, or None if it has no end."""
         if self.window_rows is None:
             return None
         query = select(RequestLog.id).where(*self.indexed, beyond)
@@ -431,7 +431,7 @@ PENDING_IDS = select(RequestLog.id).where(has_status(PENDING)).correlate(None)
 
 
 def _teams_of_token(connection: Connection, filter: CallFilter) -> list[int] | None:
-    """Return the teams that have the token, and with it an index to search by; None where no token is asked for."""
+    """Return the teams that have the token, and with it an index to search by; None if no token is asked for."""
     if filter.token_id is not None:
         is_meant = ApiToken.id == clamp_id(filter.token_id)
     elif filter.token_prefix is not None:

@@ -1,4 +1,4 @@
-"""What failed of late, by team and by what went wrong."""
+"""What failed recently, by team and by what went wrong."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta

@@ -22,7 +22,7 @@ class GroupUse(Use):
 
     teams: int
     end: End | None = None
-    """When quota or budget will be used up; None where they last."""
+    """When quota or budget will be used up; None if they last."""
     kind: ClassVar[str] = "group"
 
 
@@ -56,7 +56,7 @@ def groups() -> list[GroupUse]:
 
 
 def group_detail(group_id: int, now: datetime | None = None) -> GroupDetail | None:
-    """Return all about a living group, or None where there is none."""
+    """Return all about a living group, or None if there is none."""
     now = now or datetime.now(UTC)
     since = day_of(now) - timedelta(days=LATELY_DAYS - 1)
     sums = func.sum(GroupUsageDaily.requests), func.sum(GroupUsageDaily.total_tokens)

@@ -26,7 +26,7 @@ class Use:
     """The quota with what was added to the running period."""
     used_tokens: int
     cost: int | None
-    """Of the used tokens, in billionths, as far as it is known; None where it is of none."""
+    """Of the used tokens, in billionths, as far as it is known; None if it is of none."""
     unpriced_tokens: int
     budget: int | None
     """In billionths, without what was added to the running period."""
@@ -45,14 +45,14 @@ class Use:
 
     @property
     def remaining_tokens(self) -> int | None:
-        """What quota and extra still let through; None where it is unlimited."""
+        """What quota and extra still let through; None if it is unlimited."""
         if self.allowance_tokens is None:
             return None
         return max(0, self.allowance_tokens - self.used_tokens - self.held_tokens)
 
     @property
     def share(self) -> float | None:
-        """How much of quota or budget is used or held, the larger share, 1.0 being all; None where it is unlimited."""
+        """How much of quota or budget is used or held, the larger share, 1.0 being all; None if it is unlimited."""
         of_limits = [(self.used_tokens + self.held_tokens, self.allowance_tokens)]
         if self.budget is not None:
             of_limits.append(((self.cost or 0) + self.held_cost, self.budget + self.extra_budget))
@@ -85,7 +85,7 @@ def taken_of(kind: type[Team | Group]) -> SQLColumnExpression[int]:
 
 
 def share_of(kind: type[Team | Group]) -> ColumnElement[Any]:
-    """Return the larger share of quota and budget that is used or held, in SQL; NULL where there is neither."""
+    """Return the larger share of quota and budget that is used or held, in SQL; NULL if there is neither."""
     of_quota = _share(taken_of(kind), kind.allowance_tokens)
     of_budget = _share(kind.used_cost + kind.held_cost, kind.allowance_budget)
     return case((or_(of_budget.is_(None), of_quota >= of_budget), of_quota), else_=of_budget)

@@ -37,7 +37,7 @@ DESCRIBED_COLUMNS = (
 def own_details(team_id: int, now: datetime | None = None) -> dict[str, Any]:
     """Return a team's extra, group, use by model in the last 30 days, pace, and last calls, newest first.
 
-    `pace` is None where there is no quota, or no use in the last seven days.
+    `pace` is None if there is no quota, or no use in the last seven days.
     """
     now = now or datetime.now(UTC)
     with reading() as connection:
@@ -55,7 +55,7 @@ def own_details(team_id: int, now: datetime | None = None) -> dict[str, Any]:
 
 
 def _group(connection: Connection, team_id: int) -> dict[str, Any] | None:
-    """Return what the team's group has left for all its teams; None where it is in none."""
+    """Return what the team's group has left for all its teams; None if it is in none."""
     with Session(connection) as session:
         group = session.scalars(select(Group).join(Team, Team.group_id == Group.id).where(Team.id == team_id)).first()
         if group is None:
@@ -68,7 +68,7 @@ def _group(connection: Connection, team_id: int) -> dict[str, Any] | None:
 def _pace(connection: Connection, team_id: int, now: datetime) -> dict[str, Any] | None:
     """Return the average day, of the last seven or of those since the first use, and until when the rest lasts.
 
-    `lasts_until` is None where nothing is left, and where the rest lasts for more than ten years.
+    `lasts_until` is None if nothing is left, and where the rest lasts for more than ten years.
     """
     left = connection.execute(select(Team.allowance_tokens - TAKEN).where(Team.id == team_id)).scalar()
     tokens, began = _lately(connection, team_id, now)

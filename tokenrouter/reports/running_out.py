@@ -87,7 +87,7 @@ def is_limited(kind: Kind) -> ColumnElement[bool]:
 def end_of(use: Use, pace: Pace, now: datetime) -> End | None:
     """Return when tokens or budget will be used up, the earlier, if days go on as those that had calls did.
 
-    None where they last: without a limit, without use in the last four weeks, where the quota renews before, or for ten
+    None if they last: without a limit, without use in the last four weeks, where the quota renews before, or for ten
     years. Of whom a limit of 0 blocks, on purpose, there is nothing to tell either.
     """
     if 0 in (use.quota_tokens, use.budget):
@@ -111,7 +111,7 @@ def _lefts(use: Use) -> tuple[int | None, int | None]:
 
 
 def _last_day(left: float, expected: Sequence[float], used_today: float, today: date, renews: date) -> date | None:
-    """Walk on day by day until nothing is left; None where the renewal comes first, or that takes ten years."""
+    """Walk on day by day until nothing is left; None if the renewal comes first, or that takes ten years."""
     weekly = sum(expected)
     if not weekly or left / weekly * WEEK > LONGEST_DAYS:
         return None

@@ -56,7 +56,7 @@ class TeamRow(TeamUse):
     tokens_7d: int
     last_used_at: datetime | None
     end: End | None = None
-    """When quota or budget will be used up; None where they last."""
+    """When quota or budget will be used up; None if they last."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def teams_page(
 ) -> TeamsPage:
     """Return a page of the living teams, the first being 1, and how many fit in all.
 
-    `search` is a part of the name, whatever its capitals; the group 0 is none; `sort` is a key of SORTS, or LASTS. What
+    `search` is a part of the name, in any case; the group 0 is none; `sort` is a key of SORTS, or LASTS. What
     has no value there, an unlimited quota or the last use of a team that made no call, comes last either way. `lasts`
     are those whose quota or budget is used up, or will be within seven days.
     """
@@ -289,7 +289,7 @@ def _team_row(row: AnyRow) -> TeamRow:
 
 
 def team_detail(team_id: int, now: datetime | None = None) -> TeamDetail | None:
-    """Return all about a living team, or None where there is none.
+    """Return all about a living team, or None if there is none.
 
     Its tokens are oldest first; those that expired or were revoked more than 30 days ago are left out.
     """
@@ -304,7 +304,7 @@ def team_detail(team_id: int, now: datetime | None = None) -> TeamDetail | None:
 
 
 def team_name(team_id: int) -> str | None:
-    """Return the name of a team, deleted ones included, or None where there is none."""
+    """Return the name of a team, deleted ones included, or None if there is none."""
     with reading() as connection:
         return connection.execute(select(Team.name).where(Team.id == clamp_id(team_id))).scalar()
 

@@ -182,7 +182,7 @@ def _months_back(first: date, months: int) -> date:
 def check_days(since: date, until: date) -> Days:
     """Return the days from one to another.
 
-    Raises InvalidRequest where these are none, or lie where no calendar goes.
+    Raises InvalidRequest if these are none, or lie where no calendar goes.
     """
     if until < since:
         raise InvalidRequest(f"The period ends on {until}, before it begins on {since}.", param="until")

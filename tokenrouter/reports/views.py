@@ -34,7 +34,7 @@ def timestamp(moment: datetime | None) -> str | None:
 
 
 def team_view(team: Team) -> dict[str, Any]:
-    """Describe a team; quota and remaining are None where it is unlimited, `renews_at` where that never is."""
+    """Describe a team; quota and remaining are None if it is unlimited, `renews_at` where that never is."""
     return {
         "id": team.id,
         "name": team.name,
@@ -85,7 +85,7 @@ def limits_view(row: Team | Group) -> dict[str, Any]:
 
 
 def known_cost(cost: int, tokens: int, priced_tokens: int) -> int | None:
-    """Return a sum of costs; None where it is of none of the tokens, since what is unknown is not nothing."""
+    """Return a sum of costs; None if it is of none of the tokens, since what is unknown is not nothing."""
     return None if tokens and not priced_tokens and not cost else cost
 
 
@@ -170,7 +170,7 @@ def own_usage(team_id: int, models: Sequence[str]) -> tuple[dict[str, Any], int]
 
 
 def _last_days(session: Session, team_id: int) -> tuple[list[dict[str, Any]], int]:
-    """Return a row for each of the last 30 days, today the last, also where nothing was called; and tokens unpriced."""
+    """Return a row for each of the last 30 days, today the last, also if nothing was called; and tokens unpriced."""
     today = day_of(datetime.now(UTC))
     days = [today - timedelta(days=before) for before in reversed(range(DAYS_SHOWN))]
     sums = (UsageDaily.requests, UsageDaily.total_tokens, UsageDaily.cost, UsageDaily.priced_tokens)

@@ -54,7 +54,7 @@ class AmountChange:
 
 
 def change_of_quota(change: AmountChange, quota_tokens: int | None) -> int | None:
-    """Return what a quota becomes. Raises InvalidRequest, also where that is no quota."""
+    """Return what a quota becomes. Raises InvalidRequest, also if that is no quota."""
     return check_quota(change.of(quota_tokens, "quota"))
 
 

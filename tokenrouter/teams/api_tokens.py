@@ -121,7 +121,7 @@ def _living_tokens(team: Team) -> Select[ApiToken]:
 def revoke_token(which: str | int, token: str | int, *, by: Actor) -> ApiToken:
     """Revoke the team's token that has this id, or that begins with this text, its shown characters or all of it.
 
-    Raises NotFound, also where several tokens begin like that.
+    Raises NotFound, also if several tokens begin like that.
     """
     with changing() as session:
         team = find_in(session, which, locked=True)

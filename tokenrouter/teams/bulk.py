@@ -84,7 +84,7 @@ def plan(team_ids: Iterable[int], edit: Edit) -> list[Step]:
 def change_several(shown: Mapping[int, str], edit: Edit, *, by: Actor) -> list[Step]:
     """Do what was shown, all or nothing, and return it; `shown` has each team's id with the print of its step.
 
-    Raises PlanChanged where it would be something else by now, and InvalidRequest where the group is gone.
+    Raises PlanChanged if it would be something else by now, and InvalidRequest where the group is gone.
     """
     with changing() as session:
         group_id_in(session, None if isinstance(edit.group, Keep) else edit.group)  # groups are locked before teams

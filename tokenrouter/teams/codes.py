@@ -127,7 +127,7 @@ def _find_in(session: Session, which: str | int) -> JoinCode:
 def revoke(which: str | int, *, by: Actor) -> JoinCode:
     """Revoke the code of this id or spelling, so that nobody joins with it any more; the teams that it made stay.
 
-    Raises NotFound, and InvalidRequest where it is revoked already.
+    Raises NotFound, and InvalidRequest if it is revoked already.
     """
     now = datetime.now(UTC)
     with changing() as session:
@@ -163,7 +163,7 @@ def _is_code(connection: Connection, spelling: str | None) -> bool:
 
 
 def _lock_group(session: Session, code: JoinCode) -> None:
-    """Keep the group that a team is put into from being deleted meanwhile; raises CodeClosed where it was."""
+    """Keep the group that a team is put into from being deleted meanwhile; raises CodeClosed if it was."""
     try:
         if code.group_id is not None:
             find_group_in(session, code.group_id, locked=True)

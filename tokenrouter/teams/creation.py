@@ -109,7 +109,7 @@ def why_not(new: Sequence[NewTeam]) -> list[Refusal]:
 def add_teams(session: Session, new: Sequence[NewTeam], by: Actor) -> list[tuple[Team, str]]:
     """Create teams within a session, which hardly takes longer for hundreds than for one.
 
-    Raises NotCreated, and IntegrityError where another takes one of the names at the same time.
+    Raises NotCreated, and IntegrityError if another takes one of the names at the same time.
     """
     group_ids = group_ids_in(session, _groups(new), locked=True)
     if refusals := _refusals(session, new, group_ids):

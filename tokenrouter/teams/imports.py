@@ -96,7 +96,7 @@ class TeamList:
         return sum(row.line not in self.faults_by_line for row in self.rows)
 
     def raise_faults(self) -> None:
-        """Raise NotImported where there are some."""
+        """Raise NotImported if there are some."""
         if self.faults:
             raise NotImported(self)
 
@@ -130,7 +130,7 @@ def decode(data: bytes) -> str:
 def check(text: str) -> TeamList:
     """Read a list, and find all that keeps its teams from being created; nothing is written.
 
-    Raises InvalidRequest where it cannot be told line by line: too long, without a team, or with an unknown heading.
+    Raises InvalidRequest if it cannot be told line by line: too long, without a team, or with an unknown heading.
     """
     rows, faults = _read(text)
     new = []
@@ -243,9 +243,9 @@ def _glance(text: str, delimiter: str) -> list[list[str]]:
 
 
 def _headings(cells: Sequence[str]) -> Sequence[str] | None:
-    """Return the column of each cell, or nothing for an empty one; None where the line is no line of headings.
+    """Return the column of each cell, or nothing for an empty one; None if the line is no line of headings.
 
-    Raises InvalidRequest where one of them means no column, or the same as another.
+    Raises InvalidRequest if one of them means no column, or the same as another.
     """
     columns = [HEADINGS.get(cell.lower(), "") for cell in cells]
     if "name" not in columns:

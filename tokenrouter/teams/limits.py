@@ -36,7 +36,7 @@ class ChangedMeanwhile(InvalidRequest):
 
 
 def check_expected(fields: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise ChangedMeanwhile where fields are other than expected."""
+    """Raise ChangedMeanwhile if fields are other than expected."""
     readable = {name: value for name, value in expected.items() if not isinstance(value, UnreadableNumber)}
     if changed := {name: fields.get(name) for name, value in readable.items() if fields.get(name) != value}:
         raise ChangedMeanwhile(changed)
@@ -45,7 +45,7 @@ def check_expected(fields: Mapping[str, Any], expected: Mapping[str, Any]) -> No
 def changed_between(
     before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Return the fields that differ, as they were and as they are; None where none does."""
+    """Return the fields that differ, as they were and as they are; None if none does."""
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if not names:
         return None

@@ -75,7 +75,7 @@ def find_group_in(session: Session, which: str | int, *, locked: bool = False) -
 def group_id_in(session: Session, which: str | int | None) -> int | None:
     """Lock the group that a team is put into, so that it is not deleted meanwhile, and return its id.
 
-    Raises InvalidRequest where there is none.
+    Raises InvalidRequest if there is none.
     """
     try:
         return None if which is None else find_group_in(session, which, locked=True).id

@@ -47,7 +47,7 @@ def living() -> list[ManagementToken]:
 def revoke(which: str | int, *, by: Actor) -> ManagementToken:
     """Revoke the token of this id, or that begins with this text, its shown characters or all of it, and commit.
 
-    Raises NotFound, also where several tokens begin like that.
+    Raises NotFound, also if several tokens begin like that.
     """
     with writing(db.engine) as connection, Session(connection, expire_on_commit=False) as session:
         token = _find(session, which)

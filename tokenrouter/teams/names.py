@@ -31,7 +31,7 @@ def check_name(name: str, kind: str = "team") -> str:
 
 @contextmanager
 def unique_name(kind: str, name: str) -> Iterator[None]:
-    """Raise NameTaken where a team or group of this name is there already."""
+    """Raise NameTaken if a team or group of this name is there already."""
     try:
         yield
     except IntegrityError as error:
@@ -39,7 +39,7 @@ def unique_name(kind: str, name: str) -> Iterator[None]:
 
 
 def check_label(label: str | None) -> str | None:
-    """Return a token's label as it is kept, None where it is empty.
+    """Return a token's label as it is kept, None if it is empty.
 
     Raises InvalidRequest.
     """

@@ -36,7 +36,7 @@ from tokenrouter.teams.names import check_name, unique_name
 def check_models(text: str | None) -> str | None:
     """Return a team's own list of models as it is kept; None leaves the choice to ALLOWED_MODELS.
 
-    Raises InvalidRequest, also where a name fits nothing in ALLOWED_MODELS.
+    Raises InvalidRequest, also if a name fits nothing in ALLOWED_MODELS.
     """
     if text is None:
         return None
@@ -91,7 +91,7 @@ def update(
     Calls in flight are booked in the group in which they are held. `group` is the name or id of one; `mail` gets the
     team's alerts; `limits` has those of PACES, and `budget`; `expected` is what the fields are taken to be, by their
     names in the record of changes.
-    Raises InvalidRequest, NotFound, NameTaken, and ChangedMeanwhile where they are something else.
+    Raises InvalidRequest, NotFound, NameTaken, and ChangedMeanwhile if they are something else.
     """
     with unique_name("team", rename or str(which)), changing() as session:
         group_id = KEEP if group is Keep.KEEP else group_id_in(session, group)  # before the team: in the order of locks

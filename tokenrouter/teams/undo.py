@@ -99,7 +99,7 @@ def can_undo(change: Change) -> bool:
 def undo(change_ids: Sequence[int], *, by: Actor) -> list[Change]:
     """Take changes back, all or none, and return them, the newest first; those that were taken back are passed over.
 
-    Raises NotAllUndone where one cannot be, and CannotUndo where there is none to take back.
+    Raises NotAllUndone if one cannot be, and CannotUndo where there is none to take back.
     """
     try:
         with changing() as session:

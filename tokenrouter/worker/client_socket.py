@@ -74,7 +74,7 @@ class ClientSocket(socket.socket):
     def sendall(self, data: Any, flags: int = 0, /) -> None:
         """Send a piece of a stream; hold any other.
 
-        Raises BlockingIOError where the client takes nothing.
+        Raises BlockingIOError if the client takes nothing.
         """
         if self.is_stream:
             super().sendall(data, flags)
@@ -97,7 +97,7 @@ class ClientSocket(socket.socket):
     def flush(self) -> None:
         """Send of what is held as much as the client takes at once.
 
-        Raises OSError where the connection is broken.
+        Raises OSError if the connection is broken.
         """
         try:
             while self._held:

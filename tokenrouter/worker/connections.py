@@ -53,7 +53,7 @@ class RequestReader(SocketUnreader):
     def read_head(self) -> None:
         """Read a request's head to its end.
 
-        Raises NoMoreData where its rest is not there, and LimitRequestHeaders.
+        Raises NoMoreData if its rest is not there, and LimitRequestHeaders.
         """
         self.lacks_bytes = self._is_given_out = False
         if self._head is None:
@@ -75,7 +75,7 @@ class RequestReader(SocketUnreader):
     def receive(self) -> bool:
         """Take what came of a head, or of a body that is waited for; return whether that is whole now.
 
-        Raises OSError where the client left before.
+        Raises OSError if the client left before.
         """
         try:
             data = self.sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
@@ -106,7 +106,7 @@ class RequestReader(SocketUnreader):
     def chunk(self, size_hint: int | None = None) -> bytes:
         """Return the next bytes, for gunicorn's parser.
 
-        Raises NoMoreData where they did not come in time, and Overloaded where no more threads may wait.
+        Raises NoMoreData if they did not come in time, and Overloaded where no more threads may wait.
         """
         return self._more_of_body(size_hint) if self._head is None else self._whole_head(self._head)
 
@@ -193,7 +193,7 @@ class Connection(TConn):
     def init(self) -> None:
         """Get ready to read a request, of which the head must be there; gunicorn calls it before each.
 
-        Raises NoMoreData where it is not, and LimitRequestHeaders.
+        Raises NoMoreData if it is not, and LimitRequestHeaders.
         """
         if not self.initialized:
             super().init()

@@ -146,7 +146,7 @@ class Worker(ThreadWorker):
     def handle_request(self, req: Request, conn: Connection) -> bool:
         """Answer a request whose head is whole.
 
-        Raises NoMoreData, also where its body has to be waited for first, and what the connection raises.
+        Raises NoMoreData, also if its body has to be waited for first, and what the connection raises.
         """
         if not conn.is_plain:
             return super().handle_request(req, conn)

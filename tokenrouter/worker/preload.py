@@ -92,7 +92,7 @@ def _forget_modules() -> dict[str, ModuleType]:
 
 
 def _check_address(new: Settings, running: Settings) -> None:
-    """Raise ValueError where nothing can listen at a changed address: gunicorn would end, and all workers with it."""
+    """Raise ValueError if nothing can listen at a changed address: gunicorn would end, and all workers with it."""
     if (new.host, new.port) == (running.host, running.port):
         return
     family = socket.AF_INET6 if ":" in new.host else socket.AF_INET

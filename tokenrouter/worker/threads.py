@@ -63,7 +63,7 @@ class ThreadPool:
                 self._waiting.append(job)
 
     def take_next(self, thread: Thread) -> bool:
-        """Give a thread that has done its work the next; return False where it has to wait for it."""
+        """Give a thread that has done its work the next; return False if it has to wait for it."""
         with self._lock:
             if self._waiting or self._is_closing:
                 thread.go_on_with(self._waiting.popleft() if self._waiting else None)

@@ -150,7 +150,7 @@ class HasLimits:
 
     @property
     def remaining_tokens(self) -> int | None:
-        """What quota and extra still let through; None where it is unlimited."""
+        """What quota and extra still let through; None if it is unlimited."""
         if self.allowance_tokens is None:
             return None
         return max(0, self.allowance_tokens - self.used_tokens - self.held_tokens)

@@ -36,7 +36,7 @@ class Team(HasLimits, Base):
 
     @property
     def model_patterns(self) -> tuple[str, ...] | None:
-        """The team's own list of models; None where it has none."""
+        """The team's own list of models; None if it has none."""
         return split_models(self.models)
 
 
