@@ -13,7 +13,7 @@ from tokenrouter.database.engine import writing
 from tokenrouter.database.rollups import forget_all
 from tokenrouter.database.tables import ApiToken, CostCorrection, Team
 from tokenrouter.ledger.comparison import OF_GROUPS, OF_TEAMS, OF_TOKENS, Books, compare, rewrite_days
-from tokenrouter.ledger.expected import MARKS, calls_in_flight, held_by_calls, resets_on_record
+from tokenrouter.ledger.expected import MARKS, expected_counters
 from tokenrouter.ledger.past_totals import wrong_totals
 from tokenrouter.ledger.pruning import keep_pruning_out
 
@@ -38,8 +38,7 @@ def _repair_books(connection: Connection, books: Books) -> list[Changed]:
     locked = select(table).order_by(table.c.id).with_for_update(key_share=True)
     rows = {row.id: row for row in connection.execute(locked)}
     compared = compare(connection, books)
-    held, in_flight = held_by_calls(connection, books), calls_in_flight(connection, books)
-    resets = resets_on_record(connection, books)
+    expected = expected_counters(connection, books)
     last_renewal = connection.execute(select(func.max(books.renewals.id))).scalar() or 0
     last_correction = connection.execute(select(func.max(CostCorrection.id))).scalar() or 0
     rewritten = rewrite_days(connection, books, compared)
@@ -47,11 +46,11 @@ def _repair_books(connection: Connection, books: Books) -> list[Changed]:
         rewritten += _repair_tokens(connection)
     changed = []
     for id_, row in rows.items():
-        held_tokens, held_cost = held.get(id_, (0, 0))
-        right = {"held_tokens": held_tokens, "held_cost": held_cost, "calls_in_flight": in_flight[id_]}
+        own = expected[id_]
+        right = {name: getattr(own, name) for name in ("held_tokens", "held_cost", "calls_in_flight")}
         for mark in MARKS:
-            settled, recorded = getattr(compared.settled[id_], mark.summed), resets[id_].moved[mark.recorded]
-            reset = recorded if resets[id_].is_proven else getattr(row, mark.reset)
+            settled = getattr(compared.settled[id_], mark.summed)
+            reset = own.moved[mark.recorded] if own.is_proven else getattr(row, mark.reset)
             right |= {mark.settled: settled, mark.reset: min(max(reset, 0), settled)}
         before = {name: getattr(row, name) for name in right}
         if before != right or rewritten[id_]:

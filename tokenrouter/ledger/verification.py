@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import reduce
@@ -49,7 +49,7 @@ from tokenrouter.database.tables import (
 from tokenrouter.ledger.books import RECOVERY_PROMISE_S
 from tokenrouter.ledger.comparison import OF_GROUPS, OF_TEAMS, OF_TOKENS, Books, Comparison, Key, compare
 from tokenrouter.ledger.counters import NOW
-from tokenrouter.ledger.expected import MARKS, calls_in_flight, held_by_calls, resets_on_record
+from tokenrouter.ledger.expected import MARKS, Expected, expected_counters
 from tokenrouter.ledger.leases import LEASE_S
 from tokenrouter.ledger.log_rows import PENDING_CALLS
 from tokenrouter.ledger.past_totals import wrong_totals
@@ -175,39 +175,43 @@ def _check_limits(connection: Connection, books: Books, names: Mapping[int, str]
 def _check_counters(
     connection: Connection, books: Books, rows: Sequence[AnyRow], compared: Comparison, found: Verification
 ) -> None:
-    held, in_flight = held_by_calls(connection, books), calls_in_flight(connection, books)
-    resets = resets_on_record(connection, books)
+    expected = expected_counters(connection, books)
     unproven = 0
     for row in rows:
-        (holds, costs), recorded = held.get(row.id, (0, 0)), resets[row.id]
-        checks = [
-            (row.held_tokens == holds, f"{row.held_tokens} held, and {holds} held by pending calls"),
-            (
-                row.calls_in_flight == in_flight[row.id],
-                f"{row.calls_in_flight} calls in flight, and {in_flight[row.id]} pending in the log",
-            ),
-            (row.held_tokens >= 0, f"{row.held_tokens} held, below zero"),
-            (row.held_cost == costs, f"{row.held_cost} billionths held, and {costs} held by pending calls"),
-        ]
-        for mark in MARKS:
-            settled, reset = getattr(row, mark.settled), getattr(row, mark.reset)
-            logged, moved = getattr(compared.settled[row.id], mark.summed), recorded.moved[mark.recorded]
-            checks += [
-                (settled == logged, f"{settled} {mark.words.format(logged)} in the log"),
-                (0 <= reset <= settled, f"reset at {reset}, and {settled} settled"),
-                (
-                    reset == moved or (not recorded.is_proven and reset > moved),
-                    f"reset at {reset}, and {moved} in the resets and renewals that were recorded",
-                ),
-            ]
-        unproven += not recorded.is_proven and row.reset_mark_tokens != recorded.moved["used_tokens"]
-        differences = [problem for holds, problem in checks if not holds]
+        own = expected[row.id]
+        differences = [*_wrong_holds(row, own), *_wrong_marks(row, own, compared.settled[row.id])]
         if differences:
             found.add(f"{books.word}{row.name}", ", ".join(differences), REPAIR)
+        unproven += not own.is_proven and row.reset_mark_tokens != own.moved["used_tokens"]
     if unproven:
         found.notes.append(
             f"Resets of {unproven} teams from before changes were recorded cannot be proven; what was since then is."
         )
+
+
+def _wrong_holds(row: AnyRow, own: Expected) -> Iterator[str]:
+    """Yield what does not agree with the pending calls."""
+    if row.held_tokens != own.held_tokens:
+        yield f"{row.held_tokens} held, and {own.held_tokens} held by pending calls"
+    if row.calls_in_flight != own.calls_in_flight:
+        yield f"{row.calls_in_flight} calls in flight, and {own.calls_in_flight} pending in the log"
+    if row.held_tokens < 0:
+        yield f"{row.held_tokens} held, below zero"
+    if row.held_cost != own.held_cost:
+        yield f"{row.held_cost} billionths held, and {own.held_cost} held by pending calls"
+
+
+def _wrong_marks(row: AnyRow, own: Expected, logged: Sums) -> Iterator[str]:
+    """Yield what does not agree with the log, and with the records of resets and renewals."""
+    for mark in MARKS:
+        settled, reset = getattr(row, mark.settled), getattr(row, mark.reset)
+        in_log, moved = getattr(logged, mark.summed), own.moved[mark.recorded]
+        if settled != in_log:
+            yield f"{settled} {mark.words.format(in_log)} in the log"
+        if not 0 <= reset <= settled:
+            yield f"reset at {reset}, and {settled} settled"
+        if reset < moved or (own.is_proven and reset != moved):
+            yield f"reset at {reset}, and {moved} in the resets and renewals that were recorded"
 
 
 def _describe_difference(whose: str, key: Key, log: Sums, day: Sums, found: Verification) -> None:
