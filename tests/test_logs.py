@@ -131,7 +131,7 @@ def test_call_of_a_dead_worker_has_its_line_by_recovery(app: Flask, client: Flas
     call_id = chat(client, team)
     db.session.execute(db.update(RequestLog).values(status="pending", worker_id=10**6))
     db.session.commit()
-    own.endings.tell(listener)
+    own.endings.listen(listener)
     assert ledger.recover(db.engine, leases(), endings=own.endings) == 1
     (ending,) = told
     assert ending.is_recovered and ending.outcome.status == "interrupted"

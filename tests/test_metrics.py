@@ -149,7 +149,7 @@ def test_labels_are_bounded_whatever_callers_send(
         chat(client, team, model=f"odd-{number}")
         if number == 30:
             runtime.of(app).tally.keep()
-            runtime.of(app).ledger.endings.tell(others)
+            runtime.of(app).ledger.endings.listen(others)
     others.keep()  # it learns what the first has kept
     chat(client, team, model="ODD-3")
     others.keep()

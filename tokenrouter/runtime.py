@@ -45,7 +45,7 @@ class Runtime:
     sender: alerts.Sender
     outage: alerts.OutageWatch
     tally: Tally | None
-    """What is counted for Prometheus, if it is let in."""
+    """What is counted for Prometheus; None without METRICS_TOKEN."""
     callers: KnownCallers = field(default_factory=KnownCallers)
     refused_additions: RefusedAdditions = field(default_factory=RefusedAdditions)
 
@@ -60,7 +60,7 @@ class Runtime:
 
 
 def init_app(app: Flask, settings: Settings) -> None:
-    """Give the app its runtime, of which nothing runs yet: gunicorn forks its workers from this process."""
+    """Give the app its runtime; no thread is started yet, since gunicorn forks its workers from this process."""
     with app.app_context():
         engine = db.engine
         readers = Readers(engine)
@@ -68,8 +68,8 @@ def init_app(app: Flask, settings: Settings) -> None:
         ledger = Ledger(engine, settings.output_reserve_tokens, settings.timezone, settings.currency, pace)
     provider = Provider(settings)
     tally = Tally(engine, settings.allowed_models) if settings.metrics_token else None
-    told: list[Listener] = [call_lines.writer()] if settings.log_format == "json" else []
-    ledger.endings.tell(*told, *(() if tally is None else (tally,)))
+    listeners: list[Listener] = [call_lines.writer()] if settings.log_format == "json" else []
+    ledger.endings.listen(*listeners, *(() if tally is None else (tally,)))
     keeper = account_pace.Keeper(engine, provider.rate_limits)
     ledger.at_heartbeat = (keeper.keep, *(() if tally is None else (tally.keep,)))
     slots = Slots(settings.threads, settings.team_calls)
@@ -97,7 +97,7 @@ def init_app(app: Flask, settings: Settings) -> None:
 
 
 def _tasks(app: Flask, engine: Engine, settings: Settings, account: Account) -> Iterator[Task]:
-    """Yield what is done by the clock; what is due at once is done in this order."""
+    """Yield the scheduled tasks, in the order in which those run that are due at the same time."""
     yield Task("provider's account", Every(REFRESH_S), partial(refresh, engine, account))
     if account.kind == "poe":  # OpenRouter's days come with its balance
         fetch = partial(fetch_quietly, engine, account)
@@ -136,11 +136,11 @@ def close(app: Flask, timeout_s: float = SETTLE_WAIT_S) -> None:
 
 
 def of(app: Flask) -> Runtime:
-    """Return an app's."""
+    """Return the runtime of an app."""
     own: Runtime = app.extensions["tokenrouter"]
     return own
 
 
 def current() -> Runtime:
-    """Return the current app's."""
+    """Return the runtime of the current app."""
     return of(current_app)

@@ -1,8 +1,8 @@
 """The ledger: the only code that moves a counter or writes a row of the log.
 
-Every worker sends its reservations and settlements through one writer, which commits them in groups. Whoever
-decides by a team's counters, or changes them, has its row locked, several in the order of their ids, so nobody waits in
-a circle. Whoever settles a call first takes its row from `pending`: that succeeds once.
+Every worker sends its reservations and settlements through one writer, which commits them in groups. Code that reads
+a team's counters to decide, or changes them, has the team's row locked; several rows are locked in the order of their
+ids, so that there is no deadlock. A settlement first takes the call's row from `pending`, which succeeds only once.
 """
 
 from tokenrouter.ledger.books import add_extra, begin_due_periods, check_extras, recover, reset

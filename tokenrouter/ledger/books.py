@@ -1,4 +1,4 @@
-"""Recover and reset: what a worker, the commands and the panel do alike."""
+"""Recover calls of dead workers, give extras, and reset usage: for workers, commands, API and panel alike."""
 
 import logging
 import random
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 RECOVERY_PROMISE_S = 60.0
 WORKER_DIED = "the worker that answered it ended before the answer did"
-RECOVERY_S = 5.0  # at a time: whoever recovers has a lease of its own to renew
+RECOVERY_S = 5.0  # at a time, since this worker has its own lease to renew
 
 
 def recover(
@@ -53,13 +53,13 @@ def recover(
 ) -> int:
     """Settle, at the estimate of the prompt and what was saved of the answer, the calls whose workers died.
 
-    `dead` has their leases by worker: one that was renewed meanwhile lives. Calls whose workers were struck off are
-    settled too. Each team has a transaction of its own: one that cannot be settled stops no other, and is tried again.
-    What became of them is added to `endings`. Return how many calls were settled.
+    `dead` has their leases by worker; a worker that renewed its lease meanwhile is left alone. Calls of workers that
+    are no longer in the table are settled too. Each team has its own transaction: one that fails does not stop the
+    others, and is tried again. The endings are added to `endings`. Return how many calls were settled.
     """
     with engine.connect() as connection:
         teams = list(connection.execute(select(RequestLog.team_id).where(_is_abandoned(dead)).distinct()).scalars())
-    random.shuffle(teams)  # so that each comes to be the first, whichever cannot be settled
+    random.shuffle(teams)  # one that cannot be settled must not keep the same others waiting each time
     deadline = time.monotonic() + RECOVERY_S
     settled = 0
     for team_id in teams:
@@ -67,7 +67,7 @@ def recover(
             break
         try:
             ended = _recover_team(engine, team_id, dead, zone, KnownPrices(currency))
-        except Exception as error:  # whatever it is, the others have to be settled
+        except Exception as error:  # of whatever kind: the other teams' calls still have to be settled
             message = "Calls of team %d that a dead worker left cannot be settled (%s); this is tried again"
             troubles.warn("recovery", message, team_id, one_line(error), traceback_of=error)
             continue
@@ -87,7 +87,7 @@ def _recover_team(
     engine: Engine, team_id: int, dead: Mapping[int, float], zone: ZoneInfo, prices: KnownPrices
 ) -> list[Ending]:
     with writing(engine) as connection:
-        # who renews its lease just now waits, and finds its calls settled
+        # a worker that renews its lease at this moment waits, and then finds its calls settled
         connection.execute(select(Worker.id).where(_is_one_of(dead)).order_by(Worker.id).with_for_update())
         calls = connection.execute(PENDING_CALLS.where(RequestLog.team_id == team_id, _is_abandoned(dead))).all()
         tx = Transaction(driver_connection(connection), 0, output_reserve_tokens=0, zone=zone, prices=prices)
@@ -98,7 +98,7 @@ def _recover_team(
 
 
 def _is_one_of(dead: Mapping[int, float]) -> ColumnElement[bool]:
-    """Select workers whose leases have not changed."""
+    """Select the dead workers whose leases have not changed since."""
     return or_(false(), *(and_(Worker.id == id_, Worker.lease_expires_at == lease) for id_, lease in dead.items()))
 
 
@@ -124,10 +124,10 @@ def _interrupt(call: AnyRow, tx: Transaction) -> None:
 def add_extra(
     engine: Engine, to: Team | Group, tokens: int = 0, zone: ZoneInfo = UTC_ZONE, *, budget: int = 0, by: Actor
 ) -> None:
-    """Add tokens, or money, to what a team or group may use until it renews; below zero it takes some of them back.
+    """Add tokens or money to what a team or group may use until it renews; a negative amount takes some back.
 
     `budget` is in billionths of the currency.
-    Raises NotFound, and InvalidRequest if that makes less than nothing, or more than a quota may be.
+    Raises NotFound, and InvalidRequest if the extra would become negative or too large.
     """
     kind = type(to)
     with writing(engine) as connection:
@@ -137,7 +137,7 @@ def add_extra(
         if name is None:
             raise NotFound(f"There is no such {kind.__name__.lower()}.")
         counters = tx.groups if kind is Group else tx.teams
-        counters.lock(to.id)  # and renews the quota first, where its time has come
+        counters.lock(to.id)  # which renews the quota first if it is due
         if (balance := counters.balances.get(to.id)) is None:
             raise InvalidRequest("Its limits cannot be read: somebody edited them in the database. Set them again.")
         before = {"extra_tokens": balance.extra_tokens, "extra_budget": balance.extra_budget}
@@ -161,7 +161,7 @@ def check_extras(extra_tokens: int, extra_budget: int) -> None:
 
 
 def begin_due_periods(connection: Connection, kind: type[Team | Group], ids: Iterable[int], zone: ZoneInfo) -> None:
-    """Lock teams or groups, and renew their quotas where the time has come, so that extras are those of this period."""
+    """Lock teams or groups, and renew their quotas if due, so that extras are those of the running period."""
     tx = Transaction(driver_connection(connection), worker_id=0, output_reserve_tokens=0, zone=zone)
     for id_ in sorted(ids):
         (tx.groups if kind is Group else tx.teams).lock(id_)
@@ -172,9 +172,9 @@ def _described(name: str, value: int) -> int | str | None:
 
 
 def reset(engine: Engine, team_ids: Iterable[int], group_ids: Iterable[int] = (), *, by: Actor) -> int:
-    """Count the use of teams and groups from now on; calls in flight will be charged to the new count.
+    """Start the count of what teams and groups use from zero; calls in flight will be charged to the new count.
 
-    Return how many of them had used anything. Those that had not, and deleted ones, stay as they are.
+    Return how many of them had used anything. Those that had not, and deleted ones, are left alone.
     """
     chosen: list[tuple[type[Team | Group], list[int]]] = [(Group, list(group_ids)), (Team, list(team_ids))]
     with writing(engine) as connection:

@@ -1,4 +1,4 @@
-"""The log and the daily totals, read side by side in one order, each once and never as a whole."""
+"""Compare the log with the daily totals: both are streamed in the same order, so neither is held in memory."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -33,7 +33,7 @@ from tokenrouter.errors import UNKNOWN_MODEL, ModelNotFound, TeamDisabled
 from tokenrouter.ledger.log_rows import NO_MODEL
 
 Key = tuple[Any, ...]
-"""Whose it is, by id, a group's with the team's after it; then day and model."""
+"""The owner's id (of a group, then the team's), the day, and the model."""
 
 
 @dataclass
@@ -42,46 +42,46 @@ class Comparison:
 
     rows: int = 0
     settled: defaultdict[int, Sums] = field(default_factory=lambda: defaultdict(Sums))
-    """By id, what the log says, and the daily totals of calls that are no longer in it."""
+    """By owner id: what the log says, plus the daily totals of days that the log no longer has."""
     unproven_days: set[str] = field(default_factory=set)
     differences: list[tuple[Key, Sums, Sums]] = field(default_factory=list)
-    """Where both speak and do not agree: log, and daily totals."""
+    """Where both have the key and do not agree: the log's sums, and the daily totals."""
 
 
-# of a call from before that was kept, the day in UTC
+# of calls from before the column was added, the day in UTC
 DAY = func.coalesce(cast(RequestLog.day, String), func.substr(cast(RequestLog.created_at, String), 1, 10)).label("day")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DailyBooks:
-    """Where one kind has its calls, their corrections and its daily totals."""
+    """The columns by which the calls, corrections and daily totals of one kind of owner are found."""
 
     daily: type[UsageDaily | GroupUsageDaily | TokenUsageDaily]
     of_calls: tuple[Any, ...]
-    """The columns of the log that make a key, the first of them telling whose a call is."""
+    """The columns of the log that make a key; the first is the owner of a call."""
     of_corrections: tuple[Any, ...]
-    """Those of the corrections and of the calls that these correct, likewise."""
+    """The same of the corrections, and of the calls that they correct."""
     of_pruned: tuple[Any, ...]
-    """Those of what is kept of pruned calls, likewise; 0 is none."""
+    """The same of the sums that are kept of pruned calls; 0 stands for none."""
     of_days: tuple[Any, ...]
-    """Those of the daily totals, likewise."""
+    """The same of the daily totals."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Books(DailyBooks):
-    """Where one kind has its counters and its renewals too."""
+    """The same, with the counters and renewals of teams or groups."""
 
     kind: type[Team | Group]
     renewals: type[QuotaRenewal | GroupRenewal]
     of_renewals: Any
     of_changes: Any
     creation: str
-    """The change by which one was made."""
+    """The action of the change that created one."""
     word: str = ""
-    """What stands before a name in what was found."""
+    """Written before a name in a finding."""
 
 
-# grouped by a sum, so that SQLite reads the log from end to end; led by an index it would jump through it
+# `+ 0` keeps SQLite from grouping by an index, which would read the log's rows in random order
 TEAM = (RequestLog.team_id + literal_column("0")).label("team")
 GROUP = (RequestLog.group_id + literal_column("0")).label("group")
 TOKEN = (RequestLog.token_id + literal_column("0")).label("token")
@@ -120,7 +120,7 @@ OF_TOKENS = DailyBooks(
 
 
 def _words(*words: str) -> list[Any]:
-    """Spell them out in the statement, for those that are compiled once."""
+    """Return words as literals of the statement, for statements that are compiled once."""
     return [literal_column(f"'{word}'") for word in words]
 
 
@@ -140,7 +140,7 @@ COUNTED_MODEL = case(
     ),
     else_=RequestLog.model,
 ).label("counted_model")
-"""As the ledger counts: what callers invent is no model of the sums."""
+"""The model as the daily totals count it: one that does not exist, which callers may invent, counts as NO_MODEL."""
 _IS_SETTLED = RequestLog.status != PENDING
 SUMS_OF_CALLS = (
     func.sum(case((_IS_SETTLED, RequestLog.repeats), else_=0)),
@@ -166,7 +166,7 @@ def compare(connection: Connection, books: DailyBooks) -> Comparison:
         compared.settled[owner_id] = compared.settled[owner_id].plus(log)
         left = day.plus(log, -1)
         if at < first_day or (at == first_day and has_older and min(left) >= 0 and left != NOTHING):
-            compared.unproven_days.add(at)  # of the log's first day some may be gone too
+            compared.unproven_days.add(at)  # some calls of the log's first day may be gone too
             compared.settled[owner_id] = compared.settled[owner_id].plus(left)
         elif log != day:
             compared.differences.append((key, log, day))
@@ -196,7 +196,7 @@ def _logged(connection: Connection, books: DailyBooks, compared: Comparison) -> 
 
 
 def _pruned(connection: Connection, books: DailyBooks) -> Iterator[tuple[Key, Sums]]:
-    """Yield what calls came to that were pruned from the log, in the same order."""
+    """Yield the sums of the calls that were pruned from the log, in the same order."""
     key = (*books.of_pruned, cast(PrunedUsage.day, String), _in_byte_order(connection, PrunedUsage.model))
     sums = [func.sum(getattr(PrunedUsage, name)) for name in Sums._fields]
     query = select(*key, *sums).where(books.of_pruned[0] != 0).group_by(*key).order_by(*key)
@@ -225,7 +225,7 @@ def _daily(connection: Connection, books: DailyBooks) -> Iterator[tuple[Key, Sum
 
 
 def _in_byte_order(connection: Connection, column: Any) -> Any:
-    """Sort as SQLite does and Python, whatever language the server sorts by."""
+    """Sort by bytes, as SQLite and Python do, whatever the collation of the server."""
     return column.collate("C") if connection.dialect.name == "postgresql" else column
 
 

@@ -1,7 +1,7 @@
-"""Correct what calls cost since a day, where their price was wrong: each by an entry of its own beside the log.
+"""Correct what calls cost since a day, because their price was wrong: the log stays, each call gets an entry.
 
-An entry moves the daily totals and the counters by what a call costs more, or less. Where the call is of a period that
-is over it moves the mark too, so that the running period pays for its own calls alone.
+An entry moves daily totals and counters by the difference. If the call belongs to a period that is over, the entry
+moves the reset mark as well, so that the running period only pays for its own calls.
 """
 
 from collections import defaultdict
@@ -47,32 +47,32 @@ ROWS_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class Corrected:
-    """How many calls cost something else now, and by how much more in all, in billionths."""
+    """How many calls were corrected, and by how much in all, in billionths of the currency."""
 
     calls: int
     cost: int
 
 
 def correct_costs(engine: Engine, model: str, since: date, *, by: Actor) -> Corrected:
-    """Let the price that now stands under this name hold for the calls since a day, whatever they cost by then.
+    """Apply the present price of this name to the calls since a day, whatever they cost so far.
 
-    What the provider itself told of a cost stays. Doing it again changes nothing. Raises NotFound.
+    Costs that the provider itself reported stay. Repeating it changes nothing. Raises NotFound.
     """
     while True:
         with engine.connect() as connection:
             state, prices = _state(connection), _prices(connection)
             entries = list(_entries(connection, prices, _named(prices, model), since))
-            _let_pay_no_less_than_nothing(connection, entries, Team, "team_id", "is_past")
-            _let_pay_no_less_than_nothing(connection, entries, Group, "group_id", "is_past_of_group")
+            _keep_periods_above_zero(connection, entries, Team, "team_id", "is_past")
+            _keep_periods_above_zero(connection, entries, Group, "group_id", "is_past_of_group")
         with writing(engine) as connection:
             lock_table(connection, CostCorrection)
             if _state(connection) != state or _is_any_gone(connection, entries):
                 continue  # a reset, a renewal, a price, another correction came between, or calls were pruned
             _apply(connection, entries)
             corrected = Corrected(len(entries), sum(entry["cost"] for entry in entries))
-            told = {"model": model, "since": since.isoformat(), "calls": corrected.calls}
-            told["cost"] = decimal_string(corrected.cost) or "0"
-            changes.record(connection, by, changes.PRICE_CORRECT, Changed(None, None, None, told))
+            recorded = {"model": model, "since": since.isoformat(), "calls": corrected.calls}
+            recorded["cost"] = decimal_string(corrected.cost) or "0"
+            changes.record(connection, by, changes.PRICE_CORRECT, Changed(None, None, None, recorded))
             return corrected
 
 
@@ -90,14 +90,14 @@ def _named(known: KnownPrices, model: str) -> Price:
 
 
 def _state(connection: Connection) -> tuple[Any, ...]:
-    """Return what entries depend on beside the calls, so that a change of it can be seen."""
+    """Return a fingerprint of all that entries depend on besides the calls."""
     newest = CostCorrection.id, QuotaRenewal.id, GroupRenewal.id, Change.id
     last = [connection.execute(select(func.max(column))).scalar() for column in newest]
     return (_prices(connection).version, *last)
 
 
 def _is_any_gone(connection: Connection, entries: list[dict[str, Any]]) -> bool:
-    """Tell whether calls that are to be corrected are no longer in the log."""
+    """Tell whether some of the calls to correct have left the log."""
     for at in range(0, len(entries), ROWS_AT_ONCE):
         ids = [entry["call_id"] for entry in entries[at : at + ROWS_AT_ONCE]]
         there = select(func.count()).select_from(RequestLog).where(RequestLog.id.in_(ids))
@@ -107,7 +107,7 @@ def _is_any_gone(connection: Connection, entries: list[dict[str, Any]]) -> bool:
 
 
 def _entries(connection: Connection, known: KnownPrices, price: Price, since: date) -> Iterator[dict[str, Any]]:
-    """Yield an entry for each call that this price is of and that costs something else by it."""
+    """Yield an entry for each call of this price whose cost differs by it."""
     begins, group_begins = _beginnings(connection, OF_TEAMS), _beginnings(connection, OF_GROUPS)
     for call in _calls(connection, since):
         if known.prices.find(call.model) != price:
@@ -134,10 +134,10 @@ def _entries(connection: Connection, known: KnownPrices, price: Price, since: da
 
 
 def _calls(connection: Connection, since: date) -> Iterable[AnyRow]:
-    """Select the calls since a day that cost something, or are not known to, with what was corrected of them by now."""
+    """Select the calls since a day whose cost can be above zero or unknown, with their corrections so far."""
     earlier = (
         select(CostCorrection.call_id, func.sum(CostCorrection.cost).label("cost"), func.count().label("entries"))
-        .where(CostCorrection.token_id.is_(None))  # else the call is no longer in the log
+        .where(CostCorrection.token_id.is_(None))  # set once the call has left the log
         .group_by(CostCorrection.call_id)
         .subquery()
     )
@@ -169,7 +169,7 @@ def _calls(connection: Connection, since: date) -> Iterable[AnyRow]:
 
 
 def _beginnings(connection: Connection, books: Books) -> defaultdict[int, datetime]:
-    """Return when the running period of each began: by its last reset that holds, or its last renewal."""
+    """Return when the running period of each began: at its last reset that was not undone, or its last renewal."""
     begins = defaultdict(lambda: EPOCH)
     for owner_id, resets in groupby(resets_of(connection, books), attrgetter("owner_id")):
         begins[owner_id] = beginnings(resets).running
@@ -179,10 +179,10 @@ def _beginnings(connection: Connection, books: Books) -> defaultdict[int, dateti
     return begins
 
 
-def _let_pay_no_less_than_nothing(
+def _keep_periods_above_zero(
     connection: Connection, entries: list[dict[str, Any]], kind: type[Team | Group], owner: str, past: str
 ) -> None:
-    """Take for past what would lower a period by more than it cost: clocks may disagree on when that began."""
+    """Treat entries as past where they would lower a period below zero: clocks may disagree on when it began."""
     used = dict(connection.execute(select(kind.id, kind.settled_cost - kind.reset_mark_cost)).all())
     changed: defaultdict[int, int] = defaultdict(int)
     for entry in entries:

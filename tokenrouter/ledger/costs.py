@@ -1,4 +1,4 @@
-"""What a call costs: fixed when it settles, by the price that is valid in that very transaction."""
+"""What a call costs: fixed when it settles, by the price that is valid in the same transaction."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from tokenrouter.metering.prices import Price, PriceList
 DOLLARS = "USD"
 
 PRICES_VERSION: Any = select(func.max(ModelPrice.id)).scalar_subquery()
-"""The last price that was set, of whatever model: prices are only ever added."""
+"""Changes whenever a price of any model is set, since prices are only ever added."""
 _newest = select(func.max(ModelPrice.id)).group_by(ModelPrice.is_of_provider, ModelPrice.model)
 VALID_PRICES = Statement(
     select(
@@ -29,7 +29,7 @@ VALID_PRICES = Statement(
 
 
 class Cost(NamedTuple):
-    """What a call cost, in billionths, None if that is not known; and who says so."""
+    """What a call cost, in billionths, None if that is not known; and where the figure comes from."""
 
     amount: int | None
     source: str
@@ -46,13 +46,13 @@ class KnownPrices:
         self._takes_reports = currency == DOLLARS
 
     def read(self, connection: DriverConnection) -> None:
-        """Read those that are valid in a transaction."""
+        """Read the prices that are valid in this transaction."""
         rows = VALID_PRICES.execute(connection, {}).fetchall()
         self.prices = PriceList(Price(*row[:-1]) for row in rows if row[1] is not None)
         self.version = rows[0][-1] if rows else None
 
     def cost(self, model: str, outcome: Outcome) -> Cost:
-        """Return what a call cost that ended so. What brought nothing and is charged nothing costs nothing."""
+        """Return what a call with this outcome cost; one that failed and is charged no tokens costs nothing."""
         if outcome.reported_cost is not None and self._takes_reports:
             return Cost(outcome.reported_cost, BY_PROVIDER)
         if outcome.status != OK and not outcome.charged_tokens:

@@ -48,13 +48,13 @@ NO_MOVE = {
     "held_cost_change": 0,
 }
 NOW = epoch_now()
-# numbers are spelled out, not bound: every call would bring them again
+# literals, not parameters: every call would have to bind them again
 NOW_NS = cast(NOW * literal_column("1e9"), BigInteger)
 NOTHING = literal_column("0", BigInteger)
 MINUTE = literal_column(str(MINUTE_NS), BigInteger)
-# spelled out, not bound: only so can the index of pending rows serve it
+# a literal, not a parameter: only then can the partial index of pending rows be used
 IS_PENDING = RequestLog.status == literal_column(f"'{PENDING}'")
-MOST = literal_column(str(10**18), BigInteger)  # what a limit that was lowered makes of a large hold must not burst it
+MOST = literal_column(str(10**18), BigInteger)  # keeps a large hold under a lowered limit within the column's range
 
 
 class Locked(NamedTuple):
@@ -73,7 +73,7 @@ class Locked(NamedTuple):
     renews_at: int | None
     renewal_basis: str | None
     used_tokens: int
-    """As the row has them, whether the time has come to renew or not."""
+    """As the row has them, whether the renewal is due or not."""
     used_cost: int
     priced_tokens: int
     held_tokens: int
@@ -86,12 +86,12 @@ class Locked(NamedTuple):
 
     @property
     def is_readable(self) -> bool:
-        """Whether its limits can be decided by: hands may have left anything there."""
+        """Whether its limits are usable: somebody may have edited them in the database."""
         return not unreadable_limits(*self[: len(LIMITS)])
 
 
 def marks_of(table: type[Team | Group]) -> dict[str, Any]:
-    """Return what the marks become once use counts from now on."""
+    """Return the marks that make use count from zero."""
     return {
         "reset_mark_tokens": table.settled_tokens,
         "reset_mark_cost": table.settled_cost,
@@ -100,12 +100,12 @@ def marks_of(table: type[Team | Group]) -> dict[str, Any]:
 
 
 class CounterStatements:
-    """What is run on one of the two tables that have counters."""
+    """The statements for one of the two tables that have counters."""
 
     def __init__(
         self, table: type[Team | Group], renewals: type[QuotaRenewal | GroupRenewal], owner: InstrumentedAttribute[Any]
     ) -> None:
-        """`owner` is the column of the log that tells whose a call is."""
+        """`owner` is the column of the log with the id of a call's team, or group."""
         self.table = table
         self.columns = (
             *(getattr(table, name) for name in LIMITS),
@@ -154,10 +154,7 @@ class CounterStatements:
 
 
 def _tokens_full_at(table: type[Team | Group]) -> Any:
-    """Return when the bucket is full once a row that was not locked has put back, or taken more.
-
-    It does as `Bucket.correct`.
-    """
+    """Return in SQL what `Bucket.correct` makes of `full_at`, for a row that was not locked."""
     taken = bindparam("held_change", type_=BigInteger) + bindparam("settled_change", type_=BigInteger)
     taken_ns = cast(taken, Double) * MINUTE / func.nullif(table.tokens_per_minute, NOTHING)
     flow_ns = cast(case((taken_ns > MOST, MOST), (taken_ns < -MOST, -MOST), else_=taken_ns), BigInteger)
@@ -177,9 +174,9 @@ class Counters:
     """The rows of one table that a transaction locks and moves."""
 
     def __init__(self, connection: DriverConnection, zone: ZoneInfo, statements: CounterStatements, whose: str) -> None:
-        """`zone` is where the days of renewals begin; `whose` names a row in refusals, `{}` standing for its name."""
+        """`zone` is that of the days of renewals; `whose` names a row in refusals, with `{}` for its name."""
         self.balances: dict[int, Balance] = {}
-        """Of those that are locked, and whose limits can be read."""
+        """By id, of the rows that are locked and whose limits can be read."""
         self._connection = connection
         self._zone = zone
         self._run = statements
@@ -196,7 +193,7 @@ class Counters:
         return row and Locked(*row)
 
     def take(self, id_: int, read: Locked) -> None:
-        """Take what was read of a locked row, renewed where its time has come, with what is still to be written."""
+        """Keep what was read of a locked row, renewed if due, with the moves that are still to be written."""
         read = self._renewed(id_, read)
         balance = self.balances[id_] = Balance(
             self._whose.format(read.name),
@@ -220,9 +217,9 @@ class Counters:
             balance.move(**{name.removesuffix("_change"): change for name, change in move.items()})
 
     def _renewed(self, id_: int, read: Locked) -> Locked:
-        """Begin the quota of a locked row anew where its time has come, and return what is then to be read.
+        """Renew the quota of a locked row if it is due, and return the row as it is then.
 
-        Where somebody changed by hand when that is, or the time zone was changed, the next time is computed anew.
+        If the renewal was edited by hand, or the time zone changed, the next renewal is computed again.
         """
         renewal = read_renewal(read.renews, read.renews_on)
         basis, is_due = renewal.basis(self._zone), read.renews_at is not None and read.renews_at <= read.now
@@ -256,23 +253,23 @@ class Counters:
             balance.move(held=held, settled=settled, calls=calls, cost=cost, held_cost=held_cost)
 
     def recount_calls(self, id_: int) -> None:
-        """Let no call be refused for others that ended without having been counted down."""
+        """Correct the number of calls in flight, so that no call is refused for others that have ended."""
         balance = self.balances[id_]
         if balance.is_full:
             (pending,) = self._run.count_pending.execute(self._connection, {"owner": id_}).fetchone()
             self.move(id_, held=0, calls=pending - balance.calls_in_flight)
 
     def write(self) -> None:
-        """Write all moves, in an order that all workers keep to."""
+        """Write all moves, in the order that all workers keep to."""
         for id_, changes in sorted(self._moves.items()):
             while not self._move(id_, changes) and (read := self._locked(id_)) is not None:
                 # the time to renew has come, also if the clock was set back just now
                 self._renewed(id_, read._replace(now=max(read.now, read.renews_at or 0)))
 
     def _move(self, id_: int, changes: Mapping[str, int]) -> bool:
-        """Write a row's counters; return False if it is gone, or has to be renewed first.
+        """Write a row's counters; return False if the row is gone, or has to be renewed first.
 
-        Of one that is locked it is known when its buckets will be full. What a settlement leaves comes back with it.
+        Of a locked row the new state of the buckets is known. The UPDATE of a settlement returns what crossings need.
         """
         run, values = self._run, {"owner": id_, **changes}
         moving, settling = run.move, run.settle

@@ -1,4 +1,4 @@
-"""Notice that a settlement takes a team or a group across a share of its quota or budget, in the same transaction."""
+"""Write an alert when a settlement crosses a share of a quota or budget, in the same transaction."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ What = Literal["quota", "budget"]
 
 
 class Counted(NamedTuple):
-    """What the UPDATE that moves a row's counters returns of it: no other statement is needed to see a crossing."""
+    """What the UPDATE of a row's counters returns, so that no other statement is needed to see a crossing."""
 
     settled_tokens: int
     reset_mark_tokens: int
@@ -33,7 +33,7 @@ class Counted(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """What is used of a quota, or of a budget in billionths, and the mark from which that is counted."""
+    """How much of a quota, or of a budget in billionths, is used, and the reset mark from which that counts."""
 
     what: What
     used: int
@@ -42,28 +42,28 @@ class Share:
 
     @property
     def percent(self) -> int:
-        """The highest of PERCENTS that is reached; 0 is none."""
+        """The highest of PERCENTS that is reached; 0 if none is."""
         return _reached(self.used, self.allowance)
 
     def crossed_by(self, change: int) -> int:
-        """Return the highest of PERCENTS that was reached by using so much more; 0 is none."""
+        """Return the highest of PERCENTS that the last `change` of use crossed; 0 if none."""
         percent = self.percent
         return percent if percent > _reached(self.used - change, self.allowance) else 0
 
     def once(self, kind: Kind, id_: int, percent: int) -> str:
-        """Name the crossing, which is told once: anew after a renewal, a reset or with another quota."""
+        """Return the key by which a crossing alerts once; a renewal, a reset or another quota gives another key."""
         return f"{kind.__tablename__}:{id_}:{self.what}:{percent}:{self.mark}:{self.allowance}"
 
 
 def _reached(used: int, allowance: int) -> int:
-    """Return the highest of PERCENTS that so much is of a quota or budget, which is above 0."""
+    """Return the highest of PERCENTS that `used` is of a quota or budget above 0; 0 if none."""
     return max((percent for percent in PERCENTS if used * 100 >= allowance * percent), default=0)
 
 
 def shares(counted: Counted) -> Iterator[Share]:
-    """Yield what is used of quota and budget, where there is one that lets anything through.
+    """Yield the shares of quota and budget that are used, for limits above zero.
 
-    What hands left in the row and cannot be read is passed over: calls are settled all the same.
+    Values that somebody edited and cannot be read are skipped: calls are settled all the same.
     """
     limits: tuple[tuple[What, tuple[Any, ...]], ...] = ("quota", counted[:4]), ("budget", counted[4:])
     for what, (settled, mark, limit, extra) in limits:
@@ -79,9 +79,9 @@ def counted_columns(table: Kind) -> list[Any]:
 def note_crossings(
     connection: DriverConnection, kind: Kind, id_: int, counted: tuple[Any, ...], changes: Mapping[str, int]
 ) -> None:
-    """Write an alert for quota and budget each, where these changes crossed a share of it; the highest alone.
+    """Write an alert if these changes crossed a share of the quota, and one for the budget; of several the highest.
 
-    `counted` has what `Counted` does. Each call comes here, and nearly all go on at once.
+    `counted` has the fields of `Counted`. Every settlement comes here, and nearly all return at once.
     """
     if _is_far(*counted[:4]) and _is_far(*counted[4:]):
         return
@@ -92,7 +92,7 @@ def note_crossings(
 
 
 def _is_far(settled: Any, mark: Any, limit: Any, extra: Any) -> bool:
-    """Tell that no share is reached; False if one is, or where something of it cannot be read."""
+    """Tell that no share is reached; False if one is, or if a value cannot be read."""
     if limit is None:
         return True
     are_read = type(limit) is int and type(extra) is int and type(settled) is int and type(mark) is int

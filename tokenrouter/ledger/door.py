@@ -1,7 +1,7 @@
-"""Those turned away at the door, before any row of the log: counted in memory, and written with the heartbeats.
+"""Requests that are turned away before they get a row of the log: counted in memory, written with the heartbeats.
 
-A stranger who tries tokens, from however many addresses, costs neither a write nor memory that grows. What is counted
-here and not yet written is lost with this process.
+Somebody who tries tokens, from however many addresses, causes no write per request and no memory that grows. Counts
+that are not yet written are lost if this process is killed.
 """
 
 import threading
@@ -16,16 +16,16 @@ from tokenrouter.database.statements import Inserter, Statement
 from tokenrouter.database.tables import DoorRefusal
 from tokenrouter.ledger.transaction import Transaction
 
-MOST_OF_STRANGERS = 100  # lines a minute; beyond them only what bears a team's token has one of its own
+MOST_OF_STRANGERS = 100  # lines a minute; beyond them only requests with a team's token get their own
 MOST_LINES = 1_000
 MOST_WAITING = 10_000  # while the database is away
 KEPT_MINUTES = 30 * 24 * 60
 OTHERS = "others"
-"""The address of all that have no line of their own."""
+"""Stands for the addresses of all that have no line of their own."""
 
 
 class Line(NamedTuple):
-    """What is counted together, in the order in which all workers write it."""
+    """The key of a count; all workers write these in its order."""
 
     minute: int
     address: str
@@ -34,7 +34,7 @@ class Line(NamedTuple):
 
 
 class Door:
-    """How many requests were turned away and not written yet."""
+    """The counts of requests that were turned away and are not written yet."""
 
     def __init__(self) -> None:
         self._counts: Counter[Line] = Counter()
@@ -44,7 +44,7 @@ class Door:
         self._lock = threading.Lock()  # of this process, for as long as it takes to add one
 
     def count(self, address: str, reason: str, token_id: int = 0) -> None:
-        """Count a request; `token_id` is 0 where it came with no token that is, or was, a team's."""
+        """Count a request; `token_id` is 0 if it came without a token that is, or was, a team's."""
         line = Line(int(time.time()) // 60, address, reason, token_id)
         with self._lock:
             if line.minute != self._minute:
@@ -59,7 +59,7 @@ class Door:
         return len(self._lines) < most and len(self._counts) < MOST_WAITING
 
     def take(self) -> "CountTurnedAway | None":
-        """Return what is to be written; None if there is nothing, or what was taken before still waits."""
+        """Return what is to be written; None if there is nothing, or the last batch is still being written."""
         with self._lock:
             if self._is_writing or not self._counts:
                 return None
@@ -74,7 +74,7 @@ class Door:
 
 @dataclass(frozen=True)
 class CountTurnedAway:
-    """Add to the counts of minutes, and forget those that are old."""
+    """Add to the counts of minutes, and delete old ones."""
 
     counts: list[tuple[Line, int]]
     must_happen: ClassVar[bool] = True
@@ -90,7 +90,7 @@ class CountTurnedAway:
         FORGET_LINES.execute(tx.connection, {"oldest": newest - KEPT_MINUTES})
 
     def undo(self) -> None:
-        """Return None: it is retried until it is written, so there is never anything to take back."""
+        """Return None: this is retried until it is written."""
 
 
 def _add_to_line(insert_or_update: Inserter) -> Any:

@@ -1,7 +1,7 @@
-"""What became of calls, told to whoever keeps a line or a count of each, once it is committed.
+"""How calls ended, passed to those who write a line or count of each, once it is committed.
 
-A transaction notes an ending where it adds the call to the sums of its day, so that each is told once, whichever way it
-came: settled, refused, or settled by recovery.
+A transaction notes an ending where it adds the call to the daily totals, so each call is reported exactly once:
+settled, refused, or settled by recovery.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,27 +11,27 @@ from tokenrouter.ledger.rules import CallRequest, Outcome
 
 
 class Ending(NamedTuple):
-    """A call that has ended, or a refusal and how many calls more it stands for."""
+    """A call that has ended, or a refusal and how many more calls it stands for."""
 
     request: CallRequest
     outcome: Outcome
     cost: int | None
-    """In billionths of the currency; None if it is not known."""
+    """In billionths of the currency; None if not known."""
     times: int = 1
     retries: int = 0
-    """How often its settlement was tried in vain."""
+    """How many attempts to settle it failed."""
     is_recovered: bool = False
-    """Whether its worker had died."""
+    """Whether it was settled for a worker that died."""
 
 
 class Listener(Protocol):
-    """Who is told of endings."""
+    """Somebody who is interested in endings."""
 
     def take(self, endings: Sequence[Ending]) -> None:
-        """Take these over at once, to do something about them later: the writer's turn is held, and callers wait."""
+        """Take these and return at once, to work on them later: callers wait meanwhile."""
 
     def close(self, timeout_s: float) -> None:
-        """Be done with what was taken within this time: no more comes."""
+        """Finish the work on what was taken, within this time; nothing more comes."""
 
 
 class Endings:
@@ -40,17 +40,17 @@ class Endings:
     def __init__(self) -> None:
         self._listeners: Sequence[Listener] = ()
 
-    def tell(self, *listeners: Listener) -> None:
-        """Have all endings from now on told to these."""
+    def listen(self, *listeners: Listener) -> None:
+        """Pass all endings from now on to these."""
         self._listeners = listeners
 
     def add(self, endings: Iterable[Ending]) -> None:
-        """Tell what was committed."""
+        """Pass on endings that were committed."""
         if ended := list(endings):
             for listener in self._listeners:
                 listener.take(ended)
 
     def close(self, timeout_s: float) -> None:
-        """Let them be done with it."""
+        """Let the listeners finish."""
         for listener in self._listeners:
             listener.close(timeout_s)

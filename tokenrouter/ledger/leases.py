@@ -1,4 +1,4 @@
-"""Tell which workers died, by what one process sees of their leases."""
+"""Find out which workers died, by how their leases change."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 LEASE_S = 20.0
 HEARTBEAT_S = 5.0
-LONGEST_LOOK_S = HEARTBEAT_S + 1.0  # a longer gap was an outage or a pause of ours, in which others saw as little
+LONGEST_LOOK_S = HEARTBEAT_S + 1.0  # a longer gap was an outage or a pause here, and counts only for so much
 CLOCK_STEP_S = 1.0
 
 
@@ -20,16 +20,16 @@ class Lease:
 
     @property
     def is_odd(self) -> bool:
-        """Whether it ran out, or lies further ahead than any that was renewed by this clock."""
+        """Whether it has expired, or lies further ahead than a renewal by this clock can be."""
         return not self.read_at <= self.expires_at <= self.read_at + LEASE_S + CLOCK_STEP_S
 
 
 class Watch:
     """What one process sees of the leases of all workers, look by look.
 
-    A clock that is set forward makes all leases run out at once, and one that is set back makes those of the dead last.
-    So a worker is dead whose lease was seen not to change for as long as a lease lasts, by this process's own clock
-    that nobody sets, and which is not valid by the database's clock either.
+    A clock that is set forward makes all leases expire at once; one that is set back keeps those of dead workers valid.
+    So a worker counts as dead only if its lease did not change for as long as a lease lasts, by this process's
+    monotonic clock, and if the lease is not valid by the database's clock either.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Watch:
         self._looked_at = time.monotonic()
 
     def look(self, leases: Iterable[Lease]) -> Mapping[int, float]:
-        """Take note of the leases as they are now; return those of the dead, by worker."""
+        """Note the leases as they are now; return those of dead workers, by worker."""
         now = time.monotonic()
         passed_s, self._looked_at = min(now - self._looked_at, LONGEST_LOOK_S), now
         before, self._seen = self._seen, {}

@@ -13,7 +13,7 @@ from tokenrouter.ledger.counters import IS_PENDING, NOW
 from tokenrouter.ledger.rules import CallRequest, Reservation
 
 NO_MODEL = ""
-"""The model in the sums of a day where the caller named none that is known; what callers invent must not be a row."""
+"""The model in the daily totals for names that no model has: callers must not make rows by inventing names."""
 
 
 LOGGED_COLUMNS = [column.key for column in RequestLog.__table__.columns if column.key != "id"]
@@ -97,7 +97,7 @@ SAVE_LAST_USE = Statement(
     update(ApiToken).where(ApiToken.id == bindparam("token")).values(last_used_at=bindparam("used_at"))
 )
 
-NEWEST_ROWS = 200  # of a team; a flood of refusals is a row of them
+NEWEST_ROWS = 200  # of a team; refusals that repeat are one row
 _newest = (
     select(RequestLog.__table__)
     .where(RequestLog.team_id == bindparam("team"))
@@ -163,19 +163,19 @@ def log_row(request: CallRequest, **values: Any) -> dict[str, Any]:
 
 
 def kept_reason(reason: str | None) -> str | None:
-    """Return what the log keeps of a reason: so much of it, in characters that are seen."""
+    """Return what the log keeps of a reason: its first REASON_LENGTH characters, without invisible ones."""
     if reason is None:
         return None
     return "".join(each if each.isprintable() else " " for each in reason[:REASON_LENGTH])
 
 
 def moment_of(stored: datetime | str) -> datetime:
-    """Return a moment as the driver read it: SQLite has no type for it."""
+    """Return the moment that a driver read: SQLite gives it as a text."""
     return stored if isinstance(stored, datetime) else datetime.fromisoformat(stored).replace(tzinfo=UTC)
 
 
 def day_as_read(stored: date | str) -> date:
-    """Return a day as the driver read it."""
+    """Return the day that a driver read, likewise."""
     return stored if isinstance(stored, date) else date.fromisoformat(stored)
 
 

@@ -1,4 +1,4 @@
-"""The write operations of the ledger, of which the writer carries out many in one transaction."""
+"""The write operations of the ledger; the writer runs many of them in one transaction."""
 
 from dataclasses import dataclass, replace
 from datetime import date, datetime
@@ -59,7 +59,7 @@ REFUSALS = (QuotaExceeded, QuotaReserved, PaceExceeded, ModelHasNoPrice, Provide
 
 @dataclass(frozen=True)
 class _OfTeam:
-    """What is done for a call, and locks the counters of its team alone."""
+    """An operation for a call that locks the counters of its team alone."""
 
     request: CallRequest
     group_id: ClassVar[None] = None
@@ -72,7 +72,7 @@ class _OfTeam:
 
 @dataclass(frozen=True)
 class _OfCall:
-    """What is done for a call, and moves the counters of its team and of its group."""
+    """An operation for a call that moves the counters of its team and group."""
 
     request: CallRequest
 
@@ -91,12 +91,12 @@ class _OfCall:
 class Reserve(_OfCall):
     """Hold tokens and write the pending row, or write the row of a refusal.
 
-    Where the whole service has a pace, a call that fits all limits takes a place at the provider with it. If none is
-    free it holds nothing, and waits for one with which this is done again.
+    If the whole service has a pace, a call that fits all limits takes a place at the provider with it. If no place is
+    free, the call holds nothing and waits for one; then this is run again.
     """
 
     waiting_id: int | None = None
-    """By which it waited for the place that it has now."""
+    """The id by which it waited for the place that it now has."""
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
 
@@ -140,12 +140,12 @@ class Reserve(_OfCall):
         return Reservation(*whose, request.model, day, held, group_id, *limited, headers, request)
 
     def undo(self) -> "Abandon":
-        """Give back what may have been committed without our knowing."""
+        """Return what gives back tokens that may have been committed although the COMMIT failed here."""
         return Abandon(self.request)
 
 
 def _let_wait(places: Places, team_id: int, tokens: int) -> MustWait:
-    """Raise ProviderBusy if no place gets free for anybody while the call would wait."""
+    """Enter the queue, unless no place will get free while the call would wait; then raise ProviderBusy."""
     wait_ns = places.wait_ns()
     if wait_ns > PATIENCE_S * SECOND_NS:
         raise _busy(places, wait_ns, places.waiting)
@@ -157,7 +157,7 @@ def _busy(places: Places, wait_ns: int, waiting: int) -> ProviderBusy:
 
 
 def _logged(refusal: Refused, request: CallRequest, tx: Transaction) -> Refused:
-    """Write the row of a refusal, and let it bear its id."""
+    """Write the row of a refusal, and give the refusal its id."""
     why = refusal.status, refusal.code, refusal.reason
     refusal.request_id = Reject(request, *why, request.model).apply(tx)
     refusal.is_logged = True
@@ -166,14 +166,14 @@ def _logged(refusal: Refused, request: CallRequest, tx: Transaction) -> Refused:
 
 @dataclass(frozen=True)
 class GiveUp(_OfTeam):
-    """End the waiting of a call for a place, and write the row of the refusal, unless the place came by now."""
+    """Stop waiting for a place, and write the row of the refusal, unless the place has come meanwhile."""
 
     waiting_id: int
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
 
     def apply(self, tx: Transaction) -> Refused | None:
-        """Return the refusal, which tells when its turn would be; None if it has a place."""
+        """Return the refusal, which says when its turn would be; None if it has a place."""
         places = tx.places
         if places is None or places.is_granted(self.waiting_id):
             return None
@@ -182,12 +182,12 @@ class GiveUp(_OfTeam):
         return _logged(_busy(places, wait_ns, places.waiting), self.request, tx)
 
     def undo(self) -> None:
-        """Return None: what waits no more is forgotten in any case."""
+        """Return None: entries that nobody waits for are forgotten in any case."""
 
 
 @dataclass(frozen=True)
 class _OfPlaces:
-    """What is done to the places at the provider alone."""
+    """An operation on the places at the provider alone."""
 
     must_happen: ClassVar[bool] = False
     durable: ClassVar[bool] = False
@@ -195,21 +195,21 @@ class _OfPlaces:
     group_id: ClassVar[None] = None
 
     def undo(self) -> None:
-        """Return None: a place that is lost by it is free again soon."""
+        """Return None: a place that is lost by this gets free again soon."""
 
 
 @dataclass(frozen=True)
 class GiveOut(_OfPlaces):
-    """Give the free places to those whose turn it is."""
+    """Give free places to the calls whose turn it is."""
 
     def apply(self, tx: Transaction) -> PlacesSeen:
-        """Return what this process has to know of it."""
+        """Return what this process has to know about its own calls."""
         return PlacesSeen([], 0) if tx.places is None else tx.places.give_out()
 
 
 @dataclass(frozen=True)
 class Leave(_OfPlaces):
-    """Take a call whose caller left out of the queue."""
+    """Remove a call whose caller left from the queue."""
 
     waiting_id: int
 
@@ -221,7 +221,7 @@ class Leave(_OfPlaces):
 
 @dataclass(frozen=True)
 class CountRequest(_OfPlaces):
-    """Count what goes to the provider besides the calls themselves."""
+    """Count a request to the provider that is not itself a call."""
 
     def apply(self, tx: Transaction) -> None:
         """Take a place, whether one is free or not."""
@@ -231,7 +231,7 @@ class CountRequest(_OfPlaces):
 
 @dataclass(frozen=True)
 class Block(_OfPlaces):
-    """Let no call go to the provider for a while, since it demands that."""
+    """Send no call to the provider for a while, as it demanded."""
 
     nanoseconds: int
 
@@ -243,10 +243,7 @@ class Block(_OfPlaces):
 
 @dataclass(frozen=True)
 class Reject(_OfTeam):
-    """Write the row of a call that was refused before anything was held, or count it to that of the same refusal.
-
-    Return the id of the row.
-    """
+    """Write the row of a call that was refused before anything was held, or count it to the row of the same refusal."""
 
     status_code: int
     error_code: str | None
@@ -256,7 +253,7 @@ class Reject(_OfTeam):
     durable: ClassVar[bool] = False
 
     def apply(self, tx: Transaction) -> str:
-        """Insert the row, unless this worker or another one wrote it within the last minute."""
+        """Return the id of the row; insert it unless some worker did within the last minute."""
         request, day = self.request, tx.day_of(self.request)
         key = key_of(request, self.status_code, self.error_code, day)
         if (known_id := tx.refusals.repeat(key, request.created_at)) is not None:
@@ -302,12 +299,12 @@ class Reject(_OfTeam):
 
 @dataclass
 class Settle:
-    """Complete a pending row, charge its team and give the hold back; return whether this call did it."""
+    """Complete a pending row, charge its team, and give the hold back."""
 
     reservation: Reservation
     outcome: Outcome
     given: Given | None = None
-    """What the team may name from now on."""
+    """The response and items that later calls of the team may name."""
     must_happen: ClassVar[bool] = True
     durable: ClassVar[bool] = True
     tries: int = 0
@@ -323,7 +320,7 @@ class Settle:
         return self.reservation.group_id
 
     def apply(self, tx: Transaction) -> bool:
-        """Do nothing when the row is settled already."""
+        """Return whether this settled the row; False if it was settled before."""
         self.tries += 1
         call = self.reservation
         cost, source = tx.prices.cost(call.model, self.outcome)
@@ -340,7 +337,7 @@ class Settle:
             tx.count(*whose, call.day, self._counted_model(), self.outcome, cost=cost)
             if self.given is not None:
                 remember(tx.connection, call.team_id, self.given, self.outcome.charged_tokens)
-        # after a try whose commit was lost on the way back, the row may bear this very outcome
+        # the answer to the COMMIT of an earlier try may have been lost: then the row has this very outcome
         elif self.tries == 1 or not self._stands_in_log(tx):
             return False
         if call.request is not None:
@@ -348,14 +345,14 @@ class Settle:
         return True
 
     def _cost_anew(self, tx: Transaction) -> int | None:
-        """Fix the cost by the prices that are valid now, since those were changed that this process knew."""
+        """Compute the cost again by the prices that are valid now: those that this process knew were changed."""
         tx.prices.read(tx.connection)
         cost, source = tx.prices.cost(self.reservation.model, self.outcome)
         SET_COST.execute(tx.connection, {"call_id": self.reservation.call_id, "cost": cost, "cost_source": source})
         return cost
 
     def _counted_model(self) -> str:
-        """Return the call's model, or none where the provider knows none of that name."""
+        """Return the model to count, which is NO_MODEL if the provider has none of that name."""
         outcome = self.outcome
         says_so = (outcome.reason or "").startswith(UNKNOWN_MODEL) or outcome.error_code == ModelNotFound.code
         return NO_MODEL if says_so and not outcome.charged_tokens else self.reservation.model
@@ -365,18 +362,18 @@ class Settle:
         return row is not None and row[0] == self.outcome.status
 
     def undo(self) -> None:
-        """Return None: it is retried until it is written, so there is never anything to take back."""
+        """Return None: this is retried until it is written."""
 
 
 @dataclass(frozen=True)
 class Abandon(_OfCall):
-    """Give back a reservation whose caller got a 503, if it was written after all."""
+    """Give back a reservation whose caller got a 503, if it was committed after all."""
 
     must_happen: ClassVar[bool] = True
     durable: ClassVar[bool] = True
 
     def apply(self, tx: Transaction) -> None:
-        """Settle the row, if it is there, at nothing: the provider was not called."""
+        """Settle the row, if there is one, at zero: the provider was not called."""
         row = PENDING_CALL.execute(tx.connection, {"request_id": self.request.request_id}).fetchone()
         if row is not None:
             call_id, token_id, model, held_tokens, held_cost, day = row
@@ -386,12 +383,12 @@ class Abandon(_OfCall):
             Settle(call, outcome).apply(tx)
 
     def undo(self) -> None:
-        """Return None: it is retried until it is written, so there is never anything to take back."""
+        """Return None: this is retried until it is written."""
 
 
 @dataclass(frozen=True)
 class CountRepeats:
-    """Add to rows and sums what one team's refusals were repeated."""
+    """Add one team's repeated refusals to their rows and to the daily totals."""
 
     team_id: int
     repetitions: list[Repetition]
@@ -400,7 +397,7 @@ class CountRepeats:
     group_id: ClassVar[None] = None
 
     def apply(self, tx: Transaction) -> None:
-        """Count each with the day of its row; of a row that is gone nothing can be told."""
+        """Count each on the day of its row, if the row still exists."""
         for each in self.repetitions:
             added = ADD_REPEATS.execute(tx.connection, {"refusal": each.request_id, "times": each.times})
             if added.rowcount == 1:
@@ -410,19 +407,16 @@ class CountRepeats:
                 tx.endings.append(Ending(replace(request, request_id=each.request_id), outcome, 0, each.times))
 
     def undo(self) -> None:
-        """Return None: it is retried until it is written, so there is never anything to take back."""
+        """Return None: this is retried until it is written."""
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Save which calls run, how far they have come and when tokens were last used; its group renews the lease.
-
-    Return what it sees of the workers.
-    """
+    """Save which calls run, how far they are, and when tokens were last used; its group renews the lease."""
 
     running_calls: list[int]
     running_upto: int | None
-    """The last call that was reserved when they were listed; what came later may run too."""
+    """The last call that was reserved when they were listed; later ones may run too."""
     progress: list[dict[str, int]]
     tokens_used: list[dict[str, Any]]
     must_happen: ClassVar[bool] = False
@@ -431,7 +425,7 @@ class Heartbeat:
     group_id: ClassVar[None] = None
 
     def apply(self, tx: Transaction) -> "Sight":
-        """Write what is still pending."""
+        """Write it, and return what is seen of the workers."""
         running = {"running_calls": ",".join(map(str, self.running_calls)), "running_upto": self.running_upto}
         SAVE_RUNNING.execute(tx.connection, {"worker": tx.worker_id, **running})
         for values in self.progress:
@@ -442,12 +436,12 @@ class Heartbeat:
         return Sight(leases, FIND_ORPHAN.execute(tx.connection, {}).fetchone() is not None)
 
     def undo(self) -> None:
-        """Return None: what was written is true."""
+        """Return None: what was written is true in any case."""
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What a heartbeat sees: the leases of all workers, and whether a call is pending whose worker is struck off."""
+    """The leases of all workers, and whether there is a pending call of a worker that is no longer in the table."""
 
     leases: list[Lease]
     has_orphans: bool
@@ -466,7 +460,7 @@ class Probe:
         """Do nothing more."""
 
     def undo(self) -> None:
-        """Return None: a lease may be renewed."""
+        """Return None: renewing the lease does no harm."""
 
 
 LedgerOperation = (

@@ -1,6 +1,6 @@
 """How fast a team may call: buckets of one minute's worth that refill steadily. Pure.
 
-Of a bucket one number is kept, the moment at which it will be full again: what has been taken lies between now and
+A bucket is stored as one number, the moment at which it will be full again: what has been taken lies between now and
 then. Source: the generic cell rate algorithm of ITU-T I.371. Moments are nanoseconds since 1970.
 """
 
@@ -11,10 +11,10 @@ MINUTE_NS = 60 * 10**9
 
 @dataclass
 class Bucket:
-    """What a team may still take of something."""
+    """What a team may still take, of requests or of tokens."""
 
     limit: int
-    """How much it holds, and how much flows in a minute."""
+    """How much it holds, which is also how much flows in per minute."""
     full_at: int
 
     def take(self, amount: int, now: int) -> None:
@@ -22,18 +22,18 @@ class Bucket:
         self.full_at = max(self.full_at, now) + self._flow_ns(amount)
 
     def give_back(self, amount: int) -> None:
-        """Put back so much; what does not fit flows over."""
+        """Put back so much; what does not fit is lost."""
         self.full_at = max(0, self.full_at - self._flow_ns(amount))
 
     def correct(self, amount: int, now: int) -> None:
-        """Take so much more, or with a minus put it back."""
+        """Take so much, or put it back if it is negative."""
         if amount > 0:
             self.take(amount, now)
         else:
             self.give_back(-amount)
 
     def wait_ns(self, amount: int, now: int) -> int | None:
-        """Return how long it takes until so much is there; None if it never is."""
+        """Return how long it takes until so much is there; None if it never will be."""
         return None if amount > self.limit else self.wait_one_by_one_ns(amount, now)
 
     def wait_one_by_one_ns(self, amount: int, now: int) -> int:
