@@ -1,4 +1,4 @@
-"""The one file of a backup: a zip of the database, what else was put in, and a manifest with their checksums."""
+"""The file of a backup: a zip of the database and other files, with a manifest of their checksums."""
 
 import hashlib
 import json
@@ -23,13 +23,13 @@ DATABASE, SECRET_KEY, ENV = "database", "secret_key", "env"
 PIECE_BYTES = 2**20
 MANIFEST_BYTES = 2**20
 BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, KeyError, EOFError, RuntimeError)
-"""What is raised for a zip that is damaged, encrypted, or packed in a way that is not known here."""
-OWNER_ALONE = 0o600 << 16  # as a zip keeps the mode of a file
+"""What Python raises for a zip that is damaged, encrypted, or packed in an unknown way."""
+OWNER_ALONE = 0o600 << 16  # where a zip keeps the mode of a file
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one file in a backup has to be."""
+    """Size and checksum of a file in a backup."""
 
     bytes: int
     sha256: str
@@ -37,10 +37,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a backup is of, and what is in it."""
+    """What a backup contains, and where it comes from."""
 
     version: str
-    """Of the code that made it."""
+    """The version of the code that made it."""
     schema: str
     """The last migration of the database."""
     database: str
@@ -53,7 +53,7 @@ class Manifest:
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """Let the block write a file, readable to its owner alone, which appears under its name once it is whole.
+    """Let the block write a file, readable by its owner alone, which appears under its name once it is complete.
 
     Raises BackupError if there is one already, or it cannot be written.
     """
@@ -72,12 +72,12 @@ def written(path: Path) -> Iterator[Path]:
 
 
 def pack(draft: Path, files: Mapping[str, Path], about: Mapping[str, Any]) -> Manifest:
-    """Write a zip of these files, by their names in it, and of a manifest that says `about` and their checksums."""
+    """Write a zip of these files, by their names in it, with a manifest of `about` and the checksums."""
     with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         parts = {name: _add(archive, name, path) for name, path in files.items()}
         manifest = Manifest(**about, files=parts)
-        told = {"product": PRODUCT, "format": FORMAT, **asdict(manifest)}
-        archive.writestr(_entry(MANIFEST), json.dumps(told, indent=2))
+        document = {"product": PRODUCT, "format": FORMAT, **asdict(manifest)}
+        archive.writestr(_entry(MANIFEST), json.dumps(document, indent=2))
     return manifest
 
 
@@ -103,15 +103,15 @@ def _copy(source: IO[bytes], target: IO[bytes], most_bytes: float = math.inf) ->
 
 
 class Archive:
-    """A backup that is there, to be read."""
+    """An existing backup, to be read."""
 
     def __init__(self, path: Path) -> None:
-        """Read what is in it. Raises BackupError if it is none, or one of a later version."""
+        """Read its manifest. Raises BackupError if this is no backup, or one of a later version."""
         self._path = path
         try:
             with zipfile.ZipFile(path) as archive, archive.open(MANIFEST) as file:
-                told = json.loads(file.read(MANIFEST_BYTES))
-            product, format_ = told.pop("product"), told.pop("format")
+                document = json.loads(file.read(MANIFEST_BYTES))
+            product, format_ = document.pop("product"), document.pop("format")
         except OSError as error:
             raise BackupError(f"{path} cannot be read: {error.strerror or error}") from error
         except (*BROKEN, ValueError, AttributeError, TypeError) as error:
@@ -119,7 +119,7 @@ class Archive:
         if product != PRODUCT or format_ != FORMAT:
             raise BackupError(f"{path} was made by a later version of TokenRouter: restore it with that one")
         try:
-            self.manifest = _read_manifest(**told)
+            self.manifest = _read_manifest(**document)
         except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
             raise BackupError(f"{path} is broken: its manifest is not as backups have it") from error
 
@@ -127,9 +127,9 @@ class Archive:
         return name in self.manifest.files
 
     def extract(self, name: str, path: Path) -> None:
-        """Write one of its files to a new one, readable to its owner alone.
+        """Extract one of its files to a new one, readable by its owner alone.
 
-        Raises BackupError if it is not what the manifest says; then nothing is left of it.
+        Raises BackupError if it is not what the manifest says, and removes it.
         """
         draft = make_private(path)
         try:
@@ -142,7 +142,7 @@ class Archive:
             raise BackupError(f"{self._path} is broken: {name} in it is not what was put there") from error
 
     def _extract(self, name: str, path: Path) -> None:
-        """Write no more of a file than it has to have, whatever it would unfold to."""
+        """Write at most the expected bytes, however many the entry would decompress to."""
         expected = self.manifest.files[name]
         with zipfile.ZipFile(self._path) as archive, archive.open(name) as source, path.open("wb") as target:
             part = _copy(source, target, expected.bytes)
@@ -153,6 +153,6 @@ class Archive:
 
 
 def _read_manifest(files: Mapping[str, Any], counts: Mapping[str, Any], **others: Any) -> Manifest:
-    """Return what a manifest says; raises one of several errors where that is something else."""
+    """Return a manifest from its document; raises one of several errors if its shape is wrong."""
     parts = {name: Part(int(part["bytes"]), str(part["sha256"])) for name, part in files.items()}
     return Manifest(**others, counts={table: int(rows) for table, rows in counts.items()}, files=parts)

@@ -1,4 +1,4 @@
-"""The columns' types, which read what people left there by hand too, and the database's clock."""
+"""The types of columns, which also read what people wrote into the database by hand; and the database's clock."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
-# SQLite counts rows up by itself only in a column that is exactly INTEGER.
+# SQLite numbers rows by itself only in a column that is exactly INTEGER.
 RowId = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -36,10 +36,10 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class UnreadableNumber(int):
-    """What stands in a column of numbers and is none, as SQLite takes it from whoever edits a file: it counts as 0."""
+    """A value in a column of numbers that is none, which SQLite accepts from people who edit a file; it counts as 0."""
 
     def __new__(cls, value: object) -> "UnreadableNumber":
-        """Keep the value, to be shown."""
+        """Keep the value, to show it."""
         made = super().__new__(cls, 0)
         made.value = value
         return made
@@ -47,7 +47,7 @@ class UnreadableNumber(int):
     value: object
 
     def __eq__(self, other: object) -> bool:
-        return self is other  # else writing a 0 in its place would seem to change nothing
+        return self is other  # otherwise writing a 0 in its place would seem to change nothing
 
     def __hash__(self) -> int:
         return id(self)
@@ -61,7 +61,7 @@ class UnreadableNumber(int):
 
 @dataclass(frozen=True, eq=False)
 class UnreadableFlag:
-    """What stands in a column of yes and no and is neither, likewise: it counts as a no."""
+    """A value in a column of flags that is neither 1 nor 0, likewise; it counts as no."""
 
     value: object
 
@@ -73,34 +73,34 @@ class UnreadableFlag:
 
 
 class Tokens(TypeDecorator[int]):
-    """A number of tokens, which may be something else where it was edited by hand."""
+    """A number of tokens; anything else, which somebody wrote by hand, is read as an UnreadableNumber."""
 
     impl = BigInteger
     cache_ok = True
 
     def process_result_value(self, value: object, dialect: Dialect) -> int | None:
-        """Return the number, or what stands there in its place."""
+        """Return the number, or an UnreadableNumber of what stands in its place."""
         return value if is_quota(value) else UnreadableNumber(value)  # type: ignore[return-value]
 
 
 def is_quota(value: object) -> bool:
-    """Tell whether a quota can be read, as a database has it."""
+    """Tell whether a stored value can be read as a quota."""
     return value is None or (isinstance(value, int) and value >= 0)
 
 
 class Flag(TypeDecorator[bool]):
-    """A yes or no; what is neither, where it was edited by hand, is a no."""
+    """A flag; anything else, which somebody wrote by hand, is read as an UnreadableFlag."""
 
     impl = Boolean
     cache_ok = True
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Any:
-        """Read 1 and 0 alone, and show what else stands there; Boolean's own would take any text for a yes."""
+        """Read only 1 and 0 as flags; SQLAlchemy's Boolean would read any text as yes."""
         return lambda value: UnreadableFlag(value) if is_yes(value) is None else bool(value)
 
 
 def is_yes(value: object) -> bool | None:
-    """Read a flag as a database has it; None if it is neither yes nor no."""
+    """Read a stored flag; None if it is neither 1 nor 0."""
     return bool(value) if isinstance(value, int) and value in (0, 1) else None
 
 
@@ -113,7 +113,7 @@ class epoch_now(FunctionElement[float]):  # noqa: N801 - it stands in statements
 
 @compiles(epoch_now, "sqlite")
 def _sqlite_epoch_now(element: Any, compiler: Any, **options: Any) -> str:
-    # unixepoch('subsec') needs SQLite 3.42; the Julian day is exact to 0.1 ms and older than any SQLite in use
+    # unixepoch('subsec') needs SQLite 3.42; the Julian day is exact to 0.1 ms and known to all versions in use
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 

@@ -1,4 +1,4 @@
-"""The connections of a worker that belong to the driver: one that writes, and a few that read."""
+"""A worker's own connections beside SQLAlchemy's pool: one that writes, and a few that read."""
 
 import os
 import sqlite3
@@ -20,23 +20,23 @@ from tokenrouter.errors import StorageUnavailable
 
 READERS = 3  # a read takes a fraction of a millisecond, so few serve many threads
 READER_WAIT_S = 3.0
-READ_S, WRITE_S = 4.0, 6.0  # for the server to answer; the second lets its own limit for locks come first
-force_to_disk = getattr(os, "fdatasync", os.fsync)  # macOS has the second alone
+READ_S, WRITE_S = 4.0, 6.0  # for the server to answer; the second is longer than its lock_timeout
+force_to_disk = getattr(os, "fdatasync", os.fsync)  # macOS has only the second
 ONE_STATEMENTS_ERRORS = ("IntegrityError", "DataError", "ProgrammingError", "NotSupportedError")
 
 
 def database_errors() -> tuple[type[Exception], ...]:
-    """Return all that a database raises: whatever it is, what was to be done is not done.
+    """Return all kinds of errors that a database raises; after any of them nothing was written.
 
     SQLAlchemy loads psycopg where the database is PostgreSQL; elsewhere its 9 MB are not needed.
     """
-    return (SQLAlchemyError, *(driver.Error for driver in _drivers()))  # the first from opening a connection
+    return (SQLAlchemyError, *(driver.Error for driver in _drivers()))  # the first when a connection is opened
 
 
 def is_of_the_whole_database(error: Exception) -> bool:
-    """Tell whether all else would most likely fail too: no server, a full disk, a lock, read-only after a failover.
+    """Tell whether other statements would most likely fail too: no server, a full disk, a lock, a read-only server.
 
-    The rest are values that do not fit, broken constraints, missing rights and mistakes of ours: of one statement.
+    The rest are errors of one statement: values that do not fit, broken constraints, missing rights, and bugs.
     """
     of_one = [getattr(driver, name) for driver in _drivers() for name in ONE_STATEMENTS_ERRORS]
     return isinstance(error, database_errors()) and not isinstance(error, tuple(of_one))
@@ -47,7 +47,7 @@ def _drivers() -> list[Any]:
 
 
 class DatabaseLost(sqlite3.OperationalError):
-    """The file of the database was replaced or deleted: what is written would be nowhere."""
+    """The database file was replaced or deleted: whatever is written would be lost."""
 
 
 class DatabaseFile:
@@ -58,11 +58,11 @@ class DatabaseFile:
         self._first = self._identity()
 
     def remember(self) -> None:
-        """Take what the path leads to for the file, unless one is known already."""
+        """Remember the file that the path leads to, unless one is known already."""
         self._first = self._first or self._identity()
 
     def is_lost(self) -> bool:
-        """Tell whether the path leads to another file now, or to none."""
+        """Tell whether the path now leads to another file, or to none."""
         return self._first is not None and self._identity() != self._first
 
     def _identity(self) -> tuple[int, int] | None:
@@ -74,7 +74,7 @@ class DatabaseFile:
 
 
 class WriteConnection:
-    """The one connection by which a worker writes, opened when first needed and again after it broke.
+    """The connection by which a worker writes, opened when first needed and again after it broke.
 
     For one thread at a time.
     """
@@ -101,7 +101,7 @@ class WriteConnection:
 
     @contextmanager
     def transaction(self, *, durable: bool) -> Iterator[DriverConnection]:
-        """Run a transaction that writes, and commit it; forced to disk if `durable`.
+        """Run a transaction that writes, and commit it; force it to disk if `durable`.
 
         Raises what the driver raises; then nothing is written, unless the connection was lost during the commit, or
         the disk failed after it.
@@ -150,20 +150,20 @@ class WriteConnection:
         return self._connection
 
     def _open_log(self, connection: sqlite3.Connection) -> int | None:
-        """Open SQLite's log of what was written, to force it to disk after a commit: by then others may write.
+        """Open SQLite's write-ahead log, to force it to disk after a commit, when others may write already.
 
-        Where SQLite could not have such a log it does that itself.
+        Return None without such a log; then SQLite forces commits to disk itself.
         """
         (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
         if mode != "wal":
             return None
         connection.execute("PRAGMA synchronous = NORMAL").close()
-        connection.execute("SELECT count(*) FROM sqlite_schema").close()  # which makes the log
+        connection.execute("SELECT count(*) FROM sqlite_schema").close()  # which creates the log
         return os.open(f"{self._file.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
 
     @staticmethod
     def _force_to_disk(log: int) -> None:
-        """Raise what SQLite would raise where the disk fails."""
+        """Force the log to disk; raise what SQLite would raise if the disk fails."""
         try:
             force_to_disk(log)
         except OSError as error:
@@ -183,7 +183,7 @@ class WriteConnection:
 
 
 class Readers:
-    """A few connections for single reads, shared by all threads of a worker."""
+    """A few connections for single reads, shared by the threads of a worker."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -211,7 +211,7 @@ class Readers:
                     connection.close()
                     connection = None
                     if time.monotonic() - began > READER_WAIT_S:
-                        raise  # it did not answer: another one would not either
+                        raise  # the server did not answer: it would not answer another connection either
             connection = open_connection(self._engine, READ_S)
             return _first_row(connection, statement, values)
         except database_errors() as error:
@@ -245,9 +245,9 @@ def _close(connection: DriverConnection | None) -> None:
 
 
 def open_connection(engine: Engine, answers_within_s: float) -> DriverConnection:
-    """Open a connection of the engine's kind that belongs to the caller and begins no transaction by itself.
+    """Open a driver's connection that belongs to the caller, outside the pool, and begins no transaction by itself.
 
-    On PostgreSQL a statement that gets no answer in time ends it, and raises.
+    On PostgreSQL a statement that gets no answer in time closes it, and raises.
     """
     pooled = engine.raw_connection()
     connection: Any = pooled.driver_connection
@@ -264,9 +264,9 @@ def driver_connection(connection: Connection) -> DriverConnection:
 
 
 def without_time_limit(connection: Connection) -> None:
-    """Let the statements of this transaction take as long as they do, and give its connection to nobody after it."""
+    """Lift the time limit for the statements of this transaction; its connection does not return to the pool."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         driver: Any = driver_connection(connection)
         driver.answers_within_s = None
-        connection.detach()  # not back to the pool with this
+        connection.detach()  # without its limit it must not be used for anything else

@@ -1,4 +1,4 @@
-"""Copy all rows from one database to another, of either kind, and let the ids of new rows go on where they were."""
+"""Copy all rows from one database to another, of either kind; ids of new rows continue where they were."""
 
 from typing import Any
 
@@ -41,14 +41,14 @@ def _last_id(table: Table, connection: Connection) -> int:
 
 
 def _go_on_after(table: Table, id_: int, connection: Connection) -> None:
-    """Let the next row have a higher id than this."""
+    """Let the next row get a higher id than this."""
     if not id_:
         return
     values: dict[str, Any] = {"name": table.name, "last": id_}
     if connection.dialect.name == "postgresql":
         values["name"] = _sequence(table, connection)
         connection.execute(text("SELECT setval(CAST(:name AS regclass), :last)"), values)
-    elif table.dialect_options["sqlite"]["autoincrement"]:  # others go on after the last row that is there
+    elif table.dialect_options["sqlite"]["autoincrement"]:  # other tables continue after their last row by themselves
         connection.execute(text("DELETE FROM sqlite_sequence WHERE name = :name"), values)
         connection.execute(text("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :last)"), values)
 

@@ -16,7 +16,7 @@ from tokenrouter.database.tables import Base, db
 from tokenrouter.database.turns import turns_of
 
 BUSY_TIMEOUT_S = 5
-CHECKPOINT_PAGES, MOST_WAL_BYTES = 1000, 16 * 2**20  # what SQLite has written beside its file is taken into it
+CHECKPOINT_PAGES, MOST_WAL_BYTES = 1000, 16 * 2**20  # of SQLite's write-ahead log
 
 
 def init_app(app: Flask) -> None:
@@ -38,7 +38,7 @@ def init_app(app: Flask) -> None:
 
 
 def _expect_file(dialect: Dialect, record: Any, arguments: Any, options: Any) -> None:
-    """Keep SQLite from making an empty file where the database was: `schema.ensure` makes what is to be made."""
+    """Keep SQLite from creating an empty file where the database was: only `schema.ensure` creates one."""
     path = arguments[0]
     if path not in ("", ":memory:") and not os.path.exists(path):
         raise sqlite3.OperationalError(f"unable to open database file: there is no {path}")
@@ -50,8 +50,8 @@ def _connect_impatiently(dialect: Dialect, record: Any, arguments: Any, options:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
-    connection.isolation_level = None  # the driver would begin by itself, and late; _begin_sqlite does it
-    connection.create_function("lower", 1, _lower, deterministic=True)  # its own knows ASCII letters only
+    connection.isolation_level = None  # the driver would begin transactions late; _begin_sqlite does it
+    connection.create_function("lower", 1, _lower, deterministic=True)  # SQLite's own lowers ASCII letters only
     for pragma in (
         f"busy_timeout = {BUSY_TIMEOUT_S * 1000}",
         "journal_mode = WAL",
@@ -67,9 +67,9 @@ def _lower(value: Any) -> Any:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """Open the transaction as a writer from the start where it will write.
+    """Begin a transaction that will write as a writer.
 
-    A reader that turns writer later fails at once when someone else has written in between, whatever the timeout.
+    A reader that becomes a writer later fails at once if somebody has written in between, whatever the timeout.
     """
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
@@ -84,7 +84,7 @@ def writing(engine: Engine, *, durable: bool = True) -> Iterator[Connection]:
     with engine.connect().execution_options(writes=True) as connection, turns_of(engine).turn():
         driver_connection = connection.connection.driver_connection
         on_sqlite = isinstance(driver_connection, sqlite3.Connection)
-        if isinstance(driver_connection, sqlite3.Connection):  # not inside a transaction, where it would change nothing
+        if isinstance(driver_connection, sqlite3.Connection):  # before the transaction: inside it would have no effect
             driver_connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         with connection.begin():
             if not (on_sqlite or durable):
@@ -112,15 +112,15 @@ def lock_table(connection: Connection, table: type[Base], mode: str = "SHARE ROW
 
 def options_for(url: str) -> dict[str, Any]:
     """Return what the pool and the driver need for this database."""
-    # what is not a call's, such as the panel, takes a connection for milliseconds
+    # the pool serves all but calls, such as the panel, which take a connection for milliseconds
     options: dict[str, Any] = {"pool_size": 4, "max_overflow": 4, "pool_timeout": BUSY_TIMEOUT_S}
     if url.startswith("postgresql"):
-        # with a worker's readers and its writer that makes six: a server has a hundred for all
-        options |= {"pool_size": 2, "max_overflow": 0, "pool_pre_ping": True}  # the server may have ended one meanwhile
+        # with a worker's readers and its writer these are six; a server has a hundred for all
+        options |= {"pool_size": 2, "max_overflow": 0, "pool_pre_ping": True}  # the server may have closed one
         options["connect_args"] = {
             "connect_timeout": BUSY_TIMEOUT_S,
             "keepalives_idle": 10,
-            "tcp_user_timeout": 2 * BUSY_TIMEOUT_S * 1000,  # ImpatientConnection sees to a server that is silent
+            "tcp_user_timeout": 2 * BUSY_TIMEOUT_S * 1000,  # a server that is silent is ImpatientConnection's task
             "options": f"-c lock_timeout={BUSY_TIMEOUT_S}s -c statement_timeout=60s -c timezone=UTC",
         }
     return options

@@ -1,6 +1,6 @@
-"""A connection to PostgreSQL that does not wait for ever: libpq has no limit for a server that is there and silent.
+"""A connection to PostgreSQL that does not wait for ever: libpq has no limit for a server that is silent.
 
-Only loaded where the database is PostgreSQL.
+It is loaded only if the database is PostgreSQL.
 """
 
 import time
@@ -16,10 +16,10 @@ class ImpatientConnection(psycopg.Connection[Any]):
     """
 
     answers_within_s: float | None = 10.0
-    """The most that each statement may take; None lets it take as long as it likes."""
+    """How long each statement may take; None is no limit."""
 
     def wait(self, generator: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        """Wait for what the server says, as psycopg does for each statement."""
+        """Wait for the server, as psycopg does for each statement."""
         limit_s = self.answers_within_s if timeout is None else timeout
         if limit_s is None:
             return super().wait(generator, interval)
@@ -27,7 +27,7 @@ class ImpatientConnection(psycopg.Connection[Any]):
 
 
 def _within(generator: Any, limit_s: float, connection: ImpatientConnection) -> Any:
-    """Pass on what psycopg's generator waits for, until the time is over. It is asked at every interval."""
+    """Pass on what psycopg's generator waits for, until the time is over; psycopg resumes it at every interval."""
     deadline = time.monotonic() + limit_s
     try:
         wanted = next(generator)

@@ -1,7 +1,7 @@
-"""Which sums of past daily totals are kept for reports, so that a month, or a year, is not added up for each of them.
+"""Which sums of past daily totals are kept for reports, so that a report need not add up a year of days.
 
-They are true copies: whoever changes the daily totals of a day that may be summed up takes it out with `forget`, and
-reports add up that day anew until the next night.
+They never disagree: code that changes the daily totals of a past day removes its sums with `forget`, and reports add up
+that day themselves until the next night.
 """
 
 from collections.abc import Iterable
@@ -16,24 +16,24 @@ from tokenrouter.database.statements import DriverConnection, Statement
 from tokenrouter.database.tables import GroupUsageDaily, TokenUsageDaily, UsageDaily, UsageTotalsKept
 
 SETTLED_DAYS = 2
-"""How many days after its end a day may be summed up. A call that is booked later than a day after takes it out."""
+"""How many days after its end a day is added up; calls that are booked later still remove its sums."""
 ONE_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class Rollup:
-    """One kind of sums: of which daily totals, whose, and whether a whole month is one."""
+    """A kind of sums: of which daily totals, by which owner, and by day or month."""
 
     kind: str
     daily: type[UsageDaily | GroupUsageDaily | TokenUsageDaily]
     owner: Any = None
-    """The column of the daily totals that tells whose they are; None adds up everybody's."""
+    """The column of the owner in the daily totals; None adds up all owners."""
     team: Any = None
-    """The column of a team beside it."""
+    """A further column by which the sums are kept."""
     by_month: bool = False
 
     def last_day(self, day: date) -> date:
-        """Return the last of the days that are summed up under this one."""
+        """Return the last of the days that are added up under this one."""
         return (day.replace(day=1) + 31 * ONE_DAY).replace(day=1) - ONE_DAY if self.by_month else day
 
 
@@ -45,7 +45,7 @@ ROLLUPS = (
     Rollup("group months", GroupUsageDaily, GroupUsageDaily.group_id, GroupUsageDaily.team_id, by_month=True),
     Rollup("token months", TokenUsageDaily, TokenUsageDaily.token_id, by_month=True),
 )
-"""Of the same daily totals the fewest rows first."""
+"""Of those of the same daily totals, the one with fewer rows comes first."""
 
 FORGET = Statement(
     delete(UsageTotalsKept).where(
@@ -55,14 +55,14 @@ FORGET = Statement(
 
 
 def forget(connection: DriverConnection, days: Iterable[date]) -> None:
-    """Take these days, and their months, out of what is summed up, in the transaction that changes them.
+    """Remove the sums of these days, and of their months, in the transaction that changes the days.
 
-    It comes last there: whoever sums up waits for those who were here, and sees what they wrote.
+    Call it last there: adding up waits for transactions that have come to this point, and sees what they wrote.
     """
     for day in sorted(set(days)):
         FORGET.execute(connection, {"day": day, "month": day.replace(day=1)})
 
 
 def forget_all(connection: Connection) -> None:
-    """Take out everything, likewise."""
+    """Remove all sums, likewise."""
     connection.execute(delete(UsageTotalsKept))

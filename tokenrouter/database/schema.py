@@ -1,4 +1,4 @@
-"""Bring the database to the schema of this version, whoever starts first."""
+"""Bring the database to the schema of this version, whichever process starts first."""
 
 import errno
 import importlib
@@ -35,7 +35,7 @@ def init_app(app: Flask) -> None:
 
 
 def _flask_migrate(app: Flask) -> Any:
-    """Return Flask-Migrate, which knows the app; it is loaded by who needs it, since Alembic takes 11 MB."""
+    """Return Flask-Migrate, set up for the app; it is loaded when needed, since Alembic takes 11 MB."""
     flask_migrate = importlib.import_module("flask_migrate")
     if "migrate" not in app.extensions:
         flask_migrate.Migrate(app, db, directory=MIGRATIONS)
@@ -43,7 +43,7 @@ def _flask_migrate(app: Flask) -> Any:
 
 
 def ensure_apart(app: Flask) -> None:
-    """Do the same as `ensure`, and migrate in a process of its own: what that loads would stay for months in this one.
+    """Do the same as `ensure`, but migrate in a child process: what Alembic loads would stay in this one for months.
 
     For a process with one thread. Raises ConfigError.
     """
@@ -60,10 +60,9 @@ def ensure_apart(app: Flask) -> None:
 def ensure(app: Flask, *, may_make: bool = True, saves: bool = True) -> None:
     """Create or migrate the tables, and the folder of an SQLite file; nothing if they are as they should be.
 
-    Unless it `may_make` a database, there has to be one. An SQLite file is saved beside itself before it is migrated,
-    if this `saves` it.
+    `may_make` allows a new database; `saves` copies an SQLite file before it is migrated.
 
-    Several processes and machines may come at once: the migration itself takes a lock (see migrations/env.py).
+    Several processes and machines may call it at once: the migration takes a lock (see migrations/env.py).
     Raises ConfigError, naming DATABASE_URL, where the database cannot be used.
     """
     _close_folder(Path(app.instance_path))
@@ -96,7 +95,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def app_on(url: str) -> Flask:
-    """Return an app that has nothing but another database."""
+    """Return a bare app on another database."""
     app = Flask("tokenrouter")
     app.config.update(SQLALCHEMY_DATABASE_URI=url, SQLALCHEMY_ENGINE_OPTIONS=engine.options_for(url))
     engine.init_app(app)
@@ -104,7 +103,7 @@ def app_on(url: str) -> Flask:
 
 
 def _migrate(app: Flask, revision: str | None, *, saves: bool) -> None:
-    """Bring the tables up to date, in one transaction, once an SQLite file was saved beside itself.
+    """Bring the tables up to date in one transaction, after saving a copy of an SQLite file.
 
     Raises ConfigError; then they are as they were.
     """
@@ -121,7 +120,7 @@ def _migrate(app: Flask, revision: str | None, *, saves: bool) -> None:
 
 
 def _save(revision: str) -> Path:
-    """Write a copy of the SQLite file beside it, named for what is about to come; return where it is."""
+    """Copy the SQLite file beside itself, under a name with the new revision; return the path of the copy."""
     path = Path(db.engine.url.database or "")
     saved = path.with_name(f"{path.name}.before-{HEAD}")
     draft = path.with_name(f"{saved.name}.{secrets.token_hex(4)}.part")
@@ -129,7 +128,7 @@ def _save(revision: str) -> Path:
         snapshots.sqlite_copy(db.engine, draft)
         with closing(sqlite3.connect(draft)) as connection:
             (copied,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        if copied == revision:  # else another process has migrated just now
+        if copied == revision:  # otherwise another process has just migrated it
             draft.replace(saved)
             logger.warning("Saved the database as %s, before it is brought up to date", saved)
     except (OSError, sqlite3.Error, BackupError) as error:
@@ -143,8 +142,8 @@ def _save(revision: str) -> Path:
 
 
 def _close_folder(folder: Path) -> None:
-    """Let none but its owner into the folder of database and secret; a checkout makes it open to all."""
-    with suppress(OSError):  # missing, or another's, who sees to it
+    """Make the folder of database and secret accessible to its owner alone; git makes it open to all."""
+    with suppress(OSError):  # it is missing, or belongs to another user, whose task this is
         folder.chmod(0o700)
 
 
@@ -154,7 +153,7 @@ def _expect_sqlite_file() -> None:
 
 
 def _make_sqlite_file() -> None:
-    """Make the file before SQLite does, readable to its owner alone; its companions take over its mode."""
+    """Make the file before SQLite does, readable by its owner alone; the files beside it inherit its mode."""
     if db.engine.dialect.name != "sqlite" or db.engine.url.database is None:
         return
     path = Path(db.engine.url.database)
@@ -162,7 +161,7 @@ def _make_sqlite_file() -> None:
     with suppress(FileExistsError):
         path.touch(mode=0o600, exist_ok=False)
         snapshots.let_shrink(path)
-    for needed in (path.parent, path):  # in the folder SQLite makes files beside it
+    for needed in (path.parent, path):  # SQLite makes further files in the folder
         if not os.access(needed, os.R_OK | os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(needed))
 
@@ -173,12 +172,12 @@ def _revision() -> str | None:
 
 
 def stored_revision(connection: Connection) -> str | None:
-    """Return the revision that a database's tables are of; None if there are none of ours."""
+    """Return the revision of a database's tables; None if it has none of ours."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
 def is_known(revision: str) -> bool:
-    """Tell whether a revision is of this version or an earlier one."""
+    """Tell whether this version, or an earlier one, has this revision."""
     return any(MIGRATIONS.glob(f"versions/{revision}_*.py"))

@@ -1,7 +1,7 @@
-"""Sum up the daily totals of past days for reports, while calls are booked, and prove these sums.
+"""Add up the daily totals of past days for reports, while calls are booked, and prove these sums.
 
-Summing up announces a day first, then reads it, and counts only if nobody took it out meanwhile (see
-`rollups.forget`). So it holds no lock while it reads, and what was booked in between is never missed.
+It announces a day first, then reads it; the sums only count if no booking has removed the announcement meanwhile (see
+`rollups.forget`). So it holds no lock while it reads, and misses nothing that was booked in between.
 """
 
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ from tokenrouter.database.sums import Sums
 from tokenrouter.database.tables import UsageDaily, UsageTotals, UsageTotalsKept
 
 MOST_YEARS = 10
-ROWS_AT_ONCE = 500  # in one transaction, which others may have to wait for
+ROWS_AT_ONCE = 500  # in one transaction; others may have to wait for it
 KEY = ("owner_id", "team_id", "model")
 NOTHING_MORE: Any = literal_column("0")
-"""Added to an id to group by, so that SQLite follows the days' index, and not the ids', which has all days."""
+"""Added to an id to group by, so that SQLite uses the index of days, and not that of ids, which has all days."""
 Row = tuple[Any, ...]
 
 
 def sum_up(engine: Engine, zone: ZoneInfo) -> int:
-    """Sum up what is not yet; return how many days and months, of all kinds, that were."""
+    """Add up all days and months that are not added up yet; return how many, of all kinds."""
     today, done = datetime.now(zone).date(), 0
     for rollup in ROLLUPS:
         for _, days in groupby(_missing(engine, rollup, today), key=lambda day: (day.year, day.month)):
@@ -36,7 +36,7 @@ def sum_up(engine: Engine, zone: ZoneInfo) -> int:
 
 
 def _missing(engine: Engine, rollup: Rollup, today: date) -> list[date]:
-    """Return the days, or firsts of months, that are long enough over and not yet summed up."""
+    """Return the days, or firsts of months, that have been over for long enough and are not added up yet."""
     until = today - (SETTLED_DAYS + 1) * ONE_DAY
     with engine.connect() as connection:
         oldest = connection.execute(select(func.min(UsageDaily.day)).where(UsageDaily.day <= until)).scalar()
@@ -52,7 +52,7 @@ def _missing(engine: Engine, rollup: Rollup, today: date) -> list[date]:
 
 
 def _sum_up(engine: Engine, rollup: Rollup, days: list[date]) -> int:
-    """Sum up days of one month, or that month."""
+    """Add up some days of one month, or the month; return how many succeeded."""
     ids = _announce(engine, rollup, days)
     with engine.connect() as connection:
         rows = [row for row in sums_of_days(connection, rollup, days[0], days[-1]) if row[0] in ids]
@@ -68,7 +68,7 @@ def _sum_up(engine: Engine, rollup: Rollup, days: list[date]) -> int:
 
 
 def _announce(engine: Engine, rollup: Rollup, days: list[date]) -> dict[date, int]:
-    """Note that these days will be summed up, once all have ended who change them already; return the notes' ids."""
+    """Announce these days, after all running transactions that change them; return the ids of the announcements."""
     with writing(engine, durable=False) as connection:
         lock_table(connection, UsageTotalsKept)
         for table in (UsageTotalsKept, UsageTotals):
@@ -80,7 +80,7 @@ def _announce(engine: Engine, rollup: Rollup, days: list[date]) -> dict[date, in
 
 
 def sums_of_days(connection: Connection, rollup: Rollup, first: date, last: date) -> list[Row]:
-    """Add up daily totals as they are to be kept: day, or first of the month, owner, team, model, and the sums."""
+    """Add up daily totals; return rows of day (or first of the month), owner, team, model, and the sums."""
     daily = rollup.daily
     owners = [column + NOTHING_MORE for column in (rollup.owner, rollup.team) if column is not None]
     key = [column.label(f"key{at}") for at, column in enumerate([daily.model, *owners])]
@@ -101,7 +101,7 @@ def _row(rollup: Rollup, first: date, key: Row, sums: Row) -> Row:
 
 
 def wrong_totals(connection: Connection) -> Iterator[tuple[str, date]]:
-    """Yield kind and day, or first of the month, of sums that are not those of their days."""
+    """Yield kind and day (or first of the month) of sums that differ from their daily totals."""
     for rollup in ROLLUPS:
         is_kept = UsageTotalsKept.kind == rollup.kind, UsageTotalsKept.complete
         kept = connection.execute(select(UsageTotalsKept.day).where(*is_kept).order_by(UsageTotalsKept.day)).scalars()

@@ -1,7 +1,7 @@
-"""The pace of the whole service at the provider: how many calls a minute all teams make together, and who is next.
+"""The pace of the whole service at the provider: how many calls a minute all teams may make together, and who is next.
 
-A call needs a place. One that finds a place free, and nobody waiting, takes it; else it waits in a queue that is one
-over all workers and machines. Whoever has the row of the pace locked gives out the places that are free by then.
+A call needs a place. If one is free and nobody waits, the call takes it; otherwise it waits in a queue that all workers
+and machines share. Any process that has locked the row of the pace gives out the places that are free by then.
 """
 
 import heapq
@@ -33,14 +33,14 @@ from tokenrouter.ledger.pace import MINUTE_NS, Bucket
 
 PATIENCE_S = 10.0
 SECOND_NS = 10**9
-UNSEEN_NS = 5 * SECOND_NS  # after which a process that said nothing of its waiting calls is taken to be gone
-LATEST_PLACE_NS = 15 * SECOND_NS  # nobody waits for so long
+UNSEEN_NS = 5 * SECOND_NS  # a process that has not renewed its waiting calls for so long counts as gone
+LATEST_PLACE_NS = 15 * SECOND_NS  # longer than any call waits
 MINUTE = timedelta(minutes=1)
 MORE_ROWS = 1000  # of refusals among the newest calls
 
 
 class Waiting(NamedTuple):
-    """A call that waits for a place, or has one that it did not take yet."""
+    """A call that waits for a place, or was granted one that it has not taken yet."""
 
     id: int
     worker: str
@@ -51,18 +51,18 @@ class Waiting(NamedTuple):
 
 
 class PlacesSeen(NamedTuple):
-    """What a process sees of the queue: which of its calls have a place, and when to look again."""
+    """What a process learns about the queue: which of its calls have a place, and when to look again."""
 
     granted: list[int]
     next_place_ns: int
-    """Until a place gets free for one that waits."""
+    """How long until the next place gets free."""
 
 
 def serving_order(waiting: Iterable[Waiting], used_tokens: Mapping[int, int]) -> Iterator[Waiting]:
-    """Yield who is served after whom: of the team with the fewest tokens of its last minute the call that came first.
+    """Yield calls in the order in which they are served: always the oldest call of the team that used fewest tokens.
 
-    What a call holds counts to its team at once, and as one token at least: so a team that sends many waits after each
-    for all who have used less. Of teams that used as much, the one whose call came first.
+    `used_tokens` has those of the last minute. What a call holds counts at once, as one token at least: so a team that
+    sends many calls waits after each for all teams that used less. Between equal teams the oldest call decides.
     """
     queues: defaultdict[int, deque[Waiting]] = defaultdict(deque)
     for call in sorted(waiting, key=lambda call: (call.since, call.id)):
@@ -79,17 +79,17 @@ def serving_order(waiting: Iterable[Waiting], used_tokens: Mapping[int, int]) ->
 
 
 class Places:
-    """The places at the provider, as one transaction of the ledger gives them out and takes them."""
+    """The places at the provider, as one transaction of the ledger sees them."""
 
     def __init__(self, connection: DriverConnection, requests_per_minute: int, worker: str) -> None:
-        """`worker` names this process among those in which calls wait."""
+        """`worker` names this process among those that have calls waiting."""
         self.requests_per_minute = requests_per_minute
         self._connection = connection
         self._worker = worker
         self._bucket: Bucket | None = None
         self._blocked_until = self._now = 0
         self.waiting = 0
-        """Calls that have no place, once it is locked."""
+        """How many calls have no place yet, once the pace is locked."""
 
     def take(self) -> bool:
         """Take a place if one is free and nobody waits for it."""
@@ -100,11 +100,11 @@ class Places:
         return True
 
     def wait_ns(self, number: int = 1) -> int:
-        """Return how long it takes until so many places, one after the other, were free."""
+        """Return how long it takes until so many places, one after the other, have become free."""
         return max(self._blocked_until - self._now, self._lock().wait_one_by_one_ns(number, self._now), 0)
 
     def enter(self, team_id: int, tokens: int) -> int:
-        """Let a call of a team wait; return the id by which it is known."""
+        """Put a call of a team into the queue; return its id there."""
         self._lock()
         values = {"worker": self._worker, "team_id": team_id, "tokens": tokens, "since": self._now}
         row = ENTER.execute(self._connection, values | {"seen_at": self._now}).fetchone()
@@ -112,7 +112,7 @@ class Places:
         return int(row[0])
 
     def leave(self, waiting_id: int, *, gives_back: bool) -> None:
-        """Take a call out of the queue, to the provider with its place or, where it `gives_back` that, away."""
+        """Remove a call from the queue; it keeps its place if it has one, unless it `gives_back` that."""
         bucket = self._lock()
         row = LEAVE.execute(self._connection, {"waiting_id": waiting_id}).fetchone()
         if row is None:
@@ -129,12 +129,12 @@ class Places:
         return row is not None and row[0] is not None
 
     def turn_of(self, waiting_id: int) -> int:
-        """Return as which of all that wait a call would be served; the one after all others if it waits no more."""
+        """Return the position of a call in the queue, from 1; behind all others if it no longer waits."""
         order = [call.id for call in self._order(self._read())]
         return order.index(waiting_id) + 1 if waiting_id in order else len(order) + 1
 
     def give_out(self) -> PlacesSeen:
-        """Give the free places to those whose turn it is, and forget whose process is gone."""
+        """Give free places to the calls whose turn it is, and forget calls whose process is gone."""
         bucket = self._lock()
         SEE.execute(self._connection, {"worker": self._worker, "now": self._now})
         gone = {"unseen_since": self._now - UNSEEN_NS, "entered_by": self._now - LATEST_PLACE_NS}
@@ -153,29 +153,29 @@ class Places:
         return PlacesSeen([call.id for call in granted if call.worker == self._worker], self.wait_ns())
 
     def block(self, nanoseconds: int) -> None:
-        """Let no call go to the provider for so long."""
+        """Send no call to the provider for so long."""
         self._lock()
         self._blocked_until = max(self._blocked_until, self._now + nanoseconds)
 
     def count_request(self) -> None:
-        """Take a place, whether one is free or not, for what goes to the provider besides calls."""
+        """Take a place, whether one is free or not, for a request to the provider that is not a call."""
         self._lock().take(1, self._now)
 
     def close(self) -> None:
-        """Write what the operations of the transaction left."""
+        """Write the state of the pace back."""
         if self._bucket is not None:
             values = {"new_full_at": self._bucket.full_at, "until": self._blocked_until, "calls": self.waiting}
             WRITE.execute(self._connection, values)
 
     def _lock(self) -> Bucket:
-        """Lock the pace, of which this transaction then sees all that was committed, and make its row if need be."""
+        """Lock the pace, so that all that was committed is seen from then on; make its row if there is none."""
         if self._bucket is None:
             row = LOCK.execute(self._connection, {}).fetchone()
             if row is None:
                 MAKE.execute(self._connection, {})
                 row = LOCK.execute(self._connection, {}).fetchone()
             full_at, blocked_until, self.waiting, self._now = row
-            # what lies further ahead was written before the clock was set back
+            # a moment that lies further ahead was written before the clock was set back
             self._bucket = Bucket(self.requests_per_minute, min(full_at, self._now + 2 * MINUTE_NS))
             self._blocked_until = min(blocked_until, self._now + MINUTE_NS)
         return self._bucket
@@ -184,9 +184,9 @@ class Places:
         return [Waiting(*row) for row in READ.execute(self._connection, {}).fetchall()]
 
     def _order(self, calls: Iterable[Waiting]) -> Iterator[Waiting]:
-        """Yield those that have no place in the order of their turns, by what calls of the last minute cost or hold.
+        """Yield those without a place in the order of their turns, by what the calls of the last minute cost or hold.
 
-        Those that have a place and did not take it hold nothing yet, and count as if they did.
+        Calls that were granted a place and have not taken it hold nothing yet, but count as if they did.
         """
         values = {"newest": 2 * self.requests_per_minute + MORE_ROWS, "since": datetime.now(UTC) - MINUTE}
         used = Counter({team_id: int(tokens) for team_id, tokens in USED.execute(self._connection, values).fetchall()})
@@ -239,7 +239,7 @@ FORGET = Statement(
     )
 )
 READ = Statement(select(*(getattr(WaitingCall, name) for name in Waiting._fields)))
-# no more calls than the pace lets through can be of the last minute: a part of the key, which needs no index of its own
+# the calls of the last minute are among the newest ids, since the pace lets no more through: no index on time is needed
 _tokens = case((IS_PENDING, RequestLog.held_tokens), else_=RequestLog.charged_tokens)
 USED = Statement(
     select(RequestLog.team_id, func.sum(case((_tokens > literal_column("1"), _tokens), else_=literal_column("1"))))

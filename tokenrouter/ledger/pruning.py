@@ -1,7 +1,7 @@
-"""Prune what is old: rows of the log, and which team was given which response, in batches that nobody waits for.
+"""Delete old rows of the log, and of the responses that teams were given, in batches so short that nobody waits.
 
-What the calls of a batch came to is added to what is kept of pruned calls in the transaction that deletes them. So the
-books can be proven at any moment, also if a batch was the last one before the power went.
+The transaction that deletes a batch of calls also adds their sums to those of pruned calls. So the books can be proven
+at any moment, even if the power failed after a batch.
 """
 
 import time
@@ -39,13 +39,13 @@ from tokenrouter.ledger.comparison import COUNTED_MODEL, SUMS_OF_CALLS
 from tokenrouter.ledger.undoing import keep_corrections_out
 from tokenrouter.periods import midnight
 
-BATCH_S = 0.005  # of writing, for which others may have to wait
-REST = 4  # times as long as a batch took, in which the others have their turns
+BATCH_S = 0.005  # of writing, while others may have to wait
+REST = 4  # pause between batches, in multiples of a batch's time, for others to write
 FIRST_ROWS, LEAST_ROWS, MOST_ROWS = 50, 20, 1000  # of a batch
 LOOKED_THROUGH = 5000  # rows, in one read
 BATCHES_A_CHECKPOINT = 20
-INCREMENTAL = 2  # what SQLite calls a file that can be made smaller in steps
-SPARE_PAGES = 1000  # of SQLite's, that are left free for the rows to come
+INCREMENTAL = 2  # SQLite's mode of files that can be made smaller in steps
+SPARE_PAGES = 1000  # that are left free for new rows
 
 Key = tuple[Any, ...]
 Step = Callable[[Connection, Sequence[Key]], int]
@@ -53,37 +53,37 @@ Step = Callable[[Connection, Sequence[Key]], int]
 
 @dataclass
 class Pruned:
-    """What was deleted: rows of the log of days before `before`, and responses and their items that were given then."""
+    """How many rows were deleted: calls of days before `before`, and responses and items that were given then."""
 
     before: date
     calls: int = 0
     responses: int = 0
     items: int = 0
     keeps_size: bool = False
-    """Whether the file of the database stays as large as it was, though what is free of it is used again."""
+    """Whether the database file cannot shrink; its free space is used again."""
 
 
 def first_day_kept(days: int, zone: ZoneInfo) -> date:
-    """Return the first day that stays in a log which is to have so many whole days before today."""
+    """Return the first day to keep, if so many whole days before today are kept."""
     return datetime.now(zone).date() - timedelta(days=days)
 
 
 def last_day_pruned(connection: Connection) -> date | None:
-    """Return the last day of which calls have left the log; None if none have."""
+    """Return the last day whose calls were pruned; None if none were."""
     day: date | None = connection.execute(select(func.max(PrunedUsage.day))).scalar()
     return day
 
 
 def keep_pruning_out(connection: Connection) -> None:
-    """Let nobody else prune until this transaction ends; it comes before anything is read."""
+    """Let nobody else prune until this transaction ends; call it before anything is read."""
     lock_table(connection, PrunedUsage)
 
 
 def prune(engine: Engine, before: date, zone: ZoneInfo, *, by: Actor) -> Pruned:
-    """Delete what is of days before this one; pending calls, totals and counters stay.
+    """Delete what is older than a day; pending calls, totals and counters stay.
 
-    It may be ended at any moment, and goes on from there when it is run again. It is recorded as a change, with its
-    first batch.
+    It may be stopped at any moment, and continues from there when it is run again. The first batch records it as a
+    change.
     """
     batches = Batches(engine, before, by)
     since = datetime.fromtimestamp(midnight(before, zone), UTC)
@@ -97,10 +97,10 @@ def prune(engine: Engine, before: date, zone: ZoneInfo, *, by: Actor) -> Pruned:
 
 
 class Batches:
-    """Delete rows in batches so short that a call which has to wait for one is not slower by that."""
+    """Delete rows in batches so short that no call becomes noticeably slower by waiting for one."""
 
     def __init__(self, engine: Engine, before: date, by: Actor) -> None:
-        """Record the first batch as what somebody did."""
+        """`by` is whom the first batch is recorded for."""
         self._engine = engine
         self._before = before
         self._by = by
@@ -108,7 +108,7 @@ class Batches:
         self._count = 0
 
     def delete(self, key: Sequence[Any], is_old: ColumnElement[bool], step: Step) -> int:
-        """Delete by `step` the rows that are old, found by the columns of their key; return how many."""
+        """Delete the old rows by `step`, which gets the values of the key columns; return how many."""
         deleted = 0
         for keys in _old_keys(self._engine, key, is_old):
             while keys:
@@ -119,12 +119,12 @@ class Batches:
     def _recorded(self, step: Step, batch: Sequence[Key], connection: Connection) -> int:
         done = step(connection, batch)
         if not self._count:
-            told = {"log_before": self._before.isoformat()}
-            changes.record(connection, self._by, changes.LOG_PRUNE, Changed(None, None, None, told))
+            recorded = {"log_before": self._before.isoformat()}
+            changes.record(connection, self._by, changes.LOG_PRUNE, Changed(None, None, None, recorded))
         return done
 
     def _write(self, run: Callable[[Connection], int]) -> int:
-        """Run one batch in a transaction of its own, and leave the others their turns; the next takes BATCH_S."""
+        """Run one batch in its own transaction, pause for others, and size the next batch so that it takes BATCH_S."""
         with writing(self._engine, durable=False) as connection:
             began = time.perf_counter()
             done = run(connection)
@@ -137,14 +137,14 @@ class Batches:
         return done
 
     def _check_point(self) -> None:
-        """Take into the file what SQLite has written beside it, so that no call comes to do that for this."""
+        """Checkpoint SQLite's write-ahead log, so that no call has to do that for these deletions."""
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     def give_back_space(self) -> bool:
-        """Return to the file system what SQLite has free, in steps; return False if the file is not made for that.
+        """Return SQLite's free pages to the file system, in steps; return False if the file cannot shrink.
 
-        PostgreSQL sees to it itself.
+        PostgreSQL's autovacuum needs no help.
         """
         if self._engine.dialect.name != "sqlite":
             return True
@@ -163,7 +163,7 @@ class Batches:
 
 
 def _old_keys(engine: Engine, key: Sequence[Any], is_old: ColumnElement[bool]) -> Iterator[list[Key]]:
-    """Yield the keys of the rows that are old, in their order, a part of the table at a time."""
+    """Yield the keys of the old rows, in their order, a part of the table at a time."""
     order, last = tuple_(*key), None
     while True:
         with engine.connect() as connection:
@@ -179,9 +179,11 @@ def _old_keys(engine: Engine, key: Sequence[Any], is_old: ColumnElement[bool]) -
         last = end
 
 
-# calls, by statements that are compiled once: batches are many and short
+# calls; the statements are compiled once, since batches are many and short
 
-_DAY = func.coalesce(RequestLog.day, func.date(RequestLog.created_at))  # of a call from before it was kept, in UTC
+_DAY = func.coalesce(
+    RequestLog.day, func.date(RequestLog.created_at)
+)  # of calls from before the column was added, the day in UTC
 _IS_OLD = and_(bindparam("before", type_=Date) > _DAY, RequestLog.status != literal_column(f"'{PENDING}'"))
 _IS_MEANT = and_(RequestLog.id.between(bindparam("first"), bindparam("last")), _IS_OLD)
 
@@ -211,8 +213,10 @@ DELETE_CALLS = Statement(delete(RequestLog).where(_IS_MEANT))
 
 
 def _prune_calls(before: date, connection: Connection, keys: Sequence[Key]) -> int:
-    """Delete calls, and keep what they came to; the corrections of their costs keep what they need to know of them."""
-    if connection.dialect.name == "postgresql":  # so that all statements see the same calls; locks come first
+    """Delete calls, keep their sums, and copy to their corrections what those need to know about them."""
+    if (
+        connection.dialect.name == "postgresql"
+    ):  # so that all statements see the same calls; it has to come before the locks
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     keep_pruning_out(connection)
     keep_corrections_out(connection)
@@ -229,7 +233,7 @@ def _prune_calls(before: date, connection: Connection, keys: Sequence[Key]) -> i
 def _given(
     table: type[GivenResponse | GivenItem], hashed: Any, since: datetime
 ) -> tuple[Sequence[Any], ColumnElement[bool], Step]:
-    """Return key, what is old, and how it is deleted, of what teams were given."""
+    """Return what `Batches.delete` needs for a table of what teams were given."""
     is_old = table.created_at < since
     deleting = delete(table).where(table.team_id == bindparam("team"), hashed == bindparam("hash"), is_old)
 

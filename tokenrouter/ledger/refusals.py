@@ -1,7 +1,7 @@
-"""Refusals that repeat: the first of a minute has a row of the log, the others are counted in memory and added to it.
+"""Refusals that repeat: the first of a minute gets a row of the log, the others are counted in memory and added to it.
 
-A caller in a loop is refused hundreds of times a second, and none of that may cost a write. What is counted here and
-not yet written is lost with this process; it is never a charge.
+A caller in a loop is refused hundreds of times a second, which must not cost a write each. Counts that are not yet
+written are lost if this process is killed; they are never charges.
 """
 
 import threading
@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from tokenrouter.ledger.rules import CallRequest, Outcome
 
 REPEATS_WITHIN = timedelta(minutes=1)
-FORGOTTEN_AFTER = 2 * REPEATS_WITHIN  # not at once: a transaction that found it may be under way
+FORGOTTEN_AFTER = 2 * REPEATS_WITHIN  # not earlier: a transaction that found it may still be running
 MOST_KNOWN = 10_000
 
 Key = tuple[int, int | None, int, str, str, int, str | None, date]
@@ -21,26 +21,26 @@ Key = tuple[int, int | None, int, str, str, int, str | None, date]
 
 @dataclass
 class LoggedRefusal:
-    """A refusal that has a row, and how often it was repeated since that was last written."""
+    """A refusal that has a row, and how many repetitions are not yet written to it."""
 
     request_id: str
     request: CallRequest
-    """One that was refused so."""
+    """One of the refused calls."""
     outcome: Outcome
     created_at: datetime
     day: date
-    """To which it counts."""
+    """The day to which it counts."""
     counted_model: str
     unwritten: int = 0
 
     def covers(self, at: datetime) -> bool:
-        """Tell whether a refusal of this moment is a repetition."""
+        """Tell whether a refusal at this moment is a repetition of it."""
         return at - self.created_at < REPEATS_WITHIN
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """How many calls more the row of a refusal stands for."""
+    """How many more calls the row of a refusal stands for."""
 
     request_id: str
     request: CallRequest
@@ -52,26 +52,26 @@ class Repetition:
 
 
 def key_of(request: CallRequest, status_code: int, error_code: str | None, day: date) -> Key:
-    """Return what makes a refusal the same as another: rows are of one day and group, so that these can be summed."""
+    """Return the key that equal refusals share; day and group are part of it, as they are of the daily totals."""
     whose = request.team_id, request.group_id, request.token_id
     return *whose, request.model, request.endpoint, status_code, error_code, day
 
 
 class Refusals:
-    """The refusals of the last minute that this process knows the rows of."""
+    """The refusals of the last minute whose rows this process knows."""
 
     def __init__(self) -> None:
         self._known: dict[Key, LoggedRefusal] = {}
-        self._ended: list[LoggedRefusal] = []  # of which nothing but the count is wanted any more
+        self._ended: list[LoggedRefusal] = []  # of which only the count is still needed
         self._lock = threading.Lock()
 
     def find(self, key: Key, at: datetime) -> LoggedRefusal | None:
-        """Return the refusal that one of this moment repeats."""
+        """Return the refusal that another one at this moment would repeat."""
         logged = self._known.get(key)
         return logged if logged is not None and logged.covers(at) else None
 
     def repeat(self, key: Key, at: datetime) -> str | None:
-        """Count a repetition, and return the id of the row that it belongs to; None if it is the first."""
+        """Count a repetition, and return the id of its row; None if it is the first."""
         with self._lock:
             logged = self.find(key, at)
             if logged is None:
@@ -80,7 +80,7 @@ class Refusals:
             return logged.request_id
 
     def add(self, new: dict[Key, LoggedRefusal], repeated: Iterable[LoggedRefusal]) -> None:
-        """Take over what a transaction has committed: rows, and repetitions of these and earlier ones."""
+        """Take over from a committed transaction its new rows, and its repetitions of these and earlier ones."""
         with self._lock:
             for logged in repeated:
                 logged.unwritten += 1
@@ -94,7 +94,7 @@ class Refusals:
                 self._known[key] = logged
 
     def take(self) -> dict[int, list[Repetition]]:
-        """Return what is to be written, by team, and forget what no refusal can repeat any more."""
+        """Return what is to be written, by team, and forget refusals that are too old to be repeated."""
         taken: defaultdict[int, list[Repetition]] = defaultdict(list)
         with self._lock:
             for logged in (*self._ended, *self._known.values()):
@@ -109,7 +109,7 @@ class Refusals:
 
 
 class NewRefusals:
-    """The refusals of one transaction, which count once that is committed."""
+    """The refusals of one transaction, which count once it is committed."""
 
     def __init__(self, refusals: Refusals) -> None:
         self._refusals = refusals
@@ -117,7 +117,7 @@ class NewRefusals:
         self._repeated: list[LoggedRefusal] = []
 
     def repeat(self, key: Key, at: datetime) -> str | None:
-        """Note a repetition, and return the id of the row that it belongs to; None if it is the first."""
+        """Note a repetition, and return the id of its row; None if it is the first."""
         logged = self._new.get(key) or self._refusals.find(key, at)
         if logged is None or not logged.covers(at):
             return None
@@ -129,6 +129,6 @@ class NewRefusals:
         self._new[key] = logged
 
     def commit(self) -> None:
-        """Let them count."""
+        """Count them, now that the transaction is committed."""
         if self._new or self._repeated:
             self._refusals.add(self._new, self._repeated)

@@ -19,9 +19,9 @@ from tokenrouter.ledger.pruning import keep_pruning_out
 
 
 def repair(engine: Engine, *, by: Actor) -> list[str]:
-    """Set counters and daily totals to what the log says, as far as it goes; return what changed, a line for each team.
+    """Set counters and daily totals to what the log says; return what changed, a line for each team.
 
-    It is one transaction, in which no call is booked, and recorded as a change.
+    It is one transaction, during which no call is booked, and is recorded as a change.
     """
     with writing(engine) as connection:
         without_time_limit(connection)

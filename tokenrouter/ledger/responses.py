@@ -1,4 +1,4 @@
-"""What a team was given and may name: responses, whose tokens then count to its prompts, and items of responses."""
+"""The responses and items that a team was given, and may name: a named response counts to the prompt."""
 
 import hashlib
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from tokenrouter.database.tables import GivenItem, GivenResponse
 
 @dataclass(frozen=True)
 class Given:
-    """The ids by which a later call may name an answer, or a part of it."""
+    """The ids by which a later call may name an answer, or parts of it."""
 
     response_id: str | None = None
     item_ids: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ REMEMBER_ITEM = Statement(_remember_item)
 
 
 def remember(connection: DriverConnection, team_id: int, given: Given, total_tokens: int) -> None:
-    """Write what a team was given by an answer that cost so many tokens; the last figure for a response counts."""
+    """Write what an answer of so many tokens gave to a team; a response that is given again gets the new figure."""
     of_team = {"team_id": team_id, "created_at": datetime.now(UTC)}
     if given.response_id is not None:
         response = {"response_hash": _hash(given.response_id), "total_tokens": total_tokens}
@@ -63,7 +63,7 @@ def remember(connection: DriverConnection, team_id: int, given: Given, total_tok
 
 
 def tokens_of_response(readers: Readers, team_id: int, response_id: str) -> int | None:
-    """Return the total tokens of a response that the team was given; None if it was given no such one.
+    """Return the total tokens of a response that the team was given; None if it was not given one of this id.
 
     Raises StorageUnavailable.
     """
@@ -72,7 +72,7 @@ def tokens_of_response(readers: Readers, team_id: int, response_id: str) -> int 
 
 
 def first_unknown_item(readers: Readers, team_id: int, item_ids: Iterable[str]) -> str | None:
-    """Return the first of these ids that is not one of an item that the team was given; None if all are.
+    """Return the first of these ids that is of no item the team was given; None if all are.
 
     Raises StorageUnavailable.
     """
@@ -81,5 +81,5 @@ def first_unknown_item(readers: Readers, team_id: int, item_ids: Iterable[str]) 
 
 
 def _hash(given_id: str) -> str:
-    """Return a key of one length, whatever the provider takes for an id."""
+    """Return a key of fixed length, whatever the length of the provider's id."""
     return hashlib.sha256(given_id.encode(errors="surrogatepass")).hexdigest()

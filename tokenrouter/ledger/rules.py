@@ -1,4 +1,4 @@
-"""What a call may reserve, what it holds, and how it ends: plain values and the one decision about them."""
+"""What a call requests, what it may hold, and how it ends: plain values, and the decisions about them. Pure."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +21,9 @@ Kind = Literal["requests", "tokens"]
 KINDS: tuple[Kind, ...] = ("requests", "tokens")
 
 
-@dataclass(kw_only=True)  # frozen, each of its fields would cost as much as the statement that stores it
+@dataclass(kw_only=True)  # not frozen: that would make each call's construction several times slower
 class CallRequest:
-    """What a call wants to reserve. Tokens of the prompt are an estimate, those of the output the most it may cost."""
+    """What a call wants to reserve: an estimate of its prompt's tokens, and the most tokens of its output."""
 
     request_id: str
     team_id: int
@@ -35,9 +35,9 @@ class CallRequest:
     stream: bool
     created_at: datetime
     group_id: int | None = None
-    """The team's group, in which the call is held too."""
+    """The team's group, whose limits hold the call as well."""
     caller_row: tuple[Any, ...] | None = None
-    """What the database has to say of team and token still, when the tokens are held."""
+    """The row that the caller was checked by; the database has to have the same when the tokens are held."""
     prompt_tokens: int = 0
     output_tokens: int = 0
     choices: int = 0
@@ -45,23 +45,23 @@ class CallRequest:
 
 @dataclass(frozen=True)
 class MustWait:
-    """What a call is told that fits all limits and finds no place at the provider: where it waits."""
+    """A call fits all limits but finds no place at the provider; it waits under this id."""
 
     waiting_id: int
 
 
 class CallerChanged(Exception):
-    """The team, its group or the token is not what the call was checked by: it is to be checked anew."""
+    """The team, its group or the token has changed since the call was checked, which has to be done again."""
 
 
 @dataclass(frozen=True)
 class Grant:
-    """Tokens to hold for a call, and the output limit of each choice where the quota sets one."""
+    """The tokens to hold for a call, and the output limit of each choice if the quota sets one."""
 
     held_tokens: int
     output_limit: int | None = None
     held_cost: int = 0
-    """What they cost at most, in billionths, where the model has a price."""
+    """What they cost at most, in billionths; 0 if the model has no price."""
 
 
 @dataclass
@@ -78,13 +78,13 @@ class Reservation:
     held_cost: int = 0
     output_limit: int | None = None
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
-    """What the caller is told of the pace of team and group."""
+    """Headers that tell the caller the pace of its team and group."""
     request: CallRequest | None = None
-    """What was asked for, which is told with the call's ending."""
+    """What was requested, for the listeners of endings."""
     waited_s: float = 0.0
-    """For a place at the provider."""
+    """How long it waited for a place at the provider."""
     progress: Callable[[], int] = int
-    """Tells the tokens that have arrived; saved from time to time, and charged if this worker dies."""
+    """Counts the tokens that have arrived; saved with each heartbeat, and charged if this worker dies."""
 
 
 @dataclass(kw_only=True)
@@ -100,7 +100,7 @@ class Outcome:
     total_tokens: int = 0
     cached_tokens: int = 0
     reported_cost: int | None = None
-    """What the provider says that it cost, in billionths of a dollar."""
+    """The cost that the provider reported, in billionths of a dollar."""
     latency_ms: int | None = None
     first_byte_ms: int | None = None
     error_code: str | None = None
@@ -109,23 +109,23 @@ class Outcome:
 
 
 class Limit(Protocol):
-    """One limit that a call must fit, with what is used and held of it."""
+    """A limit that a call must fit, with what is used and held of it."""
 
     renews_at: int | None
-    """When it begins anew, in seconds since 1970; None if it never does."""
+    """When it renews, in seconds since 1970; None if never."""
 
     @property
     def is_held(self) -> bool:
         """Whether calls in flight have reserved something of it."""
 
     def left(self, prompt_tokens: int, *, once_settled: bool = False) -> int:
-        """Return how many tokens an output may have beside the prompt, or could have if nothing were held."""
+        """Return how many output tokens fit beside the prompt, or would fit if nothing were held (`once_settled`)."""
 
     def figures(self) -> str:
-        """Say how much of it is used and held, and whose it is."""
+        """Say how much is used and held, and whose limit it is, for the caller."""
 
     def reason(self, prompt_tokens: int) -> str:
-        """Say the same, and what a call with this prompt needed, as briefly as the log keeps it."""
+        """Say the same briefly, with what this prompt needed, for the log."""
 
 
 @dataclass
@@ -141,23 +141,23 @@ class TokenLimit:
 
     @property
     def is_held(self) -> bool:
-        """As of all limits."""
+        """See Limit."""
         return self.held_tokens > 0
 
     def left(self, prompt_tokens: int, *, once_settled: bool = False) -> int:
-        """As of all limits."""
+        """See Limit."""
         held_tokens = 0 if once_settled else self.held_tokens
         return self.tokens - self.used_tokens - held_tokens - prompt_tokens
 
     def figures(self) -> str:
-        """As of all limits."""
+        """See Limit."""
         return (
             f"{self.used_tokens:,} used and {self.held_tokens:,} held for calls in flight of the quota of "
             f"{self.tokens:,} tokens that {self.whose} has"
         )
 
     def reason(self, prompt_tokens: int) -> str:
-        """As of all limits."""
+        """See Limit."""
         figures = f"{self.used_tokens:,} used, {self.held_tokens:,} held, {prompt_tokens:,} needed for the prompt"
         return f"{figures}; limit {self.tokens:,} tokens, of {self.whose}"
 
@@ -176,23 +176,23 @@ class MoneyLimit:
 
     @property
     def is_held(self) -> bool:
-        """As of all limits."""
+        """See Limit."""
         return self.held_cost > 0
 
     def left(self, prompt_tokens: int, *, once_settled: bool = False) -> int:
-        """As of all limits. A budget of 0 blocks, whatever the price."""
+        """See Limit; a budget of 0 blocks, whatever the price."""
         if not self.amount:
             return -prompt_tokens - 1
         left = self.amount - self.used_cost - (0 if once_settled else self.held_cost)
         return self.price.output_tokens_for(left, prompt_tokens)
 
     def figures(self) -> str:
-        """As of all limits."""
+        """See Limit."""
         used, held, amount = (shown(each, self.currency) for each in (self.used_cost, self.held_cost, self.amount))
         return f"{used} used and {held} held for calls in flight of the budget of {amount} that {self.whose} has"
 
     def reason(self, prompt_tokens: int) -> str:
-        """As of all limits."""
+        """See Limit."""
         needed = self.price.cost(prompt_tokens, 0, 0)
         used, held, need, most = map(decimal_string, (self.used_cost, self.held_cost, needed, self.amount))
         return f"{used} used, {held} held, {need} needed for the prompt; limit {most} {self.currency}, of {self.whose}"
@@ -200,7 +200,7 @@ class MoneyLimit:
 
 @dataclass
 class Balance:
-    """A locked team's limits and counters, or a group's, with all that its group of operations has moved so far."""
+    """Limits and counters of a locked team or group, with all moves of the transaction so far."""
 
     whose: str
     quota_tokens: int | None
@@ -219,16 +219,16 @@ class Balance:
     used_cost: int = 0
     held_cost: int = 0
     prices_version: int | None = None
-    """The last price that was set by then."""
+    """See PRICES_VERSION."""
 
     @property
     def has_buckets(self) -> bool:
-        """Whether it has a bucket to write back."""
+        """Whether there is a bucket to write back."""
         return self.requests is not None or self.tokens is not None
 
     @property
     def is_paced(self) -> bool:
-        """Whether it has a pace at all."""
+        """Whether there is any limit of pace."""
         return self.requests is not None or self.tokens is not None or self.calls_at_once is not None
 
     @property
@@ -239,7 +239,7 @@ class Balance:
     def move(
         self, *, held: int, settled: int = 0, calls: int, cost: int = 0, priced: int = 0, held_cost: int = 0
     ) -> None:
-        """Count what a call holds, or gives back and costs; of the bucket of tokens it takes the same."""
+        """Count what a call holds, or gives back and costs; the bucket of tokens changes by the same."""
         self.held_tokens += held
         self.used_tokens += settled
         self.calls_in_flight += calls
@@ -249,7 +249,7 @@ class Balance:
             self.tokens.correct(held + settled, self.now)
 
     def limits(self, price: Price | None, currency: str) -> Iterator[Limit]:
-        """Yield all that a call of a model with this price must fit.
+        """Yield all limits that a call of a model with this price must fit.
 
         Raises ModelHasNoPrice if there is a budget and the model has none.
         """
@@ -270,7 +270,7 @@ class Balance:
 def check_pace(balances: Sequence[Balance], tokens: int) -> None:
     """Raise PaceExceeded if a call that takes so many tokens is too much for the pace of team or group.
 
-    Of several limits it is told the one that takes longest.
+    If several limits refuse it, the error is about the one that takes longest.
     """
     waits = [wait for balance in balances for wait in _waits(balance, tokens)]
     if not waits:
@@ -285,7 +285,7 @@ def check_pace(balances: Sequence[Balance], tokens: int) -> None:
 
 
 def _waits(balance: Balance, tokens: int) -> Iterator[tuple[int | None, Kind, str]]:
-    """Yield how long a call has to wait for each limit that it does not fit: for ever is None; and which, in words."""
+    """Yield for each limit that refuses a call how long to wait (None: for ever), its kind, and a sentence."""
     now, requests, whose = balance.now, balance.requests, balance.whose
     if balance.is_full:
         most, has = f"{balance.calls_at_once:,}", f"{balance.calls_in_flight:,}"
@@ -299,11 +299,11 @@ def _waits(balance: Balance, tokens: int) -> Iterator[tuple[int | None, Kind, st
 
 
 def pace_headers(balances: Sequence[Balance]) -> dict[str, str]:
-    """Return what a caller is told of the pace, the tighter of team and group.
+    """Return the headers about the pace, of team or group whichever is tighter.
 
     Source: OpenAI's API reference, "Rate limits in headers".
     """
-    told: dict[str, str] = {}
+    headers: dict[str, str] = {}
     for kind in KINDS:
         states = [
             (bucket.remaining(each.now), -bucket.reset_ns(each.now), bucket.limit)
@@ -311,11 +311,11 @@ def pace_headers(balances: Sequence[Balance]) -> dict[str, str]:
             if (bucket := getattr(each, kind)) is not None
         ]
         if states:
-            remaining, minus_reset_ns, limit = min(states)  # the fewest, and of as many those that take longest
-            told[f"x-ratelimit-limit-{kind}"] = str(limit)
-            told[f"x-ratelimit-remaining-{kind}"] = str(remaining)
-            told[f"x-ratelimit-reset-{kind}"] = duration(-minus_reset_ns)
-    return told
+            remaining, minus_reset_ns, limit = min(states)  # the fewest, then the longest to reset
+            headers[f"x-ratelimit-limit-{kind}"] = str(limit)
+            headers[f"x-ratelimit-remaining-{kind}"] = str(remaining)
+            headers[f"x-ratelimit-reset-{kind}"] = duration(-minus_reset_ns)
+    return headers
 
 
 def decide(
@@ -325,9 +325,9 @@ def decide(
     zone: ZoneInfo,
     price: Price | None = None,
 ) -> Grant:
-    """Say what to hold for a call in all limits, or raise QuotaExceeded or QuotaReserved.
+    """Return what to hold for a call in all limits, or raise QuotaExceeded or QuotaReserved.
 
-    A call whose output does not fit is let through with a lower limit while that limit is still of use.
+    A call whose output does not fit gets a lower output limit, as long as that is still useful.
     """
     prompt_tokens, output_tokens = request.prompt_tokens, request.output_tokens
     if all(output_tokens <= limit.left(prompt_tokens) for limit in limits):

@@ -1,4 +1,4 @@
-"""What one transaction of the ledger has locked, and what it still has to write."""
+"""One transaction of the ledger: what it has locked, and what it still has to write."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Moving(Protocol):
 
 
 class Transaction:
-    """What an operation may use while its group is being carried out."""
+    """What operations read and change while the transaction of their group runs."""
 
     def __init__(
         self,
@@ -49,9 +49,9 @@ class Transaction:
         prices: KnownPrices | None = None,
         places: Places | None = None,
     ) -> None:
-        """`zone` is where days begin, those to which calls count and those of renewals.
+        """`zone` is that of the days of calls and of renewals.
 
-        `places` are those at the provider, where the whole service has a pace.
+        `places` are those at the provider; None if the whole service has no pace.
         """
         self.connection = connection
         self.worker_id = worker_id
@@ -63,18 +63,15 @@ class Transaction:
         self.groups = Counters(connection, zone, OF_GROUPS, "the group “{}”")
         self.teams = Counters(connection, zone, OF_TEAMS, "this team")
         self.endings: list[Ending] = []
-        """To be told once this is committed."""
+        """To be passed on once this is committed."""
         self.callers: dict[int, tuple[Any, ...]] = {}
-        """What the database says of tokens, by id; none of one that is valid no more."""
+        """The rows of valid tokens that requests came with, by id."""
         self._days: defaultdict[tuple[int, date, str], dict[str, int]] = defaultdict(NO_USE.copy)
         self._group_days: defaultdict[tuple[int, int, date, str], dict[str, int]] = defaultdict(NO_USE.copy)
         self._token_days: defaultdict[tuple[int, date, str], dict[str, int]] = defaultdict(NO_USE.copy)
 
     def lock(self, operations: "Sequence[Moving]", requests: Sequence[CallRequest]) -> None:
-        """Lock what operations move, groups first and each kind in the order of ids.
-
-        Of whom the requests come is read with it.
-        """
+        """Lock the rows that operations move, groups first, each kind by id; read the callers of requests."""
         for group_id in sorted({each.group_id for each in operations if each.group_id is not None}):
             self.groups.lock(group_id)
         to_check: defaultdict[int, dict[int, datetime]] = defaultdict(dict)
@@ -96,7 +93,7 @@ class Transaction:
                 self.teams.take(team_id, known)
 
     def balances(self, team_id: int, group_id: int | None) -> list[Balance] | None:
-        """Return what a call has to fit; None if that is not there, or cannot be read."""
+        """Return the balances that a call has to fit; None if one is missing or cannot be read."""
         team = self.teams.balances.get(team_id)
         if group_id is None:
             return None if team is None else [team]
@@ -104,13 +101,13 @@ class Transaction:
         return None if team is None or group is None else [team, group]
 
     def move(self, team_id: int, group_id: int | None, **changes: int) -> None:
-        """Move the counters of a team, and of its group, by so much, as `Counters.move`."""
+        """Move the counters of a team, and of its group, as `Counters.move` does."""
         self.teams.move(team_id, **changes)
         if group_id is not None:
             self.groups.move(group_id, **changes)
 
     def recount_calls(self, team_id: int, group_id: int | None) -> None:
-        """Let no call be refused for others that ended without having been counted down."""
+        """Correct the number of calls in flight, so that no call is refused for others that have ended."""
         self.teams.recount_calls(team_id)
         if group_id is not None:
             self.groups.recount_calls(group_id)
@@ -131,14 +128,14 @@ class Transaction:
         cost: int | None = 0,
         times: int = 1,
     ) -> None:
-        """Add a call to the sums of its day, or several that cost nothing."""
+        """Add a call to the daily totals, or `times` refusals that cost nothing."""
         _add(self._days[team_id, day, model], outcome, cost, times)
         _add(self._token_days[token_id, day, model], outcome, cost, times)
         if group_id is not None:
             _add(self._group_days[group_id, team_id, day, model], outcome, cost, times)
 
     def close(self) -> None:
-        """Write the changes of counters and sums that the operations left, in an order that all workers keep to."""
+        """Write the changes of counters and daily totals, in the order that all workers keep to."""
         self.groups.write()
         self.teams.write()
         if self.places is not None:

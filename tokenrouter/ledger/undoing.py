@@ -1,6 +1,6 @@
-"""Take back a reset of usage, or an extra: by exactly what it moved, so that what was used since stays counted.
+"""Undo a reset of usage, or an extra, by exactly what it moved, so that what was used since stays counted.
 
-Each runs in the transaction of whoever takes back, who has locked the row, and records what is returned.
+The functions run in the caller's transaction, which has locked the rows, and return what the caller is to record.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,14 +34,14 @@ MARKS = {mark.recorded: (mark.settled, mark.reset) for mark in expected.MARKS}
 
 @dataclass(frozen=True)
 class Beginnings:
-    """When a running period began, by the resets that hold, and when the one did that ran before each of them."""
+    """When the running period began, and by the id of each reset when the period before it began."""
 
     running: datetime
     before: dict[int, datetime]
 
 
 def resets_of(connection: Connection, books: Books, ids: Sequence[int] | None = None) -> Iterable[AnyRow]:
-    """Select the resets of all, or of some, and what took them back, by owner and in order."""
+    """Select the resets of all owners, or of some, and their undoings, by owner and in order."""
     owner = books.of_changes
     query = select(owner.label("owner_id"), Change.id, Change.at, Change.action, Change.undoes_id)
     is_meant = owner.is_not(None) if ids is None else owner.in_(ids)
@@ -50,7 +50,7 @@ def resets_of(connection: Connection, books: Books, ids: Sequence[int] | None = 
 
 
 def beginnings(resets: Iterable[AnyRow]) -> Beginnings:
-    """Follow the resets of one owner: what takes one back brings the period before it back."""
+    """Follow the resets of one owner: undoing one brings back the period before it."""
     running, before = EPOCH, {}
     for each in resets:
         before[each.id] = running
@@ -59,15 +59,15 @@ def beginnings(resets: Iterable[AnyRow]) -> Beginnings:
 
 
 def keep_corrections_out(connection: Connection) -> None:
-    """Let no costs be corrected until this transaction ends; it comes before any row is locked, as it does there."""
+    """Let no costs be corrected until this transaction ends; call it before any row is locked."""
     lock_table(connection, CostCorrection, "ROW EXCLUSIVE")
 
 
 def undo_resets(connection: Connection, undone: Sequence[Change]) -> dict[int, Changed | CannotUndo]:
-    """Move marks back by what resets took, or, where a change took one back, forward again.
+    """Move reset marks back by what resets moved them; of a change that undid a reset, forward again.
 
-    Return by the ids of the changes what is to be recorded, or why it cannot be: where the quota renewed since, or
-    another reset came after, or a repair. Of many teams it takes no longer than it must: calls wait meanwhile.
+    Return by the ids of the changes what is to be recorded, or why it cannot be undone: the quota has renewed since, or
+    another reset or a repair came later. It reads in bulk, since calls of these teams wait meanwhile.
     """
     outcomes: dict[int, Changed | CannotUndo] = {}
     for books in (OF_GROUPS, OF_TEAMS):
@@ -79,14 +79,14 @@ def undo_resets(connection: Connection, undone: Sequence[Change]) -> dict[int, C
 
 @dataclass(frozen=True)
 class _Known:
-    """What the database has of the owners of some resets, by their ids."""
+    """What the database has about the owners of some resets, by their ids."""
 
     books: Books
     rows: Mapping[int, AnyRow]
-    """The living ones, locked."""
+    """Of those that are not deleted, locked."""
     resets: Mapping[int, list[AnyRow]]
     renewals: Mapping[int, tuple[int, float]]
-    """When the last was due, and when it was made."""
+    """When the last one was due, and when it happened, in seconds since 1970."""
     repairs: Mapping[int, int]
     last_correction: datetime
 
@@ -134,7 +134,7 @@ def _undo_resets(connection: Connection, known: _Known, undone: Sequence[Change]
 
 
 def _undo_reset(connection: Connection, known: _Known, change: Change) -> tuple[dict[str, int], Changed]:
-    """Return the marks that a row is to have, and what is recorded of that; raises CannotUndo."""
+    """Return the new marks of a row, and what is to be recorded; raises CannotUndo."""
     books, id_ = _books_of(change)
     row = known.rows.get(id_)
     if row is None:
@@ -163,8 +163,8 @@ def _books_of(change: Change) -> tuple[Books, int]:
     return OF_TEAMS, change.team_id or 0
 
 
-def _of(told: dict[str, Any] | None, name: str) -> int:
-    return int((told or {}).get(name, 0))
+def _of(recorded: dict[str, Any] | None, name: str) -> int:
+    return int((recorded or {}).get(name, 0))
 
 
 def _renewed_since(connection: Connection, books: Books, id_: int, at: datetime) -> bool:
@@ -174,7 +174,7 @@ def _renewed_since(connection: Connection, books: Books, id_: int, at: datetime)
 
 
 def _is_last(resets: Sequence[AnyRow], change: Change) -> bool:
-    """Tell whether all that came after the change was taken back again."""
+    """Tell whether all resets after the change were undone."""
     undoes = {each.id: each.undoes_id for each in resets}
     holding = [each for each in resets if each.id > change.id and each.id not in undoes.values()]
 
@@ -185,7 +185,7 @@ def _is_last(resets: Sequence[AnyRow], change: Change) -> bool:
 
 
 def _move_corrections(connection: Connection, known: _Known, change: Change) -> dict[str, int]:
-    """Let corrections since the reset count to the period again that their calls are of; return by how much in all."""
+    """Let corrections since the reset count to the period of their calls again; return the sums that this moves."""
     books, id_ = _books_of(change)
     periods = beginnings(known.resets[id_])
     renewed_at = EPOCH + timedelta(seconds=known.renewals[id_][0] if id_ in known.renewals else 0)
@@ -233,7 +233,7 @@ def _corrections(
 
 
 def undo_extra(connection: Connection, change: Change, zone: ZoneInfo) -> Changed:
-    """Set an extra back to what it was, or, where the change did so, to what was given.
+    """Set an extra back to what it was before the change.
 
     Raises CannotUndo if the period is over, or the extra was changed since.
     """
@@ -241,16 +241,16 @@ def undo_extra(connection: Connection, change: Change, zone: ZoneInfo) -> Change
     kind = books.kind
     tx = Transaction(driver_connection(connection), worker_id=0, output_reserve_tokens=0, zone=zone)
     counters = tx.groups if kind is Group else tx.teams
-    counters.lock(id_)  # and renews the quota first, where its time has come
+    counters.lock(id_)  # which renews the quota first if it is due
     if _renewed_since(connection, books, id_, change.at):
         raise CannotUndo(RENEWED)
     columns = kind.name, kind.extra_tokens, kind.extra_budget
     row = connection.execute(select(*columns).where(kind.id == id_, kind.deleted_at.is_(None))).one_or_none()
     if row is None:
         raise CannotUndo("It was deleted since.")
-    told = {"extra_tokens": row.extra_tokens, "extra_budget": decimal_string(row.extra_budget)}
+    current = {"extra_tokens": row.extra_tokens, "extra_budget": decimal_string(row.extra_budget)}
     before, after = change.before or {}, change.after or {}
-    if any(told[name] != value for name, value in after.items()):
+    if any(current[name] != value for name, value in after.items()):
         raise CannotUndo("Its extra was changed since.")
     values = {name: parse_amount(value) if name == "extra_budget" else value for name, value in before.items()}
     connection.execute(update(kind).where(kind.id == id_).values(values))

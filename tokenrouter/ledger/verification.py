@@ -54,7 +54,7 @@ from tokenrouter.ledger.leases import LEASE_S
 from tokenrouter.ledger.log_rows import PENDING_CALLS
 from tokenrouter.ledger.past_totals import wrong_totals
 
-CLOCKS_DIFFER = timedelta(hours=25)  # a row's time is that of the machine which made it
+CLOCKS_DIFFER = timedelta(hours=25)  # each row has the time of the machine that made it
 MOST_LINES = 100  # of one kind
 
 REPAIR = "`flask usage repair` sets it to what the log says"
@@ -67,7 +67,7 @@ RESTART = "restart the service: it settles the call within a minute"
 
 @dataclass
 class Verification:
-    """What `verify` found: a line for each thing that does not agree, notes on what cannot be proven, what it read."""
+    """What `verify` found: a line for each difference, notes on what cannot be proven, and how much it read."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -77,27 +77,27 @@ class Verification:
     _kinds: Counter[str] = field(default_factory=Counter)
 
     def add(self, whose: str, what: str, to_do: str) -> None:
-        """Note that something does not agree, unless there are very many of the kind already."""
+        """Add a line for a difference, up to MOST_LINES of a kind."""
         self._kinds[to_do] += 1
         if self._kinds[to_do] <= MOST_LINES:
             self.problems.append(f"{whose}: {what}; {to_do}.")
 
     def finish(self) -> None:
-        """Say how much was left out."""
+        """Add a line for each kind of which some were left out."""
         for to_do, count in self._kinds.items():
             if count > MOST_LINES:
                 self.problems.append(f"and {count - MOST_LINES:,} more for which: {to_do}.")
 
 
 def verify(engine: Engine) -> Verification:
-    """Prove the books on one snapshot, while calls go on."""
+    """Prove the books on one snapshot of the database, while calls go on."""
     started = time.perf_counter()
     found = Verification()
     with snapshot(engine) as connection:
         without_time_limit(connection)
         _check_file(connection, found)
         if found.problems:
-            return found  # what is read of a damaged file proves nothing
+            return found  # nothing that is read from a damaged file proves anything
         compared = _check_books(connection, OF_TEAMS, found)
         if connection.execute(select(Group.id).limit(1)).first() is not None:
             _check_books(connection, OF_GROUPS, found)
@@ -136,7 +136,7 @@ def _check_books(connection: Connection, books: Books, found: Verification) -> C
 
 
 def _check_tokens(connection: Connection, found: Verification) -> None:
-    """Compare the daily totals of tokens with the log; a version that does not write them may serve meanwhile."""
+    """Compare the daily totals of tokens with the log; an older version, which does not write them, may serve too."""
     lacking = 0
     query = select(ApiToken.id, Team.name, ApiToken.prefix).join(Team, Team.id == ApiToken.team_id)
     names = {token_id: f"{team}, token {prefix}…" for token_id, team, prefix in connection.execute(query)}
@@ -153,7 +153,7 @@ def _check_tokens(connection: Connection, found: Verification) -> None:
 
 
 def _check_limits(connection: Connection, books: Books, names: Mapping[int, str], found: Verification) -> None:
-    """Name what hands left in the database and cannot be read."""
+    """Find limits that somebody edited in the database so that they cannot be read."""
     update_command = "groups" if books.kind is Group else "teams"
     to_do = UPDATE.format(update_command)
     raw = [type_coerce(getattr(books.kind, name), NullType()) for name in LIMITS]
@@ -239,7 +239,7 @@ NUMBERS = (
 
 
 def _faulty_rows(connection: Connection) -> Any:
-    """Select the rows of the log that no version of ours can have written, each with what is wrong."""
+    """Select the rows of the log that no version can have written, each with what is wrong."""
     latest = datetime.now(UTC) + CLOCKS_DIFFER
     charged, total, source = RequestLog.charged_tokens, RequestLog.total_tokens, RequestLog.usage_source
     faults: list[tuple[ColumnElement[bool], str]] = [
@@ -265,14 +265,14 @@ def _faulty_rows(connection: Connection) -> Any:
 
 
 def _with_tolerance(connection: Connection) -> Any:
-    """Return the moment of the team's creation, less what clocks may differ by."""
+    """Return when the team was created, minus what clocks may differ by, in SQL."""
     hours = int(CLOCKS_DIFFER.total_seconds()) // 3600
     if connection.dialect.name == "postgresql":
         return Team.created_at - literal_column(f"interval '{hours} hours'", Interval())
     return func.datetime(Team.created_at, literal_column(f"'-{hours} hours'"))
 
 
-IS_OVERDUE = or_(  # not at once: whoever recovers may be at it just now
+IS_OVERDUE = or_(  # not at once: a recovery may be running
     Worker.lease_expires_at < NOW - RECOVERY_PROMISE_S + LEASE_S, Worker.lease_expires_at > NOW + RECOVERY_PROMISE_S
 )
 WITH_WORKERS = PENDING_CALLS.add_columns(
@@ -281,7 +281,7 @@ WITH_WORKERS = PENDING_CALLS.add_columns(
 
 
 def _check_pending(connection: Connection, found: Verification) -> None:
-    """Name the pending calls that nobody runs: what a worker runs it saves with each of its heartbeats."""
+    """Find pending calls that no worker runs: each heartbeat of a worker saves which calls it runs."""
     for call in connection.execute(WITH_WORKERS):
         if call.worker is None or call.is_overdue:
             fault = f"call {call.request_id} is pending, and its worker has been dead for too long"
@@ -290,7 +290,7 @@ def _check_pending(connection: Connection, found: Verification) -> None:
             found.add(call.team_name, f"call {call.request_id} is pending, and its worker runs no such call", RESTART)
 
 
-# what belongs to nothing, and the file
+# orphans, and the file
 
 
 def _check_orphans(connection: Connection, found: Verification) -> None:

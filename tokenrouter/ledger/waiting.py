@@ -1,4 +1,4 @@
-"""The calls of one process that wait for a place at the provider, and the one thread that looks for all of them."""
+"""The calls of one process that wait for a place at the provider, and the one thread that polls for all of them."""
 
 import logging
 import threading
@@ -11,12 +11,12 @@ from tokenrouter.ledger.provider_pace import SECOND_NS, PlacesSeen
 
 logger = logging.getLogger(__name__)
 
-LONGEST_LOOK_S = 1.0  # others give places back, and have to see that these calls still wait
+LONGEST_LOOK_S = 1.0  # other processes may give places back, and have to see that these calls still wait
 SHORTEST_LOOK_S = 0.005
 
 
 class WaitingForPlace:
-    """A call that waits."""
+    """A call that waits for a place."""
 
     def __init__(self) -> None:
         self.ended_by: Exception | None = None
@@ -24,7 +24,7 @@ class WaitingForPlace:
         self._over = threading.Event()
 
     def grant(self) -> None:
-        """Let it go on: it has a place."""
+        """Give it its place."""
         self.has_place = True
         self._over.set()
 
@@ -42,10 +42,10 @@ class WaitingForPlace:
 
 
 class WaitingForPlaces:
-    """All that wait in this process. While there are any, a thread looks when the next place gets free."""
+    """The waiting calls of this process. While there are any, a thread asks when the next place gets free."""
 
     def __init__(self, give_out: Callable[[], PlacesSeen]) -> None:
-        """`give_out` gives out the places that are free now, also to calls of other processes."""
+        """`give_out` gives out the places that are free now, to calls of other processes as well."""
         self._give_out = give_out
         self._calls: dict[int, WaitingForPlace] = {}
         self._thread: threading.Thread | None = None
@@ -53,7 +53,7 @@ class WaitingForPlaces:
 
     @contextmanager
     def enter(self, waiting_id: int) -> Iterator[WaitingForPlace]:
-        """Look for a place for this call too, within the block."""
+        """Look for a place for this call, within the block."""
         call = WaitingForPlace()
         with self._lock:
             self._calls[waiting_id] = call
@@ -75,13 +75,15 @@ class WaitingForPlaces:
                     return
 
     def _look_once(self) -> float:
-        """Tell those that have a place by now; return in how many seconds to look again."""
+        """Grant the places that are there; return in how many seconds to look again."""
         try:
             sight = self._give_out()
-        except StorageUnavailable:  # of which the log is told elsewhere; who waits meets it himself
+        except StorageUnavailable:  # which is logged elsewhere, and which the waiting call will meet itself
             return LONGEST_LOOK_S
         except Exception:
-            logger.exception("Looking for places at the provider failed")  # the next time may succeed
+            logger.exception(
+                "Looking for places at the provider failed"
+            )  # the thread must live: the next time may succeed
             return LONGEST_LOOK_S
         for waiting_id in sight.granted:
             if (call := self._calls.get(waiting_id)) is not None:

@@ -60,10 +60,10 @@ logger = logging.getLogger(__name__)
 RECOVERY_GRACE_S = 2 * HEARTBEAT_S
 SETTLE_WAIT_S = 5.0
 LONGEST_BLOCK_S = 60.0
-BLOCK_STEP_S = 0.1  # a provider refuses many at once, all until the same moment
+BLOCK_STEP_S = 0.1  # many calls are refused at once, all until about the same moment: one write is enough
 
 Watcher = Callable[[Callable[[Exception], None]], AbstractContextManager[None]]
-"""Watches over a call that waits, within a block, and may end that by an exception."""
+"""Watches a waiting call within a block, and may end the waiting with an exception."""
 
 LIVE_UNTIL = epoch_now() + LEASE_S
 RENEW_LEASE = Statement(update(Worker).where(Worker.id == bindparam("worker")).values(lease_expires_at=LIVE_UNTIL))
@@ -73,20 +73,20 @@ JOIN_WORKERS = Statement(
 
 
 def nobody_watches(end: Callable[[Exception], None]) -> AbstractContextManager[None]:
-    """Let a call wait whatever happens."""
+    """Never end the waiting."""
     return nullcontext()
 
 
 @dataclass(frozen=True)
 class OwnLease:
-    """The place of this process among the workers, by the monotonic clock."""
+    """The lease of this process among the workers; times are of the monotonic clock."""
 
     worker_id: int
     renewed_at: float
     unbroken_since: float
 
     def is_fresh(self) -> bool:
-        """Tell whether nobody can have taken this process for dead yet, with time to spare."""
+        """Tell whether the lease still runs for long enough that nobody takes this process for dead."""
         return time.monotonic() - self.renewed_at < LEASE_S / 2
 
 
@@ -101,21 +101,21 @@ class Ledger:
         currency: str = DOLLARS,
         requests_per_minute: int | None = None,
     ) -> None:
-        """`requests_per_minute` is the pace of the whole service at the provider."""
+        """`requests_per_minute` is the pace of the whole service at the provider; None is no limit."""
         self._engine = engine
         self._currency = currency
         self._prices = KnownPrices(currency)
         self._zone = zone
         self._output_reserve_tokens = output_reserve_tokens
         self._connection = WriteConnection(engine)
-        # a server may keep its callers waiting for longer than a settlement may, a file not
+        # a file never keeps its writer waiting for longer than a settlement may take; a server can
         is_file = engine.dialect.name == "sqlite"
         self._writer = Writer(
             self._run_group, "ledger-writer", get_ready=self._connection.wait_for_turn, in_callers_thread=is_file
         )
         self._requests_per_minute = requests_per_minute
         self._name = ""
-        """Of this process, among those in which calls wait for a place; made once it starts, which a fork does anew."""
+        """Names this process among those with waiting calls; made in `start`, so after a fork."""
         self._waiting = WaitingForPlaces(self.give_out_places)
         self._blocked_until = 0.0
         self._lease: OwnLease | None = None
@@ -127,9 +127,9 @@ class Ledger:
         self.door = Door()
         self.endings = Endings()
         self.end_service: Callable[[], None] = partial(os.kill, os.getpid(), signal.SIGTERM)
-        """What to do where the file of the database is lost; gunicorn's workers end their master."""
+        """Called if the database file is lost; gunicorn's workers end their master."""
         self.at_heartbeat: Sequence[Callable[[], None]] = ()
-        """What else this process writes as often."""
+        """What else this process writes with each heartbeat."""
         self._heart: threading.Thread | None = None  # started when first needed: none survives a fork
         self._stop = threading.Event()
         self._start_lock = threading.Lock()
@@ -142,7 +142,7 @@ class Ledger:
         with self._start_lock:
             if self._heart is None:
                 self._name = secrets.token_hex(16)
-                atexit.register(self.close)  # runs once the threads that answer calls have ended
+                atexit.register(self.close)  # which runs after the threads that answer calls have ended
                 self._heart = threading.Thread(target=self._beat, name="ledger-heartbeat", daemon=True)
                 self._heart.start()
 
@@ -153,11 +153,11 @@ class Ledger:
 
     @property
     def written_at(self) -> float | None:
-        """When this process last wrote that it lives, by the monotonic clock; None before the first time."""
+        """When this process last renewed its lease, by the monotonic clock; None before the first time."""
         return None if self._lease is None else self._lease.renewed_at
 
     def close(self, timeout_s: float = SETTLE_WAIT_S) -> None:
-        """Write what waits, leave the workers, and end the threads."""
+        """Write what is still waiting, give the lease back, and end the threads."""
         atexit.unregister(self.close)
         self._stop.set()
         self._write_refusals()
@@ -170,7 +170,7 @@ class Ledger:
 
     def _leave(self) -> None:
         if self._lease is None or self._calls or self._connection.lost_file():
-            return  # calls still under way: recovery finds them by the lease when it runs out
+            return  # calls are still under way: recovery finds them when the lease has expired
         try:
             with writing(self._engine, durable=False) as connection:
                 connection.execute(delete(Worker).where(Worker.id == self._lease.worker_id))
@@ -178,10 +178,10 @@ class Ledger:
             logger.warning("The lease could not be given back (%s); it runs out by itself", type(error).__name__)
 
     def reserve(self, request: CallRequest, watch: Watcher = nobody_watches) -> Reservation:
-        """Hold tokens for one call and write its pending row, in one transaction shared with other calls.
+        """Hold tokens for a call and write its pending row, in a transaction shared with other calls.
 
         While it has to wait for a place at the provider, `watch` may end the waiting by an exception.
-        Raises what refuses it, with the refusal in the log, CallerChanged and StorageUnavailable.
+        Raises the refusal, which is in the log then, CallerChanged and StorageUnavailable.
         """
         self.start()
         self._tokens_used[request.token_id] = request.created_at
@@ -193,7 +193,7 @@ class Ledger:
         return result
 
     def _reserve_with_place(self, request: CallRequest, waiting_id: int, watch: Watcher) -> Reservation | Exception:
-        """Wait for a place at the provider, with nothing held, and reserve once it is there."""
+        """Wait for a place at the provider, holding nothing, and then reserve."""
         began = time.monotonic()
         try:
             with self._waiting.enter(waiting_id) as call, watch(call.end):
@@ -212,7 +212,7 @@ class Ledger:
         return result
 
     def give_out_places(self) -> PlacesSeen:
-        """Give the free places at the provider to those whose turn it is, in this process and in others.
+        """Give free places at the provider to the calls whose turn it is, in this process and in others.
 
         Raises StorageUnavailable.
         """
@@ -221,9 +221,9 @@ class Ledger:
         return seen
 
     def block(self, seconds: float) -> None:
-        """Let no call of the whole service go to the provider for so long, if that has a pace; a minute at most.
+        """Send no call of the whole service to the provider for so long, if it has a pace; for a minute at most.
 
-        A provider that is too busy for one model says so for much longer.
+        A provider that is too busy for one model may demand much more, which must not stop the others.
         """
         until = time.monotonic() + min(seconds, LONGEST_BLOCK_S)
         if self._requests_per_minute is not None and until > self._blocked_until + BLOCK_STEP_S:
@@ -231,18 +231,18 @@ class Ledger:
             self._writer.submit(Block(round(min(seconds, LONGEST_BLOCK_S) * SECOND_NS)))
 
     def count_request(self) -> None:
-        """Count to the pace of the whole service what goes to the provider besides the calls themselves."""
+        """Count a request to the provider that is not a call to the pace of the whole service."""
         if self._requests_per_minute is not None:
             self._writer.submit(CountRequest())
 
     def _reserved(self, ticket: Ticket) -> None:
-        """Take note of a call that runs: in the order of the log, since its writer does it before the next group."""
+        """Note that a call runs; the writer calls this before the next group, so in the order of the log."""
         if isinstance(ticket.result, Reservation):
             self._calls[ticket.result.call_id] = ticket.result
             self._last_call = ticket.result.call_id
 
     def check_writing(self) -> None:
-        """Write something small.
+        """Write something small, as a test.
 
         Raises StorageUnavailable if the database takes no writes.
         """
@@ -250,10 +250,10 @@ class Ledger:
         self._writer.run(Probe())
 
     def reject(self, request: CallRequest, status_code: int, error_code: str | None, reason: str | None = None) -> str:
-        """Log a call that was refused before it asked for tokens, and return the id of its row.
+        """Log a call that was refused before it could reserve tokens, and return the id of its row.
 
-        One that repeats another of the last minute is counted to that one's row, soon, and costs no write of its own.
-        Raises StorageUnavailable.
+        A refusal that repeats one of the last minute is counted to its row with the next heartbeat, without its own
+        write. Raises StorageUnavailable.
         """
         self.start()
         key = key_of(request, status_code, error_code, request.created_at.astimezone(self._zone).date())
@@ -264,9 +264,9 @@ class Ledger:
         return new_id
 
     def settle(self, reservation: Reservation, outcome: Outcome, given: Given | None = None) -> None:
-        """Book the end of a call: charge, give the hold back and complete the row, safe against a power cut.
+        """Book the end of a call: charge it, give the hold back, and complete the row, safe against a power cut.
 
-        In the same transaction is remembered what the team was given and may name.
+        The same transaction remembers what the team was given and may name.
         Return when that is committed, or after 5 s without a database; it is then tried again in the background.
         """
         deadline = time.monotonic() + SETTLE_WAIT_S
@@ -282,7 +282,7 @@ class Ledger:
             logger.warning("Call %d was settled by recovery before its end; nothing changed", call_id)
 
     def _run_group(self, operations: Sequence[LedgerOperation]) -> list[Any]:
-        """Carry out operations in one transaction; forced to disk if one of them must survive a power cut."""
+        """Run operations in one transaction, which is forced to disk if one of them must survive a power cut."""
         durable = any(operation.durable for operation in operations)
         lease = self._lease
         with self._connection.transaction(durable=durable) as connection:
@@ -301,7 +301,7 @@ class Ledger:
         return results
 
     def _renewed(self, connection: DriverConnection) -> OwnLease:
-        """Renew the lease, or join again if this process was taken for dead; it holds once that is committed."""
+        """Renew the lease, or join again if this process was taken for dead; it is valid once that is committed."""
         now = time.monotonic()
         old = self._lease
         if old and RENEW_LEASE.execute(connection, {"worker": old.worker_id}).rowcount == 1:
@@ -329,18 +329,18 @@ class Ledger:
             except (StorageUnavailable, SQLAlchemyError) as error:
                 logger.warning("A heartbeat of the ledger failed: %s", type(error).__name__)
             except Exception:
-                logger.exception("A heartbeat of the ledger failed")  # the next one may succeed: the thread must live
+                logger.exception("A heartbeat of the ledger failed")  # the thread must live: the next one may succeed
             if self._stop.wait(HEARTBEAT_S):
                 return
 
     def _write_refusals(self) -> None:
-        """Have the refusals written that were only counted since the last time: repeats, and those at the door."""
+        """Queue the counts of refusals since the last time: repeats, and those at the door."""
         self._write_repeats()
         if (counted := self.door.take()) is not None:
             self._writer.submit(counted, then=lambda ticket: self.door.note_written())
 
     def _write_repeats(self) -> None:
-        """Have the repeats of refusals written; one team's in one operation."""
+        """Queue the repeats of refusals, an operation for each team."""
         for team_id, repetitions in self._refusals.take().items():
             self._writer.submit(CountRepeats(team_id, repetitions))
 
@@ -353,20 +353,20 @@ class Ledger:
             if (arrived := call.progress())
         ]
         used, self._tokens_used = self._tokens_used, {}
-        # in the order of their ids, since all workers write these rows: in another one they would wait in a circle
+        # ordered by id, since all workers write these rows: else they could deadlock
         tokens_used = [{"token": token_id, "used_at": at} for token_id, at in sorted(used.items())]
         return Heartbeat(running, last_call, progress, tokens_used)
 
     def _may_recover(self) -> bool:
-        """Let the others renew first, after joining or a gap: after an outage of the database all are late."""
+        """Let the others renew first after this process joined or was late: after an outage all are late."""
         return self._lease is not None and time.monotonic() - self._lease.unbroken_since >= RECOVERY_GRACE_S
 
 
 def _carry_out(operations: Sequence[LedgerOperation], tx: Transaction) -> list[Any]:
-    """Return the results of operations, in their order.
+    """Run operations, and return their results in the same order.
 
-    Settlements come first: they need not know a balance, so that groups and teams are locked only once those are
-    written. Then all of them are, in one order, since the counters of all will move.
+    Settlements run first: they need no balance, so groups and teams are locked only after these are written. Then all
+    are locked, in one order, since the counters of all will move.
     """
     settled = [operation.apply(tx) if isinstance(operation, Settle) else None for operation in operations]
     if not all(isinstance(operation, Settle) for operation in operations):
@@ -380,5 +380,5 @@ def _carry_out(operations: Sequence[LedgerOperation], tx: Transaction) -> list[A
 
 
 def _renews(operations: Sequence[LedgerOperation]) -> bool:
-    """Tell whether the lease is renewed with these; a group of nothing has to write something too."""
+    """Tell whether this group renews the lease; an empty group, which tests the database, has to write something."""
     return not operations or any(isinstance(operation, Heartbeat | Probe) for operation in operations)

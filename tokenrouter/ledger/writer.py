@@ -1,4 +1,4 @@
-"""Run write operations of many threads as groups, one transaction each: one wait for the disk serves all of a group."""
+"""Run write operations of many threads in groups, a transaction each: one wait for the disk serves a whole group."""
 
 import threading
 import time
@@ -17,31 +17,31 @@ from tokenrouter.troubles import one_line
 GROUP_SIZE = 256  # keeps a transaction short however many wait
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
 LONGEST_PAUSE_ASIDE_S = 60.0
-PATIENCE = 3  # failures in a row before it is asked whether the database takes writes at all
+PATIENCE = 3  # failures in a row before testing whether the database takes any writes
 RESULT_TIMEOUT_S = 8.0
 
 
 class Operation(Protocol):
-    """What the writer needs to know of an operation; the function that runs a group knows the rest."""
+    """What the writer needs to know about an operation; the function that runs a group knows the rest."""
 
     must_happen: ClassVar[bool]
-    """Try it again, in its place in the order, for as long as it cannot be written."""
+    """Whether to retry it, in its place in the order, for as long as it cannot be written."""
 
     @property
     def team_id(self) -> int | None:
-        """The team whose counters it moves; what must happen stands aside by it."""
+        """The team whose counters it moves; operations that must happen step aside by team."""
 
     def undo(self) -> "Operation | None":
-        """Return what takes this operation back if it was committed without our knowing, or None."""
+        """Return what undoes this operation, in case it was committed although the COMMIT failed here, or None."""
 
 
 class Ticket:
-    """An operation that waits, and its result. Bare locks: a Future takes ten times as long, twice a call."""
+    """A queued operation, and its result. It uses bare locks: a Future takes ten times as long, twice a call."""
 
     __slots__ = ("_answered", "_done", "error", "operation", "result", "then")
 
     def __init__(self, operation: Operation, then: Callable[["Ticket"], None] | None) -> None:
-        """`then` is called by whoever carried the operation out, once it is done."""
+        """`then` is called by the thread that ran the operation, once it is done."""
         self.operation = operation
         self.then = then
         self.result: Any = None
@@ -56,15 +56,15 @@ class Ticket:
         return self._answered.locked()
 
     def give_up(self) -> bool:
-        """Wait no more; return False if the result is there already, or about to be."""
+        """Stop waiting; return False if the result is there already, or about to be."""
         return self._answered.acquire(blocking=False)
 
     def wait(self, timeout_s: float = -1) -> bool:
-        """Wait for the end, for one thread; return whether it came in time."""
+        """Wait for the result, in one thread alone; return whether it came in time."""
         return self._done.acquire(timeout=timeout_s)
 
     def finish(self, result: Any = None, error: Exception | None = None) -> bool:
-        """Set the result, or why there is none; return False, and tell nobody, where it was given up."""
+        """Set the result, or the error; return False, and do nothing, if nobody waits any more."""
         if not self._answered.acquire(blocking=False):
             return False
         self.result, self.error = result, error
@@ -80,27 +80,27 @@ def _team_of(ticket: Ticket) -> int:
 
 @dataclass
 class Aside:
-    """What must happen for a team and cannot be written, in its order, though the database takes all else."""
+    """A team's operations that must happen and cannot be written, in order, though the database takes others."""
 
     waiting: deque[Ticket] = field(default_factory=deque)
     failures: int = 0
     due: float = 0.0
-    """When to try the first of it again, by the monotonic clock."""
+    """When to retry the first, by the monotonic clock."""
 
     def wait_longer(self) -> None:
-        """Put the next try off, for longer each time."""
+        """Schedule the next try, later each time."""
         self.due = time.monotonic() + min(FIRST_PAUSE_S * 2**self.failures, LONGEST_PAUSE_ASIDE_S)
         self.failures += 1
 
 
 class Writer:
-    """Take whatever operations wait and run them as one transaction, in the order they came.
+    """Take the operations that wait and run them as one transaction, in the order in which they came.
 
-    A thread does that. Who comes while it rests may do it himself, which saves 45 µs of waiting for each other.
+    A thread does that. A caller that comes while the thread is idle may do it itself, which saves 45 µs of switching.
 
-    What must happen is never dropped, whatever the database answers. While it takes no writes, all of it waits at the
-    head of the queue. An operation that fails though the database takes others steps aside, and with it what comes
-    later for its team, so that it stops nobody else.
+    Operations that must happen are never dropped, whatever the database answers. While it takes no writes, they wait at
+    the head of the queue. One that fails although the database takes others steps aside, with all later ones of its
+    team, so that it stops nobody else.
     """
 
     def __init__(
@@ -111,20 +111,20 @@ class Writer:
         get_ready: Callable[[], None] = lambda: None,
         in_callers_thread: bool = False,
     ) -> None:
-        """Carry out groups by `run`, which commits and returns a result an operation, or raises and changes nothing.
+        """`run` takes a group, commits, and returns a result for each operation, or raises and changes nothing.
 
-        A `run` of nothing tells whether the database takes writes. `get_ready` comes before it, and may take a while in
-        which the group grows. `in_callers_thread` is for a `run` that never takes longer than its callers may wait.
+        An empty group tests whether the database takes writes. `get_ready` is called before it, and may take a while,
+        in which the group grows. `in_callers_thread` is for a `run` that never takes longer than its callers may wait.
         """
         self._run = run
         self._get_ready = get_ready
         self._name = name
         self._in_callers_thread = in_callers_thread
         self._queue: SimpleQueue[Ticket] = SimpleQueue()
-        self._turn = threading.Lock()  # held by whoever takes from the queue and carries out
-        self._bell: SimpleQueue[None] = SimpleQueue()  # wakes the thread where it rests
+        self._turn = threading.Lock()  # held by the thread that takes from the queue and runs
+        self._bell: SimpleQueue[None] = SimpleQueue()  # wakes the thread if it is idle
         self._rests = False
-        self._kept: deque[Ticket] = deque()  # to be run before all that waits
+        self._kept: deque[Ticket] = deque()  # to be run before the queue
         self._aside: dict[int, Aside] = {}  # by team
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
@@ -172,7 +172,7 @@ class Writer:
             if self._thread is None:
                 thread = threading.Thread(target=self._work, name=self._name, daemon=True)
                 thread.start()
-                self._thread = thread  # only now: whoever closes this waits for it
+                self._thread = thread  # only now, since `close` joins it
 
     def _work(self) -> None:
         while not (self._closing and self._is_idle() and not self._aside):
@@ -184,7 +184,7 @@ class Writer:
             self._work_once()
 
     def _rest(self) -> None:
-        """Wait for something to do. Who adds it looks at `_rests` only then, so that one of both sees it."""
+        """Wait for work. `submit` looks at `_rests` after it has queued, so that one of both always sees the other."""
         self._rests = True
         if self._is_idle() and (self._aside or not self._closing):
             with suppress(Empty):
@@ -211,7 +211,7 @@ class Writer:
             self._turn.release()
 
     def _take(self) -> list[Ticket]:
-        """Take what waits, or one operation of it after a group was broken."""
+        """Take what waits, or a single operation after a group failed."""
         self._is_alone = self._one_by_one > 0
         size = 1 if self._is_alone else GROUP_SIZE
         self._one_by_one = max(0, self._one_by_one - 1)
@@ -234,10 +234,10 @@ class Writer:
             return None
 
     def _carry_out(self, group: list[Ticket]) -> None:
-        """Run a group, also one of nothing, whose callers have given up: what was got ready has to end."""
+        """Run a group, even an empty one, whose callers have given up: the turn that `get_ready` took has to end."""
         try:
             results = self._run([ticket.operation for ticket in group])
-        except Exception as error:
+        except Exception as error:  # of whatever kind: somebody waits for each result
             self._fail(group, error)
         else:
             self._failures = 0
@@ -265,18 +265,18 @@ class Writer:
             self._refuse(group[0], error)
 
     def _takes_writes_again(self) -> bool:
-        """Tell, from time to time, whether only what is tried again and again cannot be written."""
+        """Test, now and then, whether the database takes writes again, so that only this group is at fault."""
         if not self._is_alone and (not self._failures or self._failures % PATIENCE):
             return False
         try:
             self._run([])
-        except Exception:
+        except Exception:  # of whatever kind: the thread must live, and `_fail` reports what the next try raises
             return False
         self._failures = 0
         return True
 
     def _refuse(self, ticket: Ticket, error: Exception) -> None:
-        """Give an operation up that need not happen. Where its COMMIT was lost nobody knows whether it has."""
+        """Give up an operation that need not happen. If the answer to its COMMIT was lost, it may have happened."""
         if is_of_the_whole_database(error):
             self._undo(ticket)
         refusal = error
@@ -302,12 +302,12 @@ class Writer:
         return next((team_id for team_id, aside in self._aside.items() if aside.due <= now), None)
 
     def _retry(self, team_id: int) -> None:
-        """Try the first of what stands aside for a team."""
+        """Retry the first of a team's operations that stepped aside."""
         aside = self._aside[team_id]
         ticket = aside.waiting[0]
         try:
             (result,) = self._run([ticket.operation])
-        except Exception as error:
+        except Exception as error:  # of whatever kind: it is retried until it succeeds
             aside.wait_longer()
             troubles.warn("aside", "What calls of team %d cost still cannot be booked (%s)", team_id, one_line(error))
             return
