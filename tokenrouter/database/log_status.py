@@ -1,4 +1,4 @@
-"""What can become of a call: the status in its row of the log, and what each means to people."""
+"""The statuses of a call in the log, and how each is explained to people."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ INTERRUPTED = "interrupted"
 
 @dataclass(frozen=True)
 class Description:
-    """A status in words, in a sentence, and in the tone in which pages show it; whether it counts as a failure."""
+    """A status in words and in a sentence, the tone in which pages show it, and whether it counts as a failure."""
 
     words: str
     tone: str
@@ -48,7 +48,7 @@ DESCRIPTIONS = {
 
 
 def describe(status: str) -> Description:
-    """Describe a status; one that somebody wrote by hand is shown as it stands."""
+    """Describe a status; an unknown one, which somebody wrote by hand, is shown as it is."""
     return DESCRIPTIONS.get(status) or Description(status, "bad", status)
 
 
@@ -57,4 +57,4 @@ FAILURES = tuple(status for status, description in DESCRIPTIONS.items() if descr
 ANY_FAILURE = "failed"
 """In a search, any of these."""
 RARE_STATUSES = tuple(status for status in STATUSES if status not in (OK, PENDING))
-"""Those that an index serves; nearly all calls end otherwise."""
+"""The statuses in the partial index; nearly all calls have another."""

@@ -58,7 +58,7 @@ def ensure_apart(app: Flask) -> None:
 
 
 def ensure(app: Flask, *, may_make: bool = True, saves: bool = True) -> None:
-    """Create or migrate the tables, and the folder of an SQLite file; nothing if they are as they should be.
+    """Create or migrate the tables, and the folder of an SQLite file; do nothing if they are up to date.
 
     `may_make` allows a new database; `saves` copies an SQLite file before it is migrated.
 

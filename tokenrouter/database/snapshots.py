@@ -1,4 +1,4 @@
-"""Copies of a whole database, as it is at one moment, while others write to it: SQLite's own, and those of pg_dump."""
+"""Copies of a whole database at one moment, while others write to it: by SQLite itself, or by pg_dump."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ from tokenrouter.database.connections import open_connection, without_time_limit
 from tokenrouter.database.tables import db
 
 COMPANIONS = ("", "-wal", "-shm")
-"""What SQLite's file is made of, by what stands at the end of its name."""
+"""The suffixes of the files that make an SQLite database."""
 SHRINKS = "PRAGMA auto_vacuum = INCREMENTAL"
 STAMP = "%Y%m%d-%H%M%S"
 COMMON_OPTIONS = ("--no-owner", "--no-privileges")
@@ -29,18 +29,18 @@ class BackupError(ConfigError):
 
 
 def stamp() -> str:
-    """Return this moment, in UTC, as it stands in names of files."""
+    """Return the present time in UTC as names of files have it."""
     return datetime.now(UTC).strftime(STAMP)
 
 
 def make_private(path: Path) -> Path:
-    """Make an empty file that none but its owner reads; raises FileExistsError."""
+    """Make an empty file that only its owner can read; raises FileExistsError."""
     path.touch(mode=0o600, exist_ok=False)
     return path
 
 
 def sqlite_copy(engine: Engine, path: Path) -> None:
-    """Write the database as it is now into a new file, compact, and as one that can be made smaller in steps.
+    """Write the database as it is now into a new, compact file that can be shrunk in steps.
 
     Raises BackupError.
     """
@@ -49,24 +49,24 @@ def sqlite_copy(engine: Engine, path: Path) -> None:
         with closing(open_connection(engine, 0)) as connection:
             connection.execute(SHRINKS)
             connection.execute("VACUUM INTO ?", (str(path),))
-            # what was written meanwhile could not be taken into the file: no call shall come to do that for all of it
+            # nothing could be checkpointed during the copy: do it now, so that no call has to do it for all of it
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
     except sqlite3.Error as error:
         raise BackupError(f"the database cannot be copied: {error}") from error
 
 
 def let_shrink(path: Path) -> None:
-    """Have SQLite make a file that is still empty one that can be made smaller in steps.
+    """Set an empty SQLite file up so that it can be shrunk in steps.
 
-    It is not said with each connection: to a file that is made so already SQLite writes then.
+    Connections do not set this: SQLite would write to the file each time.
     """
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(SHRINKS)
-        connection.execute("VACUUM")  # which writes it down
+        connection.execute("VACUUM")  # which stores the setting
 
 
 def counts(connection: Connection) -> dict[str, int]:
-    """Return how many rows each table of ours has, of those that are there."""
+    """Return how many rows each of our tables has, of those that exist."""
     there = set(inspect(connection).get_table_names())
     tables = [table for table in db.metadata.sorted_tables if table.name in there]
     return {table.name: connection.execute(select(func.count()).select_from(table)).scalar_one() for table in tables}
@@ -76,9 +76,9 @@ def counts(connection: Connection) -> dict[str, int]:
 
 
 def dump(engine: Engine, path: Path) -> dict[str, int]:
-    """Write our tables as they are now into a new file, by pg_dump; return how many rows each has.
+    """Write our tables as they are now into a new file by pg_dump; return how many rows each has.
 
-    Raises BackupError, with the line to run by hand, where it cannot be done here.
+    Raises BackupError, with the command to run by hand, if it cannot be done here.
     """
     line = ["pg_dump", "--format=custom", *COMMON_OPTIONS]
     by_hand = [*line, f"--file={path.with_suffix('.dump').name}", f"--dbname={_url(engine)}"]
@@ -94,13 +94,13 @@ def dump(engine: Engine, path: Path) -> dict[str, int]:
 
 
 def load(engine: Engine, path: Path) -> None:
-    """Make the tables that a file of pg_dump's has, all or none. Raises BackupError."""
+    """Create the tables of a file by pg_dump, all or none. Raises BackupError."""
     line = ["pg_restore", *COMMON_OPTIONS, "--exit-on-error", "--single-transaction", f"--dbname={_url(engine)}"]
     _run(engine, [*line, str(path)], [*line, path.name])
 
 
 def _url(engine: Engine) -> str:
-    """Return where the database is, as PostgreSQL's own programs take it, without the password."""
+    """Return the database's URL as PostgreSQL's own programs take it, without the password."""
     url: URL = engine.url.set(drivername="postgresql")
     return URL.create("postgresql", url.username, None, url.host, url.port, url.database, url.query).render_as_string()
 

@@ -1,7 +1,7 @@
-"""The database by the driver's own means, for the few statements that every call runs.
+"""Statements that are run by the driver itself: the few that every call needs.
 
-SQLAlchemy compiles them, once, and manages the engine; executing them through it would cost a call some 350 µs of CPU
-more than the drivers take.
+SQLAlchemy compiles them once, and manages the engine; executing them through it would cost a call some 350 µs more CPU
+than the drivers take.
 """
 
 import sqlite3
@@ -23,7 +23,7 @@ def inserter(bind: Engine | Connection | Dialect) -> Inserter:
 
 
 class DriverConnection(Protocol):
-    """What is used of a connection of sqlite3's and of psycopg's alike."""
+    """What is used of connections of both sqlite3 and psycopg."""
 
     def execute(self, sql: str, values: Mapping[str, Any] | Sequence[Any] = (), /) -> Any:
         """Run a statement, with values by name or by place, and return the cursor."""
@@ -33,23 +33,23 @@ class DriverConnection(Protocol):
 
 
 class _Compiled(NamedTuple):
-    """A statement as one driver takes it: its text, the values that it brings, and what values have to become."""
+    """A statement as one driver takes it: its text, constants, and conversions of values."""
 
     sql: str
     constants: dict[str, Any]
     conversions: list[tuple[str, Callable[[Any], Any]]]
     take: Callable[[Mapping[str, Any]], Sequence[Any]] | None
-    """Takes the values out of those by name, where the driver wants them by their places: SQLite looks for each name in
-    all of them."""
+    """Returns the values in the order of the placeholders, for drivers that take them by position; SQLite is slow at
+    finding them by name."""
 
 
 class Statement:
-    """A statement of SQLAlchemy's, compiled once for the driver and run by it."""
+    """A statement of SQLAlchemy that is compiled once and run by the driver."""
 
     made: ClassVar[list["Statement"]] = []
 
     def __init__(self, core: ClauseElement | Callable[[Inserter], ClauseElement]) -> None:
-        """Take a statement, or what makes one by the dialect's own `insert`, which alone knows conflicts."""
+        """`core` is a statement, or a function that makes one with the `insert` of the dialect (see `inserter`)."""
         self._core = core
         self._compiled: dict[type, _Compiled] = {}
         self.made.append(self)
@@ -73,7 +73,7 @@ class Statement:
         core = self._core
         if not isinstance(core, ClauseElement):
             core = core(inserter(dialect))
-        compiled: Any = core.compile(dialect=dialect)  # of SQL, and so with the names of its parameters
+        compiled: Any = core.compile(dialect=dialect)
         names = {name: bind for bind, name in compiled.bind_names.items()}
         converters = {name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in names.items()}
         self._compiled[kind] = _Compiled(
@@ -87,11 +87,11 @@ class Statement:
 
 def _taking(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
     if len(names) < 2:
-        return lambda values: [values[name] for name in names]  # itemgetter returns one alone, not a tuple of it
+        return lambda values: [values[name] for name in names]  # of a single name, itemgetter returns no tuple
     return itemgetter(*names)
 
 
 def compile_all(engine: Engine) -> None:
-    """Compile all statements for this database, so that workers that are forked later share them."""
+    """Compile all statements for this database, so that workers that are forked later share the result."""
     for statement in Statement.made:
         statement.compile(engine.dialect.loaded_dbapi.Connection)

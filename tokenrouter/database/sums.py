@@ -1,10 +1,10 @@
-"""What the daily totals sum up, as one value."""
+"""The figures of the daily totals, as one value."""
 
 from typing import NamedTuple
 
 
 class Sums(NamedTuple):
-    """What was used: `total_tokens` is what was charged, `cost` in billionths, that of the priced tokens."""
+    """What was used: `total_tokens` are those charged; `cost` is that of `priced_tokens`, in billionths."""
 
     requests: int = 0
     errors: int = 0
@@ -20,7 +20,7 @@ class Sums(NamedTuple):
 
     @property
     def known_cost(self) -> int | None:
-        """The cost; None if it is known of none of the tokens, since what is unknown is not nothing."""
+        """The cost; None if it is known of none of the tokens, which is not the same as zero."""
         return None if self.total_tokens and not self.priced_tokens and not self.cost else self.cost
 
     @property

@@ -1,7 +1,7 @@
-"""Turns of all that writes one SQLite file, threads and processes alike: whoever waits is next.
+"""Turns of all threads and processes that write one SQLite file, so that none of them starves.
 
-SQLite itself waits by looking again, ever more rarely, so that whoever sleeps starves while others write. Locks of the
-file system decide here. They only see to the order: SQLite's own keep the transactions apart, with or without a turn.
+SQLite itself waits by polling ever more rarely, so a process that sleeps starves while others write. Here locks of the
+file system decide who is next. They only keep the order; SQLite's own locks keep the transactions apart in any case.
 """
 
 import fcntl
@@ -19,17 +19,18 @@ logger = logging.getLogger(__name__)
 
 WAIT_S = 2.0
 LOOK_S = 0.0005
-STUCK_S = 60.0  # for which a turn that did not end in time is no longer waited for
+STUCK_S = 60.0  # for which nobody waits for turns, after one did not end in time
 
 
 class Turns:
     """The turns of one process, for any thread.
 
-    Of two locks the first is the place behind the one that writes: who ends his turn cannot be first again at once.
+    There are two locks: the first is held by whoever is next, the second by the writer. So a writer that has just ended
+    its turn cannot be next again at once.
     """
 
     def __init__(self, database: str | None) -> None:
-        """Take turns beside this file; without one there is nothing to wait for."""
+        """`database` is the path of the file; None, or a database in memory, needs no turns."""
         self._database = None if database in ("", ":memory:") else database
         self._stuck_until = 0.0
         self._ended: deque[Turn] = deque()
@@ -53,7 +54,7 @@ class Turns:
         return turn if is_ours else None
 
     def _unused(self) -> "Turn | None":
-        """Return a turn that ended in this process; what a fork has of the process before would share its locks."""
+        """Return an object of a turn that ended; those from before a fork would share their locks with the parent."""
         if self._process != os.getpid():
             self._process = os.getpid()
             self._ended.clear()
@@ -61,7 +62,7 @@ class Turns:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Run the block in a turn, or without one."""
+        """Run the block in a turn, or without one if none came in time."""
         turn = self.take()
         try:
             yield
@@ -71,7 +72,7 @@ class Turns:
 
 
 class Turn:
-    """Both locks, as one thread at a time has them; opened once, since opening them costs more than the locks do."""
+    """Both locks, for one thread at a time; reused, since opening the files costs more than locking them."""
 
     def __init__(self, database: str, ended: "deque[Turn]") -> None:
         """Raise OSError if the files cannot be opened; `ended` is where it waits to be taken again."""
@@ -114,7 +115,7 @@ def _lock(descriptor: int, until: float) -> bool:
         except BlockingIOError:
             if time.monotonic() >= until:
                 return False
-            time.sleep(LOOK_S)
+            time.sleep(LOOK_S)  # flock has no timeout
         else:
             return True
 
@@ -123,7 +124,7 @@ _turns: "WeakKeyDictionary[Engine, Turns]" = WeakKeyDictionary()
 
 
 def turns_of(engine: Engine) -> Turns:
-    """Return the turns in which this process writes to the engine's database; PostgreSQL needs none."""
+    """Return the turns of this process for the engine's database; on PostgreSQL nobody waits for them."""
     if engine not in _turns:
         _turns[engine] = Turns(engine.url.database if engine.dialect.name == "sqlite" else None)
     return _turns[engine]

@@ -11,14 +11,14 @@ from tokenrouter.database.tables.base import MAIL_LENGTH, REASON_LENGTH, Base
 
 
 class Alert(Base):
-    """Something that people are told of, in words that `alerts` finds for it; who is told has a row of `Delivery`."""
+    """An alert; its words are made in `alerts`, and each receiver has a row of `Delivery`."""
 
     __tablename__ = "alerts"
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     uid: Mapped[str] = mapped_column(String(32), unique=True)  # by which receivers know it
     kind: Mapped[str] = mapped_column(String(32))
-    once: Mapped[str | None] = mapped_column(String(200), unique=True)  # what is not told again while this stands here
+    once: Mapped[str | None] = mapped_column(String(200), unique=True)  # its key: not repeated while a row has it
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     team_id: Mapped[int | None] = mapped_column(BigInteger)
     group_id: Mapped[int | None] = mapped_column(BigInteger)
@@ -26,7 +26,7 @@ class Alert(Base):
     details: Mapped[dict[str, Any]] = mapped_column(JSON)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     seen_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    to_hand_out: Mapped[str | None] = mapped_column(String(8))  # what of it has no deliveries yet: begun, or over
+    to_hand_out: Mapped[str | None] = mapped_column(String(8))  # which message has no deliveries yet: begun, or over
 
     __table_args__ = (
         *(
@@ -42,7 +42,7 @@ class Alert(Base):
 
 
 class Delivery(Base):
-    """What of an alert goes to one receiver, and how that went."""
+    """A message about an alert to one receiver, and how its delivery went."""
 
     __tablename__ = "alert_deliveries"
 

@@ -19,19 +19,19 @@ class Base(DeclarativeBase):
 db = SQLAlchemy(model_class=Base)
 
 AnyRow = Row[*tuple[Any, ...]]
-"""A row of whatever columns, which are attributes."""
+"""A row of any columns, which are its attributes."""
 
 
 def clamp_id(number: int) -> int:
-    """Return a number that somebody gave for an id, or, where no database could hold it, one that no row has either."""
+    """Return a number that somebody gave as an id; if no database can hold it, one that no row has either."""
     return min(max(number, -1), 2**63 - 1)
 
 
 def clamp_text(text: str) -> str:
-    """Return a text to search for, or, where PostgreSQL would refuse it, one that no row has either."""
+    """Return a text to search for; if PostgreSQL would refuse it, one that no row has either."""
     return text if "\0" not in text else "\1"
 
 
 def normalized(text: str) -> str:
-    """Return a name in Unicode's composed form, NFC, in which names are kept and compared."""
+    """Return a name in Unicode's composed form (NFC), in which names are stored and compared."""
     return unicodedata.normalize("NFC", text)

@@ -17,13 +17,13 @@ MOST_QUOTA_TOKENS = 10**15
 PACES = ("requests_per_minute", "tokens_per_minute", "calls_at_once")
 BUDGETS = ("budget", "extra_budget")
 LIMITS = ("quota_tokens", "extra_tokens", "renews", "renews_on", *PACES, *BUDGETS)
-"""The columns of the limits that people set of a team, or of a group."""
+"""The columns of the limits that people set, of a team or a group."""
 
 
 def unreadable_limits(
     quota_tokens: object, extra_tokens: object, renews: object, renews_on: object, *others: object
 ) -> list[str]:
-    """Return which of these limits cannot be read, as a database has them, in the order of LIMITS."""
+    """Return the names of these stored limits that cannot be read; the arguments are in the order of LIMITS."""
     readable = {
         "quota_tokens": is_quota(quota_tokens),
         "extra_tokens": extra_tokens is not None and is_quota(extra_tokens),
@@ -38,15 +38,15 @@ def unreadable_limits(
 class HasLimits:
     """What a team has, and a group of teams: a name, limits, and the counters of what is used and held.
 
-    `settled_tokens` only grows; a reset or a renewal moves `reset_mark_tokens` up to it. What is deleted keeps its row,
-    so that its running calls are still booked and its log still adds up; its name is free again.
+    `settled_tokens` only grows; a reset or a renewal moves `reset_mark_tokens` up to it. A deleted team or group keeps
+    its row, so that running calls are still booked and the log still adds up; its name can be taken again.
     """
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     name: Mapped[str] = mapped_column(String(NAME_LENGTH))
     quota_tokens: Mapped[int | None] = mapped_column(Tokens)
     renews: Mapped[str] = mapped_column(String(8), default=NEVER, server_default=NEVER)
-    renews_on: Mapped[int | None]  # of `monthly`, the day
+    renews_on: Mapped[int | None]  # the day, if monthly
     renews_at: Mapped[int | None] = mapped_column(BigInteger)  # seconds since 1970, by the database's clock
     renewal_basis: Mapped[str | None]  # what `renews_at` was computed from
     extra_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # until it renews
@@ -73,7 +73,7 @@ class HasLimits:
 
     @declared_attr
     def is_due(cls) -> Mapped[bool]:  # noqa: N805 - it is a class
-        """Tell whether the time has come to renew since a call last touched the row."""
+        """Tell whether the quota has to renew, which the next call that locks the row will do."""
         renews_at: Any = cls.renews_at
         return column_property(and_(renews_at.is_not(None), renews_at <= epoch_now()))
 

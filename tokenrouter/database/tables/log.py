@@ -10,7 +10,7 @@ from tokenrouter.database.log_status import RARE_STATUSES
 from tokenrouter.database.tables.base import NAME_LENGTH, REASON_LENGTH, Base
 from tokenrouter.database.tables.teams import Group
 
-# With these words, since SQLite takes a partial index where a query's term is one of its own.
+# written like this, since SQLite uses a partial index only if a term of the query is one of the index
 IS_RARE = " OR ".join(f"status = '{status}'" for status in RARE_STATUSES)
 
 BY_PROVIDER = "provider"
@@ -33,7 +33,7 @@ class RequestLog(Base):
     request_id: Mapped[str] = mapped_column(String(36), unique=True)
     team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"))
     team_name: Mapped[str] = mapped_column(String(NAME_LENGTH))
-    group_id: Mapped[int | None] = mapped_column(BigInteger)  # in which it was held
+    group_id: Mapped[int | None] = mapped_column(BigInteger)  # that held it as well
     token_id: Mapped[int] = mapped_column(BigInteger)
     token_prefix: Mapped[str] = mapped_column(String(8))
     worker_id: Mapped[int | None] = mapped_column(BigInteger)
@@ -79,13 +79,13 @@ class RequestLog(Base):
             sqlite_where=text("status = 'pending'"),
             postgresql_where=text("status = 'pending'"),
         ),
-        # for the newest failures: calls that end well, nearly all, cost it nothing
+        # for the newest failures; successful calls, nearly all, do not touch it
         Index("ix_request_logs_rare", "status", "id", sqlite_where=text(IS_RARE), postgresql_where=text(IS_RARE)),
     )
 
 
 class GivenResponse(Base):
-    """A response that a team was given, and may go on from: at the provider it belongs to the whole account."""
+    """A response that a team was given, and may continue; at the provider it belongs to the whole account."""
 
     __tablename__ = "responses"
 
@@ -106,7 +106,7 @@ class GivenItem(Base):
 
 
 class DoorRefusal(Base):
-    """How many requests of an address were turned away in a minute, before any team was charged with a call."""
+    """How many requests of an address were turned away in a minute, before they became calls of the log."""
 
     __tablename__ = "door_refusals"
 

@@ -41,7 +41,7 @@ class Change(Base):
 
 
 class PanelSession(Base):
-    """A session in which the administrator signed in, and was not signed out of."""
+    """An open session of the administrator."""
 
     __tablename__ = "panel_sessions"
 
@@ -56,7 +56,7 @@ class SignInAttempt(Base):
     __tablename__ = "sign_in_attempts"
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
-    address: Mapped[str] = mapped_column(String(64), index=True)  # or another guesser: see attempts
+    address: Mapped[str] = mapped_column(String(64), index=True)  # or another kind of guesser: see attempts.py
     at: Mapped[float]  # seconds since 1970 by the database's clock
 
     __table_args__ = ({"sqlite_autoincrement": True},)

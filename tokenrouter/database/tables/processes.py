@@ -8,7 +8,7 @@ from tokenrouter.database.tables.base import REASON_LENGTH, Base
 
 
 class Worker(Base):
-    """A process that makes calls, and the time until which it is taken to be alive."""
+    """A process that makes calls, and until when it counts as alive."""
 
     __tablename__ = "workers"
 
@@ -18,11 +18,11 @@ class Worker(Base):
     running_calls: Mapped[str | None]  # at its last heartbeat: ids of the log, separated by commas
     running_upto: Mapped[int | None] = mapped_column(BigInteger)  # the last id that it had reserved by then
 
-    __table_args__ = ({"sqlite_autoincrement": True},)  # an id used again would bring a dead worker's calls to life
+    __table_args__ = ({"sqlite_autoincrement": True},)  # a reused id would revive a dead worker's calls
 
 
 class Job(Base):
-    """Something that one worker of all does by the clock, and when it is due next, by the database's clock."""
+    """A scheduled task that one of all workers runs, and when it is due next, by the database's clock."""
 
     __tablename__ = "jobs"
 
@@ -35,7 +35,7 @@ class Job(Base):
 
 
 class MetricTotal(Base):
-    """What all processes have counted of something, ever: for Prometheus, whose counters only grow."""
+    """The total that all processes have ever counted of something: for Prometheus, whose counters only grow."""
 
     __tablename__ = "metric_totals"
 

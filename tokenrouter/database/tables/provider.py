@@ -10,7 +10,7 @@ from tokenrouter.database.tables.base import REASON_LENGTH, Base
 
 
 class AccountCheck(Base):
-    """What the provider said of the paid account at a moment, or the administrator did."""
+    """What the provider, or the administrator, said about the paid account at a moment."""
 
     __tablename__ = "account_checks"
 
@@ -28,7 +28,7 @@ class AccountCheck(Base):
 
 
 class ProviderEntry(Base):
-    """A call as the provider's own record has it, kept so that it is fetched once."""
+    """A call in the provider's own record, kept so that it is fetched once."""
 
     __tablename__ = "provider_entries"
 
@@ -43,7 +43,7 @@ class ProviderEntry(Base):
 
 
 class ProviderPace(Base):
-    """How fast all teams together call the provider: one row, which whoever takes a place has locked."""
+    """How fast all teams together call the provider: one row, which is locked to take a place."""
 
     __tablename__ = "provider_pace"
 
@@ -67,11 +67,11 @@ class WaitingCall(Base):
     seen_at: Mapped[int] = mapped_column(BigInteger)  # when its process last said that it still waits
     granted_at: Mapped[int | None] = mapped_column(BigInteger)
 
-    __table_args__ = ({"sqlite_autoincrement": True},)  # an id used again would be another call's place
+    __table_args__ = ({"sqlite_autoincrement": True},)  # a reused id would be another call's place
 
 
 class ProviderLimit(Base):
-    """What the provider last said of a limit of the whole account."""
+    """What the provider last said about a rate limit of the whole account."""
 
     __tablename__ = "provider_limits"
 
@@ -83,7 +83,7 @@ class ProviderLimit(Base):
 
 
 class ProviderFetch(Base):
-    """When the provider's record was asked for last, and why it could not be had; one row."""
+    """When the provider's record was last requested, and the error if that failed; one row."""
 
     __tablename__ = "provider_fetches"
 
@@ -105,7 +105,7 @@ class ProviderStretch(Base):
 
 
 class ProviderDay(Base):
-    """What the provider's key spent on a day in UTC, as it was told last on that day, or after it."""
+    """What the provider's key spent on a day in UTC, as last reported on that day or after it."""
 
     __tablename__ = "provider_days"
 

@@ -12,7 +12,7 @@ from tokenrouter.database.tables.limits import HasLimits, unique_among_living
 
 
 class Group(HasLimits, Base):
-    """Teams that share limits: what a team of it calls has to fit both, and counts in both."""
+    """Teams that share limits: a call has to fit the limits of its team and of the group, and counts in both."""
 
     __tablename__ = "groups"
     __table_args__ = (unique_among_living(__tablename__),)
@@ -51,9 +51,9 @@ CodeState = Literal["open", "revoked", "expired", "used up", "group deleted"]
 
 
 class JoinCode(Base):
-    """A code with which whoever knows it makes a team of its own, by a name: as often as `uses` says.
+    """A code by which anybody who knows it can create a team, as often as `uses` says.
 
-    It is kept as it is, since it is shown again, on a wall.
+    It is stored in clear, since the panel shows it again.
     """
 
     __tablename__ = "join_codes"
@@ -77,11 +77,11 @@ class JoinCode(Base):
 
     @property
     def team_to_be(self) -> Team:
-        """A team as the code makes it, without a name, in no session."""
+        """A team as the code creates it, without a name, in no session."""
         return Team(**self.limits)
 
     def state_at(self, now: datetime) -> CodeState:
-        """Return whether it can be joined with, else why not."""
+        """Return `open` if one can join with it, otherwise why not."""
         if self.revoked_at is not None:
             return "revoked"
         if self.expires_at is not None and self.expires_at <= now:
@@ -92,7 +92,7 @@ class JoinCode(Base):
 
 
 class ApiToken(Base):
-    """A team's bearer token, of which only the hash and the first characters are kept."""
+    """A team's bearer token, of which only the hash and the first characters are stored."""
 
     __tablename__ = "api_tokens"
 
@@ -109,7 +109,7 @@ class ApiToken(Base):
 
 
 class ManagementToken(Base):
-    """A bearer token of the management API, which belongs to no team and is kept like a team's."""
+    """A bearer token of the management API, which belongs to no team; stored like a team's."""
 
     __tablename__ = "management_tokens"
 

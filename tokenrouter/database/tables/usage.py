@@ -35,7 +35,7 @@ class UsageDaily(DailySums, Base):
 
 
 class GroupUsageDaily(DailySums, Base):
-    """The part of it that was booked in a group: the one that the team was in when its call began."""
+    """The part of it that was booked in a group: the team's group when the call began."""
 
     __tablename__ = "group_usage_daily"
 
@@ -56,12 +56,12 @@ class TokenUsageDaily(DailySums, Base):
     day: Mapped[date] = mapped_column(primary_key=True)
     model: Mapped[str] = mapped_column(primary_key=True)
 
-    # in the order of its key on SQLite too, which spares each count a second tree
+    # on SQLite ordered by its key, which saves a second tree
     __table_args__ = (Index("ix_token_usage_daily_day", "day"), {"sqlite_with_rowid": False})
 
 
 class PrunedUsage(DailySums, Base):
-    """What the calls came to that are no longer in the log, so that the books can be proven without them."""
+    """The sums of calls that were pruned from the log, so that the books can still be proven."""
 
     __tablename__ = "pruned_usage"
 
@@ -94,7 +94,7 @@ class UsageTotals(DailySums, Base):
 
 
 class UsageTotalsKept(Base):
-    """Of which day or month `usage_totals` has sums of a kind; whoever adds to such a day takes it out."""
+    """For which day or month `usage_totals` has sums of a kind; booking on such a day deletes the row."""
 
     __tablename__ = "usage_totals_kept"
 
@@ -107,7 +107,7 @@ class UsageTotalsKept(Base):
 
 
 class RenewalColumns:
-    """A renewal of a quota, as the first call after its time found it: so the mark can be proven."""
+    """A renewal of a quota, as the first call after it was due found the counters; proves the reset mark."""
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     due_at: Mapped[int] = mapped_column(BigInteger)  # seconds since 1970
@@ -140,10 +140,10 @@ class GroupRenewal(RenewalColumns, Base):
 
 
 class ModelPrice(Base):
-    """A price of a model, or of all whose names begin so, from when it was set until the next of the same name.
+    """A price of a model, or of all models with a prefix, valid until the next one of the same name.
 
-    Billionths of CURRENCY, for a million tokens each but for `request_price`; without an input price it ends the one
-    before.
+    In billionths of CURRENCY, for a million tokens each except `request_price`. A row without an input price ends the
+    previous one.
     """
 
     __tablename__ = "prices"
@@ -160,12 +160,12 @@ class ModelPrice(Base):
 
     __table_args__ = (
         Index("ix_prices_model", "is_of_provider", "model", "id"),
-        {"sqlite_autoincrement": True},  # the last of them tells whether any is new
+        {"sqlite_autoincrement": True},  # the largest id shows whether any is new
     )
 
 
 class CostCorrection(Base):
-    """By how much more a call costs than its row of the log says, in billionths; less is below zero."""
+    """By how much more a call costs than its row of the log says, in billionths; negative if less."""
 
     __tablename__ = "cost_corrections"
 
@@ -190,5 +190,5 @@ class CostCorrection(Base):
 
     @classmethod
     def is_of(cls, call_id: Any) -> ColumnElement[bool]:
-        """Select the corrections of a call of the log; SQLite may give the id of one that was pruned to another."""
+        """Select the corrections of a call in the log; SQLite may reuse the id of one that was pruned."""
         return and_(cls.call_id == call_id, cls.token_id.is_(None))
