@@ -1,1 +1,1 @@
-"""What one worker process has: the app that gunicorn's master made, threads, slots for calls, an eye on who leaves."""
+"""Parts of a worker process: gunicorn's worker, threads, slots for calls, clients who leave, scheduled jobs."""

@@ -1,4 +1,4 @@
-"""A client's socket, which takes an answer from a thread and lets the thread go before the client has read it."""
+"""A client's socket, which takes an answer from a thread and frees the thread before the client has read it."""
 
 import errno
 import fcntl
@@ -11,22 +11,22 @@ from collections import deque
 from dataclasses import dataclass
 from typing import IO, Any
 
-SEND_S = 20.0  # without a byte taken, for all that is no call
+SEND_S = 20.0  # how long a client may read nothing, of anything but a call
 SENT_TOGETHER = 64 * 1024
-MOST_PIECES = 1024  # the system takes no more at once
-MOST_HELD = 4 * 1024 * 1024  # before a thread waits after all: only what is made while it is sent gets there
+MOST_PIECES = 1024  # the most that the system takes at once
+MOST_HELD = 4 * 1024 * 1024  # beyond it the thread waits; only answers made while they are sent get there
 
 
 @dataclass
 class FilePart:
-    """What is still to be sent of a file."""
+    """The rest of a file that is still to be sent."""
 
     descriptor: int
     offset: int
     count: int
 
     def send(self, sock: socket.socket) -> None:
-        """Send what the socket, which must not block, takes."""
+        """Send what the socket takes; it must be non-blocking."""
         sent = os.sendfile(sock.fileno(), self.descriptor, self.offset, self.count)
         if not sent:
             raise OSError(errno.EIO, "The file has become shorter than it was")
@@ -43,19 +43,19 @@ class FilePart:
 class ClientSocket(socket.socket):
     """The socket as gunicorn and the application write to it.
 
-    An answer is held here, and sent as far as the client takes it once it is whole; the worker sends the rest when the
-    client has read some. Only a stream is sent piece by piece, and its thread waits for the client.
+    An answer is held here; once it is complete, it is sent as far as the client takes it, and the worker sends the rest
+    later. Only a stream is sent piece by piece, and its thread waits for the client.
     """
 
     head = b""
-    """The last request's, as it came."""
+    """The head of the last request, as it came."""
     is_stream = True
-    """Whether what is written is sent at once; a stream is, and what gunicorn speaks without our reader."""
+    """Whether writes are sent at once: those of streams are, and of connections that gunicorn handles alone."""
     silence_s = SEND_S
-    """How long the client may take nothing of an answer that is held."""
+    """How long the client may read nothing of a held answer."""
 
     def __init__(self, sock: socket.socket) -> None:
-        """Take over a socket, which is of no use afterwards."""
+        """Take over a socket, which must not be used afterwards."""
         super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
         self._held: deque[memoryview | FilePart] = deque()
         self._held_bytes = 0
@@ -67,7 +67,7 @@ class ClientSocket(socket.socket):
         return bool(self._held)
 
     def begin_answer(self) -> None:
-        """Forget what was special about the last answer."""
+        """Reset to the defaults for the next answer."""
         self.is_stream = False
         self.silence_s = SEND_S
 
@@ -95,7 +95,7 @@ class ClientSocket(socket.socket):
         return length
 
     def flush(self) -> None:
-        """Send of what is held as much as the client takes at once.
+        """Send as much of what is held as the client takes at once.
 
         Raises OSError if the connection is broken.
         """
@@ -106,9 +106,9 @@ class ClientSocket(socket.socket):
             self._queued = self._count_queued()
 
     def has_taken_some(self) -> bool:
-        """Tell whether the client has taken anything since nothing more could be sent, or since this was called last.
+        """Tell whether the client has read anything since the last flush or the last call of this.
 
-        The poller would say so only once the client has taken a third of what the system keeps, which are megabytes.
+        The poller would report it only after a third of the system's buffer was read, which may be megabytes.
         """
         before, self._queued = self._queued, self._count_queued()
         return self._queued < before

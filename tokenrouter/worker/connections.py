@@ -1,4 +1,4 @@
-"""Clients' connections, and how requests are read from them: a thread never waits for a head or for a page's form."""
+"""Clients' connections, and how requests are read from them: no thread waits for a head, or for a page's form."""
 
 import os
 import re
@@ -18,25 +18,25 @@ from tokenrouter.provider.transport import timeval
 from tokenrouter.request_body import MOST_PAGE_BYTES
 from tokenrouter.worker.client_socket import ClientSocket
 
-BODY_S, SLOWEST_BODY = 20.0, 50_000  # seconds for any body, and one more for so many bytes that it announces
-PAGE_BODY_S = 10.0  # for the body of what is no call
+BODY_S, SLOWEST_BODY = 20.0, 50_000  # seconds for any body, and one more for each so many announced bytes
+PAGE_BODY_S = 10.0  # for the body of a page's form
 MOST_HEAD = 64 * 1024
-MOST_LEFT = 64 * 1024  # of a body that the application left unread; beyond it the connection ends
+MOST_LEFT = 64 * 1024  # of a body that the application did not read; beyond it the connection is closed
 READ_SIZE = 64 * 1024
 
-BARE_LF = re.compile(rb"(?<!\r)\n")  # no head with one is valid, and none may wait for its end
+BARE_LF = re.compile(rb"(?<!\r)\n")  # a head with one is invalid, so there is no point in waiting for its end
 
 
 class RequestReader(SocketUnreader):
-    """What gunicorn's parser reads a connection by: it never waits for the rest of a head, and not long for a body."""
+    """Reads a connection for gunicorn's parser; never waits for the rest of a head, and not long for a body."""
 
     sock: ClientSocket
 
     def __init__(self, sock: ClientSocket, take_slot: Callable[[], Callable[[], None]]) -> None:
-        """`take_slot` is called before a thread waits for a body, and returns what is called afterwards."""
+        """`take_slot` is called before a thread waits for a body; its result is called afterwards."""
         super().__init__(sock)
         self.lacks_bytes = False
-        """Whether a request has begun whose rest is not there."""
+        """Whether a request has begun whose rest has not come yet."""
         self._take_slot = take_slot
         self._head: bytearray | None = None
         self._is_whole = False
@@ -47,7 +47,7 @@ class RequestReader(SocketUnreader):
 
     @property
     def buffered(self) -> int:
-        """How many bytes were read that nobody has taken yet."""
+        """How many bytes were read but not consumed yet."""
         return self.buf.seek(0, os.SEEK_END)
 
     def read_head(self) -> None:
@@ -73,9 +73,9 @@ class RequestReader(SocketUnreader):
             raise LimitRequestHeaders(f"The head is longer than {MOST_HEAD:,} bytes")
 
     def receive(self) -> bool:
-        """Take what came of a head, or of a body that is waited for; return whether that is whole now.
+        """Take what has arrived of a head, or of an expected body; return whether that is complete now.
 
-        Raises OSError if the client left before.
+        Raises OSError if the client has left.
         """
         try:
             data = self.sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
@@ -91,14 +91,14 @@ class RequestReader(SocketUnreader):
         return self.buf.tell() >= self._wanted
 
     def has(self, body_length: int) -> bool:
-        """Tell whether a body of this length is all there; else `receive` waits for it."""
+        """Tell whether a body of this length has arrived completely; otherwise `receive` collects it."""
         self._head = None
         self._wanted = body_length
         self.lacks_bytes = self.buffered < body_length
         return not self.lacks_bytes
 
     def allow(self, seconds: float) -> None:
-        """Wait no longer than this for what is still to come of the body."""
+        """Limit how long the rest of the body is waited for."""
         self._head = None
         self.lacks_bytes = False
         self._deadline = time.monotonic() + seconds
@@ -114,7 +114,7 @@ class RequestReader(SocketUnreader):
         if not self._is_given_out:
             self._is_given_out = True
             return self.sock.head
-        try:  # a head that the parser does not find whole: behind a line of the PROXY protocol
+        try:  # the parser wants more than a head: after a line of the PROXY protocol
             data = self.sock.recv(self.mxchunk, socket.MSG_DONTWAIT)
         except BlockingIOError:
             self.lacks_bytes = True
@@ -123,7 +123,7 @@ class RequestReader(SocketUnreader):
         return data
 
     def _look_for_end(self, head: bytearray) -> bool:
-        """Tell whether the head has an end, or cannot get one; only what is new is looked through."""
+        """Tell whether the head is complete, or never will be valid; only new bytes are searched."""
         if not self._is_whole:
             start, self._seen = max(self._seen - 3, 0), len(head)
             end = head.find(b"\r\n\r\n", start)
@@ -153,7 +153,7 @@ class RequestReader(SocketUnreader):
 
 
 class Parser(RequestParser):
-    """gunicorn's parser, which gives out once more the request whose body had to be waited for."""
+    """gunicorn's parser, which returns a request once more after its body had to be waited for."""
 
     waiting: Request | None = None
 
@@ -172,28 +172,28 @@ class Connection(TConn):
     parser: Parser
     reader: RequestReader
     deadline = 0.0
-    """For what it waits for in the poller, by the monotonic clock."""
+    """Until when it may wait in the poller, by the monotonic clock."""
     late: Callable[["Connection"], None]
-    """What to do with it once that has passed."""
+    """Called once that has passed."""
     head_began: float | None = None
-    """When half a head was seen, by the same."""
+    """When the first part of a head came, by the same clock."""
     silent_since = 0.0
-    """When the client took something of its answer last, by the same."""
+    """When the client last read something of its answer, by the same clock."""
     is_late = False
-    """Whether the body that its request needs did not come in time."""
+    """Whether the body of its request did not come in time."""
     is_plain = False
-    """Whether it is HTTP/1 without TLS; the rest is gunicorn's, as an option of its command line asks for it."""
+    """Whether it is HTTP/1 without TLS; others, which options of gunicorn enable, are handled by gunicorn alone."""
 
     def __init__(self, cfg: Any, sock: ClientSocket, address: Any, server: Any, take_slot: Callable[[], Any]) -> None:
         """`take_slot` is as for RequestReader."""
         super().__init__(cfg, sock, address, server)
         self._take_slot = take_slot
-        self.data_ready = True  # by the time that a thread sees it
+        self.data_ready = True  # it will be, when a thread gets the connection
 
     def init(self) -> None:
-        """Get ready to read a request, of which the head must be there; gunicorn calls it before each.
+        """Prepare for the next request, whose head must have arrived; gunicorn calls this before each.
 
-        Raises NoMoreData if it is not, and LimitRequestHeaders.
+        Raises NoMoreData if it has not, and LimitRequestHeaders.
         """
         if not self.initialized:
             super().init()
@@ -212,18 +212,18 @@ class Connection(TConn):
 
     @property
     def holds_rest(self) -> bool:
-        """Whether the client has not taken the whole of the last answer yet."""
+        """Whether the client has not yet read all of the last answer."""
         return self.is_plain and self.sock.holds_rest
 
     @property
     def lacks_bytes(self) -> bool:
-        """Whether it has sent half a request."""
+        """Whether it has sent only part of a request."""
         return self.is_plain and self.reader.lacks_bytes
 
     def may_answer(self, request: Request) -> bool:
         """Tell whether the request can be answered now, or has to wait for its body first.
 
-        A call's body is waited for by its thread, since the token is looked at before; all else has a small one.
+        A call's thread waits for the body itself, since it checks the token first; all other bodies are small.
         """
         self.head_began = None
         length = _length(request)
@@ -244,7 +244,7 @@ class Connection(TConn):
             self.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def left_of_body(self) -> int:
-        """Return how many bytes the application left unread of a body; 0 where it announced none."""
+        """Return how many bytes of the body the application did not read; 0 for a body without a length."""
         return _length(self.parser.mesg)
 
 

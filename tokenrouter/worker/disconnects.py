@@ -1,4 +1,4 @@
-"""The clients who wait for an answer of the provider's: notice who has left, and end all calls when the worker ends."""
+"""Clients who wait for an answer of the provider: notice who leaves, and end all calls when the worker ends."""
 
 import logging
 import select
@@ -16,14 +16,14 @@ from tokenrouter.errors import APIError
 logger = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
-LEFT_CALL_S = 2.0  # for which the call of a client who left goes on: its end and its usage may be near
-# Without asking for bytes to read: those of a next request, sent ahead, say nothing. Only Linux tells a half-closed
-# connection from an open one.
+LEFT_CALL_S = 2.0  # how long a call goes on after its client left: its end and its usage may be near
+# Not POLLIN: bytes of a further request, sent ahead, say nothing about leaving. Only Linux can tell a half-closed
+# connection from an open one (POLLRDHUP).
 HAS_LEFT = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class CallEnded(APIError):
-    """A call was ended from outside while the provider was at it; `log_status` is its status in the log."""
+    """A call was ended from outside while the provider worked on it; `log_status` is its status in the log."""
 
     log_status: str
     words: str
@@ -42,7 +42,7 @@ class ClientLeft(CallEnded):
 
 
 class Restarting(CallEnded):
-    """The worker has to end and the call took longer than it could wait."""
+    """The worker has to end, and cannot wait for the call any longer."""
 
     status = 503
     log_status = INTERRUPTED
@@ -59,13 +59,13 @@ class WaitingClient:
     end: Callable[[CallEnded], None]
     note_leaving: Callable[[], None]
     left_at: float | None = None
-    """When it was seen to have left, by the monotonic clock."""
+    """When it was noticed to have left, by the monotonic clock."""
 
 
 class WaitingClients:
-    """Look four times a second at the connections of all clients at once, in one thread, which reads from none.
+    """Checks the connections of all waiting clients four times a second, in one thread, without reading from them.
 
-    A call pays for it by one entry in a dictionary.
+    A call only pays for an entry in a dictionary.
     """
 
     def __init__(self) -> None:
@@ -78,10 +78,10 @@ class WaitingClients:
     def watch(
         self, sock: socket.socket, end: Callable[[CallEnded], None], note_leaving: Callable[[], None]
     ) -> Callable[[], object]:
-        """Call `end`, from another thread, shortly after the client left or once the worker ends.
+        """Call `end`, from another thread, shortly after the client has left or once the worker ends.
 
-        `note_leaving` is called at once when the client has left. Return what stops the watch, which has to be stopped
-        before the connection is closed.
+        `note_leaving` is called as soon as the client has left. Return a function that stops the watch, which has to be
+        called before the connection is closed.
         """
         if self._thread is None:
             self._start()
@@ -92,13 +92,13 @@ class WaitingClients:
         return partial(self._waiting.pop, id(client), None)
 
     def end_all(self, ending: type[CallEnded]) -> None:
-        """End all calls, and those that still come."""
+        """End all calls, and those that still begin."""
         self._ended_by = ending
         for client in list(self._waiting.values()):
             client.end(ending())
 
     def drop_stalled(self) -> None:
-        """Close the connections of all who do not read what they are sent: sending it would never end."""
+        """Close the connections of clients who do not read: sending to them would never end."""
         clients = self._by_descriptor()
         for descriptor in clients.keys() - _ready(clients, select.POLLOUT):
             with suppress(OSError):
@@ -121,7 +121,7 @@ class WaitingClients:
             try:
                 self._sweep()
             except Exception:
-                logger.exception("Looking for clients who left failed")  # the next time may succeed
+                logger.exception("Looking for clients who left failed")  # the thread must live
 
     def _sweep(self) -> None:
         clients = self._by_descriptor()
@@ -131,7 +131,7 @@ class WaitingClients:
             if client.left_at is None:
                 client.left_at = now
                 client.note_leaving()
-            # who is still waiting was so all the time, so the descriptor was that client's
+            # it has been waiting all the time, so the descriptor was not reused for another client
             if now - client.left_at >= LEFT_CALL_S and self._waiting.pop(id(client), None) is not None:
                 client.end(ClientLeft())
 

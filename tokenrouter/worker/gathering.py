@@ -1,6 +1,6 @@
-"""Work that no answer waits for: what calls hand over is gathered, and a thread of its own works on it in groups.
+"""Work that no answer waits for: items from calls are gathered, and one thread works on them in groups.
 
-Each call would else do its part before its answer, and give way to other threads wherever that waits for the system.
+Otherwise each call would do its part before its answer, and switch threads whenever that waits for the system.
 """
 
 import logging
@@ -15,16 +15,16 @@ logger = logging.getLogger(__name__)
 
 GATHER_S = 0.05
 MOST_WAITING = 10_000
-"""Beyond these nothing is taken until the work goes on: it may wait for whoever reads a pipe, which calls must not."""
+"""Beyond these, items are dropped: the work may be waiting for the reader of a pipe, and calls must not wait."""
 
 T = TypeVar("T")
 
 
 class Gatherer(Generic[T]):
-    """What waits to be worked on in one process, in the order in which it came."""
+    """The items of one process that wait to be worked on, in order."""
 
     def __init__(self, work: Callable[[Sequence[T]], None], what: str) -> None:
-        """Work on groups by `work`; `what` says in the plural what they are, for the log."""
+        """`work` gets groups of items; `what` names them in the log, in the plural."""
         self._work = work
         self._what = what
         self._waiting: deque[T] = deque()
@@ -36,7 +36,7 @@ class Gatherer(Generic[T]):
         self._thread: threading.Thread | None = None  # started when first needed: none survives a fork
 
     def take(self, items: Sequence[T]) -> None:
-        """Take these over, for which nobody waits."""
+        """Take items, and return at once."""
         if len(self._waiting) < MOST_WAITING:
             self._waiting.extend(items)
         else:
@@ -46,7 +46,7 @@ class Gatherer(Generic[T]):
             self._wake()
 
     def work_off(self) -> None:
-        """Work on all that waits, in this thread, once another that does so is done."""
+        """Work on all waiting items in this thread, after any other thread that does."""
         with self._turn:
             if group := [self._waiting.popleft() for _ in range(len(self._waiting))]:
                 self._work(group)
@@ -54,7 +54,7 @@ class Gatherer(Generic[T]):
                 troubles.warn(self._what, "%d %s were left out: they could not be taken in time", left_out, self._what)
 
     def close(self, timeout_s: float) -> None:
-        """Work on what waits, for at most `timeout_s`, and end the thread; what is lost is said in the log."""
+        """Work on what waits for at most `timeout_s`, and end the thread; losses are logged."""
         self._closing.set()
         self._bell.set()
         if self._thread is not None:
@@ -75,7 +75,7 @@ class Gatherer(Generic[T]):
         while not self._closing.is_set():
             self._bell.wait()
             self._closing.wait(GATHER_S)
-            self._bell.clear()  # first: what comes from now on rings again
+            self._bell.clear()  # before the work: later items ring again
             try:
                 self.work_off()
             except Exception:

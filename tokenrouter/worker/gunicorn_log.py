@@ -1,4 +1,4 @@
-"""gunicorn's own log, its lines as all others are."""
+"""gunicorn's own log, in the format of all other lines."""
 
 import importlib
 from typing import Any
@@ -9,10 +9,10 @@ from tokenrouter import logs
 
 
 class Logger(GunicornLogger):
-    """gunicorn's log, told what lines look like at the start and on each HUP."""
+    """gunicorn's log, which gets the format of lines at the start and on each HUP."""
 
     def setup(self, cfg: Any) -> None:
-        """Do as gunicorn does, and have lines made by our formatter; syslog's, and a file's of the operator, stay."""
+        """Set up as gunicorn does, but with our formatter; syslog and files of the operator keep theirs."""
         super().setup(cfg)
         handler = self._get_gunicorn_handler(self.error_log)
         if handler is not None:
