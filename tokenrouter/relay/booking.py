@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Booking:
-    """The one settlement of a call, whichever of its endings comes first."""
+    """Settles a call exactly once, by whichever of its possible endings comes first."""
 
     reply: Reply
 
@@ -35,7 +35,7 @@ class Booking:
     ) -> None:
         """Take over a reservation; `started` is when the request came, by time.perf_counter.
 
-        `note_settlement` is told how long it took to settle.
+        `note_settlement` gets the seconds that settling took.
         """
         self.call = call
         self._ledger = ledger
@@ -48,22 +48,22 @@ class Booking:
         self._lock = threading.Lock()
 
     def note_leaving(self) -> None:
-        """Note that the client has left: if the provider then says no more, that is not why the call ended."""
+        """Note that the client has left: a silence of the provider after that is not why the call ended."""
         self._client_has_left = True
 
     def first_byte(self) -> None:
-        """Note when the answer began."""
+        """Note the time of the answer's first byte."""
         self._first_byte_ms = self._elapsed_ms()
 
     def watch(self, meter: Meter) -> None:
-        """Have what arrived saved from time to time, for the case that this worker dies."""
+        """Let the heartbeats save how much has arrived, in case this worker dies."""
         ceiling = self.call.output_ceiling()
         self._reservation.progress = lambda: _within(meter.running_tokens(), ceiling)
 
     def answered(self, report: Report | None, count_completion: Callable[[], int], given: Given | None = None) -> None:
-        """Book a whole answer, by what the provider reported, else by a count of its texts.
+        """Book a complete answer, by the provider's report, otherwise by a count of its texts.
 
-        What a later call may name of it is remembered with it.
+        `given` is what later calls may name.
         """
         if not self._claim():
             return
@@ -84,9 +84,9 @@ class Booking:
         error: APIError | None,
         status_code: int | None = None,
     ) -> None:
-        """Book an answer that was cut short: what arrived is charged, or what was reported where that is more.
+        """Book an answer that was cut short: what arrived is charged, or what was reported if that is more.
 
-        `error` is what cut it, but for a client who left; `status_code` what the caller got, unless the provider's.
+        `error` is what cut it, None if the client left; `status_code` is what the caller got, if not the provider's.
         """
         if not self._claim():
             return
@@ -102,9 +102,9 @@ class Booking:
         self._settle(status, usage, source, status_code=status_code, error_code=code, reason=reason_of(error))
 
     def failed(self, error: Exception, status_code: int | None = None) -> None:
-        """Book a call that brought nothing of an answer: it costs nothing, or its prompt if we ended it ourselves.
+        """Book a call without any answer: it costs nothing, or its prompt if it was ended from our side.
 
-        `status_code` is what the caller got, unless that is the error's.
+        `status_code` is what the caller got, if not that of the error.
         """
         if not self._claim():
             return
@@ -118,7 +118,7 @@ class Booking:
         self._settle(status, usage, source, status_code=seen, error_code=code, reason=reason_of(error))
 
     def _claim(self) -> bool:
-        """Return True once: to the ending that came first."""
+        """Return True to the first ending, and False to all later ones."""
         with self._lock:
             first, self._open = self._open, False
         return first
@@ -136,9 +136,9 @@ class Booking:
         return report.usage(lambda: self.call.prompt_tokens, lambda: self._completion(count_completion))
 
     def _completion(self, count_completion: Callable[[], int]) -> int:
-        """Count the answer, without the prompt where it repeats that.
+        """Count the answer, without the prompt if it repeats that.
 
-        Whatever a provider may send that counting fails on, the call is settled: its hold must not stay.
+        If counting fails, whatever the provider sent, the call is settled all the same: its hold must not stay.
         """
         echoed_tokens = self.call.echoes * self.call.prompt_tokens
         try:
@@ -185,12 +185,12 @@ class Booking:
 
 
 def log_status(error: APIError) -> str:
-    """Return the status of a call that this ended."""
+    """Return the log's status of a call that this error ended."""
     return error.log_status if isinstance(error, CallEnded) else PROVIDER_ERROR
 
 
 def reason_of(error: Exception | None) -> str | None:
-    """Return what the log keeps of why a call failed; who left knows why."""
+    """Return the log's reason for a call that failed; None if the client left."""
     if error is None or isinstance(error, ClientLeft):
         return None
     if not isinstance(error, APIError):
@@ -199,5 +199,5 @@ def reason_of(error: Exception | None) -> str | None:
 
 
 def _within(tokens: int, ceiling: int | None) -> int:
-    """Keep a count of ours within the request's output limit, unless the provider clearly ignored that."""
+    """Limit our own count to the request's output limit, unless the provider clearly ignored that."""
     return tokens if ceiling is None or tokens > 2 * ceiling else min(tokens, ceiling)

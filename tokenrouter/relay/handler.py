@@ -1,4 +1,4 @@
-"""One call from body to response, top to bottom: check, reserve, send, relay, settle."""
+"""One call, from body to response: check, reserve, send, relay, settle."""
 
 import logging
 import threading
@@ -67,18 +67,18 @@ MOST_ANSWER_BYTES = 64 * 1024 * 1024
 
 
 def handle(endpoint: Endpoint) -> Response:
-    """Answer the current request by the provider, charged to the team whose token it bears.
+    """Answer the current request by the provider, and charge it to the team whose token it carries.
 
-    Whoever called before is known, and the ledger asks the database about him in the transaction in which it holds; a
-    call that is refused without it is checked again, by what the database says now.
-    Raises the APIError that the caller is to see.
+    A token that called before is remembered; the ledger checks it in the transaction that reserves. If the call is
+    refused before that, the token is read from the database and the call is checked again. Raises the APIError that the
+    caller is to see.
     """
     own = runtime.current()
     request_body.check_size(own.settings.max_request_bytes)
     known = own.callers.find(request.headers.get("Authorization"))
     caller = known or authenticate(endpoint.path)
     g.token_id = caller.token_id
-    with ExitStack() as finish:  # all that it does is done once the call has ended, a stream's once it has been sent
+    with ExitStack() as finish:  # closed when the call has ended; of a stream, when it has been sent
         received = None
         try:
             finish.callback(own.slots.enter(caller.team_id))
@@ -101,7 +101,7 @@ def handle(endpoint: Endpoint) -> Response:
 def _admit_anew(
     own: Runtime, endpoint: Endpoint, caller: Caller, received: "Received", finish: ExitStack
 ) -> tuple[Call, Reservation]:
-    """Do as `_admit`, by what the database says now; once more each time that this is changed in between."""
+    """Do as `_admit` with the caller as the database has it now; repeat if it changes in between."""
     while True:
         try:
             return _admit(own, endpoint, caller, received, finish)
@@ -111,7 +111,7 @@ def _admit_anew(
 
 @dataclass
 class Received:
-    """What came of a call: the fields of its body, and the body itself where that is a form on disk."""
+    """What was received: the fields of the body, and the body itself if it is a form on disk."""
 
     body: dict[str, Any]
     upload: Upload | None = None
@@ -141,7 +141,7 @@ def _answer(
         reply = booking.reply = _send(own, caller.team_id, call, received.upload, link)
         finish.callback(reply.close)
         response = _relay(booking, finish)
-    except Exception as error:  # whatever went wrong, the hold is given back
+    except Exception as error:  # of whatever kind: the hold has to be given back
         booking.failed(error)
         if isinstance(error, APIError):
             error.is_logged = True
@@ -155,14 +155,14 @@ def _answer(
 
 
 def _note_overhead(own: Runtime, received: Received, reservation: Reservation) -> Callable[[float], None]:
-    """Count what the call took here until now, without its waiting for the provider; return what counts the rest."""
+    """Return a function that notes the overhead of the call: until now, without waiting for a place, and settling."""
     if own.tally is None:
         return lambda seconds: None
     return partial(own.tally.note_overhead, time.perf_counter() - received.at - reservation.waited_s)
 
 
 def _heed(ledger: Ledger, error: APIError) -> None:
-    """Let no other call go to the provider before it wants one again, if it said so."""
+    """Block further calls for as long as the provider's 429 demands."""
     wait_s = requested_wait_s(error.headers) if error.status == 429 else None
     if wait_s is not None:
         ledger.block(wait_s)
@@ -173,7 +173,7 @@ def _admit(
 ) -> tuple[Call, Reservation]:
     """Check what the caller may do, take a slot, and reserve.
 
-    Raises an APIError, and CallerChanged if the caller is not what the database says of him now.
+    Raises an APIError, and CallerChanged if the database has other data of the caller now.
     """
     body, upload = dict(received.body), received.upload
     allowed = own.settings.allowed_models
@@ -211,7 +211,7 @@ def _admit(
 
 @contextmanager
 def _watch_waiting(own: Runtime, end: Callable[[Exception], None]) -> Iterator[None]:
-    """End a call's waiting for a place at the provider once its caller has left, or the worker ends."""
+    """End a call's wait for a place at the provider if its client leaves, or the worker ends."""
     client = request.environ.get("gunicorn.socket")
     if client is None:
         yield
@@ -226,8 +226,8 @@ def _watch_waiting(own: Runtime, end: Callable[[Exception], None]) -> Iterator[N
 def _end(booking: Booking, link: ProviderLink, error: CallEnded) -> None:
     """End a call from outside: its thread books it, woken by the end of its connection.
 
-    While there is no connection yet nothing can wake that thread, so that another one books the call, which costs no
-    more than its prompt: the request will not be sent.
+    While there is no connection, nothing can wake that thread, so another one books the call at its prompt; the request
+    will not be sent.
     """
     if not link.cut(error):
         threading.Thread(target=booking.failed, args=(error,), name="ending").start()
@@ -236,7 +236,7 @@ def _end(booking: Booking, link: ProviderLink, error: CallEnded) -> None:
 def authenticate(endpoint_path: str | None = None) -> Caller:
     """Return the team of the current request's token, as the database has it now.
 
-    Of a call, whose path is given, the log keeps that its team is disabled; a look at models or use is no call.
+    If the path of a call is given, the refusal of a disabled team is logged; requests for models or usage are no calls.
     Raises InvalidAPIKey, TeamDisabled and StorageUnavailable.
     """
     own, authorization = runtime.current(), request.headers.get("Authorization")
@@ -253,7 +253,7 @@ def authenticate(endpoint_path: str | None = None) -> Caller:
 
 
 def new_call_request(caller: Caller, endpoint_path: str, model: str, *, stream: bool) -> CallRequest:
-    """Return what the log says of the current request, before it is known what it may cost."""
+    """Return the current request for the log, before it is known what it may cost."""
     return CallRequest(
         request_id=g.request_id,
         team_id=caller.team_id,
@@ -270,9 +270,9 @@ def new_call_request(caller: Caller, endpoint_path: str, model: str, *, stream: 
 
 
 def _log_refusal(ledger: Ledger, call_request: CallRequest, refusal: ModelNotFound | TeamDisabled) -> None:
-    """Write the row of a refusal, or count it to that of the same one, whose id it then bears.
+    """Write the row of a refusal, or count it to the row of the same one, and give the refusal the id of the row.
 
-    Where it cannot be written the refusal stands all the same.
+    If that fails the call is refused all the same.
     """
     try:
         refusal.request_id = ledger.reject(call_request, refusal.status, refusal.code, refusal.reason)
@@ -282,14 +282,14 @@ def _log_refusal(ledger: Ledger, call_request: CallRequest, refusal: ModelNotFou
 
 
 def _check_items(own: Runtime, caller: Caller, items: Mapping[str, str]) -> None:
-    """Raise ItemNotFound unless the team was given all of these items, each of which comes with its field."""
+    """Raise ItemNotFound unless the team was given all of these items; the values are the fields that name them."""
     unknown = first_unknown_item(own.readers, caller.team_id, items) if items else None
     if unknown is not None:
         raise ItemNotFound("Your team was given no item of this id. Send the item itself.", param=items[unknown])
 
 
 def _tokens_of_response(own: Runtime, caller: Caller, response_id: object) -> int:
-    """Return what an earlier response of the same team's adds to the prompt.
+    """Return how many tokens an earlier response of the team adds to the prompt.
 
     Raises InvalidRequest, ResponseNotFound and StorageUnavailable.
     """
@@ -302,7 +302,7 @@ def _tokens_of_response(own: Runtime, caller: Caller, response_id: object) -> in
 
 
 def _send(own: Runtime, team_id: int, call: Call, upload: Upload | None, link: ProviderLink) -> Reply:
-    """Call the provider; once more, without the fields that only we wrote, where it refuses one of those."""
+    """Call the provider; if it refuses a field that only we added, call it once more without these fields."""
     path, headers, post = call.endpoint.path, request.headers, own.provider.post
     if upload is not None:
         return own.provider.post_file(path, upload.file, upload.content_type, headers, link)
@@ -334,7 +334,7 @@ def _relay(booking: Booking, finish: ExitStack) -> Response:
 
 
 def _relay_json(booking: Booking, chunks: Iterator[bytes]) -> Response:
-    """Read the whole answer, book it, and only then let it go."""
+    """Read the whole answer, book it, and only then return it."""
     reply = booking.reply
     body = bytearray()
     try:
@@ -351,7 +351,7 @@ def _relay_json(booking: Booking, chunks: Iterator[bytes]) -> Response:
         raise
     if len(body) > MOST_ANSWER_BYTES:
         too_large = ProviderBadResponse(f"The provider's answer has more than {MOST_ANSWER_BYTES:,} bytes.")
-        booking.cut(PROVIDER_ERROR, None, int, too_large, too_large.status)  # what it says is not worth its count
+        booking.cut(PROVIDER_ERROR, None, int, too_large, too_large.status)  # counting such an answer would take long
         raise too_large
     document = parse_json(body)
     if not (isinstance(document, dict) or booking.call.takes_plain_text):
@@ -363,17 +363,17 @@ def _relay_json(booking: Booking, chunks: Iterator[bytes]) -> Response:
 
 def _book_document(booking: Booking, document: dict[str, Any]) -> None:
     report, texts = read_usage(document), booking.call.endpoint.read_answer(document)
-    brings_something = bool(report) or texts.additions > 0
+    has_answer = bool(report) or texts.additions > 0
     has_failed = has_error(document)
     if has_failed:
         named = booking.reply.masked(code_and_type(document))
         reason = f"an error under HTTP {booking.reply.status}, {named}"
         error = ProviderError("The provider answered with an error.", reason=reason)
-        if brings_something:
+        if has_answer:
             booking.cut(PROVIDER_ERROR, report, texts.tokens, error)
         else:
             booking.failed(error, booking.reply.status)
-    elif not (brings_something or not booking.call.endpoint.limits or booking.call.takes_plain_text):
+    elif not (has_answer or not booking.call.endpoint.limits or booking.call.takes_plain_text):
         booking.failed(ProviderError("The provider answered with nothing."), booking.reply.status)
     else:
         response_id = document.get("id")
@@ -384,7 +384,7 @@ def _book_document(booking: Booking, document: dict[str, Any]) -> None:
 def _relay_stream(
     booking: Booking, finish: ExitStack, kind: "type[Stream | BinaryStream]", chunks: Iterator[bytes]
 ) -> Response:
-    """Wait for the first bytes, so that a failure before them still has its own status; then relay event by event."""
+    """Wait for the first bytes, so that an earlier failure still gets its own status; then relay event by event."""
     reply = booking.reply
     first = next(chunks, None)
     if first is None:

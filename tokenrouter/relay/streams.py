@@ -1,4 +1,4 @@
-"""A streamed answer on its way to the caller: metered event by event, and booked once at its end."""
+"""Streamed answers on their way to the caller: metered event by event, and booked once at their end."""
 
 import errno
 import logging
@@ -24,7 +24,7 @@ class Stream:
     """A streamed answer on its way to the caller, as WSGI takes it: iterated once, and closed in any case."""
 
     def __init__(self, booking: Booking, chunks: Iterator[bytes], finish: ExitStack) -> None:
-        """Take over what is read of a reply, and what `finish` gives back at the end."""
+        """Relay these chunks of a reply; `finish` gives back what the call holds."""
         self._booking = booking
         self._chunks = chunks
         self._finish = finish
@@ -37,12 +37,12 @@ class Stream:
         return StreamMeter()
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield whole events as they arrive; what ends the stream comes once the call is booked."""
+        """Yield complete events as they arrive; the event that ends the stream comes after the call is booked."""
         meter, splitter = self._meter, self._splitter
         try:
             for chunk in self._chunks:
                 if splitter.is_empty and meter.take_plain_chunk(chunk):
-                    yield chunk  # the short way of most chunks, at half the cost
+                    yield chunk  # the fast path of most chunks, at half the cost
                     continue
                 shown, last = self._sift(splitter.feed(chunk))
                 if splitter.held_bytes > MOST_EVENT_BYTES:
@@ -57,14 +57,14 @@ class Stream:
             yield from self._last_event(splitter.rest())
         except (ProviderError, CallEnded) as error:
             yield self._error_event(error)
-        except Exception:
+        except Exception:  # of whatever kind: the status is sent, so the caller learns of it by an event
             logger.exception("Relaying a stream failed")
             yield self._error_event(APIError("TokenRouter failed in the middle of this stream."))
         finally:
             self.close()
 
     def _sift(self, events: list[bytes]) -> tuple[bytes, bytes | None]:
-        """Meter events; return those that the caller may see, in one piece, and apart the one that ends the stream."""
+        """Meter events; return those that the caller may see, joined, and separately the one that ends the stream."""
         meter = self._meter
         shown: list[bytes] = []
         for event in events:
@@ -79,9 +79,9 @@ class Stream:
         return iter(())
 
     def _last_event(self, rest: bytes) -> Iterator[bytes]:
-        """End a stream that closed without [DONE]: it is whole if nothing is missing, else it broke off.
+        """End a stream that closed without [DONE]: it is complete if nothing is missing, otherwise it broke off.
 
-        An event whose empty line never came is passed on only if the stream is whole.
+        An event whose empty line never came is passed on only if the stream is complete.
         """
         only_usage = self._meter.read(rest)
         if not (self._meter.state.has_failed or self._meter.is_whole(self._booking.call.answers)):
@@ -95,9 +95,9 @@ class Stream:
         return b"data: " + error.body() + b"\n\n"
 
     def _read_on(self) -> None:
-        """Read what still comes for a caller who left, and shortly: the answer's end and its usage may be near.
+        """Read on for a short time after the caller left: the answer's end and its usage may be near.
 
-        Who leaves with the whole text in hand would else pay nothing of what the model thought before it.
+        Otherwise a caller who leaves with the whole text would not pay for the reasoning before it.
         """
         for chunk in self._booking.reply.chunks_within(self._chunks, LEFT_CALL_S):
             self._sift(self._splitter.feed(chunk))
@@ -113,7 +113,7 @@ class Stream:
             self._cut(PROVIDER_ERROR, self._provider_error())
 
     def _provider_error(self) -> ProviderError:
-        """Return what the log keeps of a stream that ended badly by the provider's own word."""
+        """Return the error to log for a stream that the provider ended with an error, or empty."""
         if not self._meter.state.has_failed:
             return ProviderBadResponse("Nothing of an answer came.")
         named = self._booking.reply.masked(self._meter.error)
@@ -130,9 +130,9 @@ class Stream:
         self._booking.cut(status, self._meter.report, self._meter.completion_tokens, error)
 
     def close(self) -> None:
-        """Book the stream as left by its caller, if it has not ended; give the connection and the place back.
+        """Book the stream as left by its caller, if it has not ended; give back what the call holds.
 
-        The server calls it too, since a stream that was never iterated ends nowhere else.
+        The server calls it too, which is the only end of a stream that was never iterated.
         """
         with self._finish:
             if self._booking.is_open and not self._meter.state.has_ended:
@@ -141,12 +141,12 @@ class Stream:
                 self._cut(CLIENT_CLOSED, None)
                 return
             self._book_end()
-            # the end of the body alone is to come; read, it lets the next call use this connection
+            # only the end of the body is to come; reading it lets the next call use this connection
             self._booking.reply.read_end(self._chunks)
 
 
 class TypedStream(Stream):
-    """A streamed answer whose events name their type, and whose last one is known by it."""
+    """A streamed answer whose events name their type, by which the last one is recognized."""
 
     def _new_meter(self) -> TypedMeter:
         call = self._booking.call
@@ -161,7 +161,7 @@ class TypedStream(Stream):
         return b"".join(events), None
 
     def _after_last(self) -> Iterator[bytes]:
-        """Yield what a provider still sends after the last event, such as [DONE]."""
+        """Yield what the provider still sends after the last event, such as [DONE]."""
         if not self._meter.state.has_failed:
             rest = self._splitter.rest() + self._booking.reply.read_end(self._chunks)
             if rest:
@@ -169,7 +169,7 @@ class TypedStream(Stream):
 
 
 class BinaryStream:
-    """A binary answer on its way to the caller, of which nothing is known but that it comes."""
+    """A binary answer on its way to the caller, which cannot be metered."""
 
     def __init__(self, booking: Booking, chunks: Iterator[bytes], finish: ExitStack) -> None:
         """Take over what is read of a reply, and what `finish` gives back at the end."""
@@ -178,10 +178,10 @@ class BinaryStream:
         self._finish = finish
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield the bytes as they arrive; the end is sent once the call is booked.
+        """Yield the bytes as they arrive; the end is sent after the call is booked.
 
-        Raises ConnectionResetError if they break off, so that the caller's connection does too: nothing that could
-        be sent would tell it.
+        Raises ConnectionResetError if they break off, which resets the caller's connection too: a binary body has no
+        other way to show it.
         """
         try:
             yield from self._chunks
@@ -193,6 +193,6 @@ class BinaryStream:
             self.close()
 
     def close(self) -> None:
-        """Book the answer as left by its caller, if it has not ended; give the connection and the place back."""
+        """Book the answer as left by its caller, if it has not ended; give back what the call holds."""
         with self._finish:
             self._booking.cut(CLIENT_CLOSED, None, int, None)

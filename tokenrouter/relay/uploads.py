@@ -1,6 +1,6 @@
-"""Multipart bodies: kept on disk to be sent on as they came, while the few texts that decide about a call are read.
+"""Multipart bodies: kept on disk to be sent on unchanged, while the few fields that decide about a call are read.
 
-Another parser must not find another model in the same bytes, so what could be read in two ways is refused.
+The provider's parser must not find another model in the same bytes, so anything ambiguous is refused.
 """
 
 import re
@@ -31,13 +31,10 @@ _BOUNDARY = re.compile(r"[A-Za-z0-9'()+_,./:=? -]{0,69}[A-Za-z0-9'()+_,./:=?-]")
 
 
 class Upload:
-    """A body on disk, and what was read of it: the texts of READ_FIELDS by name, and how many parts are files.
-
-    It ends with its `with` block.
-    """
+    """A body on disk, the texts of READ_FIELDS in it, and how many of its parts are files; a context manager."""
 
     def __init__(self, content_type: str) -> None:
-        """Receive nothing yet.
+        """Prepare to receive a body.
 
         Raises InvalidRequest if the type of the content is not that of a form.
         """
@@ -62,9 +59,9 @@ class Upload:
         self.file.close()
 
     def receive(self, chunks: Iterable[bytes]) -> None:
-        """Take the whole body.
+        """Receive the whole body.
 
-        Raises InvalidRequest if it is no form, or has a field that decides about the call twice.
+        Raises InvalidRequest if it is no form, or has one of READ_FIELDS twice.
         """
         try:
             for chunk in chunks:
@@ -118,7 +115,7 @@ class Upload:
 
 
 class _Count:
-    """How often a mark stands in bytes that come in pieces."""
+    """Counts how often a mark occurs in bytes that come in pieces."""
 
     def __init__(self, mark: bytes) -> None:
         self.count = 0
