@@ -297,11 +297,11 @@ def test_limits_that_the_provider_tells_are_kept_for_all(app: Flask):
     )
     limits.note({"x-ratelimit-remaining-tokens": "98000", "x-ratelimit-reset-tokens": "2h30m"})
     keeper.keep()
-    requests, tokens = account_pace.told_limits(db.engine)
+    requests, tokens = account_pace.reported_limits(db.engine)
     assert (requests.most, requests.remaining, tokens.remaining) == (500, 412, 98000)
-    words = account_pace.told_words([requests], ZoneInfo("UTC"))
+    words = account_pace.limits_words([requests], ZoneInfo("UTC"))
     assert words == "412 of 500 requests left this minute"
-    assert "and 98,000 tokens left until " in account_pace.told_words([requests, tokens], ZoneInfo("UTC"))
+    assert "and 98,000 tokens left until " in account_pace.limits_words([requests, tokens], ZoneInfo("UTC"))
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_limits_are_read_from_answers_and_seen_on_the_page_and_by_the_command(
     assert ask(client, team).status_code == 200
     told = runtime.current().provider.rate_limits.newest()
     assert told
-    words = account_pace.told_words(told, ZoneInfo("UTC"))
+    words = account_pace.limits_words(told, ZoneInfo("UTC"))
     assert f"The provider says: {words}, as of " in runner.invoke(args=["provider", "check"]).output
     assert f"the provider says: {words}, as of <time" in panel.get("/admin/account/").text
 

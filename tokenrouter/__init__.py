@@ -62,21 +62,21 @@ PAGE_HEADERS = {
 
 
 class SyncFlask(Flask):
-    """Flask that does not look, for each of the functions that a request passes, whether it is asynchronous."""
+    """Flask without the check, for each function that a request passes, whether it is asynchronous."""
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function: none of ours is."""
+        """Return the function: none of ours is asynchronous."""
         return func
 
 
 def create_app(overrides: Mapping[str, object] | None = None) -> Flask:
     """Make the WSGI application from the environment, `.env`, and `overrides`, which win.
 
-    Overrides that are no settings of ours go into Flask's own configuration.
+    Overrides that are not settings of ours go into Flask's own configuration.
 
-    It makes the database and the key that signs sessions if they are missing; a `flask` command other than `run`
-    leaves the first to those commands that need it.
-    Raises ConfigError; under a `flask` command it ends the program with that one line instead.
+    It creates the key that signs sessions, and the database, if they are missing; of the `flask` commands only `run`
+    does so, others create the database themselves if they need it. Raises ConfigError; under a `flask` command it
+    prints the line and ends the program instead.
     """
     if overrides is None and preload.prepared_app() is None and "gunicorn.arbiter" in sys.modules:
         print(f"Error: {NOT_CONFIGURED.format(folder=Path(__file__).parent.parent)}", file=sys.stderr, flush=True)
@@ -128,7 +128,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
         SECRET_KEY=settings.secret_key or None,
     )
     app.config.update(flask_config)
-    app.url_map.merge_slashes = False  # `//v1` is not `/v1`: no redirect, with a body, to elsewhere
+    app.url_map.merge_slashes = False  # `//v1` is not `/v1`: a redirect would lose the body
     app.before_request(_begin)
     app.after_request(_label)
     for part in (errors, door, unknown_paths, engine, schema, sessions, cli):
@@ -152,17 +152,17 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
 
 
 def prepare(*, may_ask: bool) -> Flask:
-    """Make the app and bring the database up to date, in a process whose copies are to serve with it.
+    """Make the app and bring the database up to date, in a process that will be forked to serve.
 
-    What each of them would compile or load is compiled and loaded here, so that they share it. Nothing runs or stays
-    open, since they must not share a connection. `may_ask` allows the questions of a first start.
+    It compiles and loads what the forks would otherwise each load, so that they share it. No thread is started and no
+    connection stays open, since forks must not share them. `may_ask` allows the questions of a first start.
     Raises ConfigError.
     """
     settings = first_start.load_for_serving(may_ask=may_ask)
     app = _assemble(settings, {})
     _prepare_files(app, settings)
     for name in app.jinja_loader.list_templates():  # type: ignore[union-attr]
-        app.jinja_env.get_template(name)  # Jinja keeps it, one of 400 at most, and looks at its file no more
+        app.jinja_env.get_template(name)  # Jinja caches up to 400, and does not check their files again
     with app.app_context():
         statements.compile_all(tables.db.engine)
     schema.ensure_apart(app)
@@ -174,13 +174,14 @@ def prepare(*, may_ask: bool) -> Flask:
 
 
 def finish(app: Flask) -> None:
-    """Leave nothing beside the file of an SQLite database, in the process that serving started from, after its workers.
+    """Clean up the files beside an SQLite database, in gunicorn's master, after its workers have ended.
 
-    Where the last two of them close at once, neither of them sees to it.
+    The last connection that closes does that, unless two close at the same time.
     """
     file: connections.DatabaseFile = app.extensions[DATABASE_FILE]
     if file.path is not None and not file.is_lost():
         with app.app_context():
+            # a database that cannot be read keeps them, which does no harm
             with suppress(SQLAlchemyError), tables.db.engine.connect() as connection:
                 connection.execute(text("SELECT count(*) FROM alembic_version"))
             tables.db.engine.dispose()
@@ -189,7 +190,7 @@ def finish(app: Flask) -> None:
 def _begin() -> None:
     """Give the request its id.
 
-    Raises NotFound for a path like `//v1`, which is not `/v1`, though routing takes it for that.
+    Raises NotFound for a path like `//v1`, which routing would take for `/v1`.
     """
     g.started = time.perf_counter()
     g.request_id = errors.new_request_id()
@@ -201,12 +202,12 @@ def _begin() -> None:
 
 def _label(response: Response) -> Response:
     response.headers["x-request-id"] = g.request_id
-    response.headers["X-Content-Type-Options"] = "nosniff"  # what a provider sends becomes no page of ours
+    response.headers["X-Content-Type-Options"] = "nosniff"  # so that no answer of a provider becomes a page of ours
     return response if errors.is_api_path(request.path) else _harden(response)
 
 
 def _harden(response: Response) -> Response:
-    """Tell browsers to run and load nothing but what comes from here, and to show it in no one's frame."""
+    """Tell browsers to load and run only what comes from here, and to show it in no frame."""
     for name, value in PAGE_HEADERS.items():
         response.headers.setdefault(name, value)
     return response

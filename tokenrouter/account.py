@@ -1,6 +1,6 @@
-"""The one paid account as it is known here: what it said of itself, and how it stands by the calls that were made.
+"""The state of the paid account, by its own API and by the calls that were made.
 
-Who asks the provider is `refresh`, which one worker of all runs by the clock; all else reads what is kept.
+Only `refresh` asks the provider, which one worker of all does on schedule; all else reads what that stored.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ REFRESH_S = 600.0
 LOOKED_BACK = timedelta(days=1)
 LATELY = timedelta(minutes=10)
 LATE_MS = 10_000
-NEWEST_ROWS = 20_000  # as far as is looked back for a call that was answered
+NEWEST_ROWS = 20_000  # of the log, among which the last successful call is searched
 PACED_CALLS = 20
 KEPT = ("points", "money", "currency", "next_grant_at", "next_grant_points")
-"""Of a balance, what the row of a check has."""
+"""The fields of a balance that the row of a check stores."""
 
 STATES = STATES_BY_ERROR | {"provider_bad_response": State.BROKEN}
-"""How the account stands by the code of a call that failed."""
+"""The state of the account by the error code of a failed call."""
 NEEDS_PROOF = (State.EMPTY, State.KEY_REFUSED)
 REFUSALS = (*NEEDS_PROOF, State.LIMITED)
 WORDS = {
@@ -44,14 +44,14 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Standing:
-    """How the account stands: since when, and how many calls of how many teams failed by that."""
+    """The state of the account: since when, and how many calls of how many teams failed because of it."""
 
     state: State
     since: datetime | None = None
     calls: int = 0
     teams: int = 0
     said: str = ""
-    """What the provider's account itself said, or why it could not be asked."""
+    """What the provider's account API said, or why it could not be asked."""
 
     def words(self, zone: ZoneInfo) -> str:
         """Say it in a sentence, with the time in a zone."""
@@ -59,17 +59,17 @@ class Standing:
         return f"{self.what}{'' if since is None else f' since {since}'}{self.rest}"
 
     def since_words(self, zone: ZoneInfo) -> str | None:
-        """Say since when, where that belongs into the sentence between `what` and `rest`."""
+        """Return since when, which belongs between `what` and `rest`; None if it is good or not known."""
         return None if self.since is None or self.state.is_good else _time(self.since, zone)
 
     @property
     def what(self) -> str:
-        """How it stands, as the sentence begins."""
+        """The beginning of the sentence: the state."""
         return self.said or "The provider answers." if self.state.is_good else WORDS[self.state]
 
     @property
     def rest(self) -> str:
-        """How the sentence ends: what failed by that, or what was said."""
+        """The end of the sentence: what failed because of it, or what the provider said."""
         if self.state.is_good:
             return ""
         if not self.calls:
@@ -91,7 +91,7 @@ def _time(moment: datetime, zone: ZoneInfo) -> str:
 
 
 def refresh(engine: Engine, account: Account) -> Found:
-    """Ask the provider how the account stands and what is left, and keep it; say in the log where it is not well."""
+    """Ask the provider for state and balance of the account, and store them; log a warning if it is not well."""
     found = account.check()
     balance = {name: getattr(found.balance or Balance(), name) for name in KEPT}
     with writing(engine, durable=False) as connection:
@@ -105,22 +105,22 @@ def refresh(engine: Engine, account: Account) -> Found:
 
 
 def spent(connection: Connection) -> int:
-    """Return what all calls ever cost, as far as that is known: counters only grow, and deleted teams keep theirs."""
+    """Return what all calls ever cost, as far as that is known; deleted teams are included."""
     return int(connection.execute(select(func.coalesce(func.sum(Team.settled_cost), 0))).scalar_one())
 
 
 def checked_at(engine: Engine) -> datetime | None:
-    """Return when the provider was asked last; None if it never was."""
+    """Return when the provider was last asked; None if never."""
     with engine.connect() as connection:
         check = connection.execute(NEWEST_CHECK).first()
     return None if check is None else check.at
 
 
 def standing(engine: Engine, now: datetime | None = None) -> Standing:
-    """Say how the account stands by the calls since the last one that was answered, and by what it said when asked.
+    """Return the state of the account, by the calls since the last successful one and by the last check.
 
-    What it said after the last failed call holds. That it lists its models proves neither key nor balance: only an
-    answered call ends such a trouble then.
+    A check after the last failed call decides. But a list of models proves neither key nor balance: then only a
+    successful call ends such a state.
     """
     now = now or datetime.now(UTC)
     with engine.connect() as connection:
@@ -138,7 +138,7 @@ def standing(engine: Engine, now: datetime | None = None) -> Standing:
 
 
 def _by_failures(connection: Connection, after_id: int, check: AnyRow | None, now: datetime) -> Standing | None:
-    """Return how the account stands by the calls that failed since; None if none did, or a later check is well."""
+    """Return the state by the calls that failed since; None if none did, or a later check is good."""
     failures = FAILURES.where(RequestLog.id > after_id, RequestLog.created_at > now - LOOKED_BACK)
     found = [
         (STATES[row.error_code], row)
@@ -161,7 +161,7 @@ def _is_over(state: State, last: datetime, check: AnyRow | None) -> bool:
 
 
 def _by_pace(connection: Connection, now: datetime) -> Standing | None:
-    """Return that calls are refused for the account's rate, or answered late; None if they are not."""
+    """Return the state if calls are refused for the account's rate limit, or answered late; None if neither."""
     limited = connection.execute(LIMITED.where(RequestLog.created_at > now - LATELY)).one()
     if limited.calls:
         return Standing(State.LIMITED, limited.first, limited.calls, limited.teams)
@@ -177,7 +177,7 @@ def _ended(call: AnyRow) -> datetime:
     return began + timedelta(milliseconds=call.latency_ms or 0)
 
 
-# the statuses are spelled out, not bound: only so can an index of some of them serve
+# a literal, not a parameter: only then can the partial index be used
 HAS_FAILED = RequestLog.status == literal_column(f"'{PROVIDER_ERROR}'")
 IS_NEW = RequestLog.id > select(func.coalesce(func.max(RequestLog.id), 0) - NEWEST_ROWS).scalar_subquery()
 NEWEST_CHECK = (

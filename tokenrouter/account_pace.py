@@ -1,4 +1,4 @@
-"""The pace of the one paid account: what the provider tells of its limits, what is free of ours, and who waits."""
+"""The pace of the paid account: the rate limits that the provider reports, what is free of ours, and who waits."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +19,7 @@ MINUTE = timedelta(minutes=1)
 
 
 class Keeper:
-    """Keeps what one process was told of the account's limits where all see it; often called, it writes what is new."""
+    """Stores the rate limits that the provider reported to this process, for all processes to see."""
 
     def __init__(self, engine: Engine, limits: RateLimits) -> None:
         self._engine = engine
@@ -27,7 +27,7 @@ class Keeper:
         self._kept: list[RateLimit] = []
 
     def keep(self) -> None:
-        """Write what was told since the last time, unless another process was told something later."""
+        """Write what was reported since the last time, unless another process got a later report."""
         newest = self._limits.newest()
         if newest == self._kept:
             return
@@ -39,21 +39,21 @@ class Keeper:
 
 def _keep(connection: Connection, limit: RateLimit) -> None:
     insert = inserter(connection)
-    told = {name: value for name, value in vars(limit).items() if name != "kind"}
-    adding = insert(ProviderLimit).values(kind=limit.kind, **told)
+    values = {name: value for name, value in vars(limit).items() if name != "kind"}
+    adding = insert(ProviderLimit).values(kind=limit.kind, **values)
     is_newer = ProviderLimit.at < adding.excluded.at
-    connection.execute(adding.on_conflict_do_update(index_elements=["kind"], set_=told, where=is_newer))
+    connection.execute(adding.on_conflict_do_update(index_elements=["kind"], set_=values, where=is_newer))
 
 
-def told_limits(engine: Engine) -> list[RateLimit]:
-    """Return what the provider last told any process: of requests, and of tokens."""
+def reported_limits(engine: Engine) -> list[RateLimit]:
+    """Return the limits that the provider last reported to any process, of requests and of tokens."""
     with engine.connect() as connection:
         rows = connection.execute(select(ProviderLimit.__table__).order_by(ProviderLimit.kind)).all()
     return [RateLimit(row.kind, row.most, row.remaining, row.resets_at, row.at) for row in rows]
 
 
-def told_words(limits: list[RateLimit], zone: ZoneInfo) -> str | None:
-    """Say it, with times in a zone; None if nothing was told."""
+def limits_words(limits: list[RateLimit], zone: ZoneInfo) -> str | None:
+    """Say what is left of these limits, with times in a zone; None if there are none."""
     return " and ".join(_left(limit, zone) for limit in limits) or None
 
 
@@ -70,16 +70,16 @@ def _left(limit: RateLimit, zone: ZoneInfo) -> str:
 
 @dataclass(frozen=True)
 class Queue:
-    """The pace of the whole service: what is free of it now, and how many calls of how many teams wait for it."""
+    """The pace of the whole service: what is free now, and how many calls of how many teams wait."""
 
     requests_per_minute: int
     free: int
     calls: int = 0
     teams: int = 0
     longest_s: float = 0.0
-    """For which the first of them has waited."""
+    """How long the first of them has waited."""
     blocked_s: float = 0.0
-    """In which the provider, by its own word, wants no call at all."""
+    """How long the provider still demands a pause."""
 
     def waiting_words(self) -> str:
         """Say who waits."""
@@ -91,7 +91,7 @@ class Queue:
 
 
 def queue(engine: Engine, requests_per_minute: int | None) -> Queue | None:
-    """Return how the pace stands now; None if none is set."""
+    """Return the present state of the pace; None if no pace is set."""
     if requests_per_minute is None:
         return None
     with engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""Addresses of those who ask, as attempts and refusals are counted for them."""
+"""The addresses for which attempts and refusals are counted."""
 
 import ipaddress
 import re
@@ -8,11 +8,11 @@ ADDRESS_WITH_PORT = re.compile(r"(?:(?P<v4>[0-9.]+)|\[(?P<v6>[^\]]*)\])(?::[0-9]
 
 
 def counted(address: str) -> str:
-    """Return for whom something is counted: a network of IPv6, within which one sender has addresses without end.
+    """Return the address to count for: of IPv6 its /64 network, in which one sender has any number of addresses.
 
-    What is no address, for a proxy may be believed that passes on any text, is counted as one.
+    Texts that are no address, which a trusted proxy may pass on, all count as NO_ADDRESS.
     """
-    if with_port := ADDRESS_WITH_PORT.fullmatch(address):  # as some proxies tell it: each try has another
+    if with_port := ADDRESS_WITH_PORT.fullmatch(address):  # some proxies add the port, which differs with each try
         address = with_port["v4"] or with_port["v6"]
     try:
         parsed = ipaddress.ip_address(address)

@@ -1,4 +1,4 @@
-"""Guesses at what is secret: few wrong ones are looked at in a minute, counted over all workers."""
+"""Guesses at secrets: only a few wrong ones a minute are examined, counted over all workers."""
 
 import math
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from tokenrouter.database.tables import SignInAttempt, db
 
 ATTEMPTS, ATTEMPTS_OF_ALL = 5, 30
 ATTEMPTS_WITHIN_S = 60
-BROWSER = "browser:"  # begins guessers at the password that are no addresses
-CODE = "code:"  # begins those who guess at codes, and are counted apart from those who guess at the password
+BROWSER = "browser:"  # prefix of guessers at the password that are known browsers, not addresses
+CODE = "code:"  # prefix of guessers at codes, who are counted separately from those at the password
 THROTTLE_LOCK = 0x736967  # any number that no other advisory lock of ours has
 
 
 class TooManyGuesses(Exception):
-    """Too many wrong guesses came within a minute; `wait_s` says when the next one may come."""
+    """Too many wrong guesses within a minute; `wait_s` is how long to wait before the next one."""
 
     def __init__(self, wait_s: int) -> None:
         super().__init__(f"Too many wrong guesses: try again in {wait_s} seconds.")
@@ -28,13 +28,12 @@ class TooManyGuesses(Exception):
 def try_guess(guesser: str, is_right: Callable[[Connection], bool]) -> bool:
     """Tell whether a guess is right, and count it against the guesser if it is not.
 
-    A guesser is an address as `addresses.counted` gives it, alone or after CODE, or BROWSER and the id of a known
-    browser. Of an address five wrong guesses are looked at in a minute, of all addresses together thirty; a browser has
-    five of its own. Those who are counted together are looked at one after the other: however many guess at once, at
-    however many workers, no more wrong ones are looked at, and the right ones count for nothing.
-    Raises TooManyGuesses, to the right one too, and what the database raises.
+    A guesser is an address from `addresses.counted`, alone or after CODE, or BROWSER and the id of a known browser.
+    Each address gets five wrong guesses a minute, all addresses together thirty; a browser has five of its own. Guesses
+    that are counted together are examined one after the other, so that simultaneous guesses at several workers get no
+    more. Right guesses do not count. Raises TooManyGuesses, to the right one too, and what the database raises.
     """
-    if remaining_s := wait_s(guesser):  # read first: whoever is shut out costs no write
+    if remaining_s := wait_s(guesser):  # read first: a guesser who has to wait causes no write
         raise TooManyGuesses(remaining_s)
     with writing(db.engine, durable=False) as connection:
         if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
@@ -49,20 +48,20 @@ def try_guess(guesser: str, is_right: Callable[[Connection], bool]) -> bool:
 
 
 def wait_s(guesser: str) -> int:
-    """Return the whole seconds for which this guesser may not try; 0 when it may."""
+    """Return how many whole seconds this guesser has to wait; 0 if it may try."""
     with db.engine.connect() as connection:
         return _wait_s(connection, guesser)
 
 
 def _count(connection: Connection, guesser: str) -> None:
-    """Write down a wrong guess, and forget all that are over."""
+    """Store a wrong guess, and delete old ones."""
     over = select(SignInAttempt.id).where(SignInAttempt.at <= epoch_now() - ATTEMPTS_WITHIN_S)
     connection.execute(delete(SignInAttempt).where(SignInAttempt.id.in_(over.with_for_update(skip_locked=True))))
     connection.execute(insert(SignInAttempt).values(address=guesser, at=epoch_now()))
 
 
 def _wait_s(connection: Connection, guesser: str) -> int:
-    """Return how long it takes until few enough guesses lie within the last minute, the guesser's and all."""
+    """Return how long it takes until few enough guesses, of this guesser and of all, are within the last minute."""
     own_s = _wait_for_s(connection, SignInAttempt.address == guesser, ATTEMPTS)
     if guesser.startswith(BROWSER):
         return own_s
@@ -70,7 +69,7 @@ def _wait_s(connection: Connection, guesser: str) -> int:
 
 
 def _counted_with(guesser: str) -> ColumnElement[bool]:
-    """Tell which guesses count together with those of this address."""
+    """Select the guesses that are counted together with those of this guesser."""
     is_at_codes = SignInAttempt.address.like(f"{CODE}%")
     return is_at_codes if guesser.startswith(CODE) else ~is_at_codes & SignInAttempt.address.not_like(f"{BROWSER}%")
 

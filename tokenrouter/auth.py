@@ -20,7 +20,7 @@ SHOWN_CHARACTERS = 8
 
 @dataclass
 class Caller:
-    """The team that a call is for, and the token that it came with."""
+    """The team that calls, and the token that it used."""
 
     team_id: int
     team_name: str
@@ -30,9 +30,9 @@ class Caller:
     models: tuple[str, ...] | None
     group_id: int | None = None
     row: tuple[Any, ...] = ()
-    """What all that was read from, as the database had it."""
+    """The database row from which all that was read."""
     is_remembered: bool = False
-    """Whether the database was not asked for this call yet: the ledger asks, in the same transaction as it holds."""
+    """Whether it is from memory: then the ledger checks it in the transaction that reserves."""
 
 
 CALLER_COLUMNS = (Team.id, Team.name, ApiToken.id, ApiToken.prefix, Team.active, Team.models, Team.group_id)
@@ -49,7 +49,7 @@ WHAT_IT_WAS = case(
     (ApiToken.revoked_at.is_not(None), literal_column("'revoked_token'")),
     (ApiToken.expires_at <= bindparam("now", type_=UtcDateTime), literal_column("'expired_token'")),
 )
-"""What a token is that is valid no more, as those turned away are counted; nothing, while it is valid."""
+"""Why a token is no longer valid, as refusals at the door are counted; NULL while it is valid."""
 FIND_CALLER = Statement(
     select(WHAT_IT_WAS, *CALLER_COLUMNS, *LIMIT_COLUMNS, *GROUP_LIMIT_COLUMNS)
     .select_from(Team)
@@ -61,18 +61,18 @@ MOST_KNOWN = 10_000
 
 
 class KnownCallers:
-    """Who called this process, by the hash of the token; each is checked against the database before a call counts."""
+    """The callers of this process, by the hash of their token; each call checks them against the database later."""
 
     def __init__(self) -> None:
         self._by_hash: dict[str, Caller] = {}
 
     def find(self, authorization: str | None) -> Caller | None:
-        """Return whose token an Authorization header bears, where that called before."""
+        """Return the caller of an Authorization header, if it called before."""
         bearer_token = bearer_token_from(authorization)
         return self._by_hash.get(token_hash(bearer_token)) if bearer_token else None
 
     def remember(self, authorization: str | None, caller: Caller) -> None:
-        """Know the caller next time."""
+        """Remember a caller."""
         if len(self._by_hash) >= MOST_KNOWN:
             self._by_hash.clear()
         if bearer_token := bearer_token_from(authorization):
@@ -80,25 +80,25 @@ class KnownCallers:
 
 
 def new_bearer_token() -> str:
-    """Make a token with 256 bits of chance: `tr-` and 43 URL-safe characters."""
+    """Make a token of 256 random bits: `tr-` and 43 URL-safe characters."""
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
 def token_hash(bearer_token: str) -> str:
-    """Return the SHA-256 that is kept in place of the token; its 256 random bits need neither salt nor slowness."""
+    """Return the SHA-256 that is stored in place of the token, whose 256 random bits need no salt and no slow hash."""
     return hashlib.sha256(bearer_token.encode()).hexdigest()
 
 
 def bearer_token_from(authorization: str | None) -> str | None:
-    """Return the token in an Authorization header; None if it bears none. Source: RFC 6750, 2.1."""
+    """Return the token in an Authorization header; None if it has none. Source: RFC 6750, 2.1."""
     scheme, _, bearer_token = (authorization or "").partition(" ")
     return (bearer_token.strip() or None) if scheme.lower() == "bearer" else None
 
 
 def authenticate(readers: Readers, authorization: str | None) -> Caller:
-    """Return whose token an Authorization header bears.
+    """Return the caller of an Authorization header, as the database has it now.
 
-    The database is asked on every call, so that a revoked token is refused by every worker from then on.
+    So a revoked token is refused by every worker at once.
     Raises InvalidAPIKey, StorageUnavailable, and TeamDisabled if the team's row cannot be read.
     """
     bearer_token = bearer_token_from(authorization)

@@ -33,7 +33,7 @@ class AccountView(ReconciliationViews):
         """Show the page, with what is known by now."""
         own, stands, now = runtime.current(), account.standing(db.engine), datetime.now(UTC)
         left = runway.runway(db.engine, now)
-        limits = account_pace.told_limits(db.engine)
+        limits = account_pace.reported_limits(db.engine)
         return self.render(
             "admin/account.html",
             stands=stands,
@@ -46,7 +46,7 @@ class AccountView(ReconciliationViews):
             now=now,
             pace_days=runway.PACE_DAYS,
             queue=account_pace.queue(db.engine, settings().provider_requests_per_minute),
-            told=account_pace.told_words(limits, settings().timezone),
+            told=account_pace.limits_words(limits, settings().timezone),
             told_at=max((limit.at for limit in limits), default=None),
             commitments=commitments.commitments(db.engine, left, settings().currency, now),
             has_record=provider_record.has_record(own.account),

@@ -37,7 +37,7 @@ def check_provider(as_json: bool) -> None:
     elif check.state.is_good:
         click.echo(check.words)
         zone = current_app.config["TIMEZONE"]
-        if (told := account_pace.told_words(limits, zone)) is not None:
+        if (told := account_pace.limits_words(limits, zone)) is not None:
             click.echo(f"The provider says: {told}, as of {max(limit.at for limit in limits).astimezone(zone):%H:%M}.")
     if not check.state.is_good:
         raise click.ClickException(check.words)
@@ -103,7 +103,7 @@ def show_reconciliation(since: datetime | None, key: str | None, as_json: bool) 
 def _rate_limits() -> list[RateLimit]:
     """Return the provider's limits as it told them last, to this check or to a worker."""
     account_pace.Keeper(db.engine, current_app.extensions["tokenrouter"].provider.rate_limits).keep()
-    return account_pace.told_limits(db.engine)
+    return account_pace.reported_limits(db.engine)
 
 
 def _limit_view(limit: RateLimit) -> dict[str, object]:
