@@ -36,7 +36,7 @@ NIGHTLY = re.compile(r"tokenrouter-\d{8}-\d{6}\.zip")
 
 @dataclass(frozen=True)
 class Restored:
-    """What was put back, where what was there before is now, and what was found wrong with it."""
+    """What was restored, where the old state is now, and what verification found."""
 
     manifest: Manifest
     moved: list[str]
@@ -52,7 +52,7 @@ def name_of_now() -> str:
 
 
 def take(engine: Engine, path: Path, instance: Path, *, with_env: bool = False) -> Manifest:
-    """Write the database, the key that is kept in the instance's folder, and if asked `.env`, into one new file.
+    """Write the database, the key in the instance folder, and `.env` on request, into one new file.
 
     Calls go on meanwhile. Raises BackupError; then there is no such file.
     """
@@ -66,7 +66,7 @@ def take(engine: Engine, path: Path, instance: Path, *, with_env: bool = False) 
 
 
 def _snapshot(engine: Engine, path: Path) -> dict[str, object]:
-    """Copy the database, and return what is to be told of the copy."""
+    """Copy the database, and return what the manifest says about the copy."""
     if engine.dialect.name == "postgresql":
         counts = snapshots.dump(engine, path)
         with engine.connect() as connection:
@@ -89,7 +89,7 @@ def _snapshot(engine: Engine, path: Path) -> dict[str, object]:
 
 
 def folder_of(app: Flask, setting: str) -> Path:
-    """Return the folder of nightly backups; a relative one is below the instance's, as the database is."""
+    """Return the folder of nightly backups; a relative one is below the instance folder, as the database is."""
     return Path(app.instance_path) / Path(setting).expanduser()
 
 
@@ -104,7 +104,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def take_nightly(engine: Engine, folder: Path, instance: Path, keep: int) -> Path:
-    """Write a backup into the folder, and delete the oldest of those that were written so, but for `keep` of them."""
+    """Write a backup into the folder, and delete older nightly backups, so that `keep` remain."""
     prepare_folder(folder)
     _remove_leftovers(folder)
     path = folder / name_of_now()
@@ -117,7 +117,7 @@ def take_nightly(engine: Engine, folder: Path, instance: Path, keep: int) -> Pat
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete what backups began long ago and could not end, since their process was killed."""
+    """Delete unfinished files of backups whose process was killed long ago."""
     for path in (*folder.glob(".backup-*"), *folder.glob(".tokenrouter-*.part")):
         if path.stat().st_mtime < time.time() - LEFTOVER_S:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -144,7 +144,7 @@ def read(path: Path, engine: Engine) -> Archive:
 
 
 def restore(app: Flask, archive: Archive, *, with_env: bool = False) -> Restored:
-    """Put a backup in place of the database, the kept key, and if asked `.env`; what was there is moved aside.
+    """Put a backup in place of the database, the key, and `.env` on request; the old state is moved aside.
 
     Calls that were running when it was made are settled, as those of dead workers are. Raises BackupError; then
     everything is as it was.
@@ -185,7 +185,7 @@ def _settled_and_verified(engine: Engine) -> Verification:
 
 
 def _put_files(archive: Archive, files: Mapping[str, Path], aside: str) -> list[str]:
-    """Write files of the backup, all or none; return where those are now that were there and said otherwise."""
+    """Write files of the backup, all or none; return where the old ones are now that differed."""
     drafts = {path: path.with_name(f".{path.name}.{aside}.part") for path in files.values()}
     try:
         for part, path in files.items():
@@ -197,7 +197,7 @@ def _put_files(archive: Archive, files: Mapping[str, Path], aside: str) -> list[
 
 
 def _put(draft: Path, path: Path, aside: str) -> str | None:
-    """Let a file take the place of another, and return where that is now; None if it said the same."""
+    """Replace a file, and return where the old one is now; None if it was the same."""
     kept = path.with_name(f"{path.name}.{aside}")
     differs = path.exists() and path.read_bytes() != draft.read_bytes()
     if differs:
@@ -213,7 +213,7 @@ def refuse_while_served(engine: Engine) -> None:
     try:
         with engine.connect() as connection:
             names = _live_workers(connection)
-    except DatabaseError:  # it is damaged: nothing is served with it
+    except DatabaseError:  # it is damaged, so no service is using it
         return
     if names:
         raise BackupError(
@@ -241,9 +241,9 @@ class Copied:
 
 
 def copy_to(app: Flask, url: str) -> Copied:
-    """Copy the database of a stopped service into an empty one, of either kind, which this makes the tables of.
+    """Copy the database of a stopped service into an empty one of either kind.
 
-    Raises BackupError; then the other one is as empty as it was.
+    Raises BackupError; then the other database is still empty.
     """
     with app.app_context():
         source = db.engine

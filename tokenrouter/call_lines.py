@@ -1,4 +1,4 @@
-"""A line of the log for each call, as JSON, for programs that read logs; nothing of its content is in it."""
+"""A JSON line on standard output for each call, without its content, for programs that read logs."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,14 +14,14 @@ LOGGER = "tokenrouter.calls"
 
 
 def writer() -> Gatherer[Ending]:
-    """Return what takes endings over, and soon writes the line of each, behind the callers' answers."""
+    """Return a listener that writes a line for each ending soon after, while no caller waits."""
     return Gatherer(write, "lines of calls")
 
 
 def write(endings: Sequence[Ending]) -> None:
     """Write the lines of calls that ended, and of refusals that were repeated.
 
-    A log that cannot be written stops no call; that is said in the other one.
+    If standard output cannot be written, calls go on, and the log on standard error says so.
     """
     try:
         logs.write_lines(LOGGER, map(document, endings))
@@ -30,7 +30,7 @@ def write(endings: Sequence[Ending]) -> None:
 
 
 def document(ending: Ending) -> dict[str, Any]:
-    """Return what the line tells: `repeats` is how many calls it stands for."""
+    """Return the line as a document; `repeats` is how many calls it stands for."""
     request, outcome = ending.request, ending.outcome
     return {
         "message": outcome.status,
@@ -59,5 +59,5 @@ def document(ending: Ending) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _shown_model(model: str) -> str:
-    """Return what the line says of the model, which callers write: it may be a token of theirs, by mistake."""
+    """Return the model without secrets: callers may send a token as the model, by mistake."""
     return logs.without_secrets(model)

@@ -1,7 +1,7 @@
-"""What all teams may still spend, beside what is left of the paid account.
+"""What all teams may still spend, compared with what is left of the paid account.
 
-Budgets say it in money. A quota of tokens alone does not: what these cost depends on the models that will be called, so
-it is estimated by what a token cost recently, and told as an estimate. Who has neither may spend all that is left.
+Budgets are in money. What a quota of tokens will cost depends on the models that will be called, so it is estimated by
+the recent cost of a token. A team with neither may spend all that is left.
 """
 
 from collections import defaultdict
@@ -23,34 +23,34 @@ LATELY = timedelta(days=30)
 
 @dataclass(frozen=True)
 class Commitments:
-    """What the teams that are not switched off may still spend until their limits renew; money in billionths."""
+    """What the active teams may still spend until their limits renew; money is in billionths."""
 
     currency: str
     money: int
-    """What budgets let through, of teams or of their groups."""
+    """What budgets allow, of teams or of their groups."""
     tokens: int
-    """What quotas let through of teams without a budget."""
+    """What quotas allow, of teams without a budget."""
     tokens_money: int | None
     """What these tokens cost, at what one cost in the last 30 days; None if that is not known."""
     unlimited_teams: int
     left: int | None
-    """What is left of the account in the same currency; None if that is not known."""
+    """What is left of the account in `currency`; None if not known."""
     is_left_estimated: bool = False
-    """Whether what is left was told in points, and their worth is that of the provider's record."""
+    """Whether the account is in points, converted by the provider's record."""
 
     @property
     def whole(self) -> int:
-        """What it comes to in money, as far as that is known."""
+        """All of it in money, as far as that is known."""
         return self.money + (self.tokens_money or 0)
 
     @property
     def exceeds(self) -> bool:
-        """Whether it is more than what is left, as far as both are known."""
+        """Whether that is more than what is left, as far as both are known."""
         return self.left is not None and self.whole > self.left
 
     @property
     def warning(self) -> str | None:
-        """What to say where it is more; None if it is not."""
+        """A warning if it is more; None otherwise."""
         if self.left is None or not self.exceeds:
             return None
         whole, left = shown(self.whole, self.currency), shown(max(0, self.left), self.currency)
@@ -59,24 +59,24 @@ class Commitments:
 
     @property
     def words(self) -> list[str]:
-        """What there is to say, a sentence each."""
-        told = []
+        """The commitments in sentences."""
+        sentences = []
         if self.money:
-            told.append(f"Budgets let through {shown(self.money, self.currency)} more.")
+            sentences.append(f"Budgets let through {shown(self.money, self.currency)} more.")
         if self.tokens:
             worth = "what they cost is not known before their models are"
             if self.tokens_money is not None:
                 worth = f"about {shown(self.tokens_money, self.currency)} at what a token cost in the last 30 days"
-            told.append(f"Quotas without a budget let through {short(self.tokens)} tokens more: {worth}.")
+            sentences.append(f"Quotas without a budget let through {short(self.tokens)} tokens more: {worth}.")
         if self.unlimited_teams:
             teams = "1 team has" if self.unlimited_teams == 1 else f"{self.unlimited_teams:,} teams have"
-            told.append(f"Without limit: {teams} neither quota nor budget, and may spend all that is left.")
-        return told or ["No team may spend anything now."]
+            sentences.append(f"Without limit: {teams} neither quota nor budget, and may spend all that is left.")
+        return sentences or ["No team may spend anything now."]
 
 
 @dataclass
 class _Open:
-    """What the teams of one group, or those in none, may still spend by their own limits."""
+    """What the teams of one group, or of none, may still spend by their own limits."""
 
     budgets: int = 0
     quotas: int = 0
@@ -85,7 +85,7 @@ class _Open:
 
 
 def commitments(engine: Engine, left: Runway | None, currency: str, now: datetime | None = None) -> Commitments:
-    """Return what all teams may still spend beside what is left."""
+    """Return what all teams may still spend, compared with what is left."""
     since = (now or datetime.now(UTC)) - LATELY
     with engine.connect() as connection:
         own = _by_group(connection)
@@ -99,7 +99,7 @@ def commitments(engine: Engine, left: Runway | None, currency: str, now: datetim
 
 
 def _limits(kind: type[Team | Group], *columns: Any) -> Any:
-    """Select the rows with what quota and budget still let through; NULL if there is none."""
+    """Select the rows with what quota and budget still allow; NULL if there is none."""
     return select(kind.id, *columns, _left_of_budget(kind).label("budget"), _left_of_quota(kind).label("quota"))
 
 
@@ -134,7 +134,7 @@ def _add(own: _Open, row: AnyRow) -> None:
 def _within(own: _Open, group: AnyRow | None) -> tuple[int, int, int]:
     """Return money, tokens, and how many teams have no limit, as far as the group's limits let it through.
 
-    What a group has in common bounds all its teams; those without a limit of their own may use all of it.
+    A group's limits bound all its teams; a team without its own limit may use all of them.
     """
     budget = None if group is None else group.budget
     quota = None if group is None else group.quota
@@ -161,7 +161,7 @@ def _in_money(connection: Connection, left: Runway | None, currency: str, since:
         return (left.money, False) if left.currency == currency else (None, False)
     if left.points is None or currency != DOLLARS:
         return None, False
-    told = ProviderEntry.at >= since, ProviderEntry.points > 0, ProviderEntry.cost > 0
-    sums = select(func.sum(ProviderEntry.cost), func.sum(ProviderEntry.points)).where(*told)
+    is_meant = ProviderEntry.at >= since, ProviderEntry.points > 0, ProviderEntry.cost > 0
+    sums = select(func.sum(ProviderEntry.cost), func.sum(ProviderEntry.points)).where(*is_meant)
     cost, points = connection.execute(sums).one()
     return (round(left.points * float(cost or 0) / float(points)), True) if points else (None, False)

@@ -20,7 +20,7 @@ from tokenrouter import logs
 
 ENV_FILE = Path(".env")
 DEFAULT_ADMIN_PASSWORD = "admin123"
-LIKENESS = 0.8  # of a name to a setting's, from which on it is taken for a slip of the pen; 1 is the same
+LIKENESS = 0.8  # names in .env that resemble a setting at least so much are taken for misspelt; 1 is equal
 ACCOUNTS = ("auto", "poe", "openrouter", "deepseek", "none")
 SWITCHES = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
 MOST_RETENTION_DAYS = 36500
@@ -30,11 +30,11 @@ ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 
 
 class ConfigError(ValueError):
-    """Say in one line which setting is wrong, the value refused and what is accepted."""
+    """A setting is wrong; says in one line which, the refused value, and what is accepted."""
 
 
 class Misspelt(ValueError):
-    """Say how a value that is refused should have been written."""
+    """A value is refused; says how it should have been written."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _http_url(text: str) -> str:
 
 
 def parse_models(text: str) -> tuple[str, ...]:
-    """Read names and prefixes of models separated by commas; of several that differ by capitals alone, the first.
+    """Read names and prefixes of models separated by commas; of those that differ only in case, the first counts.
 
     Raises ValueError if there is none, or one with a `*` before its end or with control characters.
     """
@@ -117,7 +117,7 @@ def database_url(text: str) -> str:
 def _zone(text: str) -> ZoneInfo:
     try:
         return ZoneInfo(text.strip())
-    except (ZoneInfoNotFoundError, OSError) as error:  # a folder of names is an IsADirectoryError
+    except (ZoneInfoNotFoundError, OSError) as error:  # `Europe` is a folder: IsADirectoryError
         raise ValueError from error
 
 
@@ -130,12 +130,12 @@ def _currency(text: str) -> str:
 
 @dataclass(frozen=True)
 class SmtpServer:
-    """The server that mails are given to, and from whom they are; without a user none signs in."""
+    """The mail server, and the sender of mails; without a user there is no login."""
 
     host: str
     port: int
     is_tls: bool
-    """From the first byte on; else only once the server has offered it."""
+    """TLS from the first byte; otherwise STARTTLS if the server offers it."""
     user: str
     password: str = field(repr=False)
     sender: str
@@ -164,7 +164,7 @@ def _webhook_url(text: str) -> str:
 
 
 def mail_address(text: str) -> str:
-    """Return a mail address; raises ValueError for what is none, or more than one."""
+    """Return a mail address; raises ValueError if the text is not exactly one."""
     text = text.strip()
     if len(text) > MOST_MAIL_ADDRESS or not MAIL_ADDRESS.fullmatch(text):
         raise ValueError
@@ -189,7 +189,7 @@ def printable_text(text: str) -> str:
     """Return a text that can stand in an HTTP header; raises ValueError for any other."""
     text = text.strip()
     if not text or not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError  # it goes into an HTTP header, where anything else cannot be sent
+        raise ValueError
     return text
 
 
@@ -288,7 +288,7 @@ class Settings:
     origins: Mapping[str, str] = field(repr=False)
 
     def secrets(self) -> set[str]:
-        """Return what no line of a log may have: the secret settings, and the passwords within URLs."""
+        """Return what no log line may contain: the secret settings, and the passwords in URLs."""
         values = {name: getattr(self, setting.name) for name, setting in SETTINGS.items()}
         secret = [values[name] for name, setting in SETTINGS.items() if setting.metadata["secret"]]
         urls = [url for name, url in values.items() if name.endswith("_URL") and isinstance(url, str)]
@@ -299,7 +299,7 @@ class Settings:
         return {each for each in (*texts, *passwords, *map(unquote, passwords)) if each}
 
     def __repr__(self) -> str:
-        """Name the class alone: a traceback or a debug line must not print a secret."""
+        """Return only the class: a traceback or a debug line must not print a secret."""
         return "<Settings>"
 
 
@@ -347,7 +347,7 @@ def _unset(kind: Any) -> str | None:
 
 
 def is_allowed(model: str, patterns: tuple[str, ...]) -> bool:
-    """Tell whether a pattern names the model: whole, or as a prefix where it ends in `*`; capitals do not matter."""
+    """Tell whether a pattern matches the model, as a prefix if it ends in `*`; case does not matter."""
     name = model.casefold()
     return any(
         name.startswith(pattern[:-1].casefold()) if pattern.endswith("*") else name == pattern.casefold()
@@ -356,7 +356,7 @@ def is_allowed(model: str, patterns: tuple[str, ...]) -> bool:
 
 
 def read_env_file() -> dict[str, str]:
-    """Return what `.env` of the working directory says; a password may hold `${`, so nothing is interpolated."""
+    """Return the values in `.env` of the working directory; nothing is interpolated, since a password may have `${`."""
     try:
         values = dotenv.dotenv_values(ENV_FILE, interpolate=False) if ENV_FILE.is_file() else {}
     except (OSError, UnicodeDecodeError) as error:
@@ -365,10 +365,10 @@ def read_env_file() -> dict[str, str]:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment without what the `flask` command put there from `.env` and `.flaskenv` files.
+    """Return the environment without the values that the `flask` command copied from `.env` and `.flaskenv` files.
 
-    It looks for those in every parent folder too, expands `${...}` in them, and copies what is not set yet into the
-    environment before any of our code runs.
+    It searches every parent folder for them, expands `${...}`, and copies values that are not set into the environment
+    before any of our code runs.
     """
     environment = dict(os.environ)
     if environment.get("FLASK_RUN_FROM_CLI") != "true":
@@ -382,9 +382,9 @@ def _environment() -> dict[str, str]:
 
 
 def _names_at_start() -> set[str]:
-    """Return the variables that this process was started with; none where the system does not tell.
+    """Return the variables that this process was started with; none if the system does not reveal them.
 
-    The reloader of `flask run` starts its process with the copies, which look like the real thing.
+    The reloader of `flask run` starts its process with the copied values, so there they are not known either.
     """
     block = Path("/proc/self/environ")
     if "WERKZEUG_RUN_MAIN" in os.environ or not block.exists():
@@ -393,7 +393,7 @@ def _names_at_start() -> set[str]:
 
 
 def slips() -> Iterator[str]:
-    """Yield a line for each name in `.env` that is no setting's but resembles one."""
+    """Yield a line for each name in `.env` that is no setting but resembles one."""
     for name in read_env_file():
         meant = difflib.get_close_matches(name.upper(), SETTINGS, n=1, cutoff=LIKENESS)
         if meant and name not in SETTINGS:
@@ -401,11 +401,11 @@ def slips() -> Iterator[str]:
 
 
 def without_password(url: str) -> str:
-    """Return a URL without the name and password that may stand in it."""
+    """Return a URL without name and password."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def default_settings() -> dict[str, str]:
-    """Return every default as text: overrides with which neither the environment nor `.env` changes anything."""
+    """Return every default as text, for overrides that shut out the environment and `.env`."""
     return {name: setting.metadata["default"] for name, setting in SETTINGS.items()}

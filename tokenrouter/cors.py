@@ -1,4 +1,4 @@
-"""Calls by programs in browsers, from the origins that CORS_ORIGINS names; all others, browsers refuse by themselves.
+"""Calls by programs in browsers, allowed from the origins in CORS_ORIGINS; browsers refuse all others.
 
 Source: Fetch Standard, 3.3.
 """
@@ -10,7 +10,7 @@ from tokenrouter.config import Settings
 
 METHODS = "GET, POST, OPTIONS"
 USUAL_HEADERS = "Authorization, Content-Type"
-MAX_AGE_S = 7200  # the longest that Chromium heeds
+MAX_AGE_S = 7200  # the longest that Chromium accepts
 EXPOSED = ", ".join(
     (
         "x-request-id",
@@ -32,7 +32,7 @@ EXPOSED = ", ".join(
 
 
 def init_app(app: Flask, settings: Settings) -> None:
-    """Let the origins of the settings in, where there are any."""
+    """Allow the origins of the settings, if there are any."""
     if settings.cors_origins:
         app.config["CORS_ORIGINS"] = settings.cors_origins
         app.before_request(_answer_preflight)
@@ -40,13 +40,13 @@ def init_app(app: Flask, settings: Settings) -> None:
 
 
 def _answer_preflight() -> Response | None:
-    """Answer a browser that asks whether it may call; no token comes with that question."""
+    """Answer a preflight request, which carries no token."""
     is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
     if not is_preflight or not _is_of_callers() or _allowed_origin() is None:
         return None
     response = Response(status=204)
     response.headers["Access-Control-Allow-Methods"] = METHODS
-    # SDKs have many headers of their own, which the provider is not sent: none of them can do harm
+    # SDKs send many headers of their own; they do no harm, since the provider does not get them
     requested = request.headers.get("Access-Control-Request-Headers")
     response.headers["Access-Control-Allow-Headers"] = requested or USUAL_HEADERS
     response.headers["Access-Control-Max-Age"] = str(MAX_AGE_S)
@@ -55,7 +55,7 @@ def _answer_preflight() -> Response | None:
 
 
 def _let_in(response: Response) -> Response:
-    """Tell the browser that the program may read this answer, whatever it is."""
+    """Tell the browser that the program may read this answer, errors included."""
     if _is_of_callers():
         response.vary.add("Origin")
         if (origin := _allowed_origin()) is not None:
@@ -69,7 +69,7 @@ def _is_of_callers() -> bool:
 
 
 def _allowed_origin() -> str | None:
-    """Return what names the request's origin as one that may call; None if it may not, or has none."""
+    """Return the value of Access-Control-Allow-Origin; None if the origin may not call, or is missing."""
     origin, allowed = request.headers.get("Origin"), current_app.config["CORS_ORIGINS"]
     if origin is None or ("*" not in allowed and origin.lower() not in allowed):
         return None

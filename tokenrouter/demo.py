@@ -1,4 +1,4 @@
-"""`flask demo`: the whole product on loopback, with a stand-in provider and a database that is thrown away."""
+"""`flask demo`: the whole product on loopback, with a stand-in provider and a throw-away database."""
 
 import secrets
 import signal
@@ -52,7 +52,7 @@ Ctrl-C ends it and leaves nothing behind.
 
 
 def command(create_app: Callable[[dict[str, str]], Flask]) -> click.Command:
-    """Make the `demo` command; it is handed the application factory, which stands above this module."""
+    """Make the `demo` command; it gets the application factory, which this module must not import."""
 
     @click.command("demo")
     @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes any.")
@@ -75,9 +75,9 @@ def command(create_app: Callable[[dict[str, str]], Flask]) -> click.Command:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """End as Ctrl-C does, and let no second signal stop that halfway."""
+    """End as Ctrl-C does, and ignore further signals, so that cleaning up is not interrupted."""
     for ending in ENDINGS:
-        signal.signal(ending, lambda *_: None)  # not SIG_IGN: one that has just come would then end it by an OSError
+        signal.signal(ending, lambda *_: None)  # not SIG_IGN: a pending signal would then raise an OSError
     raise KeyboardInterrupt
 
 
@@ -98,7 +98,7 @@ def _serve(app: Flask, port: int, password: str) -> None:
 
 
 def _listener(port: int) -> socket.socket:
-    """Listen on the port; werkzeug would end the program with an explanation of its own where it is taken."""
+    """Listen on the port; werkzeug would end the program with its own explanation if it is taken."""
     try:
         return socket.create_server((HOST, port))
     except OSError as error:

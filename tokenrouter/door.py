@@ -1,4 +1,4 @@
-"""Who is turned away before the log has a row of it: an unknown token, a broken body, too much at once."""
+"""Count the requests that are turned away without a row of the log: unknown tokens, broken bodies, overload."""
 
 from flask import Flask, g, request
 
@@ -10,12 +10,12 @@ BAD_REQUEST = "bad_request"
 
 
 def init_app(app: Flask) -> None:
-    """Have such refusals counted, by address and, where it was once one, by token."""
+    """Have such refusals counted, by address and, if it was ever valid, by token."""
     app.extensions[TURNED_AWAY] = _count
 
 
 def _count(error: APIError) -> None:
-    """Count a refusal, unless it is a signed-in program's own mistake at the management API, or a failure of ours."""
+    """Count a refusal, except mistakes of authenticated programs at the management API, and failures of ours."""
     if error.status == CRASHED or (request.path.startswith("/api") and error.status != 401):
         return
     reason = error.turned_away_as or error.code or (BAD_REQUEST if error.status == 400 else error.type)

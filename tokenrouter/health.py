@@ -1,4 +1,4 @@
-"""Blueprint "pages": what needs no sign-in."""
+"""Blueprint "pages": the probes, which need no sign-in."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ CHECK_AGAIN_S = 1.0
 
 
 class Readiness:
-    """Whether the database takes writes, found out once a second at most, however many ask."""
+    """Whether the database takes writes, tested at most once a second, however many requests come."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -26,7 +26,7 @@ class Readiness:
         self._checking = threading.Lock()
 
     def is_ready(self) -> bool:
-        """Tell what was found last, or what is found now; nobody but the first waits while another finds out."""
+        """Return the last result, or test again if it is old; only the first request ever waits for another's test."""
         if self._checking.acquire(blocking=self._is_first):
             try:
                 if time.monotonic() - self._checked_at >= CHECK_AGAIN_S:
