@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape, and the handlers that render them for every path that programs call."""
+"""Errors in OpenAI's shape, and the handlers that render them on all paths for programs."""
 
 import logging
 import random
@@ -23,20 +23,20 @@ from tokenrouter.troubles import one_line
 
 logger = logging.getLogger(__name__)
 
-DATABASE_ERRORS = (DBAPIError, TimeoutError)  # whatever it says: what was to be done is not done
+DATABASE_ERRORS = (DBAPIError, TimeoutError)  # after any of them, nothing was done
 TROUBLE_STATUSES = (502, 503, 504)
 NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}", re.IGNORECASE | re.ASCII)
 TURNED_AWAY = "tokenrouter.turned_away"
-"""Where an app has the function that counts refusals which the log has no row of."""
+"""The extension with the function that counts refusals without a row of the log."""
 UNKNOWN_MODEL = "unknown model: "
-"""Begins the reason in the log where the provider has no model of the name, whatever its code says."""
+"""Prefix of the reason in the log if the provider has no model of the name, whatever its error code is."""
 PAGES = "tokenrouter.error_pages"
 PAGE_WORDS = {
     404: ("Not found", "There is nothing at this address."),
     413: ("Too much at once", "What you sent is larger than is taken here."),
     500: ("TokenRouter failed", "It failed on this request. The reason is in the service’s log."),
 }
-"""What pages say of an error that nothing more exact is known of: a heading and a sentence, by the status."""
+"""By status: the heading and sentence of an error page, if the error itself has no description."""
 
 
 class APIError(Exception):
@@ -50,15 +50,15 @@ class APIError(Exception):
     code: str | None = None
     headers: Mapping[str, str] = {}
     request_id: str | None = None
-    """The id of the row in the log, where that is another call's, which this one repeats."""
+    """The id of the log's row, if this refusal repeats another call's, which has the row."""
     reason: str | None = None
-    """What the log keeps of why: our own figures, or the provider's code and type; never what anybody wrote."""
+    """The reason for the log: our own figures, or the provider's code and type; never text that somebody wrote."""
     is_logged = False
-    """Whether a row of the log tells of it; what has none is counted as turned away at the door."""
+    """Whether the log has a row of it; errors without one are counted as turned away at the door."""
     token_id = 0
-    """The token that came with it, where that is, or once was, a team's."""
+    """The id of the request's token, if it is, or once was, a team's."""
     turned_away_as: str | None = None
-    """What the count of those turned away calls it, where callers may not know."""
+    """The reason under which it is counted at the door, if that differs from what callers see."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class APIError(Exception):
 
 
 class InvalidAPIKey(APIError):
-    """No token, or one that is unknown, revoked or expired: a caller cannot tell which, the administrator can."""
+    """No token, or one that is unknown, revoked or expired; only the administrator can see which."""
 
     status, type, code = 401, "invalid_request_error", "invalid_api_key"
     headers = {"WWW-Authenticate": "Bearer"}
@@ -95,7 +95,7 @@ class InvalidAPIKey(APIError):
 
 
 class InvalidManagementToken(InvalidAPIKey):
-    """The management API was called without a management token; a team's token is none."""
+    """The management API was called without a management token; a team's token does not open it."""
 
     turned_away_as = "no_management_token"
 
@@ -108,7 +108,7 @@ class InvalidManagementToken(InvalidAPIKey):
 
 
 class TeamDisabled(APIError):
-    """The token is good, and its team is switched off."""
+    """The token is valid, but its team is disabled."""
 
     status, type, code = 403, "invalid_request_error", "team_disabled"
 
@@ -126,13 +126,13 @@ class ModelNotFound(APIError):
 
 
 class ResponseNotFound(APIError):
-    """The team was given no such response, whoever else was."""
+    """The team was not given this response, even if another team was."""
 
     status, type, code = 404, "invalid_request_error", "previous_response_not_found"
 
 
 class ItemNotFound(APIError):
-    """The team was given no such item of a response, whoever else was."""
+    """The team was not given this item of a response, even if another team was."""
 
     status, type, code = 404, "invalid_request_error", "item_not_found"
 
@@ -150,7 +150,7 @@ class NameTaken(APIError):
 
 
 class CodeClosed(APIError):
-    """The code to join with is one, and nobody joins with it any more; only the page for people says so."""
+    """The code exists, but nobody can join with it any more; only the page for people says so."""
 
     status, type = 403, "invalid_request_error"
 
@@ -163,7 +163,7 @@ class QuotaExceeded(APIError):
 
 
 class ModelHasNoPrice(APIError):
-    """The team has a budget, or its group, and nobody knows what the model costs."""
+    """The team, or its group, has a budget, and the model has no price."""
 
     status, type, code = 403, "invalid_request_error", "model_has_no_price"
 
@@ -176,12 +176,12 @@ class QuotaReserved(APIError):
 
 
 def waits(wait_ms: int) -> dict[str, str]:
-    """Return the headers by which programs know how long to wait."""
+    """Return the headers that tell programs how long to wait."""
     return {"Retry-After": str(-(-wait_ms // 1000)), "retry-after-ms": str(wait_ms)}
 
 
 class PaceExceeded(APIError):
-    """The team calls faster than it may. Source of the types: what OpenAI calls what is limited."""
+    """The team calls faster than it may. Source of the types: OpenAI's errors of rate limits."""
 
     status, code = 429, "rate_limit_exceeded"
 
@@ -198,7 +198,7 @@ class PaceExceeded(APIError):
 
 
 class ProviderBusy(APIError):
-    """The service as a whole calls as fast as the provider's account allows, and others are before this call."""
+    """All teams together call as fast as the provider's account allows, and other calls come before this one."""
 
     status, type, code = 429, "rate_limit_error", "provider_busy"
 
@@ -232,7 +232,7 @@ class MethodNotAllowed(APIError):
 
 
 class StorageUnavailable(APIError):
-    """The database cannot be used, so a call could not be booked or a question not be answered."""
+    """The database cannot be used, so a call could not be booked, or a request not answered."""
 
     status, code = 503, "storage_unavailable"
 
@@ -241,7 +241,7 @@ class StorageUnavailable(APIError):
 
 
 class Overloaded(APIError):
-    """All places for calls to the provider are taken."""
+    """All slots for calls to the provider are taken."""
 
     status, code = 503, "overloaded"
     headers = {"Retry-After": "1"}
@@ -287,7 +287,7 @@ class ProviderBadResponse(ProviderError):
 
 
 class ProviderRefusal(ProviderError):
-    """An error of the provider's that is not in OpenAI's shape; its status is the provider's own."""
+    """An error of the provider that is not in OpenAI's shape; it keeps the provider's status."""
 
     def __init__(
         self, message: str, status: int, headers: Mapping[str, str], provider_text: bytes, reason: str
@@ -298,9 +298,9 @@ class ProviderRefusal(ProviderError):
 
 
 def code_and_type(document: object) -> str:
-    """Name an error of the provider's by its code and type, in a document or in an event of a stream.
+    """Return code and type of a provider's error, in a document or in an event of a stream.
 
-    Only what is a name is told: all else may repeat a caller's words.
+    Only values that look like names are used: others may repeat a caller's words.
     """
     for error in _errors_in(document):
         named = [f"{field} {error[field]}" for field in ("code", "type") if _is_name(error.get(field))]
@@ -330,7 +330,7 @@ def error_body(message: str, type_: str, param: str | None, code: str | None) ->
 
 
 def new_request_id() -> str:
-    """Make the id by which an answer is found in the log; it need not be a secret."""
+    """Make the id by which an answer is found in the log; it is no secret."""
     return f"req_{time.time_ns() // 1_000_000:012x}{random.getrandbits(80):020x}"
 
 
@@ -356,7 +356,7 @@ def render(error: APIError) -> Response:
 
 
 def _tell_operator(error: APIError) -> None:
-    """Say in the log what callers are refused for though it is not their fault, with the cause; each now and then."""
+    """Log errors that are not the caller's fault, with the cause, throttled by kind."""
     cause = error.__cause__
     why = "" if cause is None else f" ({one_line(getattr(cause, 'orig', None) or cause)})"  # not SQL, nor its values
     kind = error.code or error.type
@@ -373,7 +373,7 @@ def _without_database(error: Exception) -> Response:
 
 
 def _translate(error: HTTPException) -> Response:
-    """Give Flask's own errors OpenAI's shape. Unknown paths reach no blueprint, so the path itself is looked at."""
+    """Give Flask's own errors OpenAI's shape on paths for programs; unknown paths belong to no blueprint."""
     cause = error.original_exception if isinstance(error, InternalServerError) else None
     if cause is not None:
         logger.error("%s %s failed", request.method, request.path)
@@ -383,14 +383,14 @@ def _translate(error: HTTPException) -> Response:
 
 
 def show_below(app: Flask, prefix: str, show: Callable[[HTTPException], Response]) -> None:
-    """Have the pages of errors below a path made by the room that serves it."""
+    """Let the package that serves a path render the error pages below it."""
     app.extensions[PAGES][prefix] = show
 
 
 def page(error: HTTPException) -> Response:
-    """Return the page of an error, with the look of the pages about it."""
-    rooms: Mapping[str, Callable[[HTTPException], Response]] = current_app.extensions[PAGES]
-    for prefix, show in rooms.items():
+    """Return the error page in the style of the pages around it."""
+    renderers: Mapping[str, Callable[[HTTPException], Response]] = current_app.extensions[PAGES]
+    for prefix, show in renderers.items():
         if request.path.startswith(f"{prefix}/"):
             return show(error)
     heading, message, status = page_words(error)
@@ -399,9 +399,9 @@ def page(error: HTTPException) -> Response:
 
 
 def page_words(error: HTTPException) -> tuple[str, str, int]:
-    """Return what a page says of an error, in a heading and a sentence, and its status."""
+    """Return heading, sentence and status of an error page."""
     if isinstance(error, ClientDisconnected):
-        error = RequestTimeout()  # whoever is still there to read that a form broke off was too slow
+        error = RequestTimeout()  # a client that still reads the answer was too slow to send its form
     own_heading, own_message = PAGE_WORDS.get(error.code or 500, (None, None))
     has_own = error.description != type(error).description
     message = error.description if has_own or own_message is None else own_message

@@ -1,4 +1,4 @@
-"""Numbers in few characters, written one way on all pages and in all messages; `usage.js` has the same rule."""
+"""Numbers in few characters, written the same way on all pages and in all messages; `usage.js` has the same rule."""
 
 import math
 
@@ -14,5 +14,5 @@ def short(number: float) -> str:
 
 
 def _one_decimal(number: float) -> str:
-    tenths = math.floor(abs(number) * 10 + 0.5)  # halves go up, as in JavaScript
+    tenths = math.floor(abs(number) * 10 + 0.5)  # round half up, as JavaScript does
     return f"{math.copysign(tenths / 10, number):,.1f}".removesuffix(".0")

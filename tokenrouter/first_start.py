@@ -1,4 +1,4 @@
-"""What a first start asks for and makes: key and password in `.env`, and the key that signs sessions."""
+"""A first start asks for the provider's key and the admin password, and creates the key that signs sessions."""
 
 import os
 import secrets
@@ -36,9 +36,9 @@ DEFAULT_PASSWORD = (
 
 
 def load_for_serving(*, may_ask: bool = True) -> Settings:
-    """Load the settings and make sure that the provider's key is among them, asking for it on a terminal.
+    """Load the settings; if the provider's key is missing, ask for it on a terminal.
 
-    Raises ConfigError if the key is missing and nobody can or may be asked.
+    Raises ConfigError if the key is missing and nobody can be asked, or `may_ask` is false.
     """
     settings = load()
     if settings.provider_api_key:
@@ -50,7 +50,7 @@ def load_for_serving(*, may_ask: bool = True) -> Settings:
 
 
 def warnings(settings: Settings) -> Iterator[str]:
-    """Yield, a line each, what the start is to warn of."""
+    """Yield the warnings of the start, a line each."""
     if settings.admin_password == DEFAULT_ADMIN_PASSWORD:
         yield DEFAULT_PASSWORD
     yield from slips()
@@ -63,7 +63,7 @@ def _on_terminal() -> bool:
 def ask(settings: Settings) -> None:
     """Ask for the provider's key and the admin password, and save both to `.env`, mode 0600.
 
-    Raises ConfigError if nobody can be asked or nothing saved, and when the questions are interrupted.
+    Raises ConfigError if nobody can be asked, nothing can be saved, or the questions are interrupted.
     """
     if not _on_terminal():
         raise ConfigError("There is no terminal to ask on: put PROVIDER_API_KEY and ADMIN_PASSWORD into .env by hand")
@@ -97,7 +97,7 @@ def _prompt_hidden(question: str, keep: str) -> str:
 
 
 def _check_writable() -> None:
-    """Raise ConfigError if answers could not be saved: whoever typed a key would have to find it once more."""
+    """Raise ConfigError, before any question is asked, if the answers could not be saved."""
     path = ENV_FILE.resolve()
     if path.exists() and not os.access(path, os.R_OK):
         raise ConfigError(f"{path} cannot be read")
@@ -109,11 +109,11 @@ def _check_writable() -> None:
 
 
 def save(values: Mapping[str, str]) -> None:
-    """Write the values into `.env`, mode 0600, all or none; other lines and comments stay as they are.
+    """Write values into `.env`, mode 0600, all or none; other lines and comments stay.
 
     Raises ConfigError, naming the file and what was to be saved.
     """
-    path = ENV_FILE.resolve()  # of a link, what it leads to
+    path = ENV_FILE.resolve()  # a link is not replaced, but its target
     draft = path.with_name(f".env.{secrets.token_hex(4)}")
     try:
         draft.touch(mode=0o600, exist_ok=False)
@@ -129,9 +129,9 @@ def save(values: Mapping[str, str]) -> None:
 
 
 def generated_secret_key(folder: Path) -> str:
-    """Return the key kept in the folder's `secret_key`, mode 0600, made when first asked for.
+    """Return the key in the folder's file `secret_key`, mode 0600, which is created when first needed.
 
-    Several workers may ask at once: a link is made whole or not at all, so all of them read the same key.
+    Several workers may do so at once: the file is created by a link, which is atomic, so all read the same key.
     Raises ConfigError.
     """
     try:
@@ -155,7 +155,7 @@ def _kept_secret_key(folder: Path) -> str:
         try:
             os.link(draft, path)
         except FileExistsError:
-            pass  # another worker was first: its key is the one
+            pass  # another worker was first: its key counts
         finally:
             draft.unlink()
     return path.read_text()

@@ -1,8 +1,8 @@
-"""Lines of the log, as text or as JSON: whatever they tell of, each stays one line, and none holds a secret.
+"""Lines of the log, as text or as JSON: each record stays on one line, and none has a secret.
 
-What goes wrong is written to standard error, by Python's `logging`. What programs read of calls is written to standard
-output, past it: no lock is held meanwhile, and each write(2) is of whole lines and short enough not to be mixed with
-those of other processes, in a pipe too.
+Problems are written to standard error, by Python's `logging`. The lines about calls, for programs, are written directly
+to standard output: no lock is held, and each write(2) has whole lines and is short enough not to be mixed with those of
+other processes, even in a pipe.
 """
 
 import json
@@ -22,22 +22,22 @@ TEXT, DATE_FORMAT = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s", "[%
 STANDARD_OUTPUT = 1
 MOST_BYTES_AT_ONCE = 4096  # PIPE_BUF: a longer write to a pipe may be mixed with others
 MOST_CHARACTERS = 80  # of a text, in a line that is too long
-SHORTEST_SECRET = 8  # a shorter one would blacken words of every line
+SHORTEST_SECRET = 8  # a shorter one would also match ordinary words
 BEARER_TOKEN = re.compile(r"\b(trm?-[\w-]{5})[\w-]{38}")
 HANDLER = "tokenrouter"
 
 
 class _Style:
-    """How lines look in this process."""
+    """The format of lines in this process."""
 
     format: Format = "text"
     secrets: tuple[str, ...] = ()
 
 
 def init(format_: Format = "text", secrets: Iterable[str] = ()) -> None:
-    """Have all that our loggers say written in this format, and these secrets left out of it.
+    """Set the format of our loggers, and the secrets that are masked in it.
 
-    Where somebody has set up logging already, that stays as it is.
+    A logging configuration that somebody else has set up stays as it is.
     """
     _Style.format = format_
     _Style.secrets = tuple(sorted({each for each in secrets if len(each) >= SHORTEST_SECRET}, key=len, reverse=True))
@@ -48,17 +48,17 @@ def init(format_: Format = "text", secrets: Iterable[str] = ()) -> None:
     for handler in ours.handlers:
         if handler.name == HANDLER:
             handler.setFormatter(formatter())
-    if logging.lastResort is not None:  # what libraries say
+    if logging.lastResort is not None:  # for libraries
         logging.lastResort.setFormatter(formatter())
 
 
 def formatter() -> logging.Formatter:
-    """Return what makes lines of records."""
+    """Return the formatter of records."""
     return JsonFormatter() if _Style.format == "json" else TextFormatter(TEXT, DATE_FORMAT)
 
 
 class TextFormatter(logging.Formatter):
-    """A line with time, process and level; those of a traceback are indented, so that none can pose as another's."""
+    """A line with time, process and level; lines of a traceback are indented, so that none can look like a record."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and the traceback's, if there is one."""
@@ -90,19 +90,19 @@ def _head(level: str, logger: str, at: datetime) -> dict[str, Any]:
 
 
 def without_secrets(text: str) -> str:
-    """Return a text without our own secrets, and with callers' tokens cut short."""
+    """Return a text with our secrets masked, and callers' tokens cut short."""
     for secret in _Style.secrets:
         text = text.replace(secret, "[secret]")
     return BEARER_TOKEN.sub(r"\1…", text)
 
 
 def on_one_line(text: str) -> str:
-    """Return a text with all that is not seen, line separators among it, written as Python does in literals."""
+    """Return a text with invisible characters, such as line separators, escaped as in Python's literals."""
     return text if text.isprintable() else "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def as_json(document: Mapping[str, Any]) -> bytes:
-    """Return a document in ASCII on one line: Unicode's own line separators are escaped too."""
+    """Return a document in ASCII on one line; Unicode's line separators are escaped too."""
     try:
         line = orjson.dumps(document, option=orjson.OPT_UTC_Z)
     except TypeError:  # half of a surrogate pair
@@ -117,7 +117,7 @@ def _in_rfc3339(at: datetime) -> str:
 
 
 def write_lines(logger: str, documents: Iterable[Mapping[str, Any]]) -> None:
-    """Write documents to standard output, a line each, as many at once as are not mixed with others' on the way.
+    """Write documents to standard output, a line each, in writes that are not mixed with those of other processes.
 
     Raises OSError.
     """
@@ -133,7 +133,7 @@ def write_lines(logger: str, documents: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _line(document: dict[str, Any]) -> bytes:
-    """Return a document's line, one that is too long with its texts cut short."""
+    """Return a document's line; if it is too long, with its texts cut short."""
     line = as_json(document) + b"\n"
     if len(line) <= MOST_BYTES_AT_ONCE:
         return line
@@ -147,7 +147,7 @@ def _write(lines: bytes) -> None:
 
 
 def say(error: str) -> None:
-    """Say on standard error what fails in a process that goes on: as it is, or as JSON where all lines are."""
+    """Print an error of a process that goes on to standard error, in the format of all lines."""
     if _Style.format == "json":
         document = _head("ERROR", HANDLER, datetime.now(UTC)) | {"message": without_secrets(error)}
         error = as_json(document).decode()

@@ -1,4 +1,4 @@
-"""Which of the provider's own entries stands for which of our calls: by its id, else by model and time. Pure."""
+"""Match the entries of the provider's record with our calls: by id, otherwise by model and time. Pure."""
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
@@ -11,12 +11,12 @@ from heapq import heappop, heappush
 from tokenrouter.provider.history import Entry
 
 EARLIER, LATER = timedelta(seconds=60), timedelta(seconds=120)
-"""By how much the provider's time may lie before a call's beginning or behind its end: clocks differ."""
-MOST_CANDIDATES = 16  # that one call is compared with, those nearest to its beginning
+"""How far the provider's time may be before a call's beginning, or after its end: clocks differ."""
+MOST_CANDIDATES = 16  # entries that one call is compared with, those nearest to its beginning
 
 
 class Reason(Enum):
-    """Why a call costs something else here than there, as far as our log tells; the value completes "3 calls: "."""
+    """Why a call differs on both sides, as far as our log shows; the value completes the sentence "3 calls: "."""
 
     LEFT = "the caller left before the end, and what had arrived was estimated"
     BROKE_OFF = "the provider broke off, and what had arrived was estimated"
@@ -44,39 +44,39 @@ class OurCall:
     cost: int | None
     provider_id: str | None = None
     caveat: Reason | None = None
-    """Why what was booked need not be what the provider counted; None if it reported that."""
+    """Why our figure may differ from the provider's; None if the provider reported it to us."""
     request_id: str = ""
     team: str = ""
 
     @property
     def is_booked(self) -> bool:
-        """Whether anything was charged for it, so that the provider's record has to know it."""
+        """Whether it was charged, so that the provider's record should have it."""
         return self.tokens > 0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A call and its entry, or one of both alone."""
+    """A call and its entry, or one of them alone."""
 
     ours: OurCall | None
     theirs: Entry | None
 
     @property
     def gap_tokens(self) -> int | None:
-        """How many tokens more the provider counts; None if it does not tell its."""
+        """How many more tokens the provider counts; None if its entry has no tokens."""
         theirs = 0 if self.theirs is None else tokens_of(self.theirs)
         return None if theirs is None else theirs - (0 if self.ours is None else self.ours.tokens)
 
     @property
     def gap_cost(self) -> int | None:
-        """How much more the provider takes, where both sides' amounts are known."""
+        """How much more the provider charges; None unless both amounts are known."""
         theirs = 0 if self.theirs is None else self.theirs.cost
         ours = 0 if self.ours is None or not self.ours.is_booked else self.ours.cost
         return None if theirs is None or ours is None else theirs - ours
 
     @property
     def reason(self) -> Reason:
-        """Why both differ, if they do."""
+        """Why both sides differ, if they do."""
         if self.theirs is None:
             return Reason.OURS_ALONE
         if self.ours is None:
@@ -108,10 +108,10 @@ def tokens_of(entry: Entry) -> int | None:
 
 
 def match(ours: Iterable[OurCall], theirs: Iterable[Entry]) -> list[Pair]:
-    """Pair each call with its entry: the one of its id, else of the same model in its time, the most alike first.
+    """Pair each call with its entry: the one of its id, otherwise one of the same model and time, the most alike first.
 
-    No call and no entry is in two pairs; what finds none stands alone, but for calls for which nothing was booked: they
-    are left out then, since both sides agree on them. They are paired with what the booked ones leave.
+    No call and no entry is in two pairs; those without a partner stand alone, except calls that were not charged, on
+    which both sides then agree. These are paired last, with the entries that the charged calls leave.
     """
     entries = {entry.id: entry for entry in theirs}
     pairs: list[Pair] = []
@@ -139,7 +139,7 @@ def _match_one_model(calls: Sequence[OurCall], entries: Sequence[Entry]) -> list
 
 
 def _match_by_time(calls: Sequence[OurCall], entries: Sequence[Entry]) -> list[Pair]:
-    """Pair calls and entries of one model: first those of as many tokens, which nearly all are, then the most alike."""
+    """Pair calls and entries of one model: first those with equal tokens, nearly all of them, then the most alike."""
     alike: defaultdict[int | None, tuple[list[OurCall], list[Entry]]] = defaultdict(lambda: ([], []))
     for call in calls:
         alike[call.tokens][0].append(call)
@@ -157,13 +157,13 @@ def _by_likeness_and_order(calls: Sequence[OurCall], entries: Sequence[Entry]) -
 def _left_by(
     pairs: Sequence[Pair], calls: Sequence[OurCall], entries: Sequence[Entry]
 ) -> tuple[list[OurCall], list[Entry]]:
-    """Return the calls and entries that are in none of the pairs."""
+    """Return the calls and entries that are not in these pairs."""
     paired = {id(each) for pair in pairs for each in (pair.ours, pair.theirs)}
     return [call for call in calls if id(call) not in paired], [each for each in entries if id(each) not in paired]
 
 
 def _in_order(calls: Sequence[OurCall], entries: Sequence[Entry]) -> list[Pair]:
-    """Pair as many as can be: of the calls in whose time an entry lies, the one whose time is over first gets it."""
+    """Pair as many as possible: each entry goes to that of its possible calls whose time is over first."""
     waiting = sorted(calls, key=lambda call: call.began)[::-1]
     open_calls: list[tuple[datetime, int]] = []
     by_number: dict[int, OurCall] = {}
@@ -181,7 +181,7 @@ def _in_order(calls: Sequence[OurCall], entries: Sequence[Entry]) -> list[Pair]:
 
 
 def _by_likeness(calls: Sequence[OurCall], entries: Sequence[Entry]) -> list[Pair]:
-    """Pair what lies within each other's time, the most alike by tokens first; leave out what finds none."""
+    """Pair calls and entries that fit by time, the most alike by tokens first; leave the others out."""
     by_time = sorted(entries, key=lambda entry: entry.at)
     moments = [entry.at for entry in by_time]
     candidates = [
@@ -201,7 +201,7 @@ def _by_likeness(calls: Sequence[OurCall], entries: Sequence[Entry]) -> list[Pai
 
 
 def _nearest(call: OurCall, moments: Sequence[datetime]) -> range:
-    """Return where the entries are that may be the call's, those around its beginning where they are many."""
+    """Return the positions of the entries that fit a call by time; of many, those around its beginning."""
     first, last = bisect_left(moments, call.began - EARLIER), bisect_right(moments, call.ended + LATER)
     middle = bisect_left(moments, call.began)
     half = MOST_CANDIDATES // 2
@@ -209,7 +209,7 @@ def _nearest(call: OurCall, moments: Sequence[datetime]) -> range:
 
 
 def _unlikeness(call: OurCall, entry: Entry) -> tuple[int, float]:
-    """Say how little a call is like an entry: first by tokens, where both tell them, then by time."""
+    """Return how much a call and an entry differ: by tokens, if the entry has them, then by time."""
     told = tokens_of(entry)
     by_tokens = 0 if told is None else abs(told - call.tokens)
     return by_tokens, abs((entry.at - call.began).total_seconds())

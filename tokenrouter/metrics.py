@@ -16,16 +16,16 @@ blueprint = Blueprint("metrics", __name__)
 
 @blueprint.get("/metrics")
 def metrics() -> Response:
-    """Tell Prometheus how the service stands, in the format that it asks for."""
+    """Return the metrics in the format that Prometheus requests."""
     settings = runtime.current().settings
-    if not _bears(settings.metrics_token):
+    if not _has_token(settings.metrics_token):
         return Response("Wrong or missing bearer token.\n", 401, {"WWW-Authenticate": "Bearer"}, mimetype="text/plain")
     families: Any = Families(db.engine, settings.currency, settings.provider_requests_per_minute)
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
     return Response(encode(families), headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
 
-def _bears(token: str) -> bool:
-    """Tell whether the request bears this token, in a time that does not tell how much of it is right."""
+def _has_token(token: str) -> bool:
+    """Tell whether the request carries this token, in constant time."""
     given = bearer_token_from(request.headers.get("Authorization")) or ""
     return hmac.compare_digest(given.encode(), token.encode())

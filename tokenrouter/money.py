@@ -1,17 +1,17 @@
-"""Amounts of money: whole billionths of a currency, as people write them and as programs do. Pure."""
+"""Amounts of money in whole billionths of a currency: reading and writing them, for people and programs. Pure."""
 
 import re
 from decimal import ROUND_HALF_UP, Decimal
 
 BILLION = 10**9
 BILLIONTH_PLACES = 9
-MOST_AMOUNT = 10**9 * BILLION  # whatever is summed up of such amounts still fits a column
+MOST_AMOUNT = 10**9 * BILLION  # 10**18, which leaves room in a 64-bit column
 SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥"}
 AMOUNT = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,10})(?:\.[0-9]{1,18})?")
 
 
 def parse_amount(text: str, places: int = BILLIONTH_PLACES) -> int:
-    """Read an amount such as `12.50`, `$12.50` or `1,250`, in billionths; it may have at most so many decimals.
+    """Read an amount such as `12.50`, `$12.50` or `1,250` with at most so many decimals; return billionths.
 
     Raises ValueError, which says what is wrong.
     """
@@ -43,7 +43,7 @@ def decimal_string(amount: int | None) -> str | None:
 
 
 def shown(amount: int, currency: str) -> str:
-    """Write an amount for people: `$12.50`, `€0.0042`; of less than a hundredth the first two digits that count."""
+    """Write an amount for people: `$12.50`, `€0.0042`; below a hundredth with two significant digits."""
     sign, amount = ("-", -amount) if amount < 0 else ("", amount)
     number = Decimal(amount) / BILLION
     if amount and number < Decimal("0.01"):
