@@ -48,7 +48,7 @@ def list_teams() -> Document:
     """List the teams by id."""
     query = _query("limit", "after", "name")
     rows, more = reports.teams_after(_after(query) or 0, _limit(query), query.get("name"))
-    unpriced.tell(sum(team.unpriced_tokens for team in rows))
+    unpriced.note(sum(team.unpriced_tokens for team in rows))
     return _page([reports.team_view(team) for team in rows], rows[-1].id if more else None)
 
 
@@ -158,7 +158,7 @@ def list_groups() -> Document:
     """List the groups by id."""
     query = _query("limit", "after", "name")
     rows, more = reports.groups_after(_after(query) or 0, _limit(query), query.get("name"))
-    unpriced.tell(sum(group.unpriced_tokens for group in rows))
+    unpriced.note(sum(group.unpriced_tokens for group in rows))
     return _page(reports.group_views(rows), rows[-1].id if more else None)
 
 
@@ -213,13 +213,13 @@ def give_group_extra(group_id: str) -> Document:
 
 
 def _team(team: Team) -> Document:
-    unpriced.tell(team.unpriced_tokens)
+    unpriced.note(team.unpriced_tokens)
     return reports.team_view(team)
 
 
 def _group(group_id: int) -> Document:
     group = teams.find_group(group_id)
-    unpriced.tell(group.unpriced_tokens)
+    unpriced.note(group.unpriced_tokens)
     (view,) = reports.group_views([group])
     return view
 
@@ -274,7 +274,7 @@ def list_usage() -> Document:
     group_by: reports.Grouping = _choice(query, "group_by", reports.GROUPINGS) or "day"
     days = _day(query, "since"), _day(query, "until")
     rows, unpriced_tokens = reports.usage(group_by, _team_id(query), _group_id(query), *days)
-    unpriced.tell(unpriced_tokens)
+    unpriced.note(unpriced_tokens)
     return _page(rows, None)
 
 

@@ -1,4 +1,4 @@
-"""Whose page sent a form, as browsers tell it."""
+"""Which site's page sent a form, as browsers say."""
 
 from flask import Request
 
@@ -6,10 +6,10 @@ OWN_SITE = ("same-origin", "none")
 
 
 def is_from_another_site(request: Request) -> bool:
-    """Tell whether a browser says that another site's page sent this. Programs say nothing of that.
+    """Tell whether another site's page sent this, as the browser says; programs say nothing about it.
 
-    Old browsers, and all that came without https, tell the page's origin alone, and of our pages only because their
-    referrer policy lets them. Source: Fetch Metadata Request Headers, W3C; RFC 6454, 7.
+    Old browsers, and all without https, only send the page's origin, and of our pages only because the referrer policy
+    allows it. Source: Fetch Metadata Request Headers, W3C; RFC 6454, 7.
     """
     if site := request.headers.get("Sec-Fetch-Site"):
         return site not in OWN_SITE

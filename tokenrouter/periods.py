@@ -1,4 +1,4 @@
-"""When a quota begins anew: days, weeks and months that begin at midnight in a time zone. Pure.
+"""When quotas renew: at the beginning of days, weeks and months in a time zone. Pure.
 
 An instant is a whole number of seconds since 1970.
 """
@@ -16,20 +16,20 @@ LAST_DAY_OF_MONTH = 31
 
 @dataclass(frozen=True)
 class Renewal:
-    """How often a quota begins anew: `day` is that of a month, in shorter ones their last; None of all others."""
+    """How often a quota renews; `day` is the day of monthly renewals (in shorter months their last day), else None."""
 
     every: str = NEVER
     day: int | None = None
 
     def basis(self, zone: ZoneInfo) -> str | None:
-        """Return what the next instant is computed from, so that a change of it can be seen; None if there is none.
+        """Return what the next instant is computed from; None if it never renews.
 
-        Where it was changed by hand, or the zone was, the stored instant is no longer what it should be.
+        If a stored basis differs, the renewal or the zone was changed, and the stored instant is wrong.
         """
         return None if self.every == NEVER else f"{self.every} {self.day or ''} {zone.key}"
 
     def next_after(self, instant: float, zone: ZoneInfo) -> int | None:
-        """Return the first instant after this one at which a period begins; None if it never does."""
+        """Return the first instant after this one at which a period begins; None if it never renews."""
         if self.every == NEVER:
             return None
         today = datetime.fromtimestamp(instant, zone).date()
@@ -37,7 +37,7 @@ class Renewal:
             begins = self._next_begin(today)
             if (at := midnight(begins, zone)) > instant:
                 return at
-            today = begins  # its midnight is an earlier one where clocks went back over it
+            today = begins  # clocks that went back over midnight can make it earlier than `instant`
 
     def _next_begin(self, today: date) -> date:
         """Return the first day after this one on which a period begins."""
@@ -59,19 +59,19 @@ def _in_month(year: int, month: int, day: int | None) -> date:
 
 
 def read_renewal(every: str, day: int | None) -> Renewal:
-    """Return what a database has as a renewal; where that cannot be read, it never renews."""
+    """Return a stored renewal; one that cannot be read never renews."""
     return Renewal(every, day) if is_renewal(every, day) else NEVER_RENEWS
 
 
 def is_renewal(every: object, day: object) -> bool:
-    """Tell whether these can be read, as a database has them."""
+    """Tell whether these stored values can be read as a renewal."""
     if every not in RENEWALS:
         return False
     return day is None or (every == MONTHLY and isinstance(day, int) and 1 <= day <= LAST_DAY_OF_MONTH)
 
 
 def midnight(day: date, zone: ZoneInfo) -> int:
-    """Return when a day begins; where its midnight does not exist, the first instant after it; of two the first."""
+    """Return when a day begins: its midnight, of two the first, or the first instant after one that does not exist."""
     wanted = datetime(day.year, day.month, day.day)
     at = int(wanted.replace(tzinfo=zone).timestamp())
     if _wall(at, zone) == wanted:

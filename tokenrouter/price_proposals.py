@@ -1,6 +1,6 @@
-"""Say what models cost by a public list of prices: names as JSON on standard input, prices on standard output.
+"""A script that looks up models in a public list of prices: names as JSON on standard input, prices on output.
 
-It is run as a process of its own, since loading that list takes some 30 MB, which no serving worker should keep.
+It is run as a separate process, since loading the list takes some 30 MB, which no serving worker should keep.
 """
 
 import json
@@ -8,7 +8,7 @@ import sys
 
 from genai_prices import Usage, calc_price
 
-SAMPLE = 1_000  # tokens; of many at once some models cost more each
+SAMPLE = 1_000  # tokens; large prompts cost more per token at some models
 SAMPLES_A_MILLION = 1_000
 USAGES = {
     "input": Usage(input_tokens=SAMPLE),
@@ -18,7 +18,7 @@ USAGES = {
 
 
 def proposal(model: str) -> dict[str, str] | None:
-    """Return dollars a million tokens each, as decimals; None if the list does not have the model."""
+    """Return dollars per million tokens, as decimals; None if the list does not have the model."""
     try:
         prices = {name: calc_price(usage, model_ref=model.lower()).total_price for name, usage in USAGES.items()}
     except LookupError:

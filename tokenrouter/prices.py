@@ -1,7 +1,7 @@
-"""What models cost: the administrator's prices, and those that the provider's own list has.
+"""What models cost: the administrator's prices, and those of the provider's own list.
 
-A price is never edited: a new one of the same name takes its place, from then on. Every function that changes something
-is one transaction, which records who made the change, and commits.
+Prices are never edited: a new one of the same name replaces the old one from then on. Every function that changes
+something is one transaction, which records who made the change, and commits.
 """
 
 import json
@@ -33,19 +33,19 @@ FIELDS = {name: f"{name}_price" for name in ("input", "output", "cached_input", 
 PROPOSALS_S = 20.0
 USED_DAYS = 30
 PROVIDERS_NAMES = {"input": "prompt", "output": "completion", "cached_input": "input_cache_read", "request": "request"}
-"""What a provider's list of models calls them: dollars a token, or a request, as texts."""
+"""The names in a provider's list of models: dollars per token, or per request, as texts."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What came of asking the provider: how many models have a price, and the names of those that are new or differ."""
+    """The result of fetching the provider's prices: how many models have one, and the names of those that changed."""
 
     priced: int
     changed: list[str]
 
 
 def parse_price(text: str) -> int:
-    """Read an amount a million tokens, or a request, as people write it; return billionths.
+    """Read a price per million tokens, or per request, as people write it; return billionths.
 
     Raises InvalidRequest.
     """
@@ -64,7 +64,7 @@ def valid() -> PriceList:
 
 
 def views() -> list[dict[str, Any]]:
-    """Describe the prices that are valid now, and since when, the administrator's first."""
+    """Return the prices that are valid now, and since when, as documents; the administrator's first."""
     newest = select(func.max(ModelPrice.id)).group_by(ModelPrice.is_of_provider, ModelPrice.model)
     query = (
         select(ModelPrice.__table__)
@@ -97,7 +97,7 @@ def unpriced_models() -> dict[str, int]:
 def set_price(
     model: str, input: int, output: int, cached_input: int | None = None, request: int = 0, *, by: Actor
 ) -> None:
-    """Set what a model costs, or all whose names begin so, in billionths, a million tokens each or a request.
+    """Set the price of a model, or of all models with a prefix, in billionths per million tokens or per request.
 
     Raises InvalidRequest.
     """
@@ -110,7 +110,7 @@ def set_price(
 
 
 def unset_price(model: str, *, by: Actor) -> None:
-    """End the administrator's price of a model, or of a prefix; the provider's then holds, where it has one.
+    """End the administrator's price of a model or prefix; then the provider's applies, if it has one.
 
     Raises InvalidRequest and NotFound.
     """
@@ -123,33 +123,33 @@ def unset_price(model: str, *, by: Actor) -> None:
 
 
 def take_over(listed: Mapping[str, Mapping[str, Any]], *, by: Actor) -> Fetched:
-    """Keep the prices that the provider's list of models has; they hold where the administrator has set none.
+    """Store the prices in the provider's list of models; they apply where the administrator has set none.
 
-    What the list does not have any more ends. Raises InvalidRequest if CURRENCY is not that of the list.
+    Prices that the list no longer has end. Raises InvalidRequest if CURRENCY is not that of the list.
     """
     _expect_dollars()
-    told = {name.casefold(): price for name, model in listed.items() if (price := provider_price(name, model))}
+    listed_prices = {name.casefold(): price for name, model in listed.items() if (price := provider_price(name, model))}
     with writing(db.engine) as connection:
         before = {price.model.casefold(): price for price in _read(connection).prices if price.is_of_provider}
-        new = [price for name, price in told.items() if before.get(name) != price]
-        ended = [price for name, price in before.items() if name not in told]
+        new = [price for name, price in listed_prices.items() if before.get(name) != price]
+        ended = [price for name, price in before.items() if name not in listed_prices]
         _add(connection, new, ended=ended)
         changed = sorted(price.model for price in (*new, *ended))
         if changed:
             changes.record(connection, by, changes.PRICES_FETCH, Changed(None, None, None, {"models": changed[:100]}))
-    return Fetched(len(told), changed)
+    return Fetched(len(listed_prices), changed)
 
 
 def compared(listed: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the provider's prices, each with the administrator's own of the same model, where that goes before it.
+    """Return the provider's prices, each with the administrator's own price of the model, which would take precedence.
 
     Raises InvalidRequest if CURRENCY is not that of the list.
     """
     _expect_dollars()
     own = PriceList(price for price in valid().prices if not price.is_of_provider)
-    told = [price for name, model in listed.items() if (price := provider_price(name, model))]
+    listed_prices = [price for name, model in listed.items() if (price := provider_price(name, model))]
     rows = []
-    for price in sorted(told, key=lambda price: price.model.casefold()):
+    for price in sorted(listed_prices, key=lambda price: price.model.casefold()):
         mine = own.find(price.model)
         own_price = None if mine is None else _described(mine)
         rows.append({"model": price.model, "provider": _described(price), "own": own_price})
@@ -157,12 +157,12 @@ def compared(listed: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def proposals(models: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return what a public list says of these models, by name, in dollars a million tokens each, as decimals.
+    """Return the prices of a public list for these models, by name, in dollars per million tokens, as decimals.
 
-    Raises InvalidRequest if CURRENCY is another, and where the list cannot be read.
+    Raises InvalidRequest if CURRENCY is another, or the list cannot be read.
     """
     _expect_dollars()
-    # -P: else modules beside the script would stand in for Python's own of the same name
+    # -P: otherwise modules beside the script would hide Python's own of the same name
     command = [sys.executable, "-P", str(Path(__file__).with_name("price_proposals.py"))]
     try:
         done = subprocess.run(  # noqa: S603 - names go in as JSON, not as arguments
@@ -175,7 +175,7 @@ def proposals(models: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def provider_price(name: str, model: Mapping[str, Any]) -> Price | None:
-    """Return what a provider's list says of a model: dollars a token as texts; None if it has no price of it."""
+    """Return the price of a model from an entry of the provider's list; None if it has none."""
     pricing = model.get("pricing")
     if not isinstance(pricing, dict) or len(name) > NAME_LENGTH:
         return None
@@ -193,14 +193,14 @@ def _expect_dollars() -> None:
 
 
 def _dollars(text: object, kind: str) -> int | None:
-    """Return an amount in billionths, of tokens for a million; None if it is none."""
+    """Return an amount in billionths, per million tokens or per request; None if the value is no amount."""
     if isinstance(text, bool) or not isinstance(text, str | int | float):
         return None
     try:
         dollars = Decimal(str(text))
-        if not 0 <= dollars <= MOST_AMOUNT:  # before it is multiplied: a number may have a million digits
+        if not 0 <= dollars <= MOST_AMOUNT:  # before multiplying: a number may have a million digits
             return None
-    except InvalidOperation:  # of what is no number, as of NaN that is compared
+    except InvalidOperation:  # no number, or NaN, which cannot be compared
         return None
     amount = billionths(dollars * (1 if kind == "request" else MILLION))
     return amount if amount <= MOST_AMOUNT else None

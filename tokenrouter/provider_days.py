@@ -1,6 +1,6 @@
-"""What the provider's key spent day by day, in UTC, where the provider tells only the running day's: kept as it passes.
+"""What the provider's key spent day by day in UTC, if the provider only reports the current day: stored as it passes.
 
-A day is whole once a later one tells what the key had spent by its midnight; until then it is as of its last reading.
+A day is complete once a later report shows what the key had spent by its end; until then it is as of its last report.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tokenrouter.database.statements import inserter
 from tokenrouter.database.tables import AnyRow, ProviderDay
 from tokenrouter.provider.account import Spending
 
-NEAR_MIDNIGHT = timedelta(minutes=1)  # in which two clocks may not agree on the day
+NEAR_MIDNIGHT = timedelta(minutes=1)  # when two clocks may not agree on the day
 DAY = timedelta(days=1)
 
 
@@ -28,26 +28,33 @@ class Day:
     is_whole: bool
 
 
-def keep(connection: Connection, at: datetime, told: Spending) -> None:
-    """Keep what the key had spent on the day of `at`, and with it what it spent on the day before, to its end."""
+def keep(connection: Connection, at: datetime, reported: Spending) -> None:
+    """Store what the key has spent on the day of `at`, and complete the day before."""
     if (at - NEAR_MIDNIGHT).date() != (at + NEAR_MIDNIGHT).date():
         return
     today = at.date()
-    row = {"day": today, "cost": told.today, "ever": told.ever, "key": told.key, "read_at": at, "is_whole": False}
+    row = {
+        "day": today,
+        "cost": reported.today,
+        "ever": reported.ever,
+        "key": reported.key,
+        "read_at": at,
+        "is_whole": False,
+    }
     _set(connection, row)
     query = select(ProviderDay.__table__).where(ProviderDay.day == today - DAY, ProviderDay.is_whole.is_(False))
     before = connection.execute(query).first()
-    cost = None if before is None else _whole(before, told)
+    cost = None if before is None else _whole(before, reported)
     if before is not None and cost is not None:
         _set(connection, {**before._mapping, "cost": cost, "is_whole": True})
 
 
-def _whole(before: AnyRow, told: Spending) -> int | None:
-    """Return what a day came to: all that was spent by its end, less what was spent by its beginning."""
-    if before.ever is None or told.ever is None or before.key != told.key:
+def _whole(before: AnyRow, reported: Spending) -> int | None:
+    """Return the spending of a whole day: all spending by its end, less that by its beginning; None if not known."""
+    if before.ever is None or reported.ever is None or before.key != reported.key:
         return None
-    cost = int((told.ever - told.today) - (before.ever - before.cost))
-    return cost if cost >= before.cost else None  # else it is not the same account that tells
+    cost = int((reported.ever - reported.today) - (before.ever - before.cost))
+    return cost if cost >= before.cost else None  # otherwise the reports are of different accounts
 
 
 def _set(connection: Connection, row: dict[str, Any]) -> None:
@@ -58,7 +65,7 @@ def _set(connection: Connection, row: dict[str, Any]) -> None:
 
 
 def days(engine: Engine, since: date, until: date) -> list[Day]:
-    """Return the days that are kept, from one to another, both within."""
+    """Return the stored days from one to another, inclusive."""
     query = select(ProviderDay.__table__).where(ProviderDay.day.between(since, until)).order_by(ProviderDay.day)
     with engine.connect() as connection:
         return [Day(row.day, row.cost, row.read_at, row.is_whole) for row in connection.execute(query)]

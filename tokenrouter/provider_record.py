@@ -1,7 +1,7 @@
-"""The provider's own record of the account's calls and days, as far as it is kept here.
+"""The provider's own record of the account's calls and days, as far as it is stored here.
 
-Its history is read from the newest entry down to what is known. What was not read to its end, since time was over or
-the provider failed, is written down as a stretch, and read on the next time.
+Its history is read from the newest entry back to known ones. If reading stops before, because time was over or the
+provider failed, the unread part is stored as a stretch, and continued the next time.
 """
 
 import time
@@ -24,23 +24,23 @@ from tokenrouter.provider.history import Entry, Page
 TASK = "provider's record"
 EVERY_S = 600.0
 PRESS_S, RUN_S = 8.0, 60.0
-"""How long a fetch may begin to read pages where somebody waits for it, and where nobody does."""
+"""For how long a fetch begins further pages, if somebody waits for it, and if not."""
 SETTLES_WITHIN = timedelta(hours=1)
-"""So long an entry may still change: a new one may show nothing at first."""
+"""For so long an entry may still change: a new one may have no figures at first."""
 HISTORY = timedelta(days=30)
 ONLY = 1  # the id of the one row
 
 
 @dataclass(frozen=True)
 class Kept:
-    """From when to when the provider's record is kept without a gap, and what came of asking for it last."""
+    """From when to when the provider's record is stored without a gap, and the result of the last request for it."""
 
     since: datetime | None = None
     until: datetime | None = None
     tried_at: datetime | None = None
     error: str | None = None
     is_unfinished: bool = False
-    """Whether there is more before `since` that is still to be read."""
+    """Whether there are entries before `since` that are still to be read."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Fetched:
 
 
 def kept(engine: Engine) -> Kept:
-    """Return what is kept."""
+    """Return what is stored."""
     with engine.connect() as connection:
         fetch = connection.execute(select(ProviderFetch.__table__)).first()
         read_to = connection.execute(select(func.max(ProviderStretch.read_to))).scalar()
@@ -66,14 +66,14 @@ def kept(engine: Engine) -> Kept:
 
 
 def has_record(account: Account) -> bool:
-    """Tell whether the provider has an API that tells its record of calls, or at least of days."""
+    """Tell whether the provider has an API with its record of calls, or at least of days."""
     return account.kind in ("poe", "openrouter")
 
 
 def fetch(engine: Engine, account: Account, most_s: float | None = None) -> Fetched:
-    """Take over what the provider wrote down since the last time, and what was left then; keep what came of it.
+    """Fetch the provider's record since the last time, and what was left then; store the result of the request.
 
-    After `most_s` seconds no further page is begun. Of a provider that tells days alone, these are asked for.
+    After `most_s` seconds no further page is begun. If the provider only reports days, these are fetched.
     Raises InvalidRequest if this provider has no record, and an APIError that says why it cannot be had.
     """
     if not has_record(account):
@@ -89,7 +89,7 @@ def fetch(engine: Engine, account: Account, most_s: float | None = None) -> Fetc
 
 
 def fetch_quietly(engine: Engine, account: Account) -> None:
-    """Do so by the clock, where a failure is told in the log and on the page."""
+    """Fetch on schedule; a failure is logged, and shown on the page."""
     try:
         fetch(engine, account, RUN_S)
     except APIError as error:
@@ -104,7 +104,7 @@ def _fetch_days(engine: Engine, account: Account) -> Fetched:
 
 
 def _note(engine: Engine, at: datetime, error: str | None) -> None:
-    """Write down that the record was asked for; what was kept before stays known where it failed."""
+    """Store that the record was requested; if that failed, what is stored stays valid."""
     adding = inserter(engine)(ProviderFetch).values(id=ONLY, at=at, error=error, until=None if error else at)
     changed = {"at": at, "error": error} | ({} if error else {"until": at})
     with writing(engine, durable=False) as connection:
@@ -126,7 +126,7 @@ def _fetch(engine: Engine, account: Account, most_s: float | None) -> Fetched:
 
 
 def _stretches(engine: Engine) -> list[tuple[int, str | None]]:
-    """Begin a new stretch at the top; return it and those that were left, the newest first, and where each goes on."""
+    """Begin a new stretch at the top; return all, newest first, each with the entry after which it goes on."""
     now = datetime.now(UTC)
     with writing(engine, durable=False) as connection:
         connection.execute(delete(ProviderStretch).where(ProviderStretch.read_to < now - HISTORY))  # it is gone there
@@ -138,7 +138,7 @@ def _stretches(engine: Engine) -> list[tuple[int, str | None]]:
 
 
 def _keep(engine: Engine, stretch_id: int, page: Page) -> tuple[int, bool]:
-    """Write a page down, and how far the stretch is read; return how much of it is new, and whether that is its end."""
+    """Store a page, and how far the stretch is read; return how many entries are new, and whether it is finished."""
     with writing(engine, durable=False) as connection:
         new = _keep_entries(connection, page.entries)
         query = select(ProviderStretch.__table__).where(ProviderStretch.id == stretch_id)
@@ -157,7 +157,7 @@ def _is_below(moment: datetime | None, down_to: datetime | None) -> bool:
 
 
 def _keep_entries(connection: Connection, entries: Sequence[Entry]) -> int:
-    """Write entries down; return how many were not known as they are."""
+    """Store entries; return how many are new or changed."""
     fresh = {entry.id: entry for entry in entries}
     rows = connection.execute(select(ProviderEntry.__table__).where(ProviderEntry.id.in_(fresh)))
     known = {Entry(**row._mapping) for row in rows}
@@ -170,7 +170,7 @@ def _keep_entries(connection: Connection, entries: Sequence[Entry]) -> int:
 
 
 def key_names(engine: Engine) -> list[str]:
-    """Return the names of the account's keys of which calls are kept, as the provider tells them."""
+    """Return the names of the account's keys in the stored record."""
     query = select(ProviderEntry.key_name).where(ProviderEntry.key_name.is_not(None)).distinct()
     with engine.connect() as connection:
         return sorted(name for name in connection.execute(query).scalars() if name is not None)

@@ -1,4 +1,4 @@
-"""The body of the current request: no more of it than may come, not compressed, and with all others within memory."""
+"""The body of the current request: limited in size, not compressed, and within the memory for all bodies."""
 
 import threading
 from collections import Counter
@@ -19,9 +19,9 @@ Parsed = TypeVar("Parsed")
 
 
 class Memory:
-    """How many bytes of bodies this process has, while they are received and parsed, in all and for each owner.
+    """Counts the bytes of bodies that this process holds while they are received and parsed, in all and by owner.
 
-    No owner has more than half. What fits into one reading is not counted: so short bodies always find room.
+    No owner gets more than half. What fits into one read is not counted, so short bodies always find room.
     """
 
     def __init__(self, limit: int) -> None:
@@ -51,7 +51,7 @@ class Memory:
 
 
 def init_app(app: Flask, most_bytes: int) -> None:
-    """Give the app memory for a few bodies of the largest size at once."""
+    """Give the app memory for a few bodies of the largest size at a time."""
     app.extensions[EXTENSION] = Memory(BODIES_AT_ONCE * most_bytes)
 
 
@@ -59,19 +59,19 @@ MOST_PAGE_BYTES = 16 * 1024
 
 
 def limit_page() -> None:
-    """Let a page's form be small: gunicorn's worker waits for so much of it, without a thread.
+    """Limit a page's form to what the worker buffers without a thread.
 
-    A view that takes more, from who is signed in, raises `request.max_content_length`.
+    A view that accepts more, from an administrator, raises `request.max_content_length`.
     Raises LengthRequired for a chunked body, for which a thread would have to wait.
     """
     request.max_content_length = MOST_PAGE_BYTES
-    request.environ.pop("HTTP_RANGE", None)  # a part of a file would be copied; the whole is sent from where it lies
+    request.environ.pop("HTTP_RANGE", None)  # parts of files would be copied; a whole file is sent by sendfile
     if "HTTP_TRANSFER_ENCODING" in request.environ:
         raise LengthRequired("Say by Content-Length how long the body is.")
 
 
 def check_size(most_bytes: int) -> None:
-    """Raise RequestTooLarge, before anything of the body is read, where its length is known to be too much."""
+    """Raise RequestTooLarge if the announced length is too much, before the body is read."""
     if (request.content_length or 0) > most_bytes:
         raise _too_large(most_bytes)
 
@@ -84,7 +84,7 @@ def check_encoding() -> None:
 
 
 def read(most_bytes: int, parse: Callable[[bytes], Parsed], owner: int | None = None) -> Parsed:
-    """Return what `parse` makes of the whole body, in memory of this owner's.
+    """Return what `parse` makes of the whole body, which counts to the memory of this owner.
 
     Raises RequestTooLarge, also for a chunked body, of which no more is read than may come, InvalidRequest where it
     ends early or its framing is broken, and Overloaded.

@@ -1,4 +1,4 @@
-"""What is left of the paid account, and how long that lasts."""
+"""What is left of the paid account, and how long it lasts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from tokenrouter.provider.account import State
 
 PACE_DAYS = 7
 PACE_WORDS = f"At the pace of the last {PACE_DAYS} days"
-SOON = timedelta(days=7)  # what ends before that, with no grant in sight, is warned of
-LEAST_HISTORY = timedelta(hours=6)  # of less no pace can be told
+SOON = timedelta(days=7)  # a warning is shown if it ends before that, and no grant is known
+LEAST_HISTORY = timedelta(hours=6)  # a shorter history shows no pace
 FARTHEST_DAYS = 3650
 
 
 @dataclass(frozen=True)
 class Runway:
-    """What was left when it was last told; None if a unit is not known, and of money its currency.
+    """What was left at the last report; None for a unit that is not known.
 
-    `is_typed` is what the administrator read at the provider, counted down by what calls cost since.
+    `is_typed`: the administrator typed it, and the cost of later calls is deducted.
     """
 
     at: datetime
@@ -40,25 +40,25 @@ class Runway:
     next_grant_points: int | None
     is_typed: bool
     lasts_until: datetime | None
-    """At the pace of the last seven days; None if that is not known, or nothing is used."""
+    """At the pace of the last seven days; None if not known, or if nothing was used."""
     is_idle: bool = False
     """Whether nothing was used in these days."""
 
     @property
     def ends_before_grant(self) -> timedelta | None:
-        """By how much it ends before the next grant; None if it does not, or one of both is not known."""
+        """How long before the next grant it ends; None if it does not, or if either is not known."""
         if self.lasts_until is None or self.next_grant_at is None or self.lasts_until >= self.next_grant_at:
             return None
         return self.next_grant_at - self.lasts_until
 
     def ends_soon(self, now: datetime) -> bool:
-        """Tell whether it will not last: not until the next grant, or, where none is known, not for a week."""
+        """Tell whether it will end before the next grant, or, if none is known, within a week."""
         if self.next_grant_at is None:
             return self.lasts_until is not None and self.lasts_until < now + SOON
         return self.ends_before_grant is not None
 
     def words(self, zone: ZoneInfo, now: datetime) -> str:
-        """Say in a sentence how long it lasts, with its day in a zone."""
+        """Say in a sentence how long it lasts; days are in this zone."""
         if self.is_idle:
             return f"Nothing was used in the last {PACE_DAYS} days."
         if self.lasts_until is None:
@@ -79,7 +79,7 @@ class Runway:
 
 
 def _day(moment: datetime, zone: ZoneInfo, now: datetime) -> str:
-    """Write a day to come: `Thursday` within the week, else `10 December`, with its year where that is another."""
+    """Write a future day: `Thursday` within the week, otherwise `10 December`, with the year if it is another."""
     at, today = moment.astimezone(zone), now.astimezone(zone)
     if at.date() == today.date():
         return f"today, {at:%H:%M}"
@@ -93,7 +93,7 @@ def _days(duration: timedelta) -> str:
 
 
 def runway(engine: Engine, now: datetime | None = None) -> Runway | None:
-    """Return what is left as the provider told it last, else as the administrator did; None if nobody did."""
+    """Return what is left by the provider's last report, otherwise by the administrator's; None without any."""
     now = now or datetime.now(UTC)
     with engine.connect() as connection:
         told = connection.execute(NEWEST_TOLD).first() or connection.execute(NEWEST_TYPED).first()
@@ -111,7 +111,7 @@ def runway(engine: Engine, now: datetime | None = None) -> Runway | None:
 
 
 def _pace(connection: Connection, column: str, now: datetime) -> float | None:
-    """Return how much a day is used, by what was kept in the last seven; None if that is too little to tell."""
+    """Return the use per day, by the checks of the last seven days; None if there are too few."""
     kept = getattr(AccountCheck, column)
     query = select(AccountCheck.at, kept).where(AccountCheck.at > now - timedelta(days=PACE_DAYS), kept.is_not(None))
     if column != "spent":
@@ -119,13 +119,13 @@ def _pace(connection: Connection, column: str, now: datetime) -> float | None:
     rows: Sequence[AnyRow] = connection.execute(query.order_by(AccountCheck.id)).all()
     if not rows or rows[-1].at - rows[0].at < LEAST_HISTORY:
         return None
-    sign = 1 if column == "spent" else -1  # a balance falls, and what rises is a grant or a payment
+    sign = 1 if column == "spent" else -1  # a balance falls; where it rises, that is a grant or a payment
     used = sum(max(0, sign * (later[1] - earlier[1])) for earlier, later in pairwise(rows))
     return float(used / ((rows[-1].at - rows[0].at) / timedelta(days=1)))
 
 
 def set_balance(engine: Engine, amount: int, currency: str, *, by: Actor) -> None:
-    """Keep what the administrator read at the provider, in billionths: from now on it is counted down by costs."""
+    """Store the balance that the administrator typed, in billionths; the cost of later calls is deducted from it."""
     told: dict[str, Any] = {"state": State.UNPROVEN.value, "words": "", "is_typed": True}
     with writing(engine) as connection:
         values = {"at": datetime.now(UTC), "money": amount, "currency": currency, "spent": spent(connection)}

@@ -8,20 +8,20 @@ from typing import Any
 
 BYTE_ORDER_MARK = "\ufeff"
 """At the beginning, it tells Excel that the text is UTF-8."""
-# Whatever parts the cells here, a spreadsheet may begin one at a comma or a semicolon too, as its country has it.
+# Whatever the delimiter here, a spreadsheet may split cells at commas or semicolons, depending on its locale.
 FORMULA_BEGINS = re.compile(r"(^|[,;\t\r\n])(?=[=+\-@\t\r\n＝＋－＠])")
 ROWS_AT_ONCE = 200
 
 
 def cell(value: Any) -> Any:
-    """Return what is written for a value. Source: OWASP, CSV Injection: a quote keeps text from being a formula."""
+    """Return a value for a cell: a quote keeps text from being a formula. Source: OWASP, CSV Injection."""
     return FORMULA_BEGINS.sub(r"\1'", value) if isinstance(value, str) else value
 
 
 def lines(
     header: Sequence[str], rows: Iterable[Sequence[Any]], *, delimiter: str = ",", begin: str = ""
 ) -> Iterator[str]:
-    """Yield a header and a line a row, some together, after `begin`; texts of others go through `cell` first."""
+    """Yield CSV of a header and rows after `begin`, in pieces; pass texts from outside through `cell` first."""
     buffer = io.StringIO()
     buffer.write(begin)
     writer = csv.writer(buffer, delimiter=delimiter)

@@ -1,4 +1,4 @@
-"""Say in the log what goes wrong, not ten thousand times: one line in ten seconds for each kind of trouble."""
+"""Throttled warnings: one log line in ten seconds for each kind of trouble."""
 
 import logging
 import threading
@@ -14,7 +14,7 @@ _left_out: dict[str, int] = {}
 
 
 def warn(kind: str, message: str, *values: object, traceback_of: BaseException | None = None) -> None:
-    """Write a warning, unless one of its kind was written just now; the next one says how many were left out."""
+    """Log a warning, unless one of its kind was logged just now; the next one says how many were left out."""
     now = time.monotonic()
     with _lock:
         if now - _said_at.get(kind, -PAUSE_S) < PAUSE_S:
@@ -28,6 +28,6 @@ def warn(kind: str, message: str, *values: object, traceback_of: BaseException |
 
 
 def one_line(error: BaseException) -> str:
-    """Say in one line what an error is."""
+    """Return type and message of an error, in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

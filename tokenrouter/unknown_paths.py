@@ -1,4 +1,4 @@
-"""Paths that are not served: told to programs in OpenAI's shape, with what is wrong and the right base URL."""
+"""404 for unknown paths: programs get OpenAI's error shape, with what is wrong and the right base URL."""
 
 from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import NotFound
@@ -8,7 +8,7 @@ from tokenrouter.errors import UnknownURL, is_api_path, page, render
 PAGES = ("admin", "docs", "static", "usage")
 API_WORDS = frozenset(("v1", "openai", "deployments", "engines", "chat", "completions", "messages", "embeddings"))
 LONGEST_PATH = 200  # of what is shown
-MOST_SEGMENTS = 8  # that may belong to a path that was meant
+MOST_SEGMENTS = 8  # at the end of a path, which are compared with routes
 
 
 def init_app(app: Flask) -> None:
@@ -29,7 +29,7 @@ def _answer(error: NotFound) -> Response:
 
 
 def _start_of_served(segments: list[str]) -> int | None:
-    """Return where the longest end of a path begins that is served below /v1; None if none is."""
+    """Return where the longest end of the path begins that is a route below /v1; None if no end is."""
     routes = current_app.url_map.bind("")
     for start in range(max(0, len(segments) - MOST_SEGMENTS), len(segments)):
         served = f"/v1/{_joined(segments[start:])}"
@@ -43,7 +43,7 @@ def _joined(segments: list[str]) -> str:
 
 
 def _is_of_programs(segments: list[str], start: int | None) -> bool:
-    """Tell whether a program asks, and not a person who mistyped the address of a page."""
+    """Tell whether this is a program, and not a person who mistyped the address of a page."""
     if is_api_path(f"/{_joined(segments)}"):
         return True
     if segments and segments[0].lower() in PAGES:
@@ -55,7 +55,7 @@ def _is_of_programs(segments: list[str], start: int | None) -> bool:
 
 
 def _advice(path: str, segments: list[str], start: int | None) -> str:
-    """Say what is wrong with a path, as far as that shows, and how it is right."""
+    """Say what is wrong with a path, as far as can be seen, and what would be right."""
     if segments and segments[0].lower() == "api" and start is None:
         return " The management API has /api/teams, /api/logs and /api/usage."
     base_url = f"{request.scheme}://{request.host}/v1" if request.host else "/v1 at this service's address"

@@ -1,12 +1,12 @@
-"""Say beside an answer of JSON, whose keys are fixed, how many of the tokens that it sums up have no price."""
+"""A header of JSON answers, whose keys are fixed: how many of the summed tokens have no price."""
 
 from flask import Response, after_this_request
 
 HEADER = "x-tokenrouter-unpriced-tokens"
 
 
-def tell(tokens: int) -> None:
-    """Have the answer to this request say that its costs leave out so many tokens; nothing if that is none."""
+def note(tokens: int) -> None:
+    """Add the header to the answer of this request, unless there are no such tokens."""
     if not tokens:
         return
 

@@ -1,4 +1,4 @@
-"""Read JSON that others sent, who may send anything."""
+"""Read JSON from outside, which may be anything."""
 
 import codecs
 import json
@@ -10,13 +10,13 @@ import orjson
 def parse_json(data: bytes | bytearray) -> Any:
     """Return the JSON value, or None if there is none.
 
-    What a lenient reader takes is taken too: a byte order mark, NaN and Infinity, half a surrogate pair. The provider
-    bills for such an answer, and the caller's own reader may well read it.
+    It accepts what lenient parsers do: a byte order mark, NaN and Infinity, half a surrogate pair. The provider bills
+    for such an answer, and the caller's own parser may accept it.
     """
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
-        pass  # as a lenient reader then
+        pass  # try the lenient parser
     try:
         return json.loads(bytes(data).removeprefix(codecs.BOM_UTF8).decode(errors="replace"))
     except (ValueError, RecursionError):

@@ -41,5 +41,5 @@ def usage() -> tuple[dict[str, object], dict[str, str]]:
     """Tell the caller's team what it used, in all and recently."""
     caller = handler.authenticate()
     view, unpriced_tokens = reports.own_usage(caller.team_id, runtime.current().patterns(caller.models))
-    unpriced.tell(unpriced_tokens)
+    unpriced.note(unpriced_tokens)
     return view, {"Cache-Control": "no-store"}
