@@ -88,7 +88,7 @@ def drawn(app: Flask) -> random.Random:
 
 def scopes(chance: random.Random) -> Iterator[Scope]:
     yield Scope()
-    yield Scope(told=("requests", "cost"))
+    yield Scope(sums=("requests", "cost"))
     team = teams.find("team 1").id
     for _ in range(1):
         since = TODAY - timedelta(days=chance.randrange(DRAWN_DAYS))

@@ -210,6 +210,6 @@ def _nearest(call: OurCall, moments: Sequence[datetime]) -> range:
 
 def _unlikeness(call: OurCall, entry: Entry) -> tuple[int, float]:
     """Return how much a call and an entry differ: by tokens, if the entry has them, then by time."""
-    told = tokens_of(entry)
-    by_tokens = 0 if told is None else abs(told - call.tokens)
+    theirs = tokens_of(entry)
+    by_tokens = 0 if theirs is None else abs(theirs - call.tokens)
     return by_tokens, abs((entry.at - call.began).total_seconds())

@@ -264,8 +264,8 @@ def _our_call(row: AnyRow, correction: int | None) -> OurCall:
     ended = row.created_at + timedelta(milliseconds=row.latency_ms or 0)
     if row.status == PENDING:
         ended = datetime.now(UTC)
-    told = row.provider_request_id, _caveat(row), row.request_id, row.team_name
-    return OurCall(row.id, row.created_at, ended, row.model, row.charged_tokens, cost, *told)
+    labels = row.provider_request_id, _caveat(row), row.request_id, row.team_name
+    return OurCall(row.id, row.created_at, ended, row.model, row.charged_tokens, cost, *labels)
 
 
 def _caveat(row: AnyRow) -> Reason | None:

@@ -96,18 +96,18 @@ def runway(engine: Engine, now: datetime | None = None) -> Runway | None:
     """Return what is left by the provider's last report, otherwise by the administrator's; None without any."""
     now = now or datetime.now(UTC)
     with engine.connect() as connection:
-        told = connection.execute(NEWEST_TOLD).first() or connection.execute(NEWEST_TYPED).first()
-        if told is None:
+        check = connection.execute(NEWEST_REPORTED).first() or connection.execute(NEWEST_TYPED).first()
+        if check is None:
             return None
-        used = spent(connection) - told.spent if told.is_typed else 0
-        money = told.money if told.money is None else told.money - used
-        unit, left = ("points", told.points) if told.points is not None else ("money", money)
-        pace = _pace(connection, "spent" if told.is_typed else unit, now)
+        used = spent(connection) - check.spent if check.is_typed else 0
+        money = check.money if check.money is None else check.money - used
+        unit, left = ("points", check.points) if check.points is not None else ("money", money)
+        pace = _pace(connection, "spent" if check.is_typed else unit, now)
     lasts_until = None
     if pace and left is not None:
         lasts_until = now + timedelta(days=min(max(0.0, left / pace), FARTHEST_DAYS))
-    grant = told.next_grant_at, told.next_grant_points
-    return Runway(told.at, told.points, money, told.currency, *grant, bool(told.is_typed), lasts_until, pace == 0)
+    grant = check.next_grant_at, check.next_grant_points
+    return Runway(check.at, check.points, money, check.currency, *grant, bool(check.is_typed), lasts_until, pace == 0)
 
 
 def _pace(connection: Connection, column: str, now: datetime) -> float | None:
@@ -126,15 +126,15 @@ def _pace(connection: Connection, column: str, now: datetime) -> float | None:
 
 def set_balance(engine: Engine, amount: int, currency: str, *, by: Actor) -> None:
     """Store the balance that the administrator typed, in billionths; the cost of later calls is deducted from it."""
-    told: dict[str, Any] = {"state": State.UNPROVEN.value, "words": "", "is_typed": True}
+    check: dict[str, Any] = {"state": State.UNPROVEN.value, "words": "", "is_typed": True}
     with writing(engine) as connection:
         values = {"at": datetime.now(UTC), "money": amount, "currency": currency, "spent": spent(connection)}
-        connection.execute(insert(AccountCheck).values(**told, **values))
+        connection.execute(insert(AccountCheck).values(**check, **values))
         after = {"balance": decimal_string(amount), "currency": currency}
         changes.record(connection, by, changes.ACCOUNT_BALANCE, Changed(None, None, after=after))
 
 
 CHECKS = select(AccountCheck.__table__).order_by(AccountCheck.id.desc()).limit(1)
 TELLS = or_(AccountCheck.points.is_not(None), AccountCheck.money.is_not(None))
-NEWEST_TOLD = CHECKS.where(AccountCheck.is_typed.is_(False), TELLS)
+NEWEST_REPORTED = CHECKS.where(AccountCheck.is_typed.is_(False), TELLS)
 NEWEST_TYPED = CHECKS.where(AccountCheck.is_typed.is_(True))

@@ -79,9 +79,9 @@ def warnings(now: datetime) -> list[str]:
     left = runway.runway(db.engine, now)
     if left is None:
         return []
-    told = [left.words(settings().timezone, now)] if left.ends_soon(now) else []
+    warnings = [left.words(settings().timezone, now)] if left.ends_soon(now) else []
     more = commitments.commitments(db.engine, left, settings().currency, now).warning
-    return told if more is None else [*told, more]
+    return warnings if more is None else [*warnings, more]
 
 
 def banner() -> account.Standing | None:

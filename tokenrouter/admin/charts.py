@@ -48,10 +48,10 @@ def use_chart(daily: DailyUse, currency: str = "") -> Chart | None:
     ]
     totals = [sum(amounts) for amounts in zip(*(each.amounts for each in daily.series), strict=True)]
     title, write = TITLES[daily.unit].format(daily.step), "{:,}".format
-    label, told = short, "{:,} tokens".format
+    label, tooltip = short, "{:,} tokens".format
     if daily.unit == "money":
-        label = write = told = partial(_money, currency=currency)
-    svg = _stacked_bars(daily, colours, title, label, told)
+        label = write = tooltip = partial(_money, currency=currency)
+    svg = _stacked_bars(daily, colours, title, label, tooltip)
     return Chart(
         _markup(svg), daily.days, daily.series, colours, totals, title, daily.step, write, _markup(_scale(svg))
     )
@@ -72,7 +72,7 @@ def month_label(day: date) -> str:
 
 
 def _stacked_bars(
-    daily: DailyUse, colours: Sequence[int], title: str, label: Callable[[float], str], told: Callable[[int], str]
+    daily: DailyUse, colours: Sequence[int], title: str, label: Callable[[float], str], tooltip: Callable[[int], str]
 ) -> Element:
     chart = pygal.StackedBar(
         css=(),
@@ -95,7 +95,7 @@ def _stacked_bars(
     svg = chart.render_tree()
     _strip(svg, title)
     for index, (each, colour) in enumerate(zip(daily.series, colours, strict=True)):
-        _tell_figures(svg, index, each, colour, chart.x_labels, told)
+        _add_tooltips(svg, index, each, colour, chart.x_labels, tooltip)
     return svg
 
 
@@ -126,11 +126,11 @@ def _strip(svg: Element, label: str) -> None:
     svg.set("class", "chart")
 
 
-def _tell_figures(
-    svg: Element, index: int, series: Series, colour: int, labels: Sequence[str], told: Callable[[int], str]
+def _add_tooltips(
+    svg: Element, index: int, series: Series, colour: int, labels: Sequence[str], tooltip: Callable[[int], str]
 ) -> None:
     group = next(each for each in svg.iter("g") if f"serie-{index}" in each.get("class", "").split())
     group.set("class", f"series color-{colour}")
     bars = [each for each in group.iter("g") if each.get("class") == "bar"]
     for bar, label, amount in zip(bars, labels, series.amounts, strict=True):
-        SubElement(bar, "title").text = f"{label}, {series.name}: {told(amount)}"
+        SubElement(bar, "title").text = f"{label}, {series.name}: {tooltip(amount)}"

@@ -153,8 +153,8 @@ PACE_WORDS = {
 
 def pace(limits: Mapping[str, int | None]) -> str:
     """Say how fast a team may call."""
-    told = [PACE_WORDS[name].format(f"{limit:,}") for name, limit in limits.items() if limit is not None]
-    return ", ".join(told) or "no limit"
+    words = [PACE_WORDS[name].format(f"{limit:,}") for name, limit in limits.items() if limit is not None]
+    return ", ".join(words) or "no limit"
 
 
 def amount(billionths: int, currency: str | None = None) -> Markup:
@@ -188,9 +188,9 @@ def field_words(field: str) -> str:
 
 def seen_fields(change: Change) -> list[str]:
     """Return the fields of a change that people are told: of what was made or deleted, those that are not as usual."""
-    told = {**(change.before or {}), **(change.after or {})}
+    fields = {**(change.before or {}), **(change.after or {})}
     is_whole = not (change.before and change.after)
-    seen = {name: value for name, value in told.items() if name not in UNSEEN_FIELDS}
+    seen = {name: value for name, value in fields.items() if name not in UNSEEN_FIELDS}
     return [name for name, value in seen.items() if not (is_whole and _is_usual(name, value))]
 
 

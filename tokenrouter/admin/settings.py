@@ -26,7 +26,7 @@ from tokenrouter.provider.catalogue import Check, lacking
 from tokenrouter.teams import management_tokens
 
 SHOWN_CHARACTERS = 4
-ASKED_S = 5.0  # so lately the models were asked for with the account
+RECENT_S = 5.0  # the check of the account may just have read the models
 ADVICE = {
     "provider_auth_failed": "Check PROVIDER_API_KEY: run `flask setup` where TokenRouter is installed, and restart it.",
     "provider_unreachable": "Check PROVIDER_BASE_URL, and whether this machine reaches it.",
@@ -82,7 +82,7 @@ class SettingsView(PanelView):
         """Ask the provider now."""
         own = runtime.current()
         account.refresh(db.engine, own.account)
-        return self._page(own.catalogue.check(within_s=ASKED_S))
+        return self._page(own.catalogue.check(within_s=RECENT_S))
 
     def _page(self, check: Check | None, label: str = "", label_problem: str | None = None) -> ResponseReturnValue:
         own = settings()

@@ -78,9 +78,9 @@ def fetch_prices() -> None:
     click.echo(f"The provider has prices of {fetched.priced:,} models, of which {len(fetched.changed):,} are new.")
 
 
-def _price(told: dict[str, str | None] | None) -> str:
+def _price(price: dict[str, str | None] | None) -> str:
     """Write a price in short: input, and output."""
-    return "-" if told is None else f"{told['input']} / {told['output']}"
+    return "-" if price is None else f"{price['input']} / {price['output']}"
 
 
 def _price_row(view: dict[str, Any]) -> dict[str, Any]:

@@ -37,8 +37,8 @@ def check_provider(as_json: bool) -> None:
     elif check.state.is_good:
         click.echo(check.words)
         zone = current_app.config["TIMEZONE"]
-        if (told := account_pace.limits_words(limits, zone)) is not None:
-            click.echo(f"The provider says: {told}, as of {max(limit.at for limit in limits).astimezone(zone):%H:%M}.")
+        if (words := account_pace.limits_words(limits, zone)) is not None:
+            click.echo(f"The provider says: {words}, as of {max(limit.at for limit in limits).astimezone(zone):%H:%M}.")
     if not check.state.is_good:
         raise click.ClickException(check.words)
 

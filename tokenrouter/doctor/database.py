@@ -77,8 +77,8 @@ def clock(place: Installation) -> Iterator[Finding]:
     """Compare this machine's clock with the database's, by which leases and renewals go."""
     with place.engine.connect() as connection:
         before = time.time()
-        told = connection.execute(select(epoch_now())).scalar_one()
-        apart_s = told - (before + time.time()) / 2
+        database_time = connection.execute(select(epoch_now())).scalar_one()
+        apart_s = database_time - (before + time.time()) / 2
     if abs(apart_s) <= CLOCKS_DIFFER_S:
         yield Finding("clock", Mark.OK, "This machine's clock and the database's agree.")
         return

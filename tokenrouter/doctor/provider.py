@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from tokenrouter.doctor.findings import Finding, Installation, Mark
 from tokenrouter.provider.catalogue import lacking
 
-ASKED_S = 5.0  # so lately the models were asked for with the account
+RECENT_S = 5.0  # the check of the account may just have read the models
 
 
 def provider(place: Installation) -> Iterator[Finding]:
@@ -18,16 +18,16 @@ def provider(place: Installation) -> Iterator[Finding]:
         return
     yield Finding("provider", Mark.OK, found.words)
     if found.balance is not None:
-        told = [
+        amounts = [
             "" if found.balance.points is None else f"{found.balance.points:,} points",
             "" if found.balance.money is None else f"{found.balance.money / 10**9:,.2f} {found.balance.currency}",
         ]
-        yield Finding("provider", Mark.OK, f"Left of the account: {', '.join(filter(None, told)) or 'no bound'}.")
+        yield Finding("provider", Mark.OK, f"Left of the account: {', '.join(filter(None, amounts)) or 'no bound'}.")
     yield from _models(place)
 
 
 def _models(place: Installation) -> Iterator[Finding]:
-    listed = place.catalogue.check(within_s=ASKED_S)
+    listed = place.catalogue.check(within_s=RECENT_S)
     if listed.models is None:
         yield Finding("provider", Mark.WARNING, f"It does not list its models: {listed.problem}")
     elif absent := lacking(place.settings.allowed_models, listed.models):

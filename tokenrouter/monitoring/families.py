@@ -272,9 +272,9 @@ def _balance(connection: Connection) -> Iterator[Metric]:
     check = connection.execute(NEWEST_CHECK).first()
     checked_at = None if check is None else check.at.timestamp()
     yield _gauge("provider_check_timestamp_seconds", "When the account was asked last.", checked_at)
-    told = select(AccountCheck.points, AccountCheck.money, AccountCheck.currency).order_by(AccountCheck.id.desc())
+    balances = select(AccountCheck.points, AccountCheck.money, AccountCheck.currency).order_by(AccountCheck.id.desc())
     is_known = AccountCheck.points.is_not(None) | AccountCheck.money.is_not(None)
-    balance = connection.execute(told.where(is_known).limit(1)).first()
+    balance = connection.execute(balances.where(is_known).limit(1)).first()
     family = GaugeMetricFamily(f"{PREFIX}provider_balance", "What is left of the account.", labels=("unit",))
     if balance is not None and balance.points is not None:
         family.add_metric(("points",), balance.points)

@@ -47,8 +47,8 @@ class Balance:
     @property
     def is_empty(self) -> bool | None:
         """Whether nothing is left; None if it is not known."""
-        told = [each for each in (self.points, self.money) if each is not None]
-        return all(each <= 0 for each in told) if told else None
+        amounts = [each for each in (self.points, self.money) if each is not None]
+        return all(each <= 0 for each in amounts) if amounts else None
 
 
 class State(Enum):

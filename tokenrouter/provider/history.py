@@ -73,8 +73,8 @@ def _entry(row: Mapping[str, Any]) -> Entry | None:
     parts = row.get("cost_breakdown_in_points")
     prompt, completion = (_tokens(parts.get(name) if isinstance(parts, dict) else None) for name in ("Input", "Output"))
     key_name = row.get("api_key_name")
-    told = money_of(row.get("cost_usd")), whole_of(row.get("cost_points")), prompt, completion
-    return Entry(id_[:LONGEST_ID], at, model, *told, key_name if isinstance(key_name, str) else None)
+    figures = money_of(row.get("cost_usd")), whole_of(row.get("cost_points")), prompt, completion
+    return Entry(id_[:LONGEST_ID], at, model, *figures, key_name if isinstance(key_name, str) else None)
 
 
 def _tokens(part: object) -> int | None:

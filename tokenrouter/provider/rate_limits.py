@@ -61,14 +61,14 @@ def requested_wait_s(headers: Mapping[str, str]) -> float | None:
 
     Source: RFC 9110, 10.2.3; `retry-after-ms` is OpenAI's.
     """
-    told = {name.lower(): value for name, value in headers.items()}
+    lowered = {name.lower(): value for name, value in headers.items()}
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         with suppress(KeyError, ValueError):
-            seconds = float(told[name]) * unit_s
+            seconds = float(lowered[name]) * unit_s
             if math.isfinite(seconds):
                 return max(0.0, seconds)
     with suppress(KeyError, ValueError, TypeError):  # the last of a date without a time zone
-        return max(0.0, (parsedate_to_datetime(told["retry-after"]) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (parsedate_to_datetime(lowered["retry-after"]) - datetime.now(UTC)).total_seconds())
     return None
 
 

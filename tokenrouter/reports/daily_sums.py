@@ -46,7 +46,7 @@ class Scope:
     until: date | None = None
     team_id: int | None = None
     group_id: int | None = None
-    told: tuple[str, ...] = Sums._fields
+    sums: tuple[str, ...] = Sums._fields
     """Which sums are wanted, `requests` among them; all others are 0."""
 
 
@@ -205,7 +205,7 @@ def _sums(
     connection: Connection, source: Source, by: tuple[Dimension, ...], scope: Scope, only: Only
 ) -> dict[Key, Sums]:
     table, conditions = source.table, list(_conditions(source, by, scope, only))
-    sums = [_sum(table, name) if name in scope.told else literal_column("0") for name in Sums._fields]
+    sums = [_sum(table, name) if name in scope.sums else literal_column("0") for name in Sums._fields]
     if by == ("token",) and table is TokenUsageDaily:
         # each with its days, in their order: sorting all days by token takes SQLite longer
         key = ApiToken.id

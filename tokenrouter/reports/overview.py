@@ -93,9 +93,12 @@ class DailyUse:
 
     def with_one_series_but_the_rest(self) -> "DailyUse":
         """Return the same with all that is not the rest as one."""
-        told, rest = [each for each in self.series if not each.is_rest], [each for each in self.series if each.is_rest]
-        amounts = [sum(at) for at in zip(*(each.amounts for each in told), strict=True)]
-        return replace(self, series=[Series(None, f"The {len(told)} biggest", amounts), *rest])
+        biggest, rest = (
+            [each for each in self.series if not each.is_rest],
+            [each for each in self.series if each.is_rest],
+        )
+        amounts = [sum(at) for at in zip(*(each.amounts for each in biggest), strict=True)]
+        return replace(self, series=[Series(None, f"The {len(biggest)} biggest", amounts), *rest])
 
 
 # The status is spelled out, not bound: only so can an index of some statuses alone serve.

@@ -61,8 +61,8 @@ def _group(connection: Connection, team_id: int) -> dict[str, Any] | None:
         if group is None:
             return None
         limits = limits_view(group)
-    told = ("quota_tokens", "extra_tokens", "used_tokens", "held_tokens", "remaining_tokens", "renews_at")
-    return {"name": group.name, **{name: limits[name] for name in told}}
+    shown = ("quota_tokens", "extra_tokens", "used_tokens", "held_tokens", "remaining_tokens", "renews_at")
+    return {"name": group.name, **{name: limits[name] for name in shown}}
 
 
 def _pace(connection: Connection, team_id: int, now: datetime) -> dict[str, Any] | None:

@@ -350,8 +350,8 @@ class Readings:
         return {key: sums for key, sums in daily.items() if all(key[at] in keys for at, keys in wanted)}
 
 
-def _scope(days: Days, told: tuple[str, ...] = Sums._fields) -> Scope:
-    return Scope(days.since, days.until, told=told)
+def _scope(days: Days, sums: tuple[str, ...] = Sums._fields) -> Scope:
+    return Scope(days.since, days.until, sums=sums)
 
 
 def _everything(connection: Connection, days: Days) -> Sums:

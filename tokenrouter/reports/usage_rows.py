@@ -8,13 +8,13 @@ from tokenrouter.database.sums import Sums
 from tokenrouter.money import decimal_string
 from tokenrouter.reports.usage_report import Line, Report, Subject
 
-TOLD = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens", "unpriced_tokens")
+SHOWN_SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens", "unpriced_tokens")
 COMPARED = ("requests", "total_tokens")
 
 
 def csv_lines(report: Report, *, delimiter: str = ",", begin: str = "") -> Iterator[str]:
     """Yield the report as CSV, a line a row, of two dimensions the second after the first."""
-    header = [*(name for kind in report.by for name in _names(kind)), *TOLD, "cost", *_before_names(report)]
+    header = [*(name for kind in report.by for name in _names(kind)), *SHOWN_SUMS, "cost", *_before_names(report)]
     rows = ([spreadsheet.cell(value) for value in row_view(report, line).values()] for line in report.lines)
     return spreadsheet.lines(header, rows, delimiter=delimiter, begin=begin)
 
@@ -27,19 +27,19 @@ def report_view(report: Report) -> dict[str, Any]:
         "until": days.until.isoformat(),
         "by": list(report.by),
         "rows": [row_view(report, line) for line in report.lines],
-        "total": _told(report.total),
-        "before": {"since": before.since.isoformat(), "until": before.until.isoformat(), **_told(report.before)},
+        "total": _sums_view(report.total),
+        "before": {"since": before.since.isoformat(), "until": before.until.isoformat(), **_sums_view(report.before)},
     }
 
 
 def row_view(report: Report, line: Line) -> dict[str, Any]:
     """Describe a row: whom or what it is about, its sums, and those of the period before where they can be compared."""
-    told = {name: value for subject in line.subjects for name, value in _subject(subject).items()}
-    told |= _told(line.sums)
+    row = {name: value for subject in line.subjects for name, value in _subject(subject).items()}
+    row |= _sums_view(line.sums)
     if line.before is not None:
-        told |= {f"{name}_before": getattr(line.before, name) for name in COMPARED}
-        told |= {"cost_before": decimal_string(line.before.known_cost)}
-    return told
+        row |= {f"{name}_before": getattr(line.before, name) for name in COMPARED}
+        row |= {"cost_before": decimal_string(line.before.known_cost)}
+    return row
 
 
 def _names(kind: str) -> tuple[str, ...]:
@@ -62,5 +62,5 @@ def _before_names(report: Report) -> list[str]:
     return [*(f"{name}_before" for name in COMPARED), "cost_before"] if is_compared else []
 
 
-def _told(sums: Sums) -> dict[str, Any]:
-    return {name: getattr(sums, name) for name in TOLD} | {"cost": decimal_string(sums.known_cost)}
+def _sums_view(sums: Sums) -> dict[str, Any]:
+    return {name: getattr(sums, name) for name in SHOWN_SUMS} | {"cost": decimal_string(sums.known_cost)}

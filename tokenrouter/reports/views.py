@@ -159,11 +159,11 @@ def own_usage(team_id: int, models: Sequence[str]) -> tuple[dict[str, Any], int]
         team = session.get_one(Team, team_id)
         days, unpriced_tokens = _last_days(session, team_id)
         limits = limits_view(team)
-    told = ("quota_tokens", "used_tokens", "held_tokens", "remaining_tokens", "budget", "cost", "renews_at")
+    shown = ("quota_tokens", "used_tokens", "held_tokens", "remaining_tokens", "budget", "cost", "renews_at")
     return {
         "team": team.name,
         "group": team.group_name,
-        **{name: limits[name] for name in told},
+        **{name: limits[name] for name in shown},
         "models": list(models),
         "by_day": days,
     }, max(unpriced_tokens, team.unpriced_tokens)
@@ -183,8 +183,8 @@ def _last_days(session: Session, team_id: int) -> tuple[list[dict[str, Any]], in
     rows = []
     for day in days:
         requests, tokens, cost, priced = found.get(day, (0, 0, 0, 0))
-        told = {"date": day.isoformat(), "requests": requests, "total_tokens": tokens}
-        rows.append({**told, "cost": decimal_string(known_cost(cost, tokens, priced))})
+        row = {"date": day.isoformat(), "requests": requests, "total_tokens": tokens}
+        rows.append({**row, "cost": decimal_string(known_cost(cost, tokens, priced))})
     return rows, sum(tokens - priced for _, tokens, _, priced in found.values())
 
 

@@ -71,8 +71,8 @@ def update_token(
         after = token_fields(token)
         changed = [name for name in before if before[name] != after[name]]
         if changed:
-            told = {"token": token.prefix} | {name: before[name] for name in changed}
-            change = Changed(team.id, team.name, told, {name: after[name] for name in changed})
+            fields = {"token": token.prefix} | {name: before[name] for name in changed}
+            change = Changed(team.id, team.name, fields, {name: after[name] for name in changed})
             changes.record(session, by, changes.TOKEN_UPDATE, change)
         return token
 
@@ -127,8 +127,8 @@ def revoke_token(which: str | int, token: str | int, *, by: Actor) -> ApiToken:
         team = find_in(session, which, locked=True)
         found = _find_token(session, team, token)
         found.revoked_at = datetime.now(UTC)
-        told = token_fields(found) | {"token_id": found.id}
-        changes.record(session, by, changes.TOKEN_REVOKE, Changed(team.id, team.name, told))
+        fields = token_fields(found) | {"token_id": found.id}
+        changes.record(session, by, changes.TOKEN_REVOKE, Changed(team.id, team.name, fields))
         return found
 
 

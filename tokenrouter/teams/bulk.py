@@ -61,8 +61,8 @@ class Step:
     @property
     def print(self) -> str:
         """Return a short text that differs where any of this does: who confirms it confirms what was shown."""
-        told = json.dumps([self.name, self.before, self.after, self.problem], sort_keys=True, default=str)
-        return hashlib.sha256(told.encode()).hexdigest()[:PRINT_LENGTH]
+        content = json.dumps([self.name, self.before, self.after, self.problem], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:PRINT_LENGTH]
 
 
 class PlanChanged(InvalidRequest):
@@ -119,10 +119,10 @@ def _step(team: Team, edit: Edit, group_name: str | None) -> Step:
         wanted = _wanted(team, edit)
     except InvalidRequest as error:
         return Step(team.id, team.name, {}, {}, str(error))
-    told = _described(wanted, group_name)
-    changed = [name for name, value in told.items() if now.get(name) != value]
+    fields = _described(wanted, group_name)
+    changed = [name for name, value in fields.items() if now.get(name) != value]
     before = {name: now.get(name) for name in changed}
-    return Step(team.id, team.name, before, {name: told[name] for name in changed})
+    return Step(team.id, team.name, before, {name: fields[name] for name in changed})
 
 
 def _wanted(team: Team, edit: Edit) -> dict[str, Any]:
@@ -155,14 +155,14 @@ def _extras(team: Team, edit: Edit, wanted: Mapping[str, Any]) -> dict[str, int]
 
 def _described(wanted: Mapping[str, Any], group_name: str | None) -> dict[str, Any]:
     """Return fields as the record of changes has them."""
-    told = {name: value for name, value in wanted.items() if name not in ("group", "renewal")}
-    for name in {"budget", "extra_budget"} & told.keys():
-        told[name] = decimal_string(told[name])
+    recorded = {name: value for name, value in wanted.items() if name not in ("group", "renewal")}
+    for name in {"budget", "extra_budget"} & recorded.keys():
+        recorded[name] = decimal_string(recorded[name])
     if "renewal" in wanted:
-        told["renews"] = format_renewal(wanted["renewal"])
+        recorded["renews"] = format_renewal(wanted["renewal"])
     if "group" in wanted:
-        told |= {"group": group_name, "group_id": wanted["group"]}
-    return told
+        recorded |= {"group": group_name, "group_id": wanted["group"]}
+    return recorded
 
 
 def _apply(session: Session, team: Team, edit: Edit) -> None:

@@ -201,7 +201,7 @@ def _add_team(session: Session, code: JoinCode, name: str, by: Actor) -> tuple[T
         group=code.group_id,
         limits=limits,
         join_code_id=code.id,
-        told={"code": _beginning(code)},
+        recorded={"code": _beginning(code)},
     )
     try:
         (created,) = add_teams(session, [new], by)
@@ -219,9 +219,9 @@ def _changed(code: JoinCode, before: dict[str, Any] | None = None, after: dict[s
 def _fields(code: JoinCode) -> dict[str, Any]:
     """Return what the record of changes may tell of a code, and which limits it sets."""
     expires_at = code.expires_at and rfc3339(code.expires_at, "seconds")
-    told = {"code": _beginning(code), "label": code.label, "uses": code.uses, "expires_at": expires_at}
+    fields = {"code": _beginning(code), "label": code.label, "uses": code.uses, "expires_at": expires_at}
     limits = described(code.team_to_be) | {"models": code.team_to_be.models}
-    return told | {name: value for name, value in limits.items() if value is not None}
+    return fields | {name: value for name, value in limits.items() if value is not None}
 
 
 def _beginning(code: JoinCode) -> str:

@@ -29,7 +29,8 @@ class NewTeam:
     """A team to be created: `group` is the name or id of one; `limits` has those of PACES, and `budget`.
 
     `label` is that of its first token; `place` is where its list has it, as its writer would say. `join_code_id` is the
-    code that it is made by, whose models may be some that ALLOWED_MODELS lost since; `told` goes into the record too.
+    code that it is made by, whose models may be some that ALLOWED_MODELS lost since; `recorded` goes into the record of
+    changes too.
     """
 
     name: str
@@ -43,7 +44,7 @@ class NewTeam:
     limits: Mapping[str, int | None] = field(default_factory=dict)
     place: str = ""
     join_code_id: int | None = None
-    told: Mapping[str, Any] = field(default_factory=dict)
+    recorded: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _models(new: NewTeam) -> str | None:
 
 def _changed(new: NewTeam, team: Team, token: ApiToken) -> Changed:
     label = {"label": token.label} if token.label else {}
-    after = fields_of(team) | dict(new.told) | {"token": token.prefix} | label
+    after = fields_of(team) | dict(new.recorded) | {"token": token.prefix} | label
     return Changed(team.id, team.name, after=after)
 
 

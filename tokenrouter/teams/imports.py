@@ -226,8 +226,8 @@ def _not_blank(records: Sequence[Record]) -> list[Record]:
 
 def _delimiter(text: str) -> str:
     """Find what parts the cells: what parts a line of headings, or else the most lines."""
-    if told := SEPARATOR_LINE.match(text):
-        return told[1]
+    if line := SEPARATOR_LINE.match(text):
+        return line[1]
     lines_by = {delimiter: _glance(text, delimiter) for delimiter in DELIMITERS}
     for delimiter, lines in lines_by.items():
         first = next(filter(any, lines), ["none"])

@@ -88,15 +88,15 @@ def group_ids_in(session: Session, which: Iterable[str | int], *, locked: bool =
 
     They are locked in the order of their ids.
     """
-    asked = {each: clamp_id(each) if isinstance(each, int) else clamp_text(normalized(each)) for each in which}
-    if not asked:
+    keys = {each: clamp_id(each) if isinstance(each, int) else clamp_text(normalized(each)) for each in which}
+    if not keys:
         return {}
-    ids, names = ([key for key in asked.values() if isinstance(key, kind)] for kind in (int, str))
+    ids, names = ([key for key in keys.values() if isinstance(key, kind)] for kind in (int, str))
     is_meant = or_(Group.id.in_(ids), Group.name.in_(names)), Group.deleted_at.is_(None)
     query = select(Group.id, Group.name).where(*is_meant).order_by(Group.id)
     rows = session.execute(query.with_for_update(key_share=True) if locked else query)
     found = {key: row.id for row in rows for key in (row.id, row.name)}
-    return {each: found[key] for each, key in asked.items() if key in found}
+    return {each: found[key] for each, key in keys.items() if key in found}
 
 
 def find_group(which: str | int) -> Group:

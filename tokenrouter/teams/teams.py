@@ -67,9 +67,9 @@ def fields_of(team: Team) -> dict[str, Any]:
 
     A group that it is in is told by its id too, since names change.
     """
-    told = described(team) | {"group": team.group_name, "active": is_yes(team.active), "models": team.models}
-    told |= {} if team.mail is None else {"mail": team.mail}
-    return told if team.group_id is None else told | {"group_id": team.group_id}
+    fields = described(team) | {"group": team.group_name, "active": is_yes(team.active), "models": team.models}
+    fields |= {} if team.mail is None else {"mail": team.mail}
+    return fields if team.group_id is None else fields | {"group_id": team.group_id}
 
 
 def update(

@@ -202,8 +202,8 @@ def _set_back(rows: _Rows, change: Change) -> Changed:
         others["budget"] = None if before["budget"] is None else parse_amount(before["budget"])
     renewal = parse_renewal(before["renews"]) if "renews" in before else KEEP
     change_limits(rows.session, row, before.get("quota_tokens", KEEP), renewal, **others)
-    told = {"group": rows.groups[before["group_id"]].name} if before.get("group_id") else {}
-    return Changed.of(type(row), row.id, fields["name"], {name: fields.get(name) for name in after}, before | told)
+    extra = {"group": rows.groups[before["group_id"]].name} if before.get("group_id") else {}
+    return Changed.of(type(row), row.id, fields["name"], {name: fields.get(name) for name in after}, before | extra)
 
 
 def _set_back_team(rows: _Rows, team: Team, before: dict[str, Any]) -> None:
@@ -234,13 +234,13 @@ def _restore_team(rows: _Rows, change: Change) -> Changed:
     if team.deleted_at is None:
         raise CannotUndo("It is there already.")
     _take_name(rows, team, team.name)
-    told = rows.fields(team)
+    fields = rows.fields(team)
     if not rows.has_group(team.group_id):
         team.group_id = None
-        told = {name: value for name, value in told.items() if name != "group_id"} | {"group": None}
+        fields = {name: value for name, value in fields.items() if name != "group_id"} | {"group": None}
     rows.restored.setdefault(team.deleted_at, []).append(team.id)
     team.deleted_at = None
-    return Changed(team.id, team.name, after=told)
+    return Changed(team.id, team.name, after=fields)
 
 
 def _restore_tokens(rows: _Rows) -> None:
