@@ -1,4 +1,4 @@
-"""End what waits for another machine, however that spins it out: timeouts of sockets are of single reads alone."""
+"""Put a deadline on a whole exchange with another machine: a socket's timeout only covers a single read."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 
 class Deadline:
-    """What ends a connection once its time is over, from its first moment on: TLS may be spun out too."""
+    """Ends a connection when its time is over; it counts from the start, since a peer can drag out TLS too."""
 
     def __init__(self) -> None:
         self._held: socket.socket | None = None
@@ -15,7 +15,7 @@ class Deadline:
         self._lock = threading.Lock()
 
     def hold(self, connection: socket.socket) -> socket.socket:
-        """Take a connection that was just made, and return it. Raises TimeoutError if it is too late.
+        """Take a connection just made, and return it. Raises TimeoutError if it is too late.
 
         What is kept is a duplicate, since TLS takes the descriptor away from the socket's object.
         """
@@ -27,7 +27,7 @@ class Deadline:
         return connection
 
     def cut(self) -> None:
-        """End the connection, so that what waits for it fails."""
+        """Shut the connection down, so that whatever waits on it fails."""
         with self._lock:
             self._is_over = True
             if self._held is not None:
@@ -43,7 +43,7 @@ class Deadline:
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[Deadline]:
-    """Cut the connection that a block has it hold, after so many seconds."""
+    """Cut the connection that the block passes to `hold` after so many seconds."""
     own = Deadline()
     timer = threading.Timer(seconds, own.cut)
     timer.daemon = True

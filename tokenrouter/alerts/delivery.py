@@ -43,14 +43,14 @@ NOW = epoch_now()
 
 @dataclass(frozen=True)
 class Receivers:
-    """Who gets alerts, and by which way."""
+    """Who gets alerts, and how."""
 
     webhook: Webhook | None
     mail: Mail | None
     mail_to: tuple[str, ...]
 
     def of(self, team_mail: str | None) -> Iterator[tuple[str, str]]:
-        """Yield the ways, with their addresses, that an alert goes; `team_mail` is the address of its team's own."""
+        """Yield the ways, with addresses, by which an alert is sent; `team_mail` is the team's own address."""
         if self.webhook is not None:
             yield WEBHOOK, ""
         if self.mail is not None:
@@ -59,7 +59,7 @@ class Receivers:
                 yield MAIL, address
 
     def send(self, channel: str, address: str, message: Message) -> Answer:
-        """Send a message by a way."""
+        """Send a message one way."""
         way: Channel | None = self.webhook if channel == WEBHOOK else self.mail
         if way is None:
             return Answer(False, f"{'ALERT_WEBHOOK_URL' if channel == WEBHOOK else 'SMTP_URL'} is not set any more")
@@ -67,7 +67,7 @@ class Receivers:
 
 
 def send_test(receivers: Receivers, uid: str, channel: str | None = None) -> list[tuple[str, Answer]]:
-    """Send an alert of nothing to all receivers, or by one way, now; return the ways and what was answered."""
+    """Send a test alert to all receivers, or one way, now; return the ways and the answers."""
     message = Message(trial_alert(uid))
     ways = [(way, address) for way, address in receivers.of(None) if channel in (None, way)]
     return [(way, receivers.send(way, address, message)) for way, address in ways]
@@ -75,7 +75,7 @@ def send_test(receivers: Receivers, uid: str, channel: str | None = None) -> lis
 
 @dataclass(frozen=True)
 class Claimed:
-    """A delivery that this process has to try; `attempts` tells it from a later claim of another."""
+    """A delivery claimed by this process; `attempts` distinguishes it from a later claim by another."""
 
     id: int
     attempts: int
@@ -85,7 +85,7 @@ class Claimed:
 
 
 def hand_out(engine: Engine, receivers: Receivers) -> None:
-    """Make the deliveries of alerts that have none yet."""
+    """Create the deliveries of alerts that have none yet."""
     is_new = select(Alert.id).where(Alert.to_hand_out.is_not(None))
     with engine.connect() as connection:
         if connection.execute(is_new.limit(1)).first() is None:
@@ -122,7 +122,7 @@ DUE = select(Delivery.id).where(*IS_DUE).order_by(Delivery.due_at, Delivery.id).
 
 
 def claim(engine: Engine) -> Claimed | None:
-    """Take a delivery that is due for this process, for as long as an attempt may take; None if none is."""
+    """Claim a due delivery for this process, for as long as an attempt may take; None if none is due."""
     with engine.connect() as connection:
         if connection.execute(DUE).first() is None:
             return None
@@ -138,7 +138,7 @@ def claim(engine: Engine) -> Claimed | None:
 
 
 def alert_record(row: AnyRow | Alert) -> AlertRecord:
-    """Return an alert without what is only of its row."""
+    """Return the alert of a row."""
     return AlertRecord(**{each.name: getattr(row, each.name) for each in fields(AlertRecord)})
 
 
@@ -159,15 +159,15 @@ def record(engine: Engine, claimed: Claimed, answer: Answer) -> None:
 
 
 def pause_after(attempts: int) -> float:
-    """Return how long the next attempt is waited for: 10 seconds, then three times as long each time, to an hour."""
+    """Return the wait before the next attempt: 10 seconds, then three times as long each time, up to an hour."""
     return min(FIRST_PAUSE_S * PAUSE_GROWS ** min(attempts - 1, 10), LONGEST_PAUSE_S)
 
 
 class Sender:
-    """Delivers what is due, in a thread of its own; each process has one, and what one of them claims is its own."""
+    """Delivers what is due, in a thread of its own. Each process has one; claims keep them apart."""
 
     def __init__(self, engine: Engine, receivers: Receivers, also: Callable[[], None] = lambda: None) -> None:
-        """`also` is done each time it looks."""
+        """`also` is called in each round."""
         self.receivers = receivers
         self._engine = engine
         self._also = also
@@ -175,12 +175,12 @@ class Sender:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to look, in the process that serves: no thread survives a fork."""
+        """Start the thread, in the process that serves: threads do not survive a fork."""
         self._thread = threading.Thread(target=self._work, name="alerts", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more. What is being sent is hardly waited for: else its claim runs out, and it is sent again."""
+        """Stop, waiting only briefly for a delivery in progress; if cut off, it is resent once its claim runs out."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(CLOSE_S)
@@ -204,7 +204,7 @@ class Sender:
     def _send(self, claimed: Claimed) -> Answer:
         try:
             answer = self.receivers.send(claimed.channel, claimed.address, claimed.message)
-        except Exception as error:  # whatever it is, it is this one's failure, and keeps no other one waiting
+        except Exception as error:  # whatever it is, only this delivery fails; the others go on
             logger.exception("An alert could not be sent")
             return Answer(False, one_line(error))
         if not answer.is_taken:
@@ -212,7 +212,7 @@ class Sender:
         return answer
 
     def _record(self, claimed: Claimed, answer: Answer) -> None:
-        """Write down how it went, if need be once the database is back: nothing is to be sent twice for that."""
+        """Record the result, if need be once the database is back, so that nothing is sent twice."""
         while True:
             try:
                 record(self._engine, claimed, answer)

@@ -1,4 +1,4 @@
-"""What is told, and in which words: an alert keeps facts, and these make sentences of them."""
+"""The kinds of alerts and their wording: an alert stores facts, which are made into sentences here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ MINUTES_LOOKED_BACK = 15  # for revoked tokens
 
 
 class Kind(StrEnum):
-    """What alerts are of; the ledger writes the first two, in the transaction that settles a call."""
+    """The kinds; the ledger writes the first two, in the transaction that settles a call."""
 
     QUOTA = "quota"
     BUDGET = "budget"
@@ -33,14 +33,14 @@ class Kind(StrEnum):
 
 
 TELLS_END = (Kind.ACCOUNT_EMPTY, Kind.KEY_REFUSED, Kind.PROVIDER_DOWN, Kind.DATABASE, Kind.DISK, Kind.BOOKS)
-"""Of which one is told that they are over; the others just end."""
+"""Those whose end is reported too; the others just end."""
 GRAVE = (Kind.ACCOUNT_EMPTY, Kind.KEY_REFUSED, Kind.PROVIDER_DOWN, Kind.DATABASE, Kind.BOOKS)
-"""Which stop calls, or say that figures are wrong."""
+"""Those that stop calls, or say that figures are wrong."""
 
 
 @dataclass(frozen=True)
 class AlertRecord:
-    """An alert as it was written down."""
+    """A stored alert."""
 
     uid: str
     kind: str
@@ -53,17 +53,17 @@ class AlertRecord:
 
     @property
     def is_grave(self) -> bool:
-        """Whether calls fail by it, or figures are wrong."""
+        """Whether calls fail because of it, or figures are wrong."""
         return self.kind in GRAVE or self.percent == 100
 
     def webhook_id(self, says: str) -> str:
-        """Return the id of a message, the same each time it is sent: whoever has it already may leave it."""
+        """Return the id of a message, the same each time it is sent, so that receivers can drop repeats."""
         return self.uid if says == BEGUN else f"{self.uid}-{says}"
 
 
 @dataclass(frozen=True)
 class Words:
-    """A sentence, without its full stop, and what else is to be said."""
+    """A sentence, without its full stop, and details to follow it."""
 
     title: str
     more: str = ""
@@ -75,7 +75,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Speaker:
-    """Makes words: by the zone and the currency of the service, with names as `name` writes them."""
+    """Writes alerts in words, with the zone and currency of the service; `name` formats names."""
 
     zone: ZoneInfo
     currency: str
@@ -175,5 +175,5 @@ WORDS: dict[Kind, Callable[[Speaker, AlertRecord], Words]] = {
 
 
 def trial_alert(uid: str) -> AlertRecord:
-    """Return the alert by which one finds out whether any arrives."""
+    """Return a test alert, which shows whether alerts arrive."""
     return AlertRecord(uid, Kind.TEST, datetime.now(UTC), {})

@@ -21,7 +21,7 @@ WEEK_S = 7 * 86_400.0
 
 @dataclass(frozen=True)
 class Sent:
-    """How a message went to a receiver."""
+    """How the delivery of a message to a receiver went."""
 
     says: str
     channel: str
@@ -30,11 +30,11 @@ class Sent:
     attempts: int
     answer: str | None
     at: datetime | None
-    """When it is tried next where it waits; else when it was tried last."""
+    """When it is tried next if it waits, otherwise when it was last tried."""
 
     @property
     def has_failed(self) -> bool:
-        """Whether the last attempt did."""
+        """Whether the last attempt failed."""
         return self.state == GIVEN_UP or (self.state == WAITING and self.attempts > 0 and self.answer is not None)
 
     @property
@@ -104,7 +104,7 @@ class Undelivered:
 
 
 def undelivered(engine: Engine) -> Undelivered:
-    """Return what of the last week's was not delivered."""
+    """Return what was not delivered in the last week."""
     is_failed = Delivery.state != DELIVERED, Delivery.answer.is_not(None), Delivery.created_at > NOW - WEEK_S
     with engine.connect() as connection:
         answers = connection.scalars(select(Delivery.answer).where(*is_failed).order_by(Delivery.due_at)).all()

@@ -19,7 +19,7 @@ FOOT = "\n\n-- \nSent by TokenRouter, where the panel has the same under “Aler
 
 
 class PasswordInClear(OSError):
-    """The server takes the password only where others may read it."""
+    """The server only takes the password over an unencrypted connection."""
 
 
 class Mail:
@@ -44,7 +44,7 @@ class Mail:
         return Answer(True, f"{self.server.host} took it for {address}")
 
     def mail(self, message: Message, address: str) -> EmailMessage:
-        """Write it. No name in it can begin a header of its own."""
+        """Compose the mail. No name in it can inject a header."""
         words = self._speaker.words(message.alert, message.says)
         mail = EmailMessage()
         mail["Subject"] = f"TokenRouter: {_one_line(words.title)}"
@@ -52,7 +52,7 @@ class Mail:
         at = message.alert.at if message.alert.ended_at is None else message.alert.ended_at
         mail["Date"] = format_datetime(at)
         mail["Message-ID"] = f"<{message.id}@tokenrouter.{self.server.sender.rpartition('@')[2]}>"
-        mail["Auto-Submitted"] = "auto-generated"  # so that nobody's absence answers it: RFC 3834
+        mail["Auto-Submitted"] = "auto-generated"  # stops out-of-office replies: RFC 3834
         mail.set_content(f"{_one_line(str(words))}{FOOT}")
         return mail
 
@@ -63,7 +63,7 @@ def _one_line(text: str) -> str:
 
 @contextmanager
 def _connected(server: SmtpServer) -> Iterator[smtplib.SMTP]:
-    """Connect, over TLS where the server has it, and sign in where there is a password for it."""
+    """Connect, over TLS if the server offers it, and sign in if a password is set."""
     context = ssl.create_default_context()
     with deadline(WHOLE_S) as until, _greeted(server, context, until) as smtp:
         smtp.ehlo_or_helo_if_needed()

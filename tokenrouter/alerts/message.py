@@ -1,4 +1,4 @@
-"""What goes to a receiver, whichever way, and what came back."""
+"""What is sent to a receiver, by mail or webhook, and its answer."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +12,7 @@ from tokenrouter.periods import rfc3339
 
 @dataclass(frozen=True)
 class Message:
-    """An alert as it is sent: that it begun, or that it is over."""
+    """An alert as it is sent: that it began, or that it is over."""
 
     alert: AlertRecord
     says: str = BEGUN
@@ -53,7 +53,7 @@ class Answer:
     words: str
 
     def __post_init__(self) -> None:
-        """Keep so much of the words as a row holds, in characters that are seen."""
+        """Cut the words to what a column holds, without invisible characters."""
         text = "".join(each if each.isprintable() else " " for each in self.words[:REASON_LENGTH])
         object.__setattr__(self, "words", text.strip())
 
@@ -62,4 +62,4 @@ class Channel(Protocol):
     """A way to a receiver."""
 
     def send(self, message: Message, address: str) -> Answer:
-        """Send a message, and say what came of it; whatever goes wrong is an answer too."""
+        """Send a message and return the answer; failures are answers too, and never raised."""

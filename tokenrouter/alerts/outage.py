@@ -49,7 +49,7 @@ class OutageWatch:
         self._began_at = self.clock()
 
     def look(self) -> None:
-        """Tell of an outage that lasts for a minute, and note it in the database once that is back."""
+        """Report an outage that lasts a minute, and store it in the database once that is back."""
         written_at = self._ledger.written_at
         silent_s = self.clock() - (self._began_at if written_at is None else written_at)
         if silent_s >= AFTER_S:
@@ -62,7 +62,7 @@ class OutageWatch:
             fcntl.lockf(self._lock, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Let another process speak."""
+        """Release the lock, so that another process can report."""
         self._close()
 
     def _may_speak(self) -> bool:
@@ -73,7 +73,7 @@ class OutageWatch:
         return True
 
     def _tell(self, silent_s: float) -> None:
-        """Send it to whoever has not got it yet, once a minute."""
+        """Send it once a minute to those who have not got it yet."""
         if self._alert is None and (cause := self._cause()) is not None:
             began = datetime.now(UTC) - timedelta(seconds=silent_s)
             details = {"cause": cause, "host": socket.gethostname()}
@@ -86,7 +86,7 @@ class OutageWatch:
                 self._answers[receiver] = self._receivers.send(*receiver, Message(self._alert))
 
     def _cause(self) -> str | None:
-        """Return why nothing can be written; None if it can again."""
+        """Return why the database cannot be written; None if it can be again."""
         try:
             self._ledger.check_writing()
         except StorageUnavailable as error:
@@ -94,7 +94,7 @@ class OutageWatch:
         return None
 
     def _note_end(self) -> None:
-        """Write down what was told, and let it be told that it is over."""
+        """Store the alert that was sent, and have its end reported."""
         if (alert := self._alert) is None:
             return
         values = {"kind": alert.kind, "uid": alert.uid, "at": alert.at, "details": dict(alert.details)}

@@ -1,4 +1,4 @@
-"""Write down what is to be told: once for as long as it lasts, and that it is over."""
+"""Store alerts to be sent: once for as long as the trouble lasts, and once when it is over."""
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
@@ -27,11 +27,11 @@ def begin(
     team_id: int | None = None,
     group_id: int | None = None,
 ) -> bool:
-    """Write an alert, unless one of this name stands already; return whether it was written.
+    """Store an alert, unless one of this name exists; return whether it was stored.
 
-    One that ended by this name lasts again, untold.
+    One of this name that has ended is reopened, without reporting it.
     """
-    with engine.connect() as connection:  # mostly it stands, and nothing has to be written
+    with engine.connect() as connection:  # mostly it exists, and nothing has to be written
         known = connection.execute(select(Alert.ended_at).where(Alert.once == once)).first()
     if known is not None:
         if known.ended_at is not None:
@@ -45,9 +45,9 @@ def begin(
 
 
 def end(engine: Engine, kind: Kind, *, but: Collection[str] = (), keep: bool = False) -> None:
-    """End the alerts of a kind that last, but for those of these names, and tell it where that is of use.
+    """End the open alerts of a kind except those of these names, and report the end if the kind asks for that.
 
-    What ended is told again once it begins anew, unless its name is kept.
+    If it begins again it is reported again, unless `keep` keeps its name.
     """
     ending = [row.id for row in open_alerts(engine, Alert.kind == kind) if row.once not in but]
     if ending:
@@ -55,25 +55,25 @@ def end(engine: Engine, kind: Kind, *, but: Collection[str] = (), keep: bool = F
 
 
 def reopen(engine: Engine, names: Collection[str]) -> None:
-    """Let alerts last again that ended, by their names, without telling anybody."""
+    """Reopen ended alerts by their names, without reporting it."""
     with writing(engine) as connection:
         connection.execute(update(Alert).where(Alert.once.in_(names)).values(ended_at=None))
 
 
 def open_alerts(engine: Engine, *conditions: ColumnElement[bool]) -> Sequence[AnyRow]:
-    """Return the alerts that last, and that fit."""
+    """Return the open alerts that meet the conditions."""
     with engine.connect() as connection:
         return connection.execute(select(Alert.__table__).where(Alert.ended_at.is_(None), *conditions)).all()
 
 
 def end_quietly(engine: Engine, ids: Collection[int]) -> None:
-    """End alerts, without telling anybody; they are not told again by the same name."""
+    """End alerts without reporting it; the same names are not reported again."""
     if ids:
         _end(engine, ids, {}, tells=False)
 
 
 def _end(engine: Engine, ids: Collection[int], values: dict[str, Any], *, tells: bool) -> None:
-    if tells:  # also where nobody has been told yet that it began
+    if tells:  # even if its beginning was not sent yet
         values["to_hand_out"] = case((Alert.to_hand_out == BEGUN, BOTH), else_=OVER)
     with writing(engine) as connection:
         still_open = Alert.id.in_(ids), Alert.ended_at.is_(None)
@@ -81,7 +81,7 @@ def _end(engine: Engine, ids: Collection[int], values: dict[str, Any], *, tells:
 
 
 def prune(engine: Engine) -> None:
-    """Forget alerts that ended more than a year ago, and how they were delivered."""
+    """Delete alerts that ended more than a year ago, and their deliveries."""
     is_old = Alert.ended_at < datetime.now(UTC) - KEPT
     with writing(engine, durable=False) as connection:
         connection.execute(delete(Delivery).where(Delivery.alert_id.in_(select(Alert.id).where(is_old))))
@@ -89,7 +89,7 @@ def prune(engine: Engine) -> None:
 
 
 def see(engine: Engine, ids: Collection[int] = (), *, up_to: int = 0) -> None:
-    """Note that alerts were seen: some, or all that are no newer than one."""
+    """Mark alerts as seen: some, or all up to one."""
     chosen = or_(Alert.id.in_(map(clamp_id, ids)), Alert.id <= clamp_id(up_to))
     with writing(engine) as connection:
         connection.execute(update(Alert).where(Alert.seen_at.is_(None), chosen).values(seen_at=datetime.now(UTC)))

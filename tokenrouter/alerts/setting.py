@@ -25,7 +25,7 @@ def receivers_of(app: Flask, settings: Settings) -> Receivers:
 
 
 def webhook_secret(app: Flask) -> str:
-    """Return the secret by which receivers of an app's webhook know that it is theirs.
+    """Return the secret with which receivers verify that a webhook is from this app.
 
     Raises ConfigError if the key cannot be read that it is made of.
     """

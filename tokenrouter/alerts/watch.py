@@ -1,4 +1,4 @@
-"""What is looked at by the clock: whatever no settlement can tell."""
+"""Checks that run by the clock, for whatever no settlement of a call can notice."""
 
 import shutil
 import socket
@@ -25,7 +25,7 @@ from tokenrouter.reports.running_out import SOON_DAYS
 LOOK_S, LOOK_AHEAD_S = 60.0, 600.0
 DOWN_FOR = timedelta(minutes=1)
 LEAST_FREE, ENOUGH_FREE = 0.10, 0.12
-HALF = 0.5  # before so much is used, a pace tells little of when it will all be
+HALF = 0.5  # before that, a pace says little about when all is used
 QUIET_FOR = timedelta(days=1)  # after which a revoked token is not in use any more
 SHOWN_PROBLEMS = 3
 ANSWERS = (State.GOOD, State.UNPROVEN, State.LIMITED, State.SLOW)
@@ -35,7 +35,7 @@ OWNERS: tuple[Owner, ...] = (Team, Group)
 
 
 def look(app: Flask, paid: Account) -> None:
-    """Look at what may fail from one minute to the next."""
+    """Check what can fail from one minute to the next."""
     with app.app_context():
         engine, now = db.engine, datetime.now(UTC)
         _each(
@@ -47,14 +47,14 @@ def look(app: Flask, paid: Account) -> None:
 
 
 def look_ahead(app: Flask) -> None:
-    """Look at what will run out in days."""
+    """Check what will run out within days."""
     with app.app_context():
         engine, now = db.engine, datetime.now(UTC)
         _each(lambda: check_paces(engine, now), lambda: check_balance(engine, now))
 
 
 def _each(*checks: Callable[[], None]) -> None:
-    """Do each; what cannot be looked at keeps nothing else from it.
+    """Run each check; one that fails does not keep the others from running.
 
     Raises an ExceptionGroup of what went wrong.
     """
@@ -62,14 +62,14 @@ def _each(*checks: Callable[[], None]) -> None:
     for check in checks:
         try:
             check()
-        except Exception as error:  # whatever it is, the others have to be looked at
+        except Exception as error:  # whatever it is, the other checks have to run
             failures.append(error)
     if failures:
         raise ExceptionGroup("Not all could be looked at that alerts are of", failures)
 
 
 def check_books(app: Flask) -> None:
-    """Let `verify` prove the books, and tell what it finds; forget old alerts."""
+    """Verify the counters and report what is found; delete old alerts."""
     with app.app_context():
         engine = db.engine
         found = ledger.verify(engine)
@@ -82,8 +82,8 @@ def check_books(app: Flask) -> None:
 
 
 def check_shares(engine: Engine) -> None:
-    """Tell of shares that were reached without a settlement, as by a lower quota; end those that are not any more."""
-    known = open_alerts(engine, Alert.percent.is_not(None))  # first: what is told meanwhile must not be ended
+    """Report shares reached without a settlement, as by a lower quota; end those that are no longer reached."""
+    known = open_alerts(engine, Alert.percent.is_not(None))  # first, so that alerts raised meanwhile are not ended
     reached = {(kind, id_, share.what): share for kind in OWNERS for id_, share in _reached(engine, kind)}
     highest: dict[tuple[Owner, int, str], int] = {}
     over = []
@@ -103,7 +103,7 @@ def check_shares(engine: Engine) -> None:
 
 
 def _reached(engine: Engine, kind: Owner) -> Iterator[tuple[int, Share]]:
-    """Yield what is used of quotas and budgets where that is one of the shares that are told."""
+    """Yield the shares of quotas and budgets that have been reached and are reported."""
     has_limit = or_(kind.quota_tokens.is_not(None), kind.budget.is_not(None))
     is_meant: list[Any] = [kind.deleted_at.is_(None), ~kind.is_due, has_limit]
     if kind is Team:
@@ -115,7 +115,7 @@ def _reached(engine: Engine, kind: Owner) -> Iterator[tuple[int, Share]]:
 
 
 def check_paces(engine: Engine, now: datetime) -> None:
-    """Tell who will run out before the quota renews, once in each period, within a week, and half of it being used."""
+    """Report who will run out before the renewal: once a period, within a week, and only after half is used."""
     soon = reports.day_of(now) + timedelta(days=SOON_DAYS)
     found = [
         (use, ending)
@@ -136,16 +136,16 @@ def check_paces(engine: Engine, now: datetime) -> None:
 
 
 def _marks(engine: Engine, kind: Owner) -> Sequence[AnyRow]:
-    """Return from where the use of each counts."""
+    """Return the marks from which the use of each team or group is counted."""
     with engine.connect() as connection:
         return connection.execute(select(kind.id, kind.reset_mark_tokens)).all()
 
 
 def check_provider(engine: Engine, paid: Account, now: datetime) -> None:
-    """Tell that the account is empty, that its key is refused, or that no call was answered for a minute."""
+    """Report an empty account, a refused key, or that no call was answered for a minute."""
     stands = account.standing(engine, now)
     is_down = stands.state in DOWN and stands.since is not None and now - stands.since >= DOWN_FOR
-    if is_down:  # is it still? the last failed call may be of long ago
+    if is_down:  # still? the last failed call may be long ago
         account.refresh(engine, paid)
         stands = account.standing(engine)
     for kind, is_so in (
@@ -160,7 +160,7 @@ def check_provider(engine: Engine, paid: Account, now: datetime) -> None:
 
 
 def check_balance(engine: Engine, now: datetime) -> None:
-    """Tell that what is left will not last: once until the next grant, or in a week where none is known."""
+    """Report that the balance will not last: once until the next grant, or once a week if none is known."""
     left = runway.runway(engine, now)
     if left is None or not left.ends_soon(now):
         end(engine, Kind.BALANCE_ENDS, keep=True)
@@ -171,7 +171,7 @@ def check_balance(engine: Engine, now: datetime) -> None:
 
 
 def check_disk(engine: Engine) -> None:
-    """Tell that the disk of an SQLite file is nearly full; that of a server is not seen from here."""
+    """Report that the disk of an SQLite file is nearly full; a database server's disk cannot be seen from here."""
     path = engine.url.database
     if engine.dialect.name != "sqlite" or not path:
         return
@@ -185,7 +185,7 @@ def check_disk(engine: Engine) -> None:
 
 
 def check_revoked_tokens(engine: Engine, now: datetime) -> None:
-    """Tell whose revoked tokens were used recently; one that was not for a day is told again when it is."""
+    """Report recent use of revoked tokens; one unused for a day is reported again when it is used."""
     with engine.connect() as connection:
         rows = list(_revoked(connection, now - timedelta(minutes=MINUTES_LOOKED_BACK)))
         lately = {row.token_id for row in _revoked(connection, now - QUIET_FOR)}
@@ -201,7 +201,7 @@ def _of_token(token_id: int) -> str:
 
 
 def _revoked(connection: Connection, since: datetime) -> Iterator[AnyRow]:
-    """Yield the revoked tokens that came to the door, with how often, and one of the addresses."""
+    """Yield the revoked tokens that were tried, with the number of tries and one of the addresses."""
     is_meant = DoorRefusal.reason == "revoked_token", DoorRefusal.minute >= int(since.timestamp()) // 60
     named: tuple[Any, ...] = DoorRefusal.token_id, ApiToken.prefix, ApiToken.label, Team.name, ApiToken.team_id
     sums = func.sum(DoorRefusal.requests).label("requests"), func.max(DoorRefusal.address).label("address")

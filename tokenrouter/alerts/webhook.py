@@ -37,7 +37,7 @@ class Webhook:
     """The receiver that ALERT_WEBHOOK_URL names."""
 
     def __init__(self, url: str, find_secret: Callable[[], str], speaker: Speaker, check: Check = is_allowed) -> None:
-        """`find_secret` returns the secret as receivers are given it; `check` tells which addresses are allowed."""
+        """`find_secret` returns the secret that receivers have; `check` tells which addresses are allowed."""
         self._parts = urlsplit(url)
         self._find_secret = find_secret
         self._speaker = replace(speaker, name=harmless)
@@ -45,11 +45,11 @@ class Webhook:
 
     @property
     def host(self) -> str:
-        """Where it is; of some services the rest of the URL is a secret."""
+        """The host only: some services put a secret into the rest of the URL."""
         return self._parts.hostname or ""
 
     def send(self, message: Message, address: str = "") -> Answer:
-        """Post it; whatever is not a 2xx is a failure."""
+        """Post it; any status but 2xx is a failure."""
         body = json.dumps(self.document(message), ensure_ascii=False).encode()
         headers = {"Content-Type": "application/json", "User-Agent": "TokenRouter", "Host": self._parts.netloc}
         headers |= signature(self._find_secret(), message.id, body)
@@ -63,7 +63,7 @@ class Webhook:
             return Answer(False, f"{self.host} is not found: {getattr(error, 'strerror', None) or error}")
 
     def document(self, message: Message) -> dict[str, Any]:
-        """Return what is posted; for Teams with its text on a card."""
+        """Return the body to post; for Microsoft Teams, the text on a card."""
         document = message.document(self._speaker)
         if not self.host.endswith(TEAMS_HOSTS):
             return document
@@ -73,14 +73,14 @@ class Webhook:
         return {"type": "message", "attachments": [attachment], **document}
 
     def _post_to_first(self, addresses: list[str], port: int, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """Post to the first address that takes a connection."""
+        """Post to the first address that accepts a connection."""
         refused = ""
         for address in addresses:
             with deadline(WHOLE_S) as until:
                 connection = _connection(self._parts, address, port, until)
                 try:
                     connection.connect()
-                except (HTTPError, OSError, ValueError) as error:  # a certificate of another name is the last
+                except (HTTPError, OSError, ValueError) as error:  # ValueError: a certificate for another name
                     refused = f"{self.host} cannot be reached: {_cause(error)}"
                     continue
                 return self._post(connection, body, headers)
@@ -100,7 +100,7 @@ class Webhook:
 
 
 class _Connection(HTTPConnection):
-    """A connection that ends in time."""
+    """A connection with a deadline."""
 
     until: Deadline
 
@@ -145,7 +145,7 @@ def _cause(error: Exception) -> str:
 
 
 def signature(secret: str, message_id: str, body: bytes) -> dict[str, str]:
-    """Return the headers by which a receiver knows a message, and that it is ours."""
+    """Return the headers that identify a message and prove that it is ours."""
     key, now = base64.b64decode(secret.removeprefix("whsec_")), str(int(time.time()))
     digest = hmac.digest(key, b".".join((message_id.encode(), now.encode(), body)), "sha256")
     signed = f"v1,{base64.b64encode(digest).decode()}"
@@ -153,11 +153,11 @@ def signature(secret: str, message_id: str, body: bytes) -> dict[str, str]:
 
 
 def secret_from(secret_key: str) -> str:
-    """Return the secret of the signatures, made from the one that signs sessions."""
+    """Return the secret for signatures, derived from the one that signs sessions."""
     digest = hmac.digest(secret_key.encode(), b"tokenrouter alert webhook", hashlib.sha256)
     return f"whsec_{base64.b64encode(digest).decode()}"
 
 
 def harmless(name: str) -> str:
-    """Return a name, which a stranger may have chosen, as no chat program makes a link or a call to all of it."""
+    """Return a name, which a stranger may have chosen, so that no chat program makes it a link or a mention."""
     return name.translate(HARMLESS).replace("://", ":\u200b//")

@@ -1,4 +1,4 @@
-"""The paid account itself: whether its key is accepted, and what is left of it, as far as the provider's API tells."""
+"""The paid account: whether its key is accepted and, if the provider's API says so, what is left of it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,17 +24,17 @@ HOSTS: dict[str, Kind] = {"api.poe.com": "poe", "openrouter.ai": "openrouter", "
 
 @dataclass(frozen=True)
 class Spending:
-    """What a key spent by now, in billionths of a dollar, and that key as the provider names it."""
+    """What a key has spent so far, in billionths of a dollar, and the provider's name for that key."""
 
     today: int
-    """Of the day in UTC."""
+    """On the current day in UTC."""
     ever: int | None
     key: str | None
 
 
 @dataclass(frozen=True)
 class Balance:
-    """What is left; None if the provider does not tell it, money also where the account has no bound."""
+    """What is left. None means not reported; for money it can also mean that the account has no limit."""
 
     points: int | None = None
     money: int | None = None
@@ -52,7 +52,7 @@ class Balance:
 
 
 class State(Enum):
-    """How the account stands, the worst first; the value is that of documents."""
+    """The state of the account, worst first; documents show the value."""
 
     EMPTY = "empty"
     KEY_REFUSED = "key_refused"
@@ -71,7 +71,7 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class AccountCheck:
-    """What came of asking: how the account stands, in words too, and what is left where that was told."""
+    """The result of a check: the state of the account, also in words, and its balance if reported."""
 
     at: datetime
     state: State
@@ -80,18 +80,18 @@ class AccountCheck:
 
 
 class Account:
-    """The account of one provider, which is asked at every call of a method here."""
+    """The account at one provider. Every method call asks the provider."""
 
     def __init__(self, provider: Provider, settings: Settings, ask_for_models: Callable[[], None]) -> None:
-        """`ask_for_models` is what is done where no balance can be asked for; it raises an APIError."""
+        """`ask_for_models` is called if the provider has no API for balances; it raises an APIError on failure."""
         self._provider = provider
         self._ask_for_models = ask_for_models
         self.kind = kind_of(settings)
 
     def balance(self) -> Balance | None:
-        """Ask what is left; None if this provider has no API for it. An answer proves the key.
+        """Fetch what is left; None if this provider has no API for it. An answer proves that the key is valid.
 
-        Raises an APIError that says why it cannot be had.
+        Raises an APIError that says why it failed.
         """
         if self.kind == "none":
             return None
@@ -102,11 +102,11 @@ class Account:
         return read(document)
 
     def history(self, after: str | None = None) -> Iterator[Page]:
-        """Ask what the provider wrote down of the account's calls, as `history.pages` yields it."""
+        """Fetch the provider's own record of the account's calls; see `history.pages`."""
         return pages(self._provider, after)
 
     def check(self) -> AccountCheck:
-        """Ask what proves the key, the balance; where there is none to ask for, whether the provider answers at all."""
+        """Ask for the balance, which proves the key; without such an API, check that the provider answers at all."""
         now = datetime.now(UTC)
         try:
             balance = self.balance()
@@ -121,7 +121,7 @@ class Account:
 
 
 def trouble(error: APIError) -> tuple[State, str]:
-    """Say how the account stands by an error of the provider's, and why."""
+    """Return the state of the account that a provider's error shows, and the reason in words."""
     if error.status == HTTPStatus.NOT_FOUND:
         return State.BROKEN, f"The provider has nothing at this address (404): {IS_V1}"
     if error.status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -141,11 +141,11 @@ STATES_BY_ERROR = {
     "provider_unreachable": State.UNREACHABLE,
     "provider_timeout": State.SLOW,
 }
-"""By the code of an error, how the account stands; by any other it is broken."""
+"""The state by the code of an error; any other code means BROKEN."""
 
 
 def kind_of(settings: Settings) -> Kind:
-    """Return whose account API is to be used: the one that is set, else by the provider's host."""
+    """Return which account API to use: the one set, otherwise the one of the provider's host."""
     if settings.provider_account != "auto":
         return settings.provider_account
     return HOSTS.get(urlsplit(settings.provider_base_url).hostname or "", "none")
@@ -192,4 +192,4 @@ APIS: dict[Kind, tuple[str, bool, Callable[[dict[str, Any]], Balance]]] = {
     "openrouter": ("/key", False, _openrouters),
     "deepseek": ("/user/balance", True, _deepseeks),
 }
-"""By kind: where the balance stands, whether that is beside the root's `/v1`, and how it is read."""
+"""By kind: the path of the balance, whether it is beside `/v1` of the base URL, and the function that reads it."""

@@ -1,4 +1,4 @@
-"""The models that a team may call: exact names as they are, prefixes by what the provider has."""
+"""The models that a team may call: exact names as written, prefixes expanded by the provider's list."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ FIRST_MILLISECONDS = 10**11  # as seconds, the year 5138
 
 @dataclass(frozen=True)
 class Check:
-    """What came of asking the provider for its models: their names, or what is wrong."""
+    """The result of asking the provider for its models: their names, or what is wrong."""
 
     at: datetime
     models: tuple[str, ...] | None
@@ -29,13 +29,13 @@ class Check:
 
 
 class Catalogue:
-    """The provider's own list of models, asked for when it is needed, at most every five minutes.
+    """The provider's list of models, fetched when needed, at most every five minutes.
 
-    One thread asks, and waits for at most FETCH_S; the others get the list that was known before at once.
+    One thread fetches it, within FETCH_S; the others get the previous list at once.
     """
 
     def __init__(self, provider: Provider, default_model: str) -> None:
-        """Know nothing yet."""
+        """Start with an empty list."""
         self._provider = provider
         self._default_model = default_model
         self._listed: dict[str, dict[str, Any]] = {}
@@ -45,9 +45,9 @@ class Catalogue:
         self._error: APIError | None = None
 
     def models(self, patterns: tuple[str, ...]) -> list[dict[str, Any]]:
-        """Return OpenAI's model objects for names and prefixes: exact names always, what prefixes cover if known.
+        """Return OpenAI's model objects for names and prefixes: exact names always, models of a prefix if known.
 
-        A name is spelled as the provider does where that has it; while nothing is known, the default model is one too.
+        Names are spelled as in the provider's list. While that list is empty, it counts as the default model alone.
         """
         if time.monotonic() > self._fresh_until and self._fetching.acquire(blocking=False):
             try:
@@ -57,7 +57,7 @@ class Catalogue:
         return [_model_object(name, self._listed.get(name, {})) for name in self.known_names(patterns)]
 
     def known_names(self, patterns: tuple[str, ...]) -> list[str]:
-        """Return the names alone, likewise, by what is known already."""
+        """Return only the names, by the list as it is now."""
         listed = self._listed
         spelled = {name.casefold(): name for name in reversed(listed)} | {name: name for name in listed}
         exact = [pattern for pattern in patterns if not pattern.endswith("*")]
@@ -67,13 +67,13 @@ class Catalogue:
         return list(dict.fromkeys(names))
 
     def listed(self, name: str, patterns: tuple[str, ...]) -> dict[str, Any] | None:
-        """Return a model of the list that may be called, or None."""
+        """Return the object of a listed model that may be called, or None."""
         return next((each for each in self.models(patterns) if each["id"].casefold() == name.casefold()), None)
 
     def ask_for(self, name: str) -> dict[str, Any] | None:
-        """Ask the provider for a model that its list lacks, and return it; None if there is none.
+        """Ask the provider for a model missing from its list, and return its object; None if it does not exist.
 
-        Raises what the provider's refusal is, where it does not say that there is none.
+        Raises RelayedError or ProviderRefusal for any other refusal.
         """
         if any(part in ("", ".", "..") for part in name.split("/")):
             return None  # that path may lead to something else of the account
@@ -92,9 +92,9 @@ class Catalogue:
         return _model_object(found["id"], found)
 
     def fetch(self) -> dict[str, dict[str, Any]]:
-        """Ask the provider for its models now, and return what it says of each, by name.
+        """Fetch the provider's models now, and return its object for each, by name.
 
-        Raises an APIError that says why they cannot be had.
+        Raises an APIError that says why it failed.
         """
         try:
             return _listed_in(self._fetch("/models"))
@@ -102,7 +102,7 @@ class Catalogue:
             raise ProviderBadResponse(words_of(error)) from error
 
     def check(self, within_s: float = 0.0) -> Check:
-        """Ask the provider for its models, unless that was done within the last seconds, and say what came of it."""
+        """Fetch the models, unless done within the last `within_s` seconds, and return the result."""
         with self._fetching:
             last = self.last_check
             if last is None or (datetime.now(UTC) - last.at).total_seconds() >= within_s:
@@ -110,14 +110,14 @@ class Catalogue:
             return last
 
     def ask(self) -> None:
-        """Ask the provider for its models now, and keep them; raises an APIError that says why they cannot be had."""
+        """Fetch the models now, and keep them. Raises an APIError that says why it failed."""
         with self._fetching:
             self._refresh()
             if self._error is not None:
                 raise self._error
 
     def _refresh(self) -> Check:
-        """Ask, keep what was known before where that fails, and remember when to ask again."""
+        """Fetch the list, keep the previous one if that fails, and set when to fetch it again."""
         self._error = None
         try:
             self._listed = _listed_in(self._fetch("/models"))
@@ -151,7 +151,7 @@ def _model_object(name: str, listed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_seconds(created: object) -> int:
-    """Return a time in whole seconds, as OpenAI tells it, of which some tell the milliseconds."""
+    """Return a time in whole seconds, as OpenAI does; some providers give milliseconds."""
     if isinstance(created, bool) or not isinstance(created, int | float) or not 0 <= created < 10**18:
         return 0
     while created >= FIRST_MILLISECONDS:

@@ -1,4 +1,4 @@
-"""Why the provider cannot be reached, in words that tell what to do about it."""
+"""Why the provider cannot be reached, in words that say what to do about it."""
 
 import socket
 import ssl
@@ -27,7 +27,7 @@ CAUSES: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
 
 
 def cause_in_words(error: APIError) -> str | None:
-    """Return what lies beneath an error of the provider's; None if nothing better is known than its message."""
+    """Return the cause of a provider's error in words; None if its message is the best there is."""
     beneath = list(_beneath(error))
     for kinds, words in CAUSES:
         found = next((each for each in beneath if isinstance(each, kinds)), None)
@@ -41,7 +41,7 @@ def _details(cause: BaseException) -> str:
 
 
 def _beneath(error: BaseException) -> Iterator[BaseException]:
-    """Yield all errors of which one was made: libraries wrap each other's as causes, contexts and arguments."""
+    """Yield an error and all errors it wraps: libraries keep them as causes, contexts and arguments."""
     seen: list[BaseException] = [error]
     for each in seen:
         wrapped = each.__cause__, each.__context__, getattr(each, "reason", None), *each.args

@@ -1,4 +1,4 @@
-"""Small documents of the provider's, such as its list of models: read in a bounded time, and of a bounded size."""
+"""Read small documents from the provider, such as its list of models, within limits of time and size."""
 
 import threading
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ MOST_BYTES = 4 * 1024 * 1024
 def read_document(
     provider: Provider, path: str, what: str, *, is_beside: bool = False, query: Mapping[str, str] | None = None
 ) -> Any:
-    """Return a JSON document of the provider's, which has FETCH_S in all, however steadily it trickles.
+    """Fetch a JSON document from the provider within FETCH_S in total, even if it trickles in.
 
-    `what` names it in an error, `its models`; the rest is that of `Provider.get`. Raises what that does.
+    `what` names it in errors, such as `its models`. The rest, and what it raises, is as in `Provider.get`.
     """
     link = ProviderLink()
     too_late = ProviderTimeout(f"The provider took too long to tell {what}.")

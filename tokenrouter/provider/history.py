@@ -1,4 +1,4 @@
-"""What the provider itself wrote down of the account's calls, where it has an API for that: Poe's points history."""
+"""The provider's own record of the account's calls, if it has an API for that: Poe's points history."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ TOKENS = re.compile(r"\(([0-9][0-9,]*) tokens?\)")
 
 @dataclass(frozen=True)
 class Entry:
-    """A call as the provider wrote it down; None if it does not tell, money in billionths of a dollar."""
+    """A call in the provider's record; None is what it does not say. Money is in billionths of a dollar."""
 
     id: str
     at: datetime
@@ -34,16 +34,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Page:
-    """Some entries, the newest first, and after which id the next page begins; None if there is none."""
+    """Some entries, newest first, and the id after which the next page begins; None if this is the last page."""
 
     entries: list[Entry]
     next_after: str | None
 
 
 def pages(provider: Provider, after: str | None = None) -> Iterator[Page]:
-    """Yield what Poe wrote down of the API's calls in the last 30 days, newest first, or what comes after an id.
+    """Yield pages of Poe's record of API calls in the last 30 days, newest first, from the start or after an id.
 
-    A page is asked for as it is taken. Raises an APIError that says why it cannot be had. Source: Poe's API
+    Each page is fetched when it is needed. Raises an APIError that says why that failed. Source: Poe's API
     documentation, "Usage API".
     """
     for _ in range(MOST_PAGES):
@@ -66,7 +66,7 @@ def _page(provider: Provider, after: str | None) -> Page:
 
 
 def _entry(row: Mapping[str, Any]) -> Entry | None:
-    """Read an entry; None if it is of no call by the API, or does not tell when and of what model it was."""
+    """Read an entry; None if it is not an API call, or lacks its time or model."""
     id_, model, at = row.get("query_id"), row.get("bot_name"), moment_of(row.get("creation_time"))
     if not (isinstance(id_, str) and isinstance(model, str) and at) or row.get("usage_type", "API") != "API":
         return None

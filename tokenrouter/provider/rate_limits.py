@@ -1,4 +1,4 @@
-"""What the provider tells of the rate limits of the whole account, in headers that callers never see."""
+"""The rate limits of the whole account, which the provider reports in headers that callers never see."""
 
 import math
 import re
@@ -13,7 +13,7 @@ KINDS = {
     kind: [tuple(f"x-ratelimit-{what}{ending}" for what in ("remaining", "limit", "reset")) for ending in endings]
     for kind, endings in {"requests": ("-requests", ""), "tokens": ("-tokens",)}.items()
 }
-"""Each kind's headers; some providers limit requests alone, and do not say so."""
+"""The headers of each kind; some providers limit only requests, and their headers do not name the kind."""
 DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 UNITS_S = 86400.0, 3600.0, 60.0, 1.0, 0.001
 FIRST_EPOCH_S, FIRST_EPOCH_MS = 10**9, 10**12  # from which on a bare number is no duration
@@ -23,7 +23,7 @@ MOST = 2**53
 
 @dataclass(frozen=True)
 class RateLimit:
-    """How much of something is left to the account, as the provider said at a moment."""
+    """A rate limit of the account and what is left of it, as reported at one moment."""
 
     kind: str
     most: int | None
@@ -33,13 +33,13 @@ class RateLimit:
 
 
 class RateLimits:
-    """The newest that this process was told. Safe for many threads."""
+    """The newest limits reported to this process. Thread-safe."""
 
     def __init__(self) -> None:
         self._newest: dict[str, tuple[float, str | None, str, str | None]] = {}
 
     def note(self, headers: Mapping[str, str]) -> None:
-        """Keep what an answer's headers tell, as it stands: who shows it reads it."""
+        """Keep the limits in an answer's headers unparsed; `newest` parses them."""
         for kind, names in KINDS.items():
             for remaining, most, reset in names:
                 if remaining in headers:
@@ -47,7 +47,7 @@ class RateLimits:
                     break
 
     def newest(self) -> list[RateLimit]:
-        """Return what was told last of each kind, as far as it can be read."""
+        """Return the newest readable limit of each kind."""
         found = []
         for kind, (at_s, most, remaining, reset) in list(self._newest.items()):
             at = datetime.fromtimestamp(at_s, UTC)
@@ -57,7 +57,7 @@ class RateLimits:
 
 
 def requested_wait_s(headers: Mapping[str, str]) -> float | None:
-    """Return how long an answer's headers want nobody to ask again; None if they do not say.
+    """Return for how many seconds an answer's headers ask to wait; None if they do not say.
 
     Source: RFC 9110, 10.2.3; `retry-after-ms` is OpenAI's.
     """
@@ -73,7 +73,7 @@ def requested_wait_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _count(text: str) -> int | None:
-    """Read a number; None if it is none, or a limit that is none (Azure says -1)."""
+    """Read a number; None if it is not one, or means unlimited (Azure sends -1)."""
     with suppress(ValueError):
         number = int(text)
         return number if 0 <= number < MOST else None
@@ -81,7 +81,7 @@ def _count(text: str) -> int | None:
 
 
 def _moment(text: str, at: datetime) -> datetime | None:
-    """Read when a limit is whole again: a duration (`6m0s`, `12ms`, bare seconds), or a moment since 1970."""
+    """Read when a limit is reset: a duration (`6m0s`, `12ms`, bare seconds) or seconds since 1970."""
     with suppress(ValueError):
         number = float(text)
         if not 0 <= number < MOST:

@@ -49,7 +49,7 @@ ECHOED = ("input", "ctx")  # where a validator repeats what the caller sent
 
 
 class RelayedError(APIError):
-    """An error of the provider's in OpenAI's shape, which reaches the caller as it is."""
+    """A provider's error in OpenAI's shape, which is passed to the caller unchanged."""
 
     def __init__(
         self, status: int, body: bytes, error: Mapping[str, Any], headers: Mapping[str, str], reason: str
@@ -66,12 +66,12 @@ class RelayedError(APIError):
 
     @property
     def provider_text(self) -> bytes:
-        """All that the provider said."""
+        """The whole body of the provider's error."""
         return self._body
 
 
 def words_of(error: APIError) -> str:
-    """Say what is wrong; of an error that callers see as it is, the status and the provider's own message."""
+    """Return an error in words; for one relayed unchanged, its status and the provider's message."""
     if not isinstance(error, RelayedError):
         return error.message
     said = parse_json(error.body())["error"]["message"][:SHOWN_ERROR_CHARACTERS]
@@ -79,7 +79,7 @@ def words_of(error: APIError) -> str:
 
 
 def refuse(reply: Reply) -> NoReturn:
-    """Raise what the caller may know of the provider's error, an APIError, and close the reply."""
+    """Raise the APIError that the caller may see for a provider's error, and close the reply."""
     try:
         if reply.status < 400:
             raise ProviderBadResponse(f"The provider answered with a redirect or an odd status, {reply.status}.")
@@ -111,14 +111,14 @@ def _relayed(reply: Reply, body: bytes, error: Mapping[str, Any] | None, reason:
 
 
 def _shown_name(name: object) -> str | None:
-    """Return a code or type as the log has it; None if it is none."""
+    """Return a code or type as the log keeps it; None if it is unusable."""
     if isinstance(name, int) and not isinstance(name, bool):
         name = str(name)
     return name if isinstance(name, str) and name.isprintable() and 0 < len(name) <= LONGEST_NAME else None
 
 
 def _says_unknown_model(status: int, document: object, body: bytes) -> bool:
-    """Tell whether the provider has no model of the name, however it says so."""
+    """Tell whether the provider says, in whatever way, that it does not have the model."""
     if status not in UNKNOWN_MODEL_STATUSES:
         return False
     return (
@@ -138,7 +138,7 @@ def _openai_error(document: object) -> dict[str, Any] | None:
 
 
 def _names(document: object) -> Iterator[str]:
-    """Yield by which names an error document calls the error, wherever in it, as EMPTY_ACCOUNT writes them."""
+    """Yield the error names anywhere in an error document, spelled as in EMPTY_ACCOUNT."""
     values = [document]
     for value in values:
         if isinstance(value, list):

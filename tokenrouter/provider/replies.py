@@ -33,7 +33,7 @@ class Reply:
     """The provider's answer, whose body is still to be read."""
 
     def __init__(self, response: requests.Response, link: ProviderLink, key: str) -> None:
-        """Wrap what requests gave."""
+        """Wrap a response from requests."""
         self._response = response
         self._link = link
         self._key = key.encode()
@@ -45,7 +45,7 @@ class Reply:
         self.headers = {name: headers[key] for key, name in RELAYED_HEADERS.items() if key in headers}
 
     def label_as_stream(self) -> None:
-        """Say that it is a stream of events, where the provider did not."""
+        """Mark it as a stream of events if the provider did not."""
         if not self.is_stream:
             self.headers["Content-Type"] = "text/event-stream"
             self.is_stream = True
@@ -69,16 +69,16 @@ class Reply:
             raise self._link.reason
 
     def _tells_its_end(self) -> bool:
-        """Tell whether a whole body can be told from one that was cut; what ends with its connection cannot."""
+        """Tell whether a truncated body would be noticed; one that ends with its connection would not."""
         headers = self._response.headers
         return "content-length" in headers or "transfer-encoding" in headers
 
     def without_key(self, error: bytes | bytearray) -> bytes:
-        """Return an error of the provider's with our key masked, should it repeat that."""
+        """Return a provider's error with our key masked, in case the error repeats it."""
         return bytes(error).replace(self._key, b"[key]")
 
     def masked(self, names: str) -> str:
-        """Return what an error is called, likewise."""
+        """Return the names of an error with our key masked."""
         return self.without_key(names.encode()).decode()
 
     def read(self) -> bytes:
@@ -86,7 +86,7 @@ class Reply:
         return b"".join(self.chunks())
 
     def read_error(self) -> bytes:
-        """Return the body of an error, as much of it as anyone could want; what breaks off is enough as it is."""
+        """Return the body of an error, up to about ERROR_SIZE; if it breaks off, what has arrived."""
         body = b""
         try:
             for chunk in self.chunks():
@@ -98,11 +98,11 @@ class Reply:
         return body
 
     def read_end(self, chunks: Iterator[bytes]) -> bytes:
-        """Read what follows the last event, most often only the end of the body, and wait only shortly for it."""
+        """Read what follows the last event, mostly just the end of the body, without waiting long."""
         return next(self.chunks_within(chunks, LAST_BYTES_TIMEOUT_S), b"")
 
     def chunks_within(self, chunks: Iterator[bytes], seconds: float) -> Iterator[bytes]:
-        """Yield what still comes within so many seconds; what breaks off by then ends it quietly."""
+        """Yield what arrives within so many seconds; if the body breaks off, stop quietly."""
         deadline = time.monotonic() + seconds
         while (left_s := deadline - time.monotonic()) > 0:
             connection = self._response.raw.connection
@@ -118,7 +118,7 @@ class Reply:
             yield chunk
 
     def close(self) -> None:
-        """Return the connection to the pool where the body was read to its end; else close it, which stops the cost."""
+        """Return the connection to the pool if the body was read to its end; otherwise close it, to stop the cost."""
         self._link.release()
         self._response.raw.release_conn()
 

@@ -1,22 +1,22 @@
-"""Figures in the provider's documents, read with care: what is odd is not known, and nothing fails on it."""
+"""Read figures in the provider's documents; whatever is malformed becomes None and raises nothing."""
 
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 
 from tokenrouter.money import BILLION, MOST_AMOUNT
 
-LAST_SECOND = 10**11  # in the year 5138: what is more is in smaller units
+LAST_SECOND = 10**11  # in the year 5138: anything larger is in smaller units
 
 
 def whole_of(value: object) -> int | None:
-    """Return a whole number that a provider told; None for what is none."""
+    """Return a provider's number as an integer; None if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not -MOST_AMOUNT < value < MOST_AMOUNT:
         return None
     return int(value)
 
 
 def money_of(value: object) -> int | None:
-    """Return an amount in billionths; providers write it as a number or as a text. None for what is none."""
+    """Return an amount in billionths; providers send a number or a string. None if it is neither."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -27,7 +27,7 @@ def money_of(value: object) -> int | None:
 
 
 def moment_of(value: object) -> datetime | None:
-    """Return a time that is told in seconds, or in the milliseconds or microseconds that some tell."""
+    """Return a time given in seconds, or, as some providers do, in milliseconds or microseconds."""
     seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
     while seconds >= LAST_SECOND:
         seconds /= 1000
