@@ -1,4 +1,4 @@
-"""gunicorn's threaded worker, with threads that cost less to wake and that no slow client can hold."""
+"""gunicorn's threaded worker, with threads that are cheap to wake and that no slow client can block."""
 
 import errno
 import os
@@ -36,15 +36,15 @@ from tokenrouter.worker.slots import Slots
 from tokenrouter.worker.threads import ThreadPool
 
 HEAD_S = 20.0  # from a head's first byte to its last
-LEFT_BODY_S = 0.5  # for what the application left unread of a body; the connection can then be used again
+LEFT_BODY_S = 0.5  # for the part of a body that the application left unread; then the connection can be reused
 PARTING_S = 2.0
-LINGER_S = 0.5  # for an idle connection when the worker ends: a request may be on its way
-LOOK_S = 0.2  # between two looks for connections whose time is over
-READING_S = 1.0  # between two looks whether a client takes anything of its answer
-LAST_S = 3.0  # of the graceful timeout, to end and book what still runs
+LINGER_S = 0.5  # for idle connections when the worker ends: a request may be on its way
+LOOK_S = 0.2  # between two checks for connections whose time is over
+READING_S = 1.0  # between two checks whether a client reads its answer
+LAST_S = 3.0  # of the graceful timeout, for ending and booking calls that still run
 
 ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-LEFT_BODY = object()  # what handling a request returns where the rest of its body is still to come
+LEFT_BODY = object()  # returned for a request if the rest of its body has yet to arrive
 REFUSALS = {
     LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
     LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -55,24 +55,24 @@ REFUSALS = {
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a connection's request, as gunicorn asks for it."""
+    """The result of a connection's request, in the form of the Future that gunicorn expects."""
 
     value: Any
 
     def result(self) -> Any:
-        """Return what handling the request returned."""
+        """Return the result of handling the request."""
         return self.value
 
     def cancelled(self) -> bool:
-        """Return False: nothing that was submitted is taken back."""
+        """Return False: requests are never cancelled."""
         return False
 
 
 class Worker(ThreadWorker):
-    """The threaded worker, whose threads only ever work on whole requests; it also takes a tenth less CPU a short call.
+    """The threaded worker, with threads that only work on complete requests; a short call takes a tenth less CPU.
 
-    What waits for a client waits in the poller: new connections, half a request, answers that the client has not read
-    yet, and connections that are about to be closed.
+    Whatever waits for a client waits in the poller: new connections, incomplete requests, answers not read yet, and
+    connections about to be closed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -87,17 +87,17 @@ class Worker(ThreadWorker):
         self.early_signals: SimpleQueue[int] = SimpleQueue()
 
     def serve(self, clients: WaitingClients, slots: Slots, send_timeout_s: float) -> None:
-        """Watch over the clients of the application, and drop those that read nothing of a stream for so long.
+        """Watch the application's clients, and drop those that read nothing of a stream for `send_timeout_s`.
 
-        A thread that waits for a body takes one of the slots meanwhile.
+        A thread that waits for a body takes one of the slots.
         """
         self.clients = clients
         self.slots = slots
-        for listener in self.sockets:  # the connections that are accepted take it over
+        for listener in self.sockets:  # accepted connections inherit it
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(send_timeout_s))
 
     def init_signals(self) -> None:
-        """Take signals from now on, and those that came since the fork: until now the master's handlers took them."""
+        """Handle signals, and those that came since the fork, while the master's handlers were still in place."""
         super().init_signals()
         while not self.early_signals.empty():
             number = self.early_signals.get()
@@ -105,15 +105,15 @@ class Worker(ThreadWorker):
                 signal.raise_signal(number)
 
     def get_thread_pool(self) -> ThreadPool:
-        """Return the pool that works on connections."""
+        """Return the pool of threads that handle connections."""
         return ThreadPool(self._work, self.cfg.threads)
 
     def enqueue_req(self, conn: Connection) -> None:
-        """Have the connection's next request answered by a thread."""
+        """Have a thread answer the connection's next request."""
         self.tpool.submit(conn)
 
     def accept(self, listener: socket.socket) -> bool:
-        """Take a connection, if one is there, and wait for its first bytes; return whether one was."""
+        """Accept a connection, if there is one, and wait for its first bytes; return whether there was one."""
         try:
             sock, address = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -126,27 +126,27 @@ class Worker(ThreadWorker):
         return True
 
     def set_accept_enabled(self, enabled: bool) -> None:
-        """Begin or stop to take connections; for good, and with the listeners closed, once the worker ends."""
+        """Start or stop accepting connections; once the worker ends, stop for good and close the listeners."""
         super().set_accept_enabled(enabled)
         if not (enabled or self.alive):
             self._stop_listening()
 
     def is_parent_alive(self) -> bool:
-        """Tell whether gunicorn's master lives; end where it does not."""
+        """Tell whether gunicorn's master lives; if not, end this worker."""
         if super().is_parent_alive():
             return True
         self.alive = False
         return False
 
     def on_client_socket_readable(self, conn: Connection, client: socket.socket) -> None:
-        """Have the next request on a kept connection answered, unless it was closed to make room meanwhile."""
+        """Have the next request on a kept connection answered, unless it was closed meanwhile to make room."""
         if client.fileno() >= 0:
             super().on_client_socket_readable(conn, client)
 
     def handle_request(self, req: Request, conn: Connection) -> bool:
-        """Answer a request whose head is whole.
+        """Answer a request whose head is complete.
 
-        Raises NoMoreData, also if its body has to be waited for first, and what the connection raises.
+        Raises NoMoreData, also if its body has to be waited for, and what the connection raises.
         """
         if not conn.is_plain:
             return super().handle_request(req, conn)
@@ -160,7 +160,7 @@ class Worker(ThreadWorker):
             conn.reader.allow(0)
 
     def handle_error(self, req: Request | None, client: Any, addr: Any, exc: Exception) -> None:
-        """Refuse what is not HTTP: programs get OpenAI's shape, and all others gunicorn's page."""
+        """Refuse what is not HTTP: on API paths in OpenAI's error shape, elsewhere with gunicorn's page."""
         if not (isinstance(client, ClientSocket) and is_api_path(_path_in(client.head))):
             super().handle_error(req, client, addr, exc)
             return
@@ -175,7 +175,7 @@ class Worker(ThreadWorker):
             client.sendall(_refusal(status, error))
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """Do what is due; while the worker ends, look at the clock more often."""
+        """Dispatch events; while the worker ends, check the clock more often."""
         super().wait_for_and_dispatch_events(timeout if self.alive else min(timeout, LOOK_S))
         if self._quits:
             self._quit()
@@ -183,12 +183,12 @@ class Worker(ThreadWorker):
             self._end_calls_in_time()
 
     def handle_quit(self, sig: int, frame: object) -> None:
-        """End at once, and the calls with it; Ctrl-C reaches a worker twice, by the terminal and by the master.
+        """End at once, with all calls. Ctrl-C reaches a worker twice: from the terminal and from the master.
 
-        A worker that serves does it in its loop: a signal interrupts whatever is done, with whatever lock that has.
+        A serving worker ends in its loop, since a signal may interrupt code that holds a lock.
         """
         if self._quits:
-            if not self.booted:  # nothing was served that would have to be booked, and something may wait for itself
+            if not self.booted:  # nothing was served, so nothing is to be booked; and a lock may be held
                 os._exit(0)
             return
         self._quits = True
@@ -205,13 +205,13 @@ class Worker(ThreadWorker):
         sys.exit(0)
 
     def seconds_left(self) -> float:
-        """Return how long this worker may still live once it ends; gunicorn's master would then kill it."""
+        """Return how many seconds an ending worker has left before gunicorn's master kills it."""
         if self._ends_at is None:  # nothing was under way
             return self.cfg.graceful_timeout - PARTING_S
         return max(LAST_S / 2, self._ends_at - time.monotonic() - LAST_S / 4)
 
     def murder_pending(self) -> None:
-        """End the waits of connections that took too long."""
+        """End the waits of connections whose time is over."""
         now = time.monotonic()
         if now < self._next_look:
             return
@@ -224,17 +224,17 @@ class Worker(ThreadWorker):
         return self.slots.take()
 
     def _work(self, conn: Connection) -> None:
-        """Answer a request. A connection that is kept goes back to the poller at once, without waking the main thread.
+        """Answer a request. A kept connection goes back to the poller at once, without waking the main thread.
 
-        Any thread may register it with the poller; the count of connections is the main thread's.
+        Any thread may register it with the poller; only the main thread may change the count of connections.
         """
         try:
             result = self.handle(conn)
             if conn.is_plain:
                 conn.sock.flush()
         except OSError:
-            result = False  # nobody is there any more
-        except BaseException:  # the thread has to live on, whatever ended this request
+            result = False  # the client is gone
+        except BaseException:  # whatever it was, the thread has to go on
             self.log.exception("Answering a request ended oddly")
             result = False
         if result is True and self.alive and not conn.holds_rest:
@@ -243,9 +243,9 @@ class Worker(ThreadWorker):
             self.method_queue.defer(self._go_on, conn, result)
 
     def _keepalive_after(self, conn: Connection, keepalive: bool) -> Any:
-        """Return whether the connection may be used again; LEFT_BODY where what is left of the body is still to come.
+        """Return whether the connection may be used again; LEFT_BODY if the rest of the body has yet to arrive.
 
-        gunicorn's own way of it would wait in the thread.
+        gunicorn's own method would wait for it in the thread.
         """
         if not (keepalive and conn.is_plain):
             return super()._keepalive_after(conn, keepalive)
@@ -260,7 +260,7 @@ class Worker(ThreadWorker):
             return False
 
     def _go_on(self, conn: Connection, result: Any) -> None:
-        """Do what follows a request: send the rest of its answer, then keep the connection, or close it."""
+        """Do the next step after a request: send the rest of its answer, then keep the connection or close it."""
         if conn.holds_rest:
             conn.silent_since = time.monotonic()
             self._await_reading(result, conn)
@@ -274,12 +274,12 @@ class Worker(ThreadWorker):
             self._part(conn)
         elif conn.parser.waiting is not None:
             self._expect(conn, PAGE_BODY_S, self._receive, late=self._answer_late)
-        else:  # however often a head comes in pieces, the time runs from the first of them
+        else:  # the time runs from the first piece of the head
             conn.head_began = conn.head_began or time.monotonic()
             self._expect(conn, conn.head_began + HEAD_S - time.monotonic(), self._receive)
 
     def _receive(self, conn: Connection) -> None:
-        """Take more of half a request, without a thread until it is whole."""
+        """Read more of an incomplete request; a thread is used only once it is complete."""
         try:
             is_whole = conn.reader.receive()
         except OSError:
@@ -291,7 +291,7 @@ class Worker(ThreadWorker):
             self._expect(conn, conn.deadline - time.monotonic(), self._receive, conn.late)
 
     def _answer_late(self, conn: Connection) -> None:
-        """Have the request answered without the whole of its body."""
+        """Have the request answered although its body is incomplete."""
         conn.is_late = True
         self.enqueue_req(conn)
 
@@ -307,11 +307,11 @@ class Worker(ThreadWorker):
             self._expect(conn, conn.deadline - time.monotonic(), self._skip_body, conn.late)
 
     def _await_reading(self, result: Any, conn: Connection) -> None:
-        send, look = partial(self._send_rest, result), partial(self._look_whether_it_reads, result)
+        send, look = partial(self._send_rest, result), partial(self._check_reading, result)
         self._expect(conn, READING_S, send, look, selectors.EVENT_WRITE)
 
-    def _look_whether_it_reads(self, result: Any, conn: Connection) -> None:
-        """Close the connection of a client that takes nothing of its answer for too long."""
+    def _check_reading(self, result: Any, conn: Connection) -> None:
+        """Close the connection if its client has read nothing of its answer for too long."""
         now = time.monotonic()
         if conn.sock.has_taken_some():
             conn.silent_since = now
@@ -329,7 +329,7 @@ class Worker(ThreadWorker):
             self._go_on(conn, result)
 
     def _stop_listening(self) -> None:
-        """Close the listeners, so that a successor can bind; who has connected by now is still answered."""
+        """Close the listeners, so that a successor can bind; clients connected by now are still answered."""
         while self.sockets:
             listener = self.sockets.pop()
             for _ in range(self.cfg.backlog):
@@ -338,7 +338,7 @@ class Worker(ThreadWorker):
             listener.close()
 
     def _make_room(self) -> None:
-        """Close the connection that has waited longest: for its request, else idle, else for its client to read."""
+        """Close the connection that has waited longest: for a request, else idle, else for its client to read."""
         waiting = next((conn for conn in self._expected if not conn.holds_rest), None)
         if waiting is None and self.keepalived_conns:
             idle = self.keepalived_conns.popleft()
@@ -349,7 +349,7 @@ class Worker(ThreadWorker):
             self._close(conn)
 
     def _end_calls_in_time(self) -> None:
-        """End what still runs and have it booked before gunicorn's master kills this process."""
+        """End calls that still run and have them booked before gunicorn's master kills this process."""
         now = time.monotonic()
         graceful_s = self.cfg.graceful_timeout
         if self._ends_at is None:
@@ -382,7 +382,7 @@ class Worker(ThreadWorker):
         late: Callable[[Connection], None] | None = None,
         events: int = selectors.EVENT_READ,
     ) -> None:
-        """Wait for the client in the poller; do what `late` says, else close, where it takes too long."""
+        """Wait for the client in the poller; if it takes too long, call `late`, by default closing the connection."""
         if self._ends_at is not None and not conn.holds_rest:
             within_s = min(within_s, PARTING_S)
         conn.sock.setblocking(False)
@@ -392,7 +392,7 @@ class Worker(ThreadWorker):
         self.poller.register(conn.sock, events, partial(self._on_ready, conn, then))
 
     def _on_ready(self, conn: Connection, then: Callable[[Connection], None], sock: socket.socket) -> None:
-        if conn in self._expected:  # room may have been made since the poller said so
+        if conn in self._expected:  # it may have been closed since, to make room
             self._forget(conn)
             then(conn)
 
@@ -401,7 +401,7 @@ class Worker(ThreadWorker):
         self.poller.unregister(conn.sock)
 
     def _part(self, conn: Connection) -> None:
-        """Close our side, and the connection once the client has closed its own: what is in flight arrives.
+        """Close our side, and the connection once the client closes its own, so that bytes in flight arrive.
 
         Source: RFC 9112, 9.6. gunicorn's own way of it would wait in the main thread.
         """
@@ -428,14 +428,14 @@ class Worker(ThreadWorker):
 
 
 def keep_signals_over_forks() -> None:
-    """Have a signal that ends a process wait until a fork is over: Python forgets in the child what comes meanwhile."""
+    """Hold back signals that end a process until a fork is over: the child's Python would lose them."""
     unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, ENDINGS)
     block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, ENDINGS)
     os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=unblock)
 
 
 def _path_in(head: bytes) -> str:
-    """Return the path that a head asks for, as far as one can be made out."""
+    """Return the path requested by a head, as far as it can be read."""
     target = head[:2048].lstrip().partition(b"\r\n")[0].partition(b" ")[2].partition(b" ")[0]
     _, is_absolute, rest = target.partition(b"://")
     if is_absolute and not target.startswith(b"/"):

@@ -1,4 +1,4 @@
-"""What one worker of all does by the clock: claimed in the database, so that no other does it too."""
+"""Scheduled jobs: each run is claimed in the database, so that only one worker does it."""
 
 import logging
 import threading
@@ -23,19 +23,19 @@ from tokenrouter.troubles import one_line
 logger = logging.getLogger(__name__)
 
 LOOK_S = 60.0
-RETRY_S = 900.0  # after a failure, where the next run is further away
+RETRY_S = 900.0  # after a failure, unless the next run is sooner
 NOW = epoch_now()
 
 IS_LIVE = select(Worker.id).where(Worker.id == Job.worker_id, Worker.lease_expires_at > NOW).exists()
 IS_DUE = or_(Job.worker_id.is_(None) & (Job.due_at <= NOW), Job.worker_id.is_not(None) & ~IS_LIVE)
-"""Nobody runs it and its time has come, or whoever ran it died. One that is being run is not begun once more."""
+"""Its time has come and nobody runs it, or the worker that ran it died. A running one is not started again."""
 
 
 class Schedule(Protocol):
-    """When something is due. Instants are seconds since 1970."""
+    """When a task is due. Instants are seconds since 1970."""
 
     def first(self, now: float, zone: ZoneInfo) -> float:
-        """Return when it is due that was never run."""
+        """Return when a task that never ran is due."""
 
     def next_after(self, now: float, zone: ZoneInfo) -> float:
         """Return when it is due again that is run now."""
@@ -43,7 +43,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Every:
-    """At once, and so many seconds after each run began."""
+    """At once, and again so many seconds after each start."""
 
     seconds: float
 
@@ -58,16 +58,16 @@ class Every:
 
 @dataclass(frozen=True)
 class Nightly:
-    """Once a day, at an hour of the time zone; one that was missed is due as soon as somebody looks."""
+    """Once a day, at an hour in the time zone; a missed run is due at the next check."""
 
     hour: int = 3
 
     def first(self, now: float, zone: ZoneInfo) -> float:
-        """Return the begin of the first night."""
+        """Return the next night's hour."""
         return self.next_after(now, zone)
 
     def next_after(self, now: float, zone: ZoneInfo) -> float:
-        """Return the next instant at which the clocks show the hour, or would but for being put forward."""
+        """Return the next instant at which clocks show the hour, or would if they were not put forward."""
         today = datetime.fromtimestamp(now, zone).replace(hour=self.hour, minute=0, second=0, microsecond=0, fold=0)
         nights = (today + timedelta(days=days) for days in range(3))
         return next(night.timestamp() for night in nights if night.timestamp() > now)
@@ -75,7 +75,7 @@ class Nightly:
 
 @dataclass(frozen=True)
 class Task:
-    """What is done, under which name, and when."""
+    """What to run, its name, and its schedule."""
 
     name: str
     schedule: Schedule
@@ -83,10 +83,10 @@ class Task:
 
 
 class Jobs:
-    """The tasks of one process; whoever of all workers claims one first runs it.
+    """Runs the scheduled tasks in one process; of all workers, the first to claim a task runs it.
 
-    One that fails is run again before long, and so is one whose worker dies. Those of a kind are looked at in a thread
-    of their own: what takes its time at night does not keep what is due every minute waiting.
+    A task that fails, or whose worker dies, is soon run again. Each kind of schedule has a thread of its own, so that
+    long nightly tasks do not delay those due every minute.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Jobs:
         zone: ZoneInfo = UTC_ZONE,
         worker_id: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """`worker_id` tells under which number this process is among the workers by now."""
+        """`worker_id` returns this process's current id among the workers."""
         self._engine = engine
         self._tasks = tasks
         self._zone = zone
@@ -106,11 +106,11 @@ class Jobs:
 
     @property
     def names(self) -> list[str]:
-        """What the tasks are called, in the order in which they are looked at."""
+        """The names of the tasks, in the order in which they are checked."""
         return [task.name for task in self._tasks]
 
     def start(self) -> None:
-        """Begin to look, in the process that serves: none of it survives a fork."""
+        """Start the threads, in the process that serves: threads do not survive a fork."""
         for kind in {type(task.schedule) for task in self._tasks}:
             tasks = [task for task in self._tasks if type(task.schedule) is kind]
             name = f"jobs-{kind.__name__.lower()}"
@@ -119,7 +119,7 @@ class Jobs:
             thread.start()
 
     def close(self) -> None:
-        """Look no more. A task that is being run is not waited for: it ends with the process."""
+        """Stop, without waiting for a running task: it ends with the process."""
         self._stop.set()
 
     def _look(self, tasks: Sequence[Task]) -> None:
@@ -127,7 +127,7 @@ class Jobs:
             self._run_due(tasks)
 
     def run_due(self) -> None:
-        """Run what is due and nobody else has claimed."""
+        """Run what is due and not claimed by another process."""
         self._run_due(self._tasks)
 
     def _run_due(self, tasks: Sequence[Task]) -> None:
@@ -139,7 +139,7 @@ class Jobs:
                 troubles.warn("jobs", "What is due by the clock cannot be looked up (%s)", one_line(error))
 
     def _is_due(self, task: Task) -> bool:
-        """Tell whether it is worth a transaction that writes: mostly it is not."""
+        """Tell whether to try a claim, which is a transaction that writes: mostly not."""
         with self._engine.connect() as connection:
             is_due = connection.execute(select(IS_DUE).where(Job.name == task.name)).scalar()
         return is_due is None or bool(is_due)
@@ -147,14 +147,14 @@ class Jobs:
     def _failure_of(self, task: Task) -> str | None:
         try:
             task.run()
-        except Exception as error:  # whatever it is, the other tasks have to be run, and this one again
+        except Exception as error:  # whatever it is, the other tasks have to run, and this one again later
             logger.exception("%s failed; it is tried again when it is due next", task.name)
             return one_line(error)[:REASON_LENGTH]
         return None
 
 
 def claim(engine: Engine, task: Task, zone: ZoneInfo = UTC_ZONE, worker_id: int | None = None) -> bool:
-    """Take a task for this process if it is due, which it is not again before its time; return whether it was."""
+    """Claim a task for this process if it is due, and set when it is due next; return whether it was due."""
     insert = inserter(engine)
     with writing(engine, durable=False) as connection:
         now = connection.execute(select(NOW)).scalar_one()
@@ -167,7 +167,7 @@ def claim(engine: Engine, task: Task, zone: ZoneInfo = UTC_ZONE, worker_id: int 
 
 
 def finish(engine: Engine, task: Task, error: str | None) -> None:
-    """Write down that a task was run, and how it failed if it did; then it is due again before long."""
+    """Record that a task ran, and its error if it failed; then it is due again within RETRY_S."""
     values: dict[str, object] = {"ended_at": NOW, "error": error, "worker_id": None}
     if error is not None:
         values["due_at"] = case((Job.due_at > NOW + RETRY_S, NOW + RETRY_S), else_=Job.due_at)

@@ -1,6 +1,6 @@
-"""What gunicorn's master prepares for its workers: they are copies of it and share its memory until they write to it.
+"""Prepare the app in gunicorn's master: workers are forks of it, and share its memory until they write to it.
 
-A HUP is handled by the code that ran before it, so that what is new and broken ends nothing.
+A HUP is handled by the old code, so that broken new code stops nothing.
 """
 
 import gc
@@ -21,27 +21,27 @@ _app: Flask | None = None
 
 
 def preload() -> Settings:
-    """Make the app that all workers are to serve with, in gunicorn's master, and return its settings.
+    """Create the app for all workers in gunicorn's master, and return its settings.
 
-    gunicorn reads its configuration, and so calls this, at the start and on each HUP. What fails at the start ends it,
-    in one line where a setting is wrong; in a worker it would not: one that exits is started again for ever. On HUP our
-    code is imported anew and the settings are read anew; where that fails, one line says so, and what ran goes on.
+    gunicorn calls this when it reads its configuration, at the start and on each HUP. A failure at the start ends the
+    master, with one line if a setting is wrong; if workers did this, they would be restarted for ever. On HUP our code
+    and the settings are loaded anew; if that fails, one line says so, and the old app goes on.
     """
     gc.unfreeze()
     app = _start() if _app is None else _reload(_app)
-    # The collector marks what it looks at. It is kept off what is loaded, which saves each worker 14 MB.
+    # The collector writes to objects that it visits. Frozen ones stay shared, which saves each worker 14 MB.
     gc.collect()
     gc.freeze()
     return _settings(app)
 
 
 def prepared_app() -> Flask | None:
-    """Return the app that was made in gunicorn's master, of which this process is a copy; None elsewhere."""
+    """Return the app created in gunicorn's master, of which this process is a fork; None elsewhere."""
     return _app
 
 
 def finish() -> None:
-    """Close the database in gunicorn's master too, once its workers have ended."""
+    """Close the database in gunicorn's master, after its workers have ended."""
     if _app is not None:
         package: Any = importlib.import_module(PACKAGE)
         package.finish(_app)
@@ -50,17 +50,17 @@ def finish() -> None:
 def _start() -> Flask:
     try:
         return _prepare(may_ask=True)
-    except ValueError as error:  # a ConfigError, or what a library says of a setting
+    except ValueError as error:  # a ConfigError, or a library's complaint about a setting
         sys.exit(f"Error: {error}")
 
 
 def _reload(running: Flask) -> Flask:
-    """Make an app of the code and the settings as they are now; where that fails, return the one that there is."""
+    """Create an app from the code and settings as they are now; if that fails, return the running one."""
     modules = _forget_modules()
     try:
         app = _prepare(may_ask=False)
         _check_address(_settings(app), _settings(running))
-    except Exception as error:
+    except Exception as error:  # whatever the new code or settings raise, the running app has to go on
         logs.say(f"Error: {_in_one_line(error)}. What runs goes on as it is.")
         _forget_modules()
         sys.modules.update(modules)
@@ -70,8 +70,8 @@ def _reload(running: Flask) -> Flask:
 
 
 def _prepare(*, may_ask: bool) -> Flask:
-    # By name: on HUP this module and all that it imported belong to the code that ran. Its successor, whom the workers
-    # ask for the app, and the package's root, which stands above it, have to be those of now.
+    # Imported by name: on HUP this module belongs to the old code. The package's root has to be the new one, and so
+    # has this module's successor, from which the workers get the app.
     package: Any = importlib.import_module(PACKAGE)
     successor: Any = importlib.import_module(__name__)
     successor._app = app = package.prepare(may_ask=may_ask)
@@ -84,7 +84,7 @@ def _settings(app: Flask) -> Settings:
 
 
 def _forget_modules() -> dict[str, ModuleType]:
-    """Have our modules imported anew by whoever asks for them next, and return those that there were."""
+    """Remove our modules from `sys.modules`, so that they are imported anew, and return the removed ones."""
     ours = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == PACKAGE}
     for name in ours:
         del sys.modules[name]
@@ -92,7 +92,7 @@ def _forget_modules() -> dict[str, ModuleType]:
 
 
 def _check_address(new: Settings, running: Settings) -> None:
-    """Raise ValueError if nothing can listen at a changed address: gunicorn would end, and all workers with it."""
+    """Raise ValueError if a changed address cannot be bound: gunicorn would end, with all workers."""
     if (new.host, new.port) == (running.host, running.port):
         return
     family = socket.AF_INET6 if ":" in new.host else socket.AF_INET

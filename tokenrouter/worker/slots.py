@@ -1,4 +1,4 @@
-"""Slots: how many threads of a worker may wait for a provider or a body, and how many calls a team may have."""
+"""Slots: limits of the threads that may wait for a provider or a body, and of a team's calls in flight."""
 
 import threading
 from collections import Counter
@@ -8,11 +8,11 @@ from contextlib import ExitStack, contextmanager
 from tokenrouter.errors import Overloaded
 
 PROGRAMS = 0
-"""Stands for all programs at the management API together, where a team's id would."""
+"""Used in place of a team's id for all programs at the management API together."""
 
 
 class Slots:
-    """How many threads of this worker may wait at once, and how many calls each team may have here."""
+    """Counts the waiting threads and each team's calls in this worker. Thread-safe."""
 
     def __init__(self, limit: int, team_limit: int) -> None:
         """Let at most `limit` threads wait at once, and each team have `team_limit` calls."""
@@ -23,7 +23,7 @@ class Slots:
         self._lock = threading.Lock()
 
     def enter(self, team_id: int) -> Callable[[], None]:
-        """Take one of the team's slots, for a call from the reading of its body on; return what gives it back.
+        """Take one of the team's slots for a call, before its body is read; return a function that releases it.
 
         Raises Overloaded.
         """
@@ -35,7 +35,7 @@ class Slots:
         return lambda: self._leave(team_id)
 
     def take(self) -> Callable[[], None]:
-        """Take a slot for a thread that is about to wait, for a provider or a body; return what gives it back.
+        """Take a slot for a thread about to wait for a provider or a body; return a function that releases it.
 
         Raises Overloaded.
         """
@@ -47,7 +47,7 @@ class Slots:
 
     @contextmanager
     def waiting(self, team_id: int) -> Iterator[None]:
-        """Take both for a block in which a thread of the team's waits. Raises Overloaded."""
+        """Take both slots for a block in which a thread waits for a team. Raises Overloaded."""
         with ExitStack() as taken:
             taken.callback(self.enter(team_id))
             taken.callback(self.take())

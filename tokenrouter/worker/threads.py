@@ -1,4 +1,4 @@
-"""Threads that work on connections, and cost less to wake than an executor's."""
+"""A pool of threads for connections, cheaper to wake than an executor's."""
 
 import threading
 from collections import deque
@@ -8,7 +8,7 @@ from gunicorn.workers.gthread import TConn
 
 
 class Thread(threading.Thread):
-    """A thread of the pool, which takes one connection after the other."""
+    """A thread of the pool, which handles one connection after another."""
 
     def __init__(self, pool: "ThreadPool", job: TConn) -> None:
         super().__init__(name="call")
@@ -18,7 +18,7 @@ class Thread(threading.Thread):
         self._woken.acquire()
 
     def hand(self, job: TConn | None) -> None:
-        """Wake the thread, which must be idle: for a connection, or to end."""
+        """Wake the thread, which must be idle, for a connection; None ends it."""
         self._job = job
         self._woken.release()
 
@@ -30,19 +30,19 @@ class Thread(threading.Thread):
                 self._woken.acquire()
 
     def go_on_with(self, job: TConn | None) -> None:
-        """Take this connection next, without a sleep."""
+        """Handle this connection next, without sleeping; None ends the thread."""
         self._job = job
 
 
 class ThreadPool:
-    """Threads that work on connections, started when first needed.
+    """Threads that handle connections, started when first needed.
 
-    The one that was idle last is woken first: what it worked with is still in the caches. A lock of its own wakes each,
-    where an executor's Future and semaphore take 30 µs a call.
+    The thread idle for the shortest time is woken first, since its data is still in the caches. Each has a lock to wake
+    it; an executor's Future and semaphore take 30 µs a call.
     """
 
     def __init__(self, work: Callable[[TConn], None], size: int) -> None:
-        """`work` must not raise, since that would end a thread; threads start when first needed."""
+        """`work` must not raise, since that would end a thread."""
         self.work = work
         self._size = size
         self._started = 0
@@ -52,7 +52,7 @@ class ThreadPool:
         self._lock = threading.Lock()
 
     def submit(self, job: TConn) -> None:
-        """Have a thread work on the connection, as soon as one is free."""
+        """Have the connection handled as soon as a thread is free."""
         with self._lock:
             if self._idle:
                 self._idle.pop().hand(job)
@@ -63,7 +63,7 @@ class ThreadPool:
                 self._waiting.append(job)
 
     def take_next(self, thread: Thread) -> bool:
-        """Give a thread that has done its work the next; return False if it has to wait for it."""
+        """Give a thread that has finished its next connection; return False if it has to wait for one."""
         with self._lock:
             if self._waiting or self._is_closing:
                 thread.go_on_with(self._waiting.popleft() if self._waiting else None)
@@ -72,7 +72,7 @@ class ThreadPool:
             return False
 
     def shutdown(self, wait: bool = False) -> None:
-        """End the threads once they have done their work; whoever ends the process waits for them."""
+        """End the threads after their current work; the caller that ends the process waits for them."""
         with self._lock:
             self._is_closing = True
             while self._idle:
