@@ -1,8 +1,8 @@
-"""The log of calls: pages of it, all of it, and one call, however many millions there are.
+"""Read the log of calls, page by page, as a whole, or one call, even with millions of rows.
 
-Nothing is counted and nothing skipped. Ids rise with time, so a page begins at an id, and the ids of a range of dates
-are found by bisection. Where no index narrows a search down, it looks through the log window by window, and a page that
-is not full in time tells how far the search came.
+No query counts rows or uses OFFSET. Ids rise with time, so a page begins at an id, and the ids of a range of dates are
+found by bisection. If no index narrows a search, it goes through the log window by window, and a page that is not full
+in time says how far the search got.
 """
 
 import time
@@ -30,7 +30,7 @@ from tokenrouter.reports.days import day_of
 from tokenrouter.reports.reading import reading
 
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
-DISORDER = timedelta(hours=25)  # a row may be that much older than one before it: clocks differ, and are set
+DISORDER = timedelta(hours=25)  # a row may be that much older than the one before it: clocks differ and are adjusted
 WINDOW_ROWS = 10_000
 SCATTERED_ROWS = 2_000  # that an index gives: each may lie on a page of its own
 CHUNK_ROWS = 1_000
@@ -74,7 +74,7 @@ Step = Callable[[Connection, int, int], tuple[list[CallRow], int | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class CallFilter:
-    """Which calls to show; None leaves it open. `until` itself is not within."""
+    """Which calls to show; None means any. `until` is exclusive."""
 
     team_id: int | None = None
     team_ids: tuple[int, ...] | None = None
@@ -95,7 +95,7 @@ class CallFilter:
 
 @dataclass(frozen=True)
 class CallsPage:
-    """Calls, newest first, and where to go on."""
+    """A page of calls, newest first, and where the next ones begin."""
 
     rows: list[CallRow]
     before_id: int | None
@@ -103,19 +103,19 @@ class CallsPage:
     after_id: int | None
     """The `after_id` of the page before; None on the newest page."""
     searched_back_to: datetime | None = None
-    """The time of the last call looked at, where the search stopped before the page was full; `before_id` resumes."""
+    """The time of the last call read, if the search ran out of time; `before_id` resumes it."""
 
 
 @dataclass(frozen=True)
 class CallSums:
-    """What the calls that fit come to; `cost` is in billionths, of those whose cost is known."""
+    """Sums of the matching calls; `cost` is in billionths, of those whose cost is known."""
 
     calls: int
     tokens: int
     cost: int
     unpriced_calls: int
     searched_back_to: datetime | None
-    """The time of the last call looked at, where the time was over before all were."""
+    """The time of the last call read, if time ran out before the end."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class CallDetail:
     token_label: str | None
     team_lives: bool
     correction: int | None
-    """By how much more it costs than its row says, in billionths; None if that was not corrected."""
+    """The correction of its cost, in billionths; None if it was not corrected."""
 
 
 def calls_page(
@@ -208,7 +208,7 @@ def call(call_id: int) -> CallDetail | None:
 
 
 def model_names() -> list[str]:
-    """Return the models of the last 30 days, the most used first; not more of them than anyone could choose from."""
+    """Return the models of the last 30 days, most used first, up to a number that people can choose from."""
     since = day_of(datetime.now(UTC)) - timedelta(days=RECENT_DAYS)
     query = (
         select(UsageDaily.model)
@@ -222,7 +222,7 @@ def model_names() -> list[str]:
 
 
 def team_names() -> list[str]:
-    """Return the living teams' names, those of the teams that called last first; not more than anyone could read."""
+    """Return the names of living teams, latest callers first, up to a number that people can read."""
     last_use = select(ApiToken.team_id, func.max(ApiToken.last_used_at).label("at")).group_by(ApiToken.team_id)
     used = last_use.subquery()
     query = (
@@ -264,7 +264,7 @@ class _Search:
     """
 
     def __init__(self, connection: Connection, filter: CallFilter, *, in_windows: bool = False) -> None:
-        """Go by windows also where an index gives nothing but what fits, if `in_windows`."""
+        """With `in_windows`, go by windows even if an index yields only matching calls."""
         self.alternatives, others = _conditions(connection, filter)
         self.is_merged = len(self.alternatives) > 1
         self.indexed = [] if self.is_merged else self.alternatives
@@ -312,7 +312,7 @@ class _Search:
         return (rows, rows[-1].id) if len(rows) == limit else (rows, rest)
 
     def sums(self, connection: Connection, before_id: int, *, has_corrections: bool) -> tuple[list[int], int | None]:
-        """Take a step down that adds up what fits: calls, tokens, cost, and calls without a price."""
+        """Take a step down that sums up matching calls: their number, tokens, cost, and those without a price."""
         order = RequestLog.id.desc()
         within, rest = self._window_below(connection, before_id)
         sums = list(connection.execute(self._of(select(*SUMS), within, order)).one())
@@ -325,7 +325,7 @@ class _Search:
     def _window_below(
         self, connection: Connection, before_id: int
     ) -> tuple[tuple[ColumnElement[bool], ...], int | None]:
-        """Return what lies in the next window, and the id from where to go on, None if it is the last."""
+        """Return the matching calls of the next window, and the id from which to go on; None after the last."""
         edge = self._edge(connection, RequestLog.id < before_id, RequestLog.id.desc())
         within = RequestLog.id < before_id, RequestLog.id >= max(self.first, edge or 0)
         return within, edge if edge is not None and edge > self.first else None
@@ -364,7 +364,7 @@ class _Search:
 def _collect(
     step: Step, connection: Connection, start: int, limit: int, search_s: float
 ) -> tuple[list[CallRow], int | None]:
-    """Take steps until enough is found, nothing is left, or the time is over."""
+    """Take steps until enough is found, nothing is left, or time runs out."""
     deadline = time.monotonic() + search_s
     rows, rest = step(connection, start, limit)
     while rest is not None and len(rows) < limit and time.monotonic() < deadline:
@@ -417,13 +417,13 @@ def _alternatives(filter: CallFilter) -> tuple[str, list[ColumnElement[bool]]]:
         return "status", [has_status(status) for status in FAILURES]
     if filter.team_ids is not None and len(filter.team_ids) <= MOST_ALTERNATIVES:
         return "team_ids", [RequestLog.team_id == team_id for team_id in filter.team_ids] or [false()]
-    if filter.error_code is not None:  # which no call has that ended well
+    if filter.error_code is not None:  # only failed calls have one
         return "", [has_status(status) for status in RARE_STATUSES]
     return "", []
 
 
 def has_status(status: str) -> ColumnElement[bool]:
-    """Spell the status out, not bind it: only so can an index of some statuses alone serve."""
+    """Write the status as a literal: a partial index is not used for a bound parameter."""
     return RequestLog.status == literal_column(f"'{status}'")
 
 

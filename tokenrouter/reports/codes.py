@@ -1,4 +1,4 @@
-"""What the panel and the commands show of codes to join with: how often they were used, and by whom."""
+"""What the panel and the commands show of join codes: how often they were used, and by whom."""
 
 from dataclasses import dataclass
 from datetime import datetime

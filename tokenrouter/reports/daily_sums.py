@@ -1,4 +1,4 @@
-"""Sums of the daily totals, by what they are kept by: team, group, token, model and day, one of these or two."""
+"""Sums of the daily totals by one or two of their dimensions: team, group, token, model and day."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 Key = tuple[Any, ...]
 """An id, a model or a day for each dimension; None is what belongs to no group, or is not known by token."""
 Only = Mapping[Dimension, Collection[Any]]
-"""The keys that are wanted of a dimension."""
+"""The keys to read of a dimension."""
 ALL: Only = MappingProxyType({})
 NOT_KEPT = "Use of a group is not kept by token. Ask for one of them, and for team, model or day."
 
@@ -40,14 +40,14 @@ def total(sums: Iterable[Sums]) -> Sums:
 
 @dataclass(frozen=True)
 class Scope:
-    """Which sums are meant, of which days, both within, and of which team or group; None leaves it open."""
+    """Which sums to read, of which days, both inclusive, and of which team or group; None means any."""
 
     since: date | None = None
     until: date | None = None
     team_id: int | None = None
     group_id: int | None = None
     sums: tuple[str, ...] = Sums._fields
-    """Which sums are wanted, `requests` among them; all others are 0."""
+    """The sums to read, including `requests`; all others are 0."""
 
 
 def folded(sums: Mapping[Key, Sums], at: int) -> dict[Any, Sums]:
@@ -82,7 +82,7 @@ def _rest(
     only: Only,
     found: dict[Key, Sums],
 ) -> dict[Key, Sums]:
-    """Return what all used beyond what groups, or tokens, did; its keys have None in their place."""
+    """Return the use outside of groups, or not kept by token; None stands for these in its keys."""
     at, others = by.index(left_out), tuple(name for name in by if name != left_out)
     everything = _read(connection, others, scope, only)
     if left_out in only:
@@ -122,7 +122,7 @@ def _add(found: dict[Key, Sums], more: dict[Key, Sums]) -> None:
 
 
 def _gaps(spans: list[tuple[date, date]], scope: Scope) -> Iterator[tuple[date | None, date | None]]:
-    """Yield the days of a scope, from one to another, that are in none of these spans."""
+    """Yield the ranges of a scope's days that are in none of these spans."""
     begin = scope.since
     for first, last in spans:
         if begin is None or begin < first:
@@ -134,7 +134,7 @@ def _gaps(spans: list[tuple[date, date]], scope: Scope) -> Iterator[tuple[date |
 
 @dataclass(frozen=True)
 class Source:
-    """A table of sums, and the columns in which it has dimensions."""
+    """A table of sums, and its columns by dimension."""
 
     table: Any
     columns: dict[Dimension, Any]
@@ -147,7 +147,7 @@ class Summed(Source):
     rollup: Rollup
 
     def is_of(self, daily: Source) -> bool:
-        """Tell whether it is these daily totals that are summed up here."""
+        """Tell whether these are sums of the given daily totals."""
         return self.rollup.daily is daily.table
 
     def kept(self, scope: Scope) -> Select[date]:
@@ -158,7 +158,7 @@ class Summed(Source):
         return query if scope.until is None else query.where(UsageTotalsKept.day <= scope.until)
 
     def kept_days(self, connection: Connection, scope: Scope) -> list[date]:
-        """Return those that are wholly in the scope, in their order."""
+        """Return those that are entirely within the scope, in order."""
         days = connection.execute(self.kept(scope).order_by(UsageTotalsKept.day)).scalars()
         return [day for day in days if scope.until is None or self.rollup.last_day(day) <= scope.until]
 
@@ -222,7 +222,7 @@ def _sums(
 
 
 def _sum(table: Any, name: str) -> Any:
-    return cast(func.coalesce(func.sum(getattr(table, name)), 0), BigInteger)  # of PostgreSQL's it is a decimal
+    return cast(func.coalesce(func.sum(getattr(table, name)), 0), BigInteger)  # PostgreSQL returns a decimal
 
 
 def _conditions(source: Source, by: tuple[Dimension, ...], scope: Scope, only: Only) -> Iterator[ColumnElement[bool]]:

@@ -1,4 +1,4 @@
-"""Who was turned away at the door recently, and with whose token."""
+"""Requests that were refused recently before they were calls: from where, and with whose token."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

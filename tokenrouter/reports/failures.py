@@ -1,4 +1,4 @@
-"""What failed recently, by team and by what went wrong."""
+"""Calls that failed recently, by team and by error."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,12 +11,12 @@ from tokenrouter.database.tables import RequestLog, Team
 from tokenrouter.reports.calls import DISORDER, first_id_since, has_status
 from tokenrouter.reports.reading import reading
 
-MOST_ROWS = 5_000  # of a status; where nearly all fails, the newest tell enough
+MOST_ROWS = 5_000  # of a status; if nearly all fails, the newest say enough
 
 
 @dataclass(frozen=True)
 class FailureGroup:
-    """Calls of one team that failed alike, and the last of them."""
+    """Calls of one team that failed with the same error, and the last of them."""
 
     team_id: int
     team_name: str
@@ -36,7 +36,7 @@ class FailureGroup:
 
 @dataclass(frozen=True)
 class RecentFailures:
-    """What failed within some hours, the last first; `is_partial` where there is more than was looked at."""
+    """Failures within some hours, latest first; `is_partial` if not all rows were read."""
 
     groups: list[FailureGroup]
     is_partial: bool

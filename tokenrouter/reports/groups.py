@@ -56,7 +56,7 @@ def groups() -> list[GroupUse]:
 
 
 def group_detail(group_id: int, now: datetime | None = None) -> GroupDetail | None:
-    """Return all about a living group, or None if there is none."""
+    """Return a living group with its details, or None."""
     now = now or datetime.now(UTC)
     since = day_of(now) - timedelta(days=LATELY_DAYS - 1)
     sums = func.sum(GroupUsageDaily.requests), func.sum(GroupUsageDaily.total_tokens)
@@ -103,7 +103,7 @@ class RunningOut:
 
 
 def running_out(limit: int, now: datetime | None = None) -> RunningOut:
-    """Return who runs out next, teams and groups; whom a limit of 0 or being disabled blocks is none of them."""
+    """Return the teams and groups that run out next, without those blocked by a limit of 0 or disabled."""
     now = now or datetime.now(UTC)
     with reading() as connection, Session(connection) as session:
         teams = [
@@ -124,6 +124,6 @@ def running_out(limit: int, now: datetime | None = None) -> RunningOut:
 
 
 def _soonest(ending: tuple[Use, End]) -> tuple[date, float]:
-    """Of those that end on a day, the one comes first that has used the most of its own."""
+    """Sort by day, and within a day by the share used, the largest first."""
     use, end = ending
     return end.day, -(use.share or 0)

@@ -1,4 +1,4 @@
-"""How near teams and groups are to their quotas, alike for both."""
+"""How near teams and groups are to their limits."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +26,7 @@ class Use:
     """The quota with what was added to the running period."""
     used_tokens: int
     cost: int | None
-    """Of the used tokens, in billionths, as far as it is known; None if it is of none."""
+    """The cost of the used tokens, in billionths, as far as known; None if no token has a price."""
     unpriced_tokens: int
     budget: int | None
     """In billionths, without what was added to the running period."""
@@ -45,14 +45,14 @@ class Use:
 
     @property
     def remaining_tokens(self) -> int | None:
-        """What quota and extra still let through; None if it is unlimited."""
+        """The tokens left of quota and extra; None if unlimited."""
         if self.allowance_tokens is None:
             return None
         return max(0, self.allowance_tokens - self.used_tokens - self.held_tokens)
 
     @property
     def share(self) -> float | None:
-        """How much of quota or budget is used or held, the larger share, 1.0 being all; None if it is unlimited."""
+        """The share of quota or budget used or held, whichever is larger, 1.0 being all; None if unlimited."""
         of_limits = [(self.used_tokens + self.held_tokens, self.allowance_tokens)]
         if self.budget is not None:
             of_limits.append(((self.cost or 0) + self.held_cost, self.budget + self.extra_budget))
@@ -96,5 +96,5 @@ def _share(taken: Any, limit: Any) -> ColumnElement[Any]:
 
 
 def nearness_of(kind: type[Team | Group]) -> dict[Nearness, ColumnElement[bool]]:
-    """Return who has used up quota or budget, and who is near that, in SQL."""
+    """Return the SQL conditions for having used up quota or budget, and for being near that."""
     return {"exhausted": share_of(kind) >= 1, "over80": share_of(kind) >= NEAR_SHARE}

@@ -26,7 +26,7 @@ DELETED_TEAMS = "Deleted teams"
 
 @dataclass(frozen=True)
 class Sums:
-    """What was used on some days; `tokens` are those charged, `cost` is in billionths, of those that have a price."""
+    """The use on some days: charged tokens, and the cost in billionths of those that have a price."""
 
     requests: int = 0
     errors: int = 0
@@ -37,7 +37,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Period:
-    """Use from the day `since` until now, and on the earlier days that `previous_label` names."""
+    """Use from the day `since` until now, and on the earlier days named by `previous_label`."""
 
     label: str
     since: date
@@ -65,14 +65,14 @@ class Overview:
 
 @dataclass(frozen=True)
 class Series:
-    """What was used by day, of a team, or of something else, for which `team_id` is None."""
+    """The use by day of a team, or of something else, whose `team_id` is None."""
 
     team_id: int | None
     name: str
     amounts: list[int]
-    """Tokens, or the billionths that they cost as far as that is known."""
+    """Tokens, or their known cost in billionths."""
     is_rest: bool = False
-    """Whether it is what is left of all others."""
+    """Whether it sums up all others."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,16 @@ class DailyUse:
     series: list[Series]
     unit: Unit = "tokens"
     step: Step = "day"
-    """For what each of the days stands: itself, or the week or month that it begins."""
+    """What each day stands for: itself, or the week or month that it begins."""
 
     @property
     def rest_share(self) -> float:
-        """How much of it all is what is left of others, 1.0 being all."""
+        """The share of the rest, 1.0 being all."""
         total = sum(sum(each.amounts) for each in self.series)
         return sum(sum(each.amounts) for each in self.series if each.is_rest) / total if total else 0.0
 
     def with_one_series_but_the_rest(self) -> "DailyUse":
-        """Return the same with all that is not the rest as one."""
+        """Return the same with all series but the rest merged into one."""
         biggest, rest = (
             [each for each in self.series if not each.is_rest],
             [each for each in self.series if each.is_rest],
@@ -109,8 +109,8 @@ HELD = select(func.coalesce(func.sum(Team.held_tokens), 0))
 def overview(now: datetime) -> Overview:
     """Return the use of today, of this week since Monday and of this month, and what is in flight.
 
-    Each is compared with as many days from the start of the period before. These are whole days, though today is not
-    over: the daily totals know no hours.
+    Each is compared with as many days from the start of the previous period. Those are whole days, although today is
+    not over: the daily totals have no hours.
     """
     today = day_of(now)
     monday, first = today - timedelta(days=today.weekday()), today.replace(day=1)
@@ -138,7 +138,7 @@ def _last_month(last_first: date, first: date, today: date) -> str:
 
 
 def _period(days: dict[date, Sums], label: str, since: date, today: date, earlier: date, previous_label: str) -> Period:
-    """Compare the days since `since` with as many since `earlier`, as far as there are as many."""
+    """Compare the days since `since` with as many since `earlier`, if there are as many."""
     until = min(earlier + (today - since), since - timedelta(days=1))
     return Period(label, since, _total(days, since, today), previous_label, _total(days, earlier, until))
 

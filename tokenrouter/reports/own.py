@@ -1,4 +1,4 @@
-"""What a team's page shows of the team beside its quota and its days: models, pace and last calls, without content."""
+"""What a team's own page shows besides quota and days: models, pace and last calls, without content."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -55,7 +55,7 @@ def own_details(team_id: int, now: datetime | None = None) -> dict[str, Any]:
 
 
 def _group(connection: Connection, team_id: int) -> dict[str, Any] | None:
-    """Return what the team's group has left for all its teams; None if it is in none."""
+    """Return what is left for all teams of the team's group; None if it is in none."""
     with Session(connection) as session:
         group = session.scalars(select(Group).join(Team, Team.group_id == Group.id).where(Team.id == team_id)).first()
         if group is None:

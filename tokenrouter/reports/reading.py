@@ -1,4 +1,4 @@
-"""How reports read: several statements that see the same."""
+"""How reports read: several statements on one snapshot."""
 
 from contextlib import AbstractContextManager
 

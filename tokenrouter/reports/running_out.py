@@ -1,4 +1,4 @@
-"""Until when quotas and budgets last, by the pace of the days that had calls, so that weekends do not mislead."""
+"""Until when quotas and budgets last, by the pace of days with calls, so that weekends do not mislead."""
 
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -40,7 +40,7 @@ NO_AMOUNT = Amount()
 
 @dataclass
 class Pace:
-    """What the days before today took that had calls, of the last four weeks, and what today took so far."""
+    """The use on the days with calls of the last four weeks, and the use of today so far."""
 
     first: date | None = None
     """The first of these days."""
@@ -57,7 +57,7 @@ class Pace:
         self.weekdays.add(day.weekday())
 
     def expected(self, today: date) -> list[Amount]:
-        """Return what each weekday will take, from Monday to Sunday: the average of the days that had calls.
+        """Return the expected use of each weekday, from Monday to Sunday: the average of the days with calls.
 
         It is that of all of them, since four Mondays tell little of the next. A weekday takes nothing that has come
         since the first of these days and never had a call.
@@ -70,14 +70,14 @@ class Pace:
 
 @dataclass(frozen=True)
 class End:
-    """The day on which a quota or budget will be used up, or that it is already."""
+    """The day on which a quota or budget will be used up, or that it already is."""
 
     day: date
     is_used_up: bool = False
 
 
 def is_limited(kind: Kind) -> ColumnElement[bool]:
-    """Select whom a quota or a budget limits, and does not block on purpose, in SQL."""
+    """Return the SQL condition for those limited by a quota or budget other than 0."""
     limits = [kind.quota_tokens, kind.budget]
     is_open = and_(*(or_(limit.is_(None), limit != 0) for limit in limits))
     conditions = [or_(*(limit.is_not(None) for limit in limits)), is_open]
@@ -85,10 +85,10 @@ def is_limited(kind: Kind) -> ColumnElement[bool]:
 
 
 def end_of(use: Use, pace: Pace, now: datetime) -> End | None:
-    """Return when tokens or budget will be used up, the earlier, if days go on as those that had calls did.
+    """Return when tokens or budget will be used up, whichever is sooner, at the pace of the days with calls.
 
-    None if they last: without a limit, without use in the last four weeks, where the quota renews before, or for ten
-    years. Of whom a limit of 0 blocks, on purpose, there is nothing to tell either.
+    None if they last: without a limit, without use in the last four weeks, if the quota renews before, or for ten
+    years. Also None for a limit of 0, which blocks on purpose.
     """
     if 0 in (use.quota_tokens, use.budget):
         return None
@@ -105,13 +105,13 @@ def end_of(use: Use, pace: Pace, now: datetime) -> End | None:
 
 
 def _lefts(use: Use) -> tuple[int | None, int | None]:
-    """Return what quota and budget leave once calls in flight are settled as they were estimated."""
+    """Return what is left of quota and budget if calls in flight are settled as estimated."""
     budget = None if use.budget is None else use.budget + use.extra_budget - (use.cost or 0) - use.held_cost
     return use.remaining_tokens, budget
 
 
 def _last_day(left: float, expected: Sequence[float], used_today: float, today: date, renews: date) -> date | None:
-    """Walk on day by day until nothing is left; None if the renewal comes first, or that takes ten years."""
+    """Go day by day until nothing is left; None if the renewal comes first, or after ten years."""
     weekly = sum(expected)
     if not weekly or left / weekly * WEEK > LONGEST_DAYS:
         return None
@@ -128,7 +128,7 @@ def _last_day(left: float, expected: Sequence[float], used_today: float, today: 
 def read_paces(
     connection: Connection, kind: Kind, now: datetime, ids: Collection[int] | None = None
 ) -> dict[int, Pace]:
-    """Return the paces of all teams or groups, or of some of them; whoever had no call has none."""
+    """Return the paces of all or some teams or groups; those without calls are missing."""
     today = day_of(now)
     first = today - timedelta(days=PACE_DAYS - 1)
     paces = _kept_past(connection, kind, first, today) if ids is None else _past(connection, kind, first, today, ids)
@@ -137,7 +137,7 @@ def read_paces(
 
 
 def _kept_past(connection: Connection, kind: Kind, first: date, today: date) -> dict[int, Pace]:
-    """Return the paces before today, read again after some minutes: of thousands of teams that takes a while."""
+    """Return the paces before today, cached for some minutes: for thousands of teams reading takes a while."""
     kept: dict[Kind, tuple[date, float, dict[int, Pace]]] = current_app.extensions.setdefault(KEPT_IN, {})
     of_day, read_at, paces = kept.get(kind, (None, 0.0, {}))
     if of_day != today or time.monotonic() - read_at > KEPT_S:
@@ -179,7 +179,7 @@ def _read_days(
 def ends_of(
     connection: Connection, kind: Kind, uses: Iterable[Use], now: datetime, *, all_of_them: bool = False
 ) -> dict[int, End]:
-    """Return when each of these will be used up, by id, where that is before it renews."""
+    """Return when each of these will be used up, by id, if that is before its renewal."""
     uses = list(uses)
     paces = read_paces(connection, kind, now, None if all_of_them else [use.id for use in uses])
     nothing = Pace()

@@ -47,7 +47,7 @@ class TeamUse(Use):
 
 @dataclass(frozen=True)
 class TeamRow(TeamUse):
-    """A team with what it did in the last seven days, today included."""
+    """A team with its use in the last seven days, today included."""
 
     models: tuple[str, ...] | None
     mail: str | None
@@ -61,7 +61,7 @@ class TeamRow(TeamUse):
 
 @dataclass(frozen=True)
 class TeamsPage:
-    """Some of the teams that fit, and how many fit in all."""
+    """A page of the matching teams, and how many match in all."""
 
     rows: list[TeamRow]
     total: int
@@ -179,7 +179,7 @@ def _page_by_end(
     per_page: int,
     now: datetime,
 ) -> TeamsPage:
-    """Return a page of those that are left by, or in the order of, when they will be used up: SQL knows no pace."""
+    """Return a page filtered or sorted by when teams run out, which SQL cannot compute."""
     with reading() as connection, Session(connection) as session:
         ends = _ending(connection, session, fitting, lasts, now)
         if sort in ("name", LASTS):
@@ -201,7 +201,7 @@ def _page_by_end(
 def _ending(
     connection: Connection, session: Session, fitting: list[ColumnElement[bool]], lasts: Lasting | None, now: datetime
 ) -> dict[int, End]:
-    """Return when each of those that fit will be used up, by id; `lasts` leaves out who lasts longer."""
+    """Return when each matching team will run out, by id; `lasts` leaves out those that last longer."""
     limited = [TeamUse(**team_use(team)) for team in session.scalars(select(Team).where(*fitting, is_limited(Team)))]
     ends = ends_of(connection, Team, limited, now, all_of_them=True)
     return {id_: end for id_, end in ends.items() if lasts is None or _is_within(end, lasts, now)}
@@ -229,7 +229,7 @@ def _rows(connection: Connection, session: Session, ids: Sequence[int], now: dat
 
 
 def _ids_by_name(connection: Connection, fitting: list[ColumnElement[bool]], descending: bool) -> list[int]:
-    """Return all teams that fit, in the order of people, which no database knows."""
+    """Return all matching teams in natural order, which no database knows."""
     rows = connection.execute(select(Team.id, Team.name).where(*fitting)).all()
     return [team_id for team_id, _ in sorted(rows, key=by_name, reverse=descending)]
 
@@ -243,7 +243,7 @@ def ids_of_teams(
     group_id: int | None = None,
     now: datetime | None = None,
 ) -> list[int]:
-    """Return the ids of all teams that `teams_page` lists by these, on whatever page."""
+    """Return the ids of all teams that `teams_page` lists with these arguments, on all pages."""
     fitting = _fitting((search or "").strip(), state, near_quota, group_id)
     with reading() as connection, Session(connection) as session:
         if lasts is not None:
@@ -289,7 +289,7 @@ def _team_row(row: AnyRow) -> TeamRow:
 
 
 def team_detail(team_id: int, now: datetime | None = None) -> TeamDetail | None:
-    """Return all about a living team, or None if there is none.
+    """Return a living team with its details, or None.
 
     Its tokens are oldest first; those that expired or were revoked more than 30 days ago are left out.
     """

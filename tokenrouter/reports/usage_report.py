@@ -1,4 +1,4 @@
-"""The report of what was used from one day to another, by whom and on what, beside the period before."""
+"""The report of use from one day to another, by whom and of what, beside the period before."""
 
 import calendar
 from collections import Counter, defaultdict
@@ -36,7 +36,7 @@ FEW: tuple[Dimension, ...] = ("model", "group")
 """Dimensions that have few keys."""
 MOST_DAYS_DRAWN, MOST_WEEKS_DRAWN = 45, 27
 MOST_OF_OTHERS = 0.5
-"""More than that, and a chart has the biggest as one, since none of them could be seen beside the rest."""
+"""If the rest is more than this share, the chart merges the biggest, which would be too small to see."""
 MOST_BY_ID = 500
 NO_MODEL = "No model named"
 NO_GROUP = "In no group"
@@ -45,7 +45,7 @@ NO_TOKEN = "Not kept by token"
 
 @dataclass(frozen=True)
 class Days:
-    """Days from one to another, both within."""
+    """A range of days, both inclusive."""
 
     since: date
     until: date
@@ -56,7 +56,7 @@ class Days:
 
 @dataclass(frozen=True)
 class Subject:
-    """Whom or what a row is about: `id` is that of a team, group or token, else None."""
+    """The subject of a row: `id` is that of a team, group or token, otherwise None."""
 
     kind: Dimension
     name: str
@@ -69,13 +69,13 @@ class Subject:
 
     @property
     def is_nothing(self) -> bool:
-        """Tell whether it is what belongs to no group, or is not known by token."""
+        """Tell whether it stands for use in no group, or not kept by token."""
         return self.kind in ("group", "token") and self.id is None and not self.is_deleted
 
 
 @dataclass(frozen=True)
 class Line:
-    """What was used of one thing, or of a second one within it, and before, where that can be compared."""
+    """The use of one subject, or of a second one within it, and the use before if comparable."""
 
     subjects: tuple[Subject, ...]
     sums: Sums
@@ -84,7 +84,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Report:
-    """All of a report by one dimension, or by two, the most tokens first and days from the first to the last."""
+    """A whole report by one or two dimensions, most tokens first; days are in their order."""
 
     days: Days
     days_before: Days
@@ -102,7 +102,7 @@ class Row:
     sums: Sums
     before: Sums | None
     parts: list[Sums]
-    """Of the columns, and of all others together where there are more."""
+    """The sums of the columns, and of all others together if there are more."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Table:
     before: Sums
     chart: DailyUse
     biggest: list[Series]
-    """Those that the chart has as one, each by itself; none where it shows each."""
+    """The series that the chart merges, each by itself; empty if it shows each."""
 
 
 def measure(sums: Sums, unit: Unit) -> int:
@@ -154,7 +154,7 @@ def period_days(period: str, today: date) -> Days:
 
 
 def days_before(days: Days, today: date) -> Days:
-    """Return what to compare with: as many days, right before.
+    """Return the days to compare with: as many, right before.
 
     Whole months are compared with as many months, and a month or a week that runs with the same days of the one before.
     """
@@ -192,7 +192,7 @@ def check_days(since: date, until: date) -> Days:
 
 
 def check_dimensions(names: Sequence[str]) -> tuple[Dimension, ...]:
-    """Return what a report is to be by: one dimension, or a second one within it.
+    """Return the dimensions of a report: one, or a second one within it.
 
     Raises InvalidRequest.
     """
@@ -292,11 +292,11 @@ SORTS: dict[str, Callable[[Sums], int]] = {
     "failures": lambda sums: sums.errors,
     "cost": lambda sums: sums.cost,
 }
-"""And "name", by which days stand in their order and names as people sort them."""
+"""Besides "name", which sorts days by date and names in natural order."""
 
 
 def _candidates(found: dict[Any, Sums], sort: str, descending: bool, limit: int | None) -> list[Any]:
-    """Return the keys that may be among the first, with those that are as big as the last of them."""
+    """Return the keys that may be among the first, including ties with the last of them."""
     if sort == "name" or limit is None or limit >= len(found):
         return list(found)
     amounts = {key: SORTS[sort](sums) for key, sums in found.items()}
@@ -317,10 +317,10 @@ def _parts(sums: Sums, parts: list[Sums], columns: int) -> list[Sums]:
 
 
 class Readings:
-    """What the panel's report reads of its days, no table oftener than it has to."""
+    """Reads the panel's report, no table more often than necessary."""
 
     def __init__(self, connection: Connection, days: Days, dimensions: tuple[Dimension, ...]) -> None:
-        """Read by day at once what has few keys: rows, columns and chart are all made of that."""
+        """Read dimensions with few keys by day at once, for rows, columns and chart."""
         self.connection, self.days, self.dimensions = connection, days, dimensions
         self._scope = _scope(days, SHOWN_SUMS)
         self._found: dict[Dimension, dict[Any, Sums]] = {}
@@ -342,7 +342,7 @@ class Readings:
         return {key: sums for (key,), sums in read_sums(self.connection, (name,), self._scope).items()}
 
     def within(self, by: tuple[Dimension, ...], only: Only) -> dict[Key, Sums]:
-        """Return the sums by two dimensions, of these keys alone."""
+        """Return the sums by two dimensions, of these keys only."""
         if by[0] != "day" or by[1] not in self._daily:
             return read_sums(self.connection, by, self._scope, only)
         wanted = [(at, set(only[name])) for at, name in enumerate(by) if name in only]
@@ -376,7 +376,7 @@ def _subjects(connection: Connection, by: tuple[Dimension, ...], keys: Iterable[
 
 
 def _subject(kind: Dimension, value: Any) -> Subject:
-    """Name a model or a day, what is in no group or of no token, and what was taken out of the database by hand."""
+    """Name a model, a day, use in no group or of no token, or what was deleted from the database by hand."""
     if kind == "model":
         return Subject(kind, value or NO_MODEL)
     if value is None:
@@ -404,7 +404,7 @@ def _tokens(connection: Connection, wanted: set[Any]) -> dict[int, Subject]:
 
 
 def _is_of(id_column: Any, wanted: set[Any]) -> ColumnElement[bool]:
-    """Ask for few by their ids, and for many by reading all."""
+    """Return the condition for these ids; many are better served by reading all."""
     return id_column.in_(wanted - {None}) if len(wanted) <= MOST_BY_ID else true()
 
 

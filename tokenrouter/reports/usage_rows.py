@@ -13,14 +13,14 @@ COMPARED = ("requests", "total_tokens")
 
 
 def csv_lines(report: Report, *, delimiter: str = ",", begin: str = "") -> Iterator[str]:
-    """Yield the report as CSV, a line a row, of two dimensions the second after the first."""
+    """Yield the report as CSV, one line per row, with the second dimension after the first."""
     header = [*(name for kind in report.by for name in _names(kind)), *SHOWN_SUMS, "cost", *_before_names(report)]
     rows = ([spreadsheet.cell(value) for value in row_view(report, line).values()] for line in report.lines)
     return spreadsheet.lines(header, rows, delimiter=delimiter, begin=begin)
 
 
 def report_view(report: Report) -> dict[str, Any]:
-    """Describe a report: its days, both within, its rows, and the sums of them all."""
+    """Describe a report: its days, both inclusive, its rows, and their sums."""
     days, before = report.days, report.days_before
     return {
         "since": days.since.isoformat(),
@@ -33,7 +33,7 @@ def report_view(report: Report) -> dict[str, Any]:
 
 
 def row_view(report: Report, line: Line) -> dict[str, Any]:
-    """Describe a row: whom or what it is about, its sums, and those of the period before where they can be compared."""
+    """Describe a row: its subjects, its sums, and those of the period before if comparable."""
     row = {name: value for subject in line.subjects for name, value in _subject(subject).items()}
     row |= _sums_view(line.sums)
     if line.before is not None:

@@ -1,4 +1,4 @@
-"""What a team, a token or a call looks like from outside: the documents of the commands and the API."""
+"""Teams, groups, tokens and calls as documents of the commands and the API."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -85,12 +85,12 @@ def limits_view(row: Team | Group) -> dict[str, Any]:
 
 
 def known_cost(cost: int, tokens: int, priced_tokens: int) -> int | None:
-    """Return a sum of costs; None if it is of none of the tokens, since what is unknown is not nothing."""
+    """Return a sum of costs; None if no token has a price, since unknown is not zero."""
     return None if tokens and not priced_tokens and not cost else cost
 
 
 def shown_number(number: int | None) -> int | str | None:
-    """Return a number, or the text that stands in its place where somebody edited it by hand."""
+    """Return a number, or the text in its place if somebody edited it by hand."""
     return str(number) if isinstance(number, UnreadableNumber) else number
 
 
