@@ -1,4 +1,4 @@
-"""Look what is wrong with an installation, and say what to do about it."""
+"""Check an installation, and say what to do about what is wrong."""
 
 from collections.abc import Iterator
 

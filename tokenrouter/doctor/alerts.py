@@ -7,7 +7,7 @@ from tokenrouter.doctor.findings import Finding, Installation, Mark
 
 
 def alerts(place: Installation) -> Iterator[Finding]:
-    """Look who gets alerts, and which of the last week were not taken."""
+    """Check who gets alerts, and which of the last week were not delivered."""
     settings = place.settings
     has_mail = settings.smtp_url is not None and settings.alert_mail_to is not None
     if settings.alert_webhook_url is None and not has_mail:

@@ -1,4 +1,4 @@
-"""The database and what it tells: of the clock, the workers, the jobs and the books."""
+"""Check the database, and with it the clock, the workers, the jobs and the counters."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ LATE_S = 600.0
 
 
 def database(place: Installation) -> Iterator[Finding]:
-    """Look whether the database is there, of this version, and well."""
+    """Check that the database can be reached, has this version's schema, and is intact."""
     is_sqlite = place.engine.dialect.name == "sqlite"
     if is_sqlite and not Path(place.engine.url.database or "").exists():
         yield Finding("database", Mark.WRONG, f"There is none yet at {schema.shown_url()}.", schema.MAKING)
@@ -88,7 +88,7 @@ def clock(place: Installation) -> Iterator[Finding]:
 
 
 def workers(place: Installation) -> Iterator[Finding]:
-    """Look who serves, and who died."""
+    """Check which workers serve, and which died."""
     is_live = (Worker.lease_expires_at > epoch_now()).label("is_live")
     with place.engine.connect() as connection:
         rows = connection.execute(select(Worker.name, is_live).order_by(Worker.id)).all()
@@ -105,7 +105,7 @@ def workers(place: Installation) -> Iterator[Finding]:
 
 
 def jobs(place: Installation) -> Iterator[Finding]:
-    """Look when what is done by the clock was done, and how it went."""
+    """Check when scheduled jobs last ran, and with what result."""
     with place.engine.connect() as connection:
         now = connection.execute(select(epoch_now())).scalar_one()
         rows = {row.name: row for row in connection.execute(select(Job.__table__))}

@@ -1,4 +1,4 @@
-"""What is looked at, and what is found."""
+"""What is checked, and what is found."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tokenrouter.provider.catalogue import Catalogue
 
 
 class Mark(Enum):
-    """How a finding is meant; the value is what is printed."""
+    """How serious a finding is; the value is printed."""
 
     OK = "ok"
     WARNING = "warning"
@@ -22,7 +22,7 @@ class Mark(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing, and what to do about it."""
+    """A finding about one thing, and what to do about it."""
 
     about: str
     mark: Mark
@@ -32,7 +32,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Installation:
-    """What is looked at."""
+    """What is checked."""
 
     settings: Settings
     engine: Engine

@@ -15,7 +15,7 @@ SETUP = "run `flask setup`, and restart the service"
 
 
 def settings(place: Installation) -> Iterator[Finding]:
-    """Look at the settings, and at names in `.env` that are none."""
+    """Check the settings, and `.env` for names that are not settings."""
     for words in warnings(place.settings):
         yield Finding("settings", Mark.WARNING, words)
     if not place.settings.provider_api_key:
@@ -26,7 +26,7 @@ def settings(place: Installation) -> Iterator[Finding]:
 
 
 def files(place: Installation) -> Iterator[Finding]:
-    """Look at who may read and write what belongs to the service alone."""
+    """Check that only the service's user may read and write its files."""
     paths = [ENV_FILE.resolve(), place.folder / "secret_key"]
     if place.engine.dialect.name == "sqlite":
         paths.append(Path(place.engine.url.database or ""))
@@ -53,7 +53,7 @@ def _user() -> str:
 
 
 def disk(place: Installation) -> Iterator[Finding]:
-    """Look how much room is left where the database grows, or beside the service if that is a server's."""
+    """Check the free space where the database file is, or beside the service if a server has the database."""
     is_sqlite = place.engine.dialect.name == "sqlite"
     wanted = Path(place.engine.url.database or "").parent if is_sqlite else place.folder
     folder = next(path for path in (wanted, *wanted.parents) if path.exists())

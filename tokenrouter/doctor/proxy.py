@@ -1,4 +1,4 @@
-"""What stands in front of the service: what proxies most often break, asked from outside."""
+"""Check the proxy in front of the service, from outside, for what proxies most often break."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ LARGE_BODY = 2 * 2**20  # nginx takes 1 MiB unless told otherwise
 
 
 def proxy(place: Installation, url: str | None) -> Iterator[Finding]:
-    """Ask from outside what a proxy most often breaks: addresses, large bodies, our own errors, https."""
+    """Check from outside what a proxy most often breaks: addresses, large bodies, our own errors, https."""
     if url is None:
         if place.settings.trusted_proxies:
             words = "TRUSTED_PROXIES says that a proxy stands in front, which was not looked at."

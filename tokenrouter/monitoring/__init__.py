@@ -1,4 +1,4 @@
-"""What Prometheus is told of the service: tally.py counts it, families.py tells it.
+"""Metrics for Prometheus: tally.py counts, families.py reports.
 
 Beside them stand a scrape configuration, rules of alerts and a dashboard for Grafana.
 """

@@ -1,7 +1,7 @@
-"""All that Prometheus is told: of the totals of all processes, of the database as it stands, and of the account.
+"""All metrics for Prometheus: totals of all processes, the present state of the database, and the account.
 
-Each answer is of the whole service, whichever worker or machine gives it. None reads the log but by indices of the few
-rows that are in flight, or failed recently.
+Each answer covers the whole service, whichever worker or machine gives it. The log is only read by indices of the few
+rows that are in flight or failed recently.
 """
 
 import platform
@@ -49,7 +49,7 @@ Totals = Mapping[str, Mapping[tuple[str, ...], int]]
 
 @dataclass(frozen=True)
 class Counted:
-    """A counter: its name, what it tells, its labels, and how many of what is stored make one of it."""
+    """A counter: its name, its help text, its labels, and how many stored units make one of its own."""
 
     name: str
     tells: str
@@ -80,12 +80,12 @@ COUNTERS = (
     Counted("settlement_retries", "Settlements that failed and were tried again."),
 )
 STORED_AS = {"turned_away_requests": "turned_away"}
-"""Under which name a counter is kept, where that is not its own."""
+"""The name under which a counter is stored, if not its own."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """A histogram: the name under which it is kept, its own, what it tells, its label and its buckets."""
+    """A histogram: the name under which it is stored, its own name, its help text, its label and its buckets."""
 
     stored: str
     name: str
@@ -114,7 +114,7 @@ HISTOGRAMS = (
 
 
 class Families:
-    """What a registry of prometheus_client's asks for its metrics."""
+    """The collector that a prometheus_client registry calls for metrics."""
 
     def __init__(self, engine: Engine, currency: str, requests_per_minute: int | None) -> None:
         """`requests_per_minute` is the pace of the whole service at the provider."""
@@ -123,7 +123,7 @@ class Families:
         self._requests_per_minute = requests_per_minute
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics, as the database has them now."""
+        """Yield all metrics from the present state of the database."""
         with self._engine.connect() as connection:
             totals = _read_totals(connection)
             metrics = [
@@ -178,7 +178,7 @@ def _read_totals(connection: Connection) -> Totals:
 
 
 def _histogram(observed: Observed, totals: Totals) -> HistogramMetricFamily:
-    """Return a histogram; what was counted by bounds of another version goes to the next one that there is."""
+    """Return a histogram; counts at bounds of another version go to the next existing bound."""
     labels = observed.buckets.labels
     counts: defaultdict[str, list[int]] = defaultdict(lambda: [0] * len(labels))
     for (label, bound), count in totals.get(observed.stored, {}).items():
@@ -268,7 +268,7 @@ def _workers_and_jobs(connection: Connection) -> Iterator[Metric]:
 
 
 def _balance(connection: Connection) -> Iterator[Metric]:
-    """Yield what the provider said last of what is left, and when it was asked last."""
+    """Yield the balance last reported by the provider, and the time of the last check."""
     check = connection.execute(NEWEST_CHECK).first()
     checked_at = None if check is None else check.at.timestamp()
     yield _gauge("provider_check_timestamp_seconds", "When the account was asked last.", checked_at)

@@ -1,11 +1,11 @@
-"""What a process counts of calls for Prometheus, and adds to the totals that all processes and machines share.
+"""Counts calls for Prometheus in each process, and adds them to totals shared by all processes and machines.
 
-Why not prometheus_client's multiprocess mode: its files are of one machine, so that sums over workers would need one
-scrape a machine and sums over machines another rule; files of workers that ended have to be kept, or counters go down,
-and grow in number with each restart; and each observation would write to a mapped file under a lock, four times a call.
-Here a call costs some additions in memory, behind its answer, and each heartbeat some rows in one transaction, whatever
-the load; whoever is asked tells the same. The price: what a killed worker counted since its last heartbeat, within five
-seconds, is lost to the metrics. The log and the sums of days have it.
+Why not prometheus_client's multiprocess mode: its files belong to one machine, so several machines would each need a
+scrape, and a rule to sum them up; files of ended workers must be kept, or counters go down, and pile up with restarts;
+and each observation would write to a mapped file under a lock, four times a call. Here a call costs a few additions in
+memory, after its answer, and a heartbeat a few rows in one transaction, whatever the load; and every process reports
+the same. The price: a killed worker's counts since its last heartbeat, up to five seconds, are missing from the
+metrics. The log and the daily totals have them.
 """
 
 import threading
@@ -31,12 +31,12 @@ from tokenrouter.worker.gathering import Gatherer
 OTHER = "other"
 MOST_MODELS, MOST_REASONS = 100, 50
 MODEL_LABEL = "models"
-"""The name under which the models are kept that are labels."""
+"""The name under which the models used as labels are stored."""
 MICROSECONDS = 10**6
 INFINITY = "+Inf"
 
 Key = tuple[str, ...]
-"""The name of what is counted, and the values of its labels."""
+"""The name of a counter, and the values of its labels."""
 
 
 class Buckets:
@@ -90,19 +90,19 @@ class ModelNames:
         return kept
 
     def learn(self, kept: dict[str, str]) -> None:
-        """Know what all processes know, once that is committed."""
+        """Take over the labels known to all processes, after the commit."""
         self._known = kept
 
 
 class Overhead(NamedTuple):
-    """What a call took here beside the provider's time: until that was asked, and to be settled."""
+    """The time a call took here besides the provider's: before the request to it, and for settling."""
 
     admission_s: float
     settlement_s: float
 
 
 class Tally:
-    """What one process has counted and not written yet."""
+    """The counts of one process that are not written yet."""
 
     def __init__(self, engine: Engine, allowed_models: Iterable[str]) -> None:
         self._engine = engine
@@ -118,7 +118,7 @@ class Tally:
         self._gatherer.take(endings)
 
     def note_overhead(self, admission_s: float, settlement_s: float) -> None:
-        """Count, soon, what a call took here."""
+        """Count soon the time that a call took here."""
         self._gatherer.take((Overhead(admission_s, settlement_s),))
 
     def _count_all(self, noted: Sequence[Ending | Overhead]) -> None:
@@ -163,7 +163,7 @@ class Tally:
             counts["unpriced_tokens", model] += outcome.charged_tokens
 
     def note_turned_away(self, reason: str) -> None:
-        """Count a request that was turned away before it was a call."""
+        """Count a request that was refused before it became a call."""
         with self._lock:
             if reason not in self._reasons and len(self._reasons) >= MOST_REASONS:
                 reason = OTHER  # a provider's own code, of which there may be any number
@@ -191,7 +191,7 @@ class Tally:
         self._models.learn(kept)
 
     def close(self, timeout_s: float) -> None:
-        """Do the same where there is no next time; a database that cannot be written is said in the log."""
+        """Do the same for the last time; if the database cannot be written, log it."""
         self._gatherer.close(timeout_s)
         try:
             self.keep()
@@ -225,7 +225,7 @@ OF_MODELS = frozenset(
     for name in ("calls", "charged_tokens", "tokens", "unpriced_tokens", "cost", "duration", "first_byte")
     for of in ("", "_sum")
 )
-"""What has a model for its first label."""
+"""Counters whose first label is a model."""
 
 
 def _labels(values: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Teams and their groups and tokens, and the management API's tokens: made, changed and deleted, which is recorded."""
+"""Create, change and delete teams, groups, tokens and management tokens; every change is recorded."""
 
 from tokenrouter.teams.amounts import AmountChange, change_of_quota, parse_budget_change, parse_quota_change
 from tokenrouter.teams.api_tokens import (

@@ -1,4 +1,4 @@
-"""How a quota or a budget is to change, as people write it: `2.5M` sets, `+100k` adds, `x1.5` and `150 %` multiply."""
+"""Changes of a quota or budget as people write them: `2.5M` sets, `+100k` adds, `x1.5` and `150 %` multiply."""
 
 import re
 from collections.abc import Callable
@@ -25,7 +25,7 @@ PLACES = 1000
 
 @dataclass(frozen=True)
 class AmountChange:
-    """What becomes of an amount: another one, so much more or less, or so many times what it is.
+    """A change of an amount: a new one, a sum to add or subtract, or a factor.
 
     None is no limit, to which nothing can be added.
     """
@@ -36,11 +36,11 @@ class AmountChange:
 
     @property
     def is_relative(self) -> bool:
-        """Tell whether it depends on what the amount is."""
+        """Tell whether the result depends on the present amount."""
         return self.plus is not None or self.times is not None
 
     def of(self, amount: int | None, word: str) -> int | None:
-        """Return what an amount becomes; `word` names it in refusals. Raises InvalidRequest."""
+        """Return the new amount; `word` names it in errors. Raises InvalidRequest."""
         if not self.is_relative:
             return self.to
         if amount is None:
@@ -54,23 +54,23 @@ class AmountChange:
 
 
 def change_of_quota(change: AmountChange, quota_tokens: int | None) -> int | None:
-    """Return what a quota becomes. Raises InvalidRequest, also if that is no quota."""
+    """Return the new quota. Raises InvalidRequest, also if it is not a valid quota."""
     return check_quota(change.of(quota_tokens, "quota"))
 
 
 def change_of_budget(change: AmountChange, budget: int | None) -> int | None:
-    """Return what a budget becomes, in billionths, to six decimals. Raises InvalidRequest, likewise."""
+    """Return the new budget, in billionths, rounded to six decimals. Raises InvalidRequest likewise."""
     changed = change.of(budget, "budget")
     return check_budget(changed if changed is None else round(changed / Decimal(PLACES)) * PLACES)
 
 
 def parse_quota_change(text: str) -> AmountChange:
-    """Read what is typed for quotas. Raises InvalidRequest."""
+    """Read a change of a quota. Raises InvalidRequest."""
     return _parsed(text, parse_quota, parse_extra)
 
 
 def parse_budget_change(text: str) -> AmountChange:
-    """Read what is typed for budgets. Raises InvalidRequest."""
+    """Read a change of a budget. Raises InvalidRequest."""
     return _parsed(text, parse_budget, parse_extra_budget)
 
 

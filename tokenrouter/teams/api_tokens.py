@@ -1,4 +1,4 @@
-"""Give a team tokens, list, rotate and revoke them; each function is one transaction, and commits."""
+"""Create, list, rotate and revoke a team's tokens; each function is one committed transaction."""
 
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
@@ -100,7 +100,7 @@ def new_token(team: Team, label: str | None, expires_at: datetime | None) -> tup
 
 
 def token_fields(token: ApiToken) -> dict[str, Any]:
-    """Return what the record of changes may tell of a token."""
+    """Return what the record of changes may hold of a token."""
     expires_at = token.expires_at and rfc3339(token.expires_at, "seconds")
     return {"token": token.prefix, "label": token.label, "expires_at": expires_at}
 

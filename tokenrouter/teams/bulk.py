@@ -1,4 +1,4 @@
-"""Change several teams at once: shown first, old and new, then done exactly so, in one transaction."""
+"""Change several teams at once: first shown, old and new, then done exactly as shown, in one transaction."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ PRINT_LENGTH = 16
 
 @dataclass(frozen=True)
 class Edit:
-    """What is to be done to each of several teams; what is kept, None or 0 by default stays as it is.
+    """A change of each of several teams; fields with their default stay as they are.
 
     `group` is an id, `models` a list that was checked, `paces` has those of PACES that change; money is in billionths.
     """
@@ -45,7 +45,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Step:
-    """What an edit does to a team: the fields that change, before and after; or why it cannot be done."""
+    """The effect of an edit on a team: the changed fields, before and after, or why it is impossible."""
 
     team_id: int
     name: str
@@ -60,13 +60,13 @@ class Step:
 
     @property
     def print(self) -> str:
-        """Return a short text that differs where any of this does: who confirms it confirms what was shown."""
+        """Return a short hash of the step, by which a confirmation is tied to what was shown."""
         content = json.dumps([self.name, self.before, self.after, self.problem], sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:PRINT_LENGTH]
 
 
 class PlanChanged(InvalidRequest):
-    """Teams were changed since it was shown what an edit does to them; nothing was done. `team_ids` are those."""
+    """Teams were changed after the edit was shown, so nothing was done; `team_ids` are those."""
 
     def __init__(self, team_ids: list[int]) -> None:
         super().__init__("Some of the teams were changed meanwhile.")
@@ -82,7 +82,7 @@ def plan(team_ids: Iterable[int], edit: Edit) -> list[Step]:
 
 
 def change_several(shown: Mapping[int, str], edit: Edit, *, by: Actor) -> list[Step]:
-    """Do what was shown, all or nothing, and return it; `shown` has each team's id with the print of its step.
+    """Do what was shown, all or nothing, and return it; `shown` has the print of each step by team id.
 
     Raises PlanChanged if it would be something else by now, and InvalidRequest where the group is gone.
     """
@@ -154,7 +154,7 @@ def _extras(team: Team, edit: Edit, wanted: Mapping[str, Any]) -> dict[str, int]
 
 
 def _described(wanted: Mapping[str, Any], group_name: str | None) -> dict[str, Any]:
-    """Return fields as the record of changes has them."""
+    """Return fields in the form of the record of changes."""
     recorded = {name: value for name, value in wanted.items() if name not in ("group", "renewal")}
     for name in {"budget", "extra_budget"} & recorded.keys():
         recorded[name] = decimal_string(recorded[name])
@@ -175,7 +175,7 @@ def _apply(session: Session, team: Team, edit: Edit) -> None:
 
 
 def _record(session: Session, done: Sequence[Step], by: Actor) -> None:
-    """Write down who did it: extras by themselves, as they are given and taken back by themselves."""
+    """Record the changes; extras are separate ones, since they are given and taken back on their own."""
     for action, is_extra in ((changes.TEAM_UPDATE, False), (changes.TEAM_EXTRA, True)):
         changed = [
             Changed(step.team_id, step.name, _part(step.before, is_extra=is_extra), after)

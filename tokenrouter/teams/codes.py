@@ -27,17 +27,17 @@ from tokenrouter.teams.quotas import check_quota
 from tokenrouter.teams.teams import check_models
 
 ALPHABET = "23456789CDFHJKMNPQRTVWXY"
-"""What is told apart on a wall, and spells no word. Of 24 characters, 12 have 55 bits."""
+"""Characters that are easy to tell apart and spell no words. 12 of these 24 have 55 bits."""
 MISREAD = "BGSUZ"
 READ_AS = str.maketrans(MISREAD, "865V2")
-"""What a character that no code has may have been read from."""
+"""Maps characters that no code has to those that they were probably misread from."""
 LENGTH, GROUP_LENGTH = 12, 4
 LETTERS = f"{ALPHABET}{MISREAD}"
 TYPED = rf"(?:[\s\-–]*[{LETTERS}{LETTERS.lower()}]){{{LENGTH}}}[\s\-–]*"
-"""How a browser knows what may be a code, so that a slip is no guess."""
+"""The pattern by which browsers reject typing errors, so that they do not count as guesses."""
 SPELLING = re.compile(rf"[{ALPHABET}]{{{LENGTH}}}")
 MOST_USES = 1_000_000
-LAST_END = end_of_day(date.max)  # which every time zone can tell
+LAST_END = end_of_day(date.max)  # that every time zone can represent
 CLOSED = {
     "revoked": "This code was revoked.",
     "expired": "This code has expired.",
@@ -102,7 +102,7 @@ def _grouped(characters: str) -> str:
 
 
 def read_code(text: str) -> str | None:
-    """Return a code as it is kept, in whatever case and grouping it was typed; None for what cannot be one."""
+    """Return a code as stored, in whatever case and grouping it was typed; None if it cannot be one."""
     characters = re.sub(r"[\W_]", "", text).upper().translate(READ_AS)
     return _grouped(characters) if SPELLING.fullmatch(characters) else None
 
@@ -142,7 +142,7 @@ def revoke(which: str | int, *, by: Actor) -> JoinCode:
 
 
 def join(text: str, name: str, *, address: str) -> tuple[Team, str]:
-    """Make a team by a code that somebody typed; return both, the team's token for the only time.
+    """Create a team with a typed code; return the team and its token, which is shown only once.
 
     Raises NotFound for what is not a code, which counts against the address, and TooManyGuesses as `attempts` does; for
     who has a code CodeClosed, InvalidRequest and NameTaken, which do not count.
@@ -163,7 +163,7 @@ def _is_code(connection: Connection, spelling: str | None) -> bool:
 
 
 def _lock_group(session: Session, code: JoinCode) -> None:
-    """Keep the group that a team is put into from being deleted meanwhile; raises CodeClosed if it was."""
+    """Lock the team's future group against deletion. Raises CodeClosed if it is already deleted."""
     try:
         if code.group_id is not None:
             find_group_in(session, code.group_id, locked=True)
@@ -172,7 +172,7 @@ def _lock_group(session: Session, code: JoinCode) -> None:
 
 
 def _use(session: Session, code: JoinCode) -> None:
-    """Count one more use, in the statement that looks whether there is one left; raises CodeClosed."""
+    """Count one more use, in the same statement that checks if one is left. Raises CodeClosed."""
     now = datetime.now(UTC)
     is_open = (
         JoinCode.revoked_at.is_(None),
@@ -217,7 +217,7 @@ def _changed(code: JoinCode, before: dict[str, Any] | None = None, after: dict[s
 
 
 def _fields(code: JoinCode) -> dict[str, Any]:
-    """Return what the record of changes may tell of a code, and which limits it sets."""
+    """Return what the record of changes may hold of a code, and the limits that it sets."""
     expires_at = code.expires_at and rfc3339(code.expires_at, "seconds")
     fields = {"code": _beginning(code), "label": code.label, "uses": code.uses, "expires_at": expires_at}
     limits = described(code.team_to_be) | {"models": code.team_to_be.models}
@@ -225,4 +225,4 @@ def _fields(code: JoinCode) -> dict[str, Any]:
 
 
 def _beginning(code: JoinCode) -> str:
-    return f"{code.code[:GROUP_LENGTH]}…"  # whoever sees the whole of it may join
+    return f"{code.code[:GROUP_LENGTH]}…"  # whoever sees all of it can join

@@ -96,13 +96,13 @@ def create_several(new: Sequence[NewTeam], *, by: Actor) -> list[tuple[Team, str
     try:
         with changing() as session:
             return add_teams(session, new, by)
-    except IntegrityError:  # another took one of the names after they were looked for: now they are found to be taken
+    except IntegrityError:  # a name was taken after the check: checking again finds it
         with changing() as session:
             return add_teams(session, new, by)
 
 
 def why_not(new: Sequence[NewTeam]) -> list[Refusal]:
-    """Return why these teams cannot be created, in their order, and write nothing."""
+    """Return why these teams cannot be created, in their order, without writing anything."""
     with Session(db.engine) as session:
         return _refusals(session, new, group_ids_in(session, _groups(new)))
 
@@ -116,7 +116,7 @@ def add_teams(session: Session, new: Sequence[NewTeam], by: Actor) -> list[tuple
     if refusals := _refusals(session, new, group_ids):
         raise NotCreated(refusals)
     teams = [_team(session, each, group_ids) for each in new]
-    session.add_all(sorted(teams, key=attrgetter("name")))  # all wait for names in one order, so none for ever
+    session.add_all(sorted(teams, key=attrgetter("name")))  # in one order, so that no two transactions deadlock
     session.flush()
     tokens = [new_token(team, each.label, None) for team, each in zip(teams, new, strict=True)]
     session.add_all([token for token, _ in tokens])
@@ -157,7 +157,7 @@ def _changed(new: NewTeam, team: Team, token: ApiToken) -> Changed:
 
 
 def _refusals(session: Session, new: Sequence[NewTeam], group_ids: Mapping[str | int, int]) -> list[Refusal]:
-    """Find every reason: what is wrong with each by itself, unknown groups, and names that are taken or given twice."""
+    """Find every reason: invalid fields, unknown groups, and names that are taken or used twice."""
     names = [_name(each) for each in new]
     taken = _taken(session, filter(None, names))
     first: dict[str, NewTeam] = {}

@@ -100,7 +100,7 @@ def delete(which: str | int, *, by: Actor) -> Group:
 
 
 def mark_deleted(session: Session, group: Group) -> Changed:
-    """Delete a locked group, and take its teams out of it; they are told, since they come back when it is undone."""
+    """Delete a locked group, and take its teams out; they are recorded, since undoing puts them back."""
     theirs = select(Team.id, Team.name).where(Team.group_id == group.id, Team.deleted_at.is_(None))
     members = session.execute(theirs.order_by(Team.id).with_for_update(key_share=True)).all()
     ids = [member.id for member in members]

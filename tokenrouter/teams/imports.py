@@ -1,4 +1,4 @@
-"""Teams from a list as people have it: pasted, or a file that Excel or LibreOffice wrote."""
+"""Create teams from a list: pasted text, or a file from Excel or LibreOffice."""
 
 import codecs
 import csv
@@ -32,9 +32,9 @@ HEADINGS = {
 }
 MOST_TEAMS = 2000
 MOST_BYTES = 1_000_000
-DELIMITERS = "\t;,"  # of those that part as many lines, the one that is rarest within a cell
-GLANCE = 20_000  # characters by which the delimiter is found
-SEPARATOR_LINE = re.compile(r"\Asep=([\t;,])\r?\n?")  # by which Excel is told the delimiter
+DELIMITERS = "\t;,"  # a tie is won by the one that is rarest within a cell
+GLANCE = 20_000  # characters read to find the delimiter
+SEPARATOR_LINE = re.compile(r"\Asep=([\t;,])\r?\n?")  # names the delimiter for Excel
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods; .xls
 WIDE_SPACES = re.compile("[\u00a0\u2009\u202f]")  # between thousands
 BETWEEN_MODELS = re.compile(r"[,;|\s]+")
@@ -45,7 +45,7 @@ SHOWN_CELL = 60
 
 @dataclass(frozen=True)
 class Record:
-    """The cells of a line, or of several that a quoted cell spans, without spaces around them."""
+    """The stripped cells of a line, or of several lines spanned by a quoted cell."""
 
     line: int
     cells: Sequence[str]
@@ -53,7 +53,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the list: what it says in each column."""
+    """A row of the list: its cells by column."""
 
     line: int
     cells: Mapping[str, str]
@@ -61,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, in which line, and in which column if it is in one."""
+    """An error, its line, and its column if it is in one."""
 
     line: int
     message: str
@@ -76,7 +76,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class TeamList:
-    """A list that was read: its rows, the team that each asks for, and all that is wrong."""
+    """A parsed list: its rows, the team described by each, and all faults."""
 
     rows: Sequence[Row]
     new: Sequence[NewTeam]
@@ -96,13 +96,13 @@ class TeamList:
         return sum(row.line not in self.faults_by_line for row in self.rows)
 
     def raise_faults(self) -> None:
-        """Raise NotImported if there are some."""
+        """Raise NotImported if there are faults."""
         if self.faults:
             raise NotImported(self)
 
 
 class NotImported(Exception):
-    """No team of a list was created; `checked` has what is wrong."""
+    """No team of a list was created; `checked` has the faults."""
 
     def __init__(self, checked: TeamList) -> None:
         super().__init__("\n".join(map(str, checked.faults)))
@@ -128,9 +128,9 @@ def decode(data: bytes) -> str:
 
 
 def check(text: str) -> TeamList:
-    """Read a list, and find all that keeps its teams from being created; nothing is written.
+    """Parse a list, and find everything that prevents creating its teams; nothing is written.
 
-    Raises InvalidRequest if it cannot be told line by line: too long, without a team, or with an unknown heading.
+    Raises InvalidRequest for faults of the whole list: too long, without a team, or with an unknown heading.
     """
     rows, faults = _read(text)
     new = []
@@ -164,7 +164,7 @@ def _faults(rows: Sequence[Row], refusals: Sequence[Refusal]) -> list[Fault]:
 
 
 def _new_team(row: Row) -> tuple[NewTeam, list[Fault]]:
-    """Return the team that a row asks for, without what cannot be read of it, and what that is."""
+    """Return the team described by a row, without unreadable cells, and their faults."""
     group, quota, models = row.cells["group"], row.cells["quota"], row.cells["models"]
     faults = []
     try:
@@ -187,7 +187,7 @@ def _new_team(row: Row) -> tuple[NewTeam, list[Fault]]:
 
 
 def _read(text: str) -> tuple[list[Row], list[Fault]]:
-    """Part a list into rows by its headings, if it has some."""
+    """Split a list into rows, by its headings if it has any."""
     if len(text.encode("utf-8", "replace")) > MOST_BYTES:
         raise InvalidRequest(f"The list is larger than {MOST_BYTES:,} bytes. Take it in parts.")
     records, faults = _records(text.removeprefix(BYTE_ORDER_MARK))
@@ -206,7 +206,7 @@ def _read(text: str) -> tuple[list[Row], list[Fault]]:
 
 
 def _records(text: str) -> tuple[list[Record], list[Fault]]:
-    """Part a text into lines of cells; blank lines are passed over. A misplaced quotation mark ends it, as a fault."""
+    """Split a text into lines of cells, without blank lines; a misplaced quotation mark ends it with a fault."""
     lines = io.StringIO(SEPARATOR_LINE.sub("\n", text), newline="")
     reader = csv.reader(lines, delimiter=_delimiter(text), skipinitialspace=True, strict=True)
     records, line = [], 1
@@ -225,7 +225,7 @@ def _not_blank(records: Sequence[Record]) -> list[Record]:
 
 
 def _delimiter(text: str) -> str:
-    """Find what parts the cells: what parts a line of headings, or else the most lines."""
+    """Find the delimiter: the one that splits a line of headings, otherwise the most lines."""
     if line := SEPARATOR_LINE.match(text):
         return line[1]
     lines_by = {delimiter: _glance(text, delimiter) for delimiter in DELIMITERS}
@@ -237,13 +237,13 @@ def _delimiter(text: str) -> str:
 
 
 def _glance(text: str, delimiter: str) -> list[list[str]]:
-    """Return the cells of the first lines, as this delimiter would part them."""
+    """Return the cells of the first lines, as split by this delimiter."""
     lines = csv.reader(io.StringIO(text[:GLANCE], newline=""), delimiter=delimiter, skipinitialspace=True)
     return [[cell.strip() for cell in cells] for cells in lines]
 
 
 def _headings(cells: Sequence[str]) -> Sequence[str] | None:
-    """Return the column of each cell, or nothing for an empty one; None if the line is no line of headings.
+    """Return the column of each cell, "" for an empty one; None if the cells are not headings.
 
     Raises InvalidRequest if one of them means no column, or the same as another.
     """

@@ -18,7 +18,7 @@ from tokenrouter.teams.renewals import format_renewal
 
 
 class Keep(Enum):
-    """Stands for a field that stays as it is, where None is a value."""
+    """Marks a field to be left unchanged, since None is a value."""
 
     KEEP = "keep"
 
@@ -28,7 +28,7 @@ NOTHING_EXPECTED: Mapping[str, Any] = {}
 
 
 class ChangedMeanwhile(InvalidRequest):
-    """Somebody changed what is to be changed, since it was shown; `fields` are what it is now."""
+    """Somebody changed the same fields after they were shown; `fields` has their present values."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
         super().__init__("Somebody changed this meanwhile. Look at it again.", param=next(iter(fields)))
@@ -36,7 +36,7 @@ class ChangedMeanwhile(InvalidRequest):
 
 
 def check_expected(fields: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise ChangedMeanwhile if fields are other than expected."""
+    """Raise ChangedMeanwhile if fields differ from those expected."""
     readable = {name: value for name, value in expected.items() if not isinstance(value, UnreadableNumber)}
     if changed := {name: fields.get(name) for name, value in readable.items() if fields.get(name) != value}:
         raise ChangedMeanwhile(changed)
@@ -45,7 +45,7 @@ def check_expected(fields: Mapping[str, Any], expected: Mapping[str, Any]) -> No
 def changed_between(
     before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Return the fields that differ, as they were and as they are; None if none does."""
+    """Return the fields that differ, before and after; None if none does."""
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if not names:
         return None
@@ -54,7 +54,7 @@ def changed_between(
 
 
 def described(row: Team | Group) -> dict[str, Any]:
-    """Return name and limits as the record of changes has them."""
+    """Return name and limits in the form of the record of changes."""
     return {
         "name": row.name,
         "quota_tokens": row.quota_tokens,

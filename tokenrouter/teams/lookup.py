@@ -1,4 +1,4 @@
-"""Find teams and groups by name or id; and the transaction in which they are changed."""
+"""Find teams and groups by name or id, and open the transaction for changing them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ def changing() -> Iterator[Session]:
         session.flush()
         for each in session.identity_map.values():
             if isinstance(each, Team | Group) and "is_due" not in vars(each):
-                session.refresh(each, ["is_due", "read_at"])  # of what was written, SQL's expressions are gone
+                session.refresh(each, ["is_due", "read_at"])  # a write expires attributes computed in SQL
             if isinstance(each, Team) and "group_name" not in vars(each):
                 session.refresh(each, ["group_name"])
 
@@ -128,7 +128,7 @@ def ids_of_groups_ever_named(name: str) -> list[int]:
 
 
 def find_several_in(session: Session, team_ids: Iterable[int]) -> list[Team]:
-    """Lock and return the living teams among these, in the order in which all lock them."""
+    """Lock and return the living teams among these, in the order used by all transactions."""
     query = select(Team).where(Team.id.in_(list(team_ids)), Team.deleted_at.is_(None)).order_by(Team.id)
     return list(session.scalars(query.with_for_update(key_share=True)))
 

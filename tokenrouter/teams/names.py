@@ -1,4 +1,4 @@
-"""What teams, groups and tokens may be called: what looks different is different, and none hides or turns text."""
+"""Valid names of teams, groups and tokens: unambiguous to read, without hidden or direction-changing characters."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from tokenrouter.database.tables import NAME_LENGTH, normalized
 from tokenrouter.errors import InvalidRequest, NameTaken
 
 BREAKING = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of characters, separators of lines and paragraphs
-TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # how all that follows is written
+TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # set the direction of what follows
 UNSEEN = ("Cf", "Zs")
 ALLOWED = "no control, line-separating or text-turning characters"
 

@@ -20,7 +20,7 @@ MOST_PACE = {"requests_per_minute": 10**6, "tokens_per_minute": 10**12, "calls_a
 
 
 class NotANumber(InvalidRequest):
-    """What should be a number of tokens is not one."""
+    """A text is not a number of tokens."""
 
 
 def check_quota(quota_tokens: int | None) -> int | None:

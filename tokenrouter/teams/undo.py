@@ -33,7 +33,7 @@ WORDS = {"quota_tokens": "quota", "active": "state", "renews": "renewal"}
 
 
 class NotAllUndone(CannotUndo):
-    """Some changes cannot be taken back, so none was: which and why, and the ids of those that could be."""
+    """Some changes cannot be taken back, so none was; it says which, why, and which others could be."""
 
     def __init__(self, reasons: list[tuple[Change, str]], possible: list[int]) -> None:
         super().__init__(reasons[0][1])
@@ -43,15 +43,15 @@ class NotAllUndone(CannotUndo):
 
 @dataclass
 class _Rows:
-    """What the changes are about, locked."""
+    """The rows that the changes are about, locked."""
 
     session: Session
     teams: dict[int, Team]
     groups: dict[int, Group]
     named: dict[tuple[type[Team | Group], str], int]
-    """Who has the names that are to be given back."""
+    """The present owners of the names to be restored."""
     resets: dict[int, Changed | CannotUndo] = field(default_factory=dict)
-    """What became of the resets among them, which are taken back first."""
+    """The results of taking back resets, which is done first."""
     restored: dict[datetime, list[int]] = field(default_factory=dict)
     """The teams that come back, by the moment at which they were deleted."""
     removed: list[Team] = field(default_factory=list)
@@ -69,7 +69,7 @@ class _Rows:
         """Return what people set of a row, as the record of changes has it."""
         if not isinstance(row, Team):
             return described(row)
-        if "group_name" not in vars(row):  # of what was written, it is gone
+        if "group_name" not in vars(row):  # a write expires it
             self.session.refresh(row, ["group_name"])
         return team_store.fields_of(row)
 
@@ -87,7 +87,7 @@ def _living(row: Row) -> Row:
 def can_undo(change: Change) -> bool:
     """Tell whether a change is of a kind and an age that can be taken back, if nothing else came after."""
     before, after = change.before or {}, change.after or {}
-    is_complete = {  # what was recorded before changes could be taken back lacks ids
+    is_complete = {  # records from before changes could be taken back lack ids
         changes.TOKEN_REVOKE: "token_id" in before,
         changes.GROUP_DELETE: "team_ids" in before,
         changes.TEAM_UPDATE: all(fields.get("group") is None or "group_id" in fields for fields in (before, after)),
@@ -175,7 +175,7 @@ def _lock(session: Session, found: Sequence[Change]) -> _Rows:
 def _named(
     session: Session, kind: type[Team | Group], found: Sequence[Change]
 ) -> dict[tuple[type[Team | Group], str], int]:
-    """Return the living owners of the names that the changes were about."""
+    """Return the living owners of the names in the changes."""
     names = {name for change in found if (name := (change.before or {}).get("name")) is not None}
     query = select(kind.name, kind.id).where(kind.name.in_(names), kind.deleted_at.is_(None))
     return {(kind, name): id_ for name, id_ in session.execute(query)}
@@ -244,7 +244,7 @@ def _restore_team(rows: _Rows, change: Change) -> Changed:
 
 
 def _restore_tokens(rows: _Rows) -> None:
-    """Let those tokens in again that were revoked with their teams."""
+    """Restore the tokens that were revoked with their teams."""
     for deleted_at, team_ids in rows.restored.items():
         were_revoked = ApiToken.team_id.in_(team_ids), ApiToken.revoked_at == deleted_at
         tokens = update(ApiToken).where(*were_revoked).values(revoked_at=None)
@@ -326,4 +326,4 @@ UNDOING: dict[str, tuple[str, Callable[[_Rows, Change], Changed]]] = {
     changes.USAGE_RESET: (changes.USAGE_RESTORE, _move_marks),
     changes.USAGE_RESTORE: (changes.USAGE_RESET, _move_marks),
 }
-"""By what was done: what taking it back is recorded as, and what does it."""
+"""By kind of change: the kind recorded for taking it back, and the function that does it."""
