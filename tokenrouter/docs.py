@@ -1,4 +1,4 @@
-"""Blueprint "docs": the API's documentation, from which it can be called, and the document behind it."""
+"""Blueprint "docs": the interactive documentation of the API, and its OpenAPI document."""
 
 from functools import cache
 from importlib.metadata import distribution
@@ -21,7 +21,7 @@ blueprint = Blueprint("docs", __name__)
 
 @blueprint.get("/openapi.json")
 def document() -> Response:
-    """Return what is served under /v1 and /api, as an OpenAPI document."""
+    """Return the OpenAPI document of /v1 and /api."""
     return Response(_document(), mimetype="application/json")
 
 
@@ -47,7 +47,7 @@ def _document() -> bytes:
 
 @cache
 def _swagger_folder() -> Path:
-    """Return where the package keeps Swagger UI; its files alone are of use, so it is not imported."""
+    """Return the directory of Swagger UI in its package, which is not imported: only its files are needed."""
     return Path(str(distribution("flask-swagger-ui").locate_file("flask_swagger_ui/dist")))
 
 

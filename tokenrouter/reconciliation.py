@@ -1,4 +1,4 @@
-"""Our ledger beside the provider's own record, by day and model, and what the gap between both is made of."""
+"""Compare our ledger with the provider's own record, by day and model, and explain the gap."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -58,7 +58,7 @@ CSV_COLUMNS = (
 
 @dataclass
 class Sums:
-    """Calls, their tokens, what they cost in billionths, and the provider's points, each as far as it is told."""
+    """Calls, their tokens, their cost in billionths, and the provider's points, each as far as known."""
 
     calls: int = 0
     tokens: int = 0
@@ -73,7 +73,7 @@ class Sums:
         self.points += points or 0
 
     def add_all(self, others: Iterable["Sums"]) -> "Sums":
-        """Add what others sum up, and return this."""
+        """Add other sums, and return self."""
         for other in others:
             for name, value in vars(other).items():
                 setattr(self, name, getattr(self, name) + value)
@@ -82,7 +82,7 @@ class Sums:
 
 @dataclass
 class Line:
-    """What both say of a model on a day, and what their gap is made of: calls and tokens by reason."""
+    """Both sides of a model on a day, and their gap: calls and tokens by reason."""
 
     day: date
     model: str
@@ -96,18 +96,18 @@ class Line:
 
     @property
     def gap_tokens(self) -> int:
-        """How many tokens more the provider counts, of the calls of which it tells them."""
+        """How many more tokens the provider counts, for entries that have tokens."""
         return sum(sums.tokens for sums in self.gaps.values())
 
     @property
     def agrees(self) -> bool:
-        """Whether both know the same calls, and of each the same tokens as far as they are told."""
+        """Whether both sides have the same calls with the same tokens, as far as known."""
         return self.gaps.keys() <= {Reason.PRICED}
 
 
 @dataclass(frozen=True)
 class Reconciliation:
-    """Both sides of some days, where they can be compared: where the provider's record is kept."""
+    """Both sides of some days, as far as the provider's record is kept."""
 
     since: date
     until: date
@@ -117,9 +117,9 @@ class Reconciliation:
     pairs: list[Pair]
     """Those that differ, the newest first."""
     is_in_dollars: bool
-    """Whether what we count can be compared with the provider's dollars."""
+    """Whether our costs can be compared with the provider's dollars."""
     log_since: date | None = None
-    """The first day that the log still has, where calls of days before have left it."""
+    """The first day that the log still has, if older calls were pruned."""
 
     @property
     def days(self) -> list[date]:
@@ -128,27 +128,27 @@ class Reconciliation:
 
     @property
     def agreeing_days(self) -> int:
-        """On how many of these both agree to the token."""
+        """On how many of these days both sides agree to the token."""
         return len(self.days) - len({line.day for line in self.lines if not line.agrees})
 
     @property
     def ours(self) -> Sums:
-        """What our log has in all."""
+        """The sums of our log."""
         return Sums().add_all(line.ours for line in self.lines)
 
     @property
     def theirs(self) -> Sums:
-        """What the provider's record has in all."""
+        """The sums of the provider's record."""
         return Sums().add_all(line.theirs for line in self.lines)
 
     @property
     def gap_tokens(self) -> int:
-        """How many tokens more the provider counts."""
+        """How many more tokens the provider counts."""
         return sum(line.gap_tokens for line in self.lines)
 
     @property
     def gaps(self) -> list[tuple[Reason, Sums]]:
-        """What the gap is made of, the largest part first."""
+        """The parts of the gap, largest first."""
         return list(gaps_of(self.lines))
 
     @property
@@ -162,7 +162,7 @@ class Reconciliation:
         return sum(line.unpriced for line in self.lines)
 
     def share(self, sums: Sums) -> float | None:
-        """Return how much of all differing tokens, whichever side has more, is of one reason; 1.0 is all."""
+        """Return the share of one reason in all differing tokens, whichever side has more; 1.0 is all."""
         whole = sum(abs(each.tokens) for _, each in self.gaps)
         return abs(sums.tokens) / whole if whole else None
 
@@ -170,7 +170,7 @@ class Reconciliation:
 def reconcile(
     engine: Engine, since: date, until: date, zone: ZoneInfo, key_name: str | None = None, *, currency: str = DOLLARS
 ) -> Reconciliation:
-    """Compare the days from one to another, both within, as far as the provider's record of them is kept, and the log.
+    """Compare the days from one to another, both inclusive, as far as the provider's record and the log are kept.
 
     `key_name` leaves out what other keys of the account did, where the provider tells it.
     """
@@ -205,7 +205,7 @@ def _bounds(since: date, until: date, zone: ZoneInfo) -> tuple[datetime, datetim
 
 
 def _is_comparable(pair: Pair, kept: Kept) -> bool:
-    """Tell whether both sides could know of it: ours not before that record begins, nor after it was fetched."""
+    """Tell whether both sides could have it: it is within the time that the fetched record covers."""
     if kept.since is None or kept.until is None:
         return False
     if pair.ours is None or pair.theirs is not None:
@@ -227,7 +227,7 @@ def _count(line: Line, pair: Pair, is_in_dollars: bool) -> None:
 
 
 def _calls(connection: Connection, since: datetime, until: datetime) -> Iterator[OurCall]:
-    """Yield the calls of our log that reached the provider, those too for which nothing was booked."""
+    """Yield the calls of our log that reached the provider, including those for which nothing was booked."""
     end = (connection.execute(select(func.max(RequestLog.id))).scalar() or 0) + 1
     ids = RequestLog.id.between(
         first_id_since(connection, since - DISORDER, end), first_id_since(connection, until + DISORDER, end)
@@ -269,7 +269,7 @@ def _our_call(row: AnyRow, correction: int | None) -> OurCall:
 
 
 def _caveat(row: AnyRow) -> Reason | None:
-    """Say why what was booked of a call need not be what the provider counted; None if it reported that."""
+    """Return why the booked tokens may differ from the provider's; None if the provider reported them."""
     if row.status == PENDING:
         return Reason.IN_FLIGHT
     if row.charged_tokens > 0:
@@ -285,7 +285,7 @@ def _entries(since: datetime, until: datetime, key_name: str | None) -> Any:
 
 
 def gaps_of(lines: Iterable[Line]) -> Iterator[tuple[Reason, Sums]]:
-    """Yield what the gaps of all lines are made of, the largest first."""
+    """Yield the parts of the gaps of all lines, largest first."""
     totals: defaultdict[Reason, Sums] = defaultdict(Sums)
     for line in lines:
         for reason, sums in line.gaps.items():
@@ -294,7 +294,7 @@ def gaps_of(lines: Iterable[Line]) -> Iterator[tuple[Reason, Sums]]:
 
 
 def first_day(engine: Engine, since: date, until: date, zone: ZoneInfo, most: int = MOST_CALLS) -> date:
-    """Return from which day on the calls and entries until a day are no more than `most`; that day at the latest."""
+    """Return the first day from which calls and entries until a day are at most `most`; at the latest that day."""
     with engine.connect() as connection:
         end = (connection.execute(select(func.max(RequestLog.id))).scalar() or 0) + 1
         last = first_id_since(connection, _bounds(until, until, zone)[1], end)
@@ -350,17 +350,17 @@ class ReconciledDay:
 
     @property
     def gap(self) -> int:
-        """How much more the provider says."""
+        """How much more the provider has."""
         return self.theirs - self.ours
 
     @property
     def agrees(self) -> bool:
-        """Whether both say the same to the cent."""
+        """Whether both sides agree to the cent."""
         return abs(self.gap) < CENT
 
 
 def reconcile_days(engine: Engine, since: date, until: date) -> list[ReconciledDay]:
-    """Compare the days of a provider that tells these alone; one that is not whole, until it was read last."""
+    """Compare days for a provider that only reports days; an incomplete day, until it was last read."""
     with engine.connect() as connection:
         log_since = _log_since(connection)
     if log_since is not None:
@@ -376,7 +376,7 @@ def _reconciled(day: provider_days.Day) -> ReconciledDay:
 
 
 def day_view(day: ReconciledDay) -> dict[str, object]:
-    """Describe a day in UTC, by the names of DAYS_CSV_COLUMNS; what is not whole is compared until `read_at`."""
+    """Describe a day in UTC, by the names of DAYS_CSV_COLUMNS; an incomplete one is compared until `read_at`."""
     costs = decimal_string(day.ours), day.unpriced_calls, decimal_string(day.theirs)
     values = (day.day.isoformat(), *costs, reports.timestamp(day.read_at), day.is_whole)
     return dict(zip(DAYS_CSV_COLUMNS, values, strict=True))

@@ -22,19 +22,19 @@ JUST_JOINED = (
 
 @blueprint.get("/")
 def index() -> str:
-    """Say what this is, and lead on."""
+    """Show what this service is, with links to the other pages."""
     return render_template("pages/index.html", **_for_snippets())
 
 
 @blueprint.get("/join", strict_slashes=False)
 def join() -> str:
-    """Ask for a code and a name; a code in the address stands in its field already."""
+    """Show the form for a code and a name; a code in the address is filled in."""
     return _join_form(request.args.get("code", ""))
 
 
 @blueprint.post("/join", strict_slashes=False)
 def join_with_code() -> ResponseReturnValue:
-    """Make a team by a code, and show its token this once; sent again it makes none, since the name is taken."""
+    """Create a team with a code, and show its token once; a resent form fails, since the name is taken."""
     if is_from_another_site(request):
         return _join_form(problem=FROM_ANOTHER_SITE), 403
     code, name = (request.form.get(field, "").strip() for field in ("code", "name"))
@@ -58,13 +58,13 @@ def _join_form(code: str = "", name: str = "", problem: str | None = None, param
 
 @blueprint.get("/usage", strict_slashes=False)
 def usage() -> str:
-    """Show the page on which a team sees its own use; what it shows comes by the token that is pasted there."""
+    """Show the page on which a team sees its own use; its script loads that with the pasted token."""
     return render_template("pages/usage.html", **_for_snippets())
 
 
 @blueprint.get("/usage/data")
 def usage_data() -> dict[str, Any]:
-    """Tell the caller's team what its page shows beside `GET /v1/usage`; raises what that does."""
+    """Return what a team's page shows besides `GET /v1/usage`; raises the same errors."""
     caller, own = handler.authenticate(), runtime.current()
     shown = {"currency": own.settings.currency, "example_model": own.example_model(caller.models)}
     return reports.own_details(caller.team_id) | shown
@@ -72,7 +72,7 @@ def usage_data() -> dict[str, Any]:
 
 @blueprint.after_request
 def _keep_private(response: Response) -> Response:
-    """Let no one keep a page that tells an address, a team's token, or its use."""
+    """Forbid caching of pages with an address, a team's token, or its use."""
     response.headers["Cache-Control"] = "no-store"
     return response
 

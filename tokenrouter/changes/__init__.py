@@ -50,12 +50,12 @@ CODE_REVOKE = "code.revoke"
 
 
 class CannotUndo(InvalidRequest):
-    """A change cannot be taken back: what it changed is not as it left it."""
+    """A change cannot be taken back, since what it changed has been changed again."""
 
 
 @dataclass(frozen=True)
 class Actor:
-    """Who makes a change: `kind` is panel, cli, api, join, or clock for what the service does by itself.
+    """Who makes a change: `kind` is panel, cli, api, join, or clock for what the service does on its own.
 
     `detail` is an address, `user@host`, a token's label, or the setting that says so.
 
@@ -67,13 +67,13 @@ class Actor:
     batch: str | None = None
 
     def at_once(self) -> "Actor":
-        """Return the same actor with a batch, a new one where there is none."""
+        """Return the same actor with a batch, a new one if it has none."""
         return self if self.batch else replace(self, batch=uuid4().hex)
 
 
 @dataclass(frozen=True)
 class ChangesPage:
-    """Changes, newest first, and where to go on."""
+    """A page of changes, newest first, and where the next ones begin."""
 
     rows: list[Change]
     before_id: int | None
@@ -86,7 +86,7 @@ class ChangesPage:
 
 @dataclass(frozen=True)
 class Changed:
-    """What changed of a team, of a group, or of neither.
+    """What changed about a team, a group, or neither.
 
     `before` and `after` hold the changed fields alone, as JSON can tell them; the name is the one before the change.
     """
@@ -116,7 +116,7 @@ class Changed:
 
 
 def record(connection: Session | Connection, by: Actor, action: str, *changed: Changed) -> None:
-    """Write down what somebody does to a team or group, or to several, in the transaction in which it is done.
+    """Record a change of one or several teams or groups, in the transaction that makes it.
 
     What is done to several at once has one `batch`. No secret may be in it.
     """

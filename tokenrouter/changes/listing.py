@@ -1,4 +1,4 @@
-"""The record of changes as it is looked through: filtered, with what was done at once as one entry."""
+"""The record of changes as it is listed: filtered, with changes made at once as one entry."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ ROWS_AT_ONCE = 500
 
 @dataclass(frozen=True)
 class ChangeFilter:
-    """Which changes: all that fit whatever is given."""
+    """Which changes to list: those that meet all given conditions."""
 
     team_id: int | None = None
     group_id: int | None = None
     name: str | None = None
-    """A part of the name that a team or a group had, in any case."""
+    """Part of the name that a team or group had, case-insensitive."""
     action: str | None = None
     who: str | None = None
     """The kind of an actor."""
@@ -36,7 +36,7 @@ class ChangeFilter:
         return any((self.team_id is not None, self.group_id is not None, self.name, self.batch))
 
     def conditions(self, of: Any) -> list[ColumnElement[bool]]:
-        """Return what holds for the changes that fit."""
+        """Return the conditions in SQL."""
         exact = {
             of.team_id: self.team_id if self.team_id is None else clamp_id(self.team_id),
             of.group_id: self.group_id if self.group_id is None else clamp_id(self.group_id),
@@ -57,7 +57,7 @@ class ChangeFilter:
 
 @dataclass(frozen=True)
 class Entry:
-    """A change, or the first of those that were made at once, and how many these are in all."""
+    """A change, or the first of several made at once, and how many these are."""
 
     rows: list[Change]
     total: int
@@ -70,7 +70,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Entries:
-    """A page of entries, newest first, and where to go on."""
+    """A page of entries, newest first, and where the next ones begin."""
 
     entries: list[Entry]
     before_id: int | None
@@ -107,7 +107,7 @@ def entries(
 
 
 def _with_batches(session: Session, filter: ChangeFilter, found: list[Entry]) -> list[Entry]:
-    """Give each entry the first changes that were made with its own."""
+    """Add to each entry the first changes made together with its own."""
     batches = [entry.head.batch for entry in found if entry.head.batch]
     fitting = *filter.conditions(Change), Change.batch.in_(batches)
     totals = dict(session.execute(select(Change.batch, func.count()).where(*fitting).group_by(Change.batch)).all())
@@ -129,14 +129,14 @@ def _living(session: Session, kind: type[Team | Group], ids: set[int | None]) ->
 
 
 def ids_of_batch(batch: str) -> list[int]:
-    """Return the changes that were made at once, newest first."""
+    """Return the changes of a batch, newest first."""
     with Session(db.engine) as session:
         query = select(Change.id).where(Change.batch == clamp_text(batch)).order_by(Change.id.desc())
         return list(session.scalars(query))
 
 
 def iterate(filter: ChangeFilter) -> Iterator[Change]:
-    """Yield all changes that fit, newest first, without those that are made meanwhile."""
+    """Yield all matching changes, newest first, without those made meanwhile."""
     query: Select[Change] = select(Change).where(*filter.conditions(Change)).order_by(Change.id.desc())
     last_id: int | None = None
     while True:

@@ -18,8 +18,8 @@ from tokenrouter.runway import Runway
 
 RECONCILED_DAYS = 7
 NO_BALANCE = (
-    "Nobody told what is left: this provider has no API for it, or its account no bound. PROVIDER_ACCOUNT names the "
-    "APIs; what the provider’s own pages say can be typed in the panel."
+    "What is left is not known: this provider has no API for it, or the account has no limit. PROVIDER_ACCOUNT names "
+    "the APIs; the balance on the provider’s own pages can be typed in the panel."
 )
 
 provider_commands = Group("provider", help="Ask the provider about the one paid account.")
@@ -69,7 +69,7 @@ def show_balance(as_json: bool) -> None:
 
 
 def _ask_for_balance() -> None:
-    """Ask now, and keep the answer; fail with what the provider says in place of one."""
+    """Ask now, and keep the answer; fail with the provider's error if there is none."""
     found = account.refresh(db.engine, _account())
     if found.balance is None:
         raise click.ClickException(found.words)
@@ -87,7 +87,7 @@ def show_reconciliation(since: datetime | None, key: str | None, as_json: bool) 
     provider_record.fetch(db.engine, _account())
     if _account().kind == "openrouter":
         days = [reconciliation.day_view(day) for day in reconciliation.reconcile_days(db.engine, first, today)]
-        show_list(days, dict, as_json, empty="The provider told of no day yet.")
+        show_list(days, dict, as_json, empty="The provider has reported no day yet.")
         return
     found = reconciliation.reconcile(db.engine, first, today, zone, key, currency=currency)
     views = [reconciliation.view(line) for line in found.lines]
@@ -101,7 +101,7 @@ def show_reconciliation(since: datetime | None, key: str | None, as_json: bool) 
 
 
 def _rate_limits() -> list[RateLimit]:
-    """Return the provider's limits as it told them last, to this check or to a worker."""
+    """Return the provider's limits as last reported to this check or to a worker."""
     account_pace.Keeper(db.engine, current_app.extensions["tokenrouter"].provider.rate_limits).keep()
     return account_pace.reported_limits(db.engine)
 
