@@ -147,7 +147,7 @@ def _assemble(settings: Settings, flask_config: Mapping[str, object]) -> Flask:
     admin.init_app(app)
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]  # as Flask says
     return app
 
 
@@ -161,7 +161,7 @@ def prepare(*, may_ask: bool) -> Flask:
     settings = first_start.load_for_serving(may_ask=may_ask)
     app = _assemble(settings, {})
     _prepare_files(app, settings)
-    for name in app.jinja_loader.list_templates():  # type: ignore[union-attr]
+    for name in app.jinja_loader.list_templates():  # type: ignore[union-attr]  # Flask sets it
         app.jinja_env.get_template(name)  # Jinja caches up to 400, and does not check their files again
     with app.app_context():
         statements.compile_all(tables.db.engine)

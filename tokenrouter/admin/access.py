@@ -56,7 +56,7 @@ def init_app(app: Flask) -> None:
     """
     manager = LoginManager()
     manager.user_loader(_administrator)
-    app.login_manager = manager  # type: ignore[attr-defined]
+    app.login_manager = manager  # type: ignore[attr-defined]  # where Flask-Login looks for it
     app.config["WTF_CSRF_TIME_LIMIT"] = None  # as long as the session: pages stay open all day
     errors.show_below(app, "/admin", _show_outside_views)
 
@@ -72,7 +72,7 @@ def _administrator(session_id: str) -> Administrator | None:
 
 
 def sign_in(answer: Callable[[], ResponseReturnValue]) -> Response:
-    """Begin a new session for the administrator, nothing of an older one stays; and know the browser from now on.
+    """Start a new session for the administrator, keeping nothing of an older one, and remember the browser.
 
     The answer is made in the new session.
     """
@@ -86,13 +86,13 @@ def sign_in(answer: Callable[[], ResponseReturnValue]) -> Response:
 
 
 def guesser() -> str:
-    """Return for whom wrong passwords are counted: a browser that has signed in before, else an address."""
+    """Return by what wrong passwords are counted: a browser that has signed in before, otherwise the address."""
     browser_id = browsers.known(request, password.password_fingerprint(settings()))
     return addresses.counted(request.remote_addr or "") if browser_id is None else attempts.BROWSER + browser_id
 
 
 def sign_out() -> None:
-    """End the session, also for whoever kept a copy of its cookie."""
+    """End the session, also for copies of its cookie."""
     sessions.end(current_user.get_id())
     session.clear()
 
@@ -110,19 +110,19 @@ def may_use_default_password() -> bool:
 
 
 def _is_own_users(connection: socket.socket | None) -> bool:
-    """Tell whether our own user holds the other end; where the system does not tell that of any, it is taken for so."""
+    """Tell whether our own user owns the other end; assumed if the system does not report owners at all."""
     if not sockets.tells_owners():
         return True
     return connection is not None and sockets.peer_owner(connection) == os.geteuid()
 
 
 def actor() -> Actor:
-    """Return who makes a change by the current request, for the record of changes; all of it is taken back at once."""
+    """Return the actor of the current request for the record of changes; its changes are taken back together."""
     return Actor(changes.PANEL, request.remote_addr or "unknown").at_once()
 
 
 def safe_target(target: str | None) -> str:
-    """Return a path of the panel to go on to; the dashboard in place of any other address."""
+    """Return the path of the panel to redirect to; the dashboard instead of any other address."""
     return target if target and own_pages.is_own(target) else url_for("admin.index")
 
 
@@ -133,7 +133,7 @@ class PanelView(BaseView):
     """
 
     largest_forms: Mapping[str, int] = {}
-    """How many bytes the form of a view may have, by its name, where that is more than a page's usually has."""
+    """The maximum size in bytes of a view's form, by name of the view, if it is larger than usual."""
 
     def create_blueprint(self, admin: Admin) -> Blueprint:
         """Make the blueprint with the hooks on it, so that no other request pays for them."""
@@ -170,7 +170,7 @@ def _turn_strangers_away() -> ResponseReturnValue | None:
 
 
 def show_sign_in(problem: str | None = None, kept: KeptForm | None = None) -> str:
-    """Return the page that asks for the password; what was typed into another form goes through it."""
+    """Return the sign-in page; the fields of another, refused form are carried through it."""
     target = kept.page if kept else safe_target(request.values.get("next"))
     return render_template("admin/login.html", target=target, problem=problem, kept=kept)
 
@@ -225,7 +225,7 @@ def _show_database_error(error: SQLAlchemyError) -> ResponseReturnValue:
 
 
 def _show_outside_views(error: HTTPException) -> Response:
-    """Answer where no view of the panel is reached: strangers get the sign-in, as everywhere."""
+    """Answer requests that reach no view of the panel; strangers get the sign-in page, as everywhere."""
     try:
         answer = _turn_strangers_away() or _show_error(error)
     except SQLAlchemyError as failure:

@@ -1,4 +1,4 @@
-"""The paid account: how it stands, what is left of it, and how long that lasts."""
+"""The paid account: its state, what is left of it, and how long that lasts."""
 
 from datetime import UTC, datetime
 
@@ -26,11 +26,11 @@ ADVICE = {
 
 
 class AccountView(ReconciliationViews):
-    """Show how the account stands; ask it; take down what is left where the provider has no API that tells it."""
+    """Show the account; check it; store the typed balance if the provider has no API for it."""
 
     @expose("/")
     def index_view(self) -> ResponseReturnValue:
-        """Show the page, with what is known by now."""
+        """Show the page with what is known so far."""
         own, stands, now = runtime.current(), account.standing(db.engine), datetime.now(UTC)
         left = runway.runway(db.engine, now)
         limits = account_pace.reported_limits(db.engine)
@@ -61,7 +61,7 @@ class AccountView(ReconciliationViews):
 
     @expose("/balance", methods=("POST",))
     def balance_view(self) -> ResponseReturnValue:
-        """Take down what the administrator read at the provider."""
+        """Store the balance that the administrator read at the provider."""
         try:
             amount = parse_budget(request.form.get("balance", ""))
             if amount is None:
@@ -75,7 +75,7 @@ class AccountView(ReconciliationViews):
 
 
 def warnings(now: datetime) -> list[str]:
-    """Return what the dashboard has to say of what is left: that it will not last, or that teams may spend more."""
+    """Return the dashboard's warnings: that the balance will not last, or that teams may spend more than it."""
     left = runway.runway(db.engine, now)
     if left is None:
         return []
@@ -85,6 +85,6 @@ def warnings(now: datetime) -> list[str]:
 
 
 def banner() -> account.Standing | None:
-    """Return how the account stands where every page has to say it; None if calls are answered."""
+    """Return the account's trouble that every page has to show; None if calls are answered."""
     stands = account.standing(db.engine)
     return None if stands.state.is_good else stands

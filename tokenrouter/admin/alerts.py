@@ -1,4 +1,4 @@
-"""The alerts: what was told, to whom, what did not arrive, and whether any would."""
+"""The alerts: what was sent to whom, what did not arrive, and a test of whether any would."""
 
 from uuid import uuid4
 
@@ -12,7 +12,7 @@ from tokenrouter.database.tables import db
 
 
 class AlertsView(PanelView):
-    """Show the alerts, newest first; note that they were seen; try the ways by which they are delivered."""
+    """Show the alerts, newest first; mark them as seen; test the ways of delivery."""
 
     @expose("/")
     def index_view(self) -> ResponseReturnValue:
@@ -33,7 +33,7 @@ class AlertsView(PanelView):
 
     @expose("/seen", methods=("POST",))
     def seen_view(self) -> ResponseReturnValue:
-        """Note that alerts were seen: those of these ids, or all up to the newest that was shown."""
+        """Mark alerts as seen: those with these ids, or all up to the newest shown."""
         alerts.see(db.engine, request.form.getlist("id", type=int), up_to=request.form.get("up_to", 0, type=int))
         return redirect(safe_target(request.form.get("url")))
 

@@ -22,7 +22,7 @@ def known(request: Request, password_print: str) -> str | None:
 
 
 def remember(response: Response, request: Request, password_print: str) -> None:
-    """Have the browser known from now on, for a year; one that is known keeps its id."""
+    """Remember the browser for a year; a known one keeps its id."""
     browser_id = known(request, password_print) or secrets.token_urlsafe(16)
     response.set_cookie(
         COOKIE,
@@ -36,5 +36,5 @@ def remember(response: Response, request: Request, password_print: str) -> None:
 
 
 def _signer(password_print: str) -> URLSafeTimedSerializer:
-    """Return what signs: as another one for another password, without a sign of the password in the cookie."""
+    """Return the signer, which depends on the password but reveals nothing of it in the cookie."""
     return URLSafeTimedSerializer(current_app.secret_key or "", salt=f"tokenrouter.browser.{password_print}")

@@ -1,4 +1,4 @@
-"""What may be done to several teams at once: said before it is done, and done by the domain."""
+"""Actions on several teams at once: confirmed first, and done by the domain."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -53,7 +53,7 @@ class ChangesView(PanelView):
 
     @expose("/export/csv/")
     def export_view(self) -> ResponseReturnValue:
-        """Send the changes that fit as CSV, row by row."""
+        """Send the matching changes as CSV, row by row."""
         rows: Iterator[str] = changes_csv.lines(listing.iterate(_filter(request.args)))
         name = f"tokenrouter-changes-{datetime.now(UTC):%Y%m%d-%H%M%S}.csv"
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
@@ -80,7 +80,7 @@ class ChangesView(PanelView):
 
 
 def _filter(args: MultiDict[str, str]) -> ChangeFilter:
-    """Read the filter from the address; what makes no sense counts as not given."""
+    """Read the filter from the URL; invalid values count as missing."""
     texts = {name: args.get(name, "").strip()[:NAME_LENGTH] or None for name in ("name", "action", "who", "batch")}
     zone = zone_named(args.get("zone"))  # of the browser, in which its dates are meant
     since, until = (_day(args.get(name, "")) for name in ("since", "until"))

@@ -33,11 +33,11 @@ class Chart:
     write: Callable[[int], str]
     """Writes an amount, exactly."""
     scale: Markup
-    """The figures at the left, once more, which stay where they are as the drawing is scrolled."""
+    """A copy of the y axis, which stays in place while the chart is scrolled."""
 
 
 def use_chart(daily: DailyUse, currency: str = "") -> Chart | None:
-    """Draw the tokens of each day, or their cost in a currency, a colour a series; None if there are none."""
+    """Draw the tokens of each day, or their cost in a currency, one colour per series; None without any."""
     if not any(any(each.amounts) for each in daily.series):
         return None
     greys = iter(GREYS)

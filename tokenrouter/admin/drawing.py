@@ -1,4 +1,4 @@
-"""pygal, without what it does to the imports of whoever imports something after it."""
+"""Import pygal, and undo its side effects on later imports."""
 
 import sys
 

@@ -201,7 +201,7 @@ class KindFailures:
 
 
 def by_side(groups: Iterable[FailureGroup]) -> dict[Side, list[KindFailures]]:
-    """Sort failures, which come the last first, by who can do something, and then by their kind."""
+    """Group failures, given latest first, by who can act, and then by kind."""
     found: dict[Kind, KindFailures] = {}
     for group in groups:
         if (kind := kind_of(group.status, group.status_code, group.error_code)) is not None:
@@ -232,5 +232,5 @@ DOOR_WORDS = {
 
 
 def door_words(reason: str) -> tuple[str, str]:
-    """Return what a reason to be turned away is called, and what it means."""
+    """Return the title and the meaning of a reason for refusing a request."""
     return DOOR_WORDS.get(reason, (reason, ""))

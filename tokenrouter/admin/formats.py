@@ -84,7 +84,7 @@ FIELD_WORDS = {
     "old_token_until": "the old one works until",
 }
 UNSEEN_FIELDS = {"group_id", "team_ids", "token_id"}
-"""What the record of changes knows only for taking them back."""
+"""Fields that are recorded only for taking changes back."""
 USUAL_VALUES = {"renews": "never", "active": True}
 """What a team or group has unless it is given another; so with nothing, but for a quota, where nothing is unlimited."""
 
@@ -187,7 +187,7 @@ def field_words(field: str) -> str:
 
 
 def seen_fields(change: Change) -> list[str]:
-    """Return the fields of a change that people are told: of what was made or deleted, those that are not as usual."""
+    """Return the fields of a change to show; of something created or deleted, only those with unusual values."""
     fields = {**(change.before or {}), **(change.after or {})}
     is_whole = not (change.before and change.after)
     seen = {name: value for name, value in fields.items() if name not in UNSEEN_FIELDS}
@@ -221,7 +221,7 @@ def asset(filename: str) -> str:
 
 
 def init_app(app: Flask) -> None:
-    """Give the templates these words."""
+    """Register these functions for templates."""
     words = source_words, action_words, field_words
     moments = iso, utc, day_and_time, weekday_and_time, near_day
     for each in (amount, short, share, *moments, pace, milliseconds, with_code, *words):

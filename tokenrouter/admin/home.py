@@ -66,7 +66,7 @@ class HomeView(PanelView, AdminIndexView):
 
     @expose("/provider")
     def provider_view(self) -> ResponseReturnValue:
-        """Tell how the provider's account stands; the dashboard asks this after it has come up.
+        """Return the state of the provider's account; the dashboard requests it once it is shown.
 
         The provider is asked where no worker did so lately.
         """
@@ -77,7 +77,7 @@ class HomeView(PanelView, AdminIndexView):
 
     @expose("/banner")
     def banner_view(self) -> ResponseReturnValue:
-        """Tell what stands above every page; one that stays open asks this once a minute."""
+        """Return the notices above every page; an open page requests them once a minute."""
         return self.render("admin/banner.html", trouble=banner())
 
     @expose("/login", methods=("GET", "POST"))
@@ -95,7 +95,7 @@ class HomeView(PanelView, AdminIndexView):
         return access.sign_in(lambda: access.show_unsaved(kept, access.SIGNED_OUT))
 
     def _try_password(self) -> tuple[str | None, int]:
-        """Return what to say to whoever stays outside, and the status."""
+        """Return the message and the status for a failed sign-in."""
         if password.has_default_password(settings()) and not access.may_use_default_password():
             return REFUSED_DEFAULT, 403
         try:

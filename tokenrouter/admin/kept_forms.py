@@ -1,4 +1,4 @@
-"""What was typed into a form that was not taken, since its session had ended: shown, and sent again by hand.
+"""Keep what was typed into a form whose session had ended: it is shown, and sent again by hand.
 
 What is kept becomes a change only by a button on a page of ours, which says what was typed and sends a CSRF token of
 the session that is open then. What a page of another site sends is not kept.
@@ -25,7 +25,7 @@ MOST_SHOWN = 3  # values of one field; of more, their number
 
 @dataclass(frozen=True)
 class KeptForm:
-    """Where a form was sent, and its fields in order, which are lost where they were too large to be read."""
+    """The target of a form, and its fields in order, which are lost if they were too large to be read."""
 
     path: str
     fields: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -47,13 +47,13 @@ class KeptForm:
         return own_pages.page_of(self.path)
 
     def to_be_carried(self) -> "KeptForm":
-        """Return what the sign-in form can carry: all of it, or where that is too much, nothing."""
+        """Return the fields for the sign-in form to carry: all, or none if they are too large."""
         size = len(urlencode([(PREFIX + name, value) for name, value in self.fields]))
         return self if size <= MOST_CARRIED_BYTES else KeptForm(self.path, is_lost=True)
 
 
 def sent_now() -> KeptForm | None:
-    """Return the form that the current request sends; None if it is none of the panel's."""
+    """Return the form sent by the current request; None if it is not one of the panel's."""
     if request.method != "POST" or is_from_another_site(request):
         return None
     path = request.full_path.rstrip("?")
@@ -67,7 +67,7 @@ def sent_now() -> KeptForm | None:
 
 
 def carried() -> KeptForm | None:
-    """Return the form that the sign-in form brings with it."""
+    """Return the form carried by the sign-in form."""
     path = request.form.get(PATH, "")
     if not own_pages.is_own(path):
         return None

@@ -1,4 +1,4 @@
-"""What calls to show, as the address of the log says it."""
+"""The filter of the log, as its URL has it."""
 
 import re
 from collections.abc import Callable
@@ -25,7 +25,7 @@ DURATION = re.compile(r"(\d{1,7}(?:\.\d{1,3})?) *(ms|s)?", re.IGNORECASE | re.AS
 
 @dataclass
 class LogQuery:
-    """What the address asks for, and what could not be understood of it."""
+    """The query of a URL, and what of it is invalid."""
 
     shown: dict[str, str]
     values: dict[str, Any] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class LogQuery:
 
     @property
     def is_filtered(self) -> bool:
-        """Tell whether anything narrows the list."""
+        """Tell whether the list is filtered."""
         return any(value for name, value in self.shown.items() if name != "zone")
 
     def link(self, view: str, **more: int | str) -> str:
@@ -49,7 +49,7 @@ class LogQuery:
 
 
 def read_filter(args: MultiDict[str, str]) -> LogQuery:
-    """Read the filter from the address. A team that never was is a problem to tell, rather than no filter at all."""
+    """Read the filter from the URL. An unknown team is reported as a problem, not treated as no filter."""
     query = LogQuery({name: args.get(name, "").strip()[:NAME_LENGTH] for name in FILTERS})
     query.values = {name: query.shown[name] or None for name in TEXT_FILTERS}
     for read in (_read_team, _read_group, _read_token, _read_duration, _read_times):
@@ -107,7 +107,7 @@ def _id_of(name: str, find: Callable[[str], Team | Group], ids_ever_named: Calla
 
 
 def _read_token(query: LogQuery) -> None:
-    """Read the token that a link means by its id, until another one's first characters are typed over its own."""
+    """Read the token of a link by its id, unless other first characters were typed over its own."""
     shown = query.shown
     if shown["token_id"]:
         token_id = _number(shown["token_id"])

@@ -29,7 +29,7 @@ class RequestLogView(PanelView, ModelView):
 
     @expose("/")
     def index_view(self) -> ResponseReturnValue:
-        """Show a page of the calls that fit, the newest first; nothing is counted and nothing skipped."""
+        """Show a page of the matching calls, newest first, without counting rows."""
         query = read_filter(request.args)
         before_id, after_id = (request.args.get(name, type=int) for name in ("before", "after"))
         found = None if query.problem else reports.calls_page(query.filter, before_id, after_id, PER_PAGE)
@@ -70,13 +70,13 @@ class RequestLogView(PanelView, ModelView):
 
     @expose("/door/")
     def door_view(self) -> ResponseReturnValue:
-        """Show who was turned away at the door recently."""
+        """Show requests that were recently refused before they became calls."""
         found = reports.turned_away(datetime.now(UTC))
         return self.render("admin/door.html", found=found, words=failures.door_words, moment_of=reports.moment_of)
 
     @expose("/export/<export_type>/")
     def export(self, export_type: str) -> ResponseReturnValue:
-        """Send the calls that fit as CSV, row by row, however many they are."""
+        """Send the matching calls as CSV, row by row, however many there are."""
         query = read_filter(request.args)
         if export_type != "csv" or query.problem:
             abort(404, query.problem or "There is only CSV to export.")

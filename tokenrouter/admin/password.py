@@ -1,4 +1,4 @@
-"""The administrator's password: compared in constant time, throttled, fenced in while it is the default."""
+"""The administrator's password: compared in constant time, throttled, and restricted while it is the default."""
 
 import hashlib
 import hmac
@@ -23,7 +23,7 @@ def try_password(settings: Settings, password: str, guesser: str) -> bool:
 
 
 def check_admin_password(settings: Settings, password: str) -> bool:
-    """Compare in a time that tells nothing of the right password, its length included."""
+    """Compare in a time that reveals nothing about the right password, not even its length."""
     given, right = (hashlib.sha256(text.encode(errors="surrogatepass")) for text in (password, settings.admin_password))
     return hmac.compare_digest(given.digest(), right.digest())
 

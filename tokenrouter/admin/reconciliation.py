@@ -30,7 +30,7 @@ FIELDS = ("period", "since", "until", "key", "gaps", "all", "reason", "theirs", 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the address asks for, and what of it cannot be."""
+    """The query of a URL, and what of it is invalid."""
 
     days: Days
     first: date
@@ -45,7 +45,7 @@ class Wanted:
         return self.shown["key"] or None
 
     def link(self, view: str, **changes: str) -> str:
-        """Return the address of a view of the same, but for some changes."""
+        """Return the URL of a view with the same query, but for some changes."""
         fields = {name: value for name, value in (self.shown | changes).items() if value}
         return f"{view}?{urlencode(fields)}" if fields else view
 

@@ -47,7 +47,7 @@ def init_app(app: Flask) -> None:
 
 
 def begin(password_print: str) -> str:
-    """Write down that the administrator signed in, and return what the cookie will say; sessions long over go."""
+    """Record a sign-in, and return the content of its cookie; old sessions are deleted."""
     session_id = secrets.token_urlsafe(32)
     now = datetime.now(UTC)
     with writing(db.engine) as connection:
@@ -59,7 +59,7 @@ def begin(password_print: str) -> str:
 
 
 def is_open(session_id: str, password_print: str) -> bool:
-    """Tell whether the session is neither ended nor too old, and began with the password that still holds."""
+    """Tell whether the session has not ended, is not too old, and began with the current password."""
     query = select(PanelSession.password_print).where(
         PanelSession.id_hash == _hash(session_id), PanelSession.signed_in_at >= datetime.now(UTC) - LIFETIME
     )
@@ -69,7 +69,7 @@ def is_open(session_id: str, password_print: str) -> bool:
 
 
 def end(session_id: str) -> None:
-    """End the session, whoever holds its cookie."""
+    """End the session for all holders of its cookie."""
     with writing(db.engine) as connection:
         connection.execute(delete(PanelSession).where(PanelSession.id_hash == _hash(session_id)))
 

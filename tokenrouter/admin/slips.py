@@ -27,7 +27,7 @@ def slip(team: Team, bearer_token: str) -> Slip:
 
 
 def base_url() -> str:
-    """Return what programs are told."""
+    """Return the values for programs."""
     return f"{request.host_url}v1"
 
 

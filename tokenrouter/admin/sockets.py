@@ -1,4 +1,4 @@
-"""Whose a connection's other end is, as far as the system tells: on Linux, by its tables of sockets."""
+"""Find the owner of a connection's other end, on Linux, in its tables of sockets."""
 
 import ipaddress
 import socket

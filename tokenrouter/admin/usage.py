@@ -1,4 +1,4 @@
-"""The report of use: who used how much of what, from one day to another; its address has all that it shows."""
+"""The report of use: who used how much of what on which days; its URL holds the whole query."""
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -32,7 +32,7 @@ FIELDS = ("period", "since", "until", "by", "and", "unit", "sort", "descending",
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the address asks for, and what of it cannot be."""
+    """The query of a URL, and what of it is invalid."""
 
     days: Days
     by: tuple[Dimension, ...]
@@ -45,7 +45,7 @@ class Wanted:
     problem: str | None = None
 
     def link(self, view: str, **changes: str | None) -> str:
-        """Return the address of a view of the same, but for some changes."""
+        """Return the URL of a view with the same query, but for some changes."""
         fields = {name: value for name, value in (self.shown | changes).items() if value}
         return f"{view}?{urlencode(fields)}" if fields else view
 

@@ -61,7 +61,7 @@ class Command(click.Command):
 class Group(AppGroup):
     """A group whose commands say in one line, on standard error, what went wrong."""
 
-    def command(  # type: ignore[override]
+    def command(  # type: ignore[override]  # Flask's has only *args and **kwargs
         self, name: str, *, makes_database: bool = False
     ) -> Callable[[Callable[..., None]], click.Command]:
         """Register a command that finds the database brought up to date; few make one that is not there."""

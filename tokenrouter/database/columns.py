@@ -80,7 +80,7 @@ class Tokens(TypeDecorator[int]):
 
     def process_result_value(self, value: object, dialect: Dialect) -> int | None:
         """Return the number, or an UnreadableNumber of what stands in its place."""
-        return value if is_quota(value) else UnreadableNumber(value)  # type: ignore[return-value]
+        return value if is_quota(value) else UnreadableNumber(value)  # type: ignore[return-value]  # edited by hand
 
 
 def is_quota(value: object) -> bool:

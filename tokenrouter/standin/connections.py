@@ -88,7 +88,7 @@ class Connection(asyncio.Protocol):
         self.is_full = False  # the client does not read as fast as we write
         self.closes = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # TCP only
         """Take the transport and wait for a request."""
         self.transport = transport
         # Any byte not yet taken by the kernel halts the script: an answer counts as finished once it has left.

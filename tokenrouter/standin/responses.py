@@ -93,14 +93,14 @@ def typed_events(response: dict[str, Any], output: Output) -> Iterator[Event]:
     yield {"type": "response.created", "response": started}
     yield {"type": "response.in_progress", "response": started}
     (item,) = response["output"]
-    yield {"type": "response.output_item.added", "output_index": 0, "item": begun_item(item)}
+    yield {"type": "response.output_item.added", "output_index": 0, "item": started_item(item)}
     place = {"item_id": item["id"], "output_index": 0}
     yield from said(place, item, output) if output.tool is None else called(place, item, output)
     yield {"type": "response.output_item.done", "output_index": 0, "item": item}
     yield {"type": f"response.{response['status']}", "response": response}
 
 
-def begun_item(item: dict[str, Any]) -> dict[str, Any]:
+def started_item(item: dict[str, Any]) -> dict[str, Any]:
     """Return the item before it says anything."""
     empty: dict[str, Any] = {"content": []} if item["type"] == "message" else {"arguments": ""}
     return {**item, **empty, "status": "in_progress"}
