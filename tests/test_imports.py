@@ -50,6 +50,8 @@ def faults(text: str) -> list[str]:
         "sep=;\n9a;Year 9;2,5;;\n".replace("2,5;;", "2.5M;GPT-5-nano|GPT-5-mini;laptop")
         + "9b;;250\u202f000;;\n9c;;;;\n",
         "9a\tYear 9\t2.5M\tGPT-5-nano GPT-5-mini\tlaptop\n9b\t\t250k\n9c",
+        "9a;Year 9;2,5M;GPT-5-nano,GPT-5-mini;laptop\n9b;;0,25 M\n9c\n",
+        '9a,Year 9,"2,5M",GPT-5-nano|GPT-5-mini,laptop\n9b,,250k\n9c\n',
         '9a,Year 9,2.5M,"GPT-5-nano\nGPT-5-mini",laptop\n9b,none,250k\n9c\n',
         "Label;QUOTA;Team name;;Models;Group\nlaptop;2.5M;9a;;GPT-5-nano, GPT-5-mini;Year 9\n;250k;9b\n;;9c;;;\n",
     ],
@@ -134,8 +136,14 @@ def test_what_tells_excel_the_delimiter_is_nothing_elsewhere():
     assert [name for name, *_ in read("name\n9a\nsep=;b\n")] == ["9a", "sep=;b"]
 
 
-def test_commas_within_a_quota_do_not_become_models():
-    assert faults("9a,Year 9,2,500,000") == [f"Line 1, models '500': {imports.NO_MODEL}"]
+@pytest.mark.parametrize(("quota", "spilt"), [("2,500,000", "500"), ("2,5M", "5M")])
+def test_commas_within_a_quota_do_not_become_models(quota: str, spilt: str):
+    assert faults(f"9a,Year 9,{quota}") == [f"Line 1, models '{spilt}': {imports.NO_MODEL}"]
+
+
+@pytest.mark.parametrize("text", ["9a;;1,250M", "9a\t\t1,250M", '9a,,"1,250M"'])
+def test_comma_that_may_part_decimals_or_thousands_is_asked_about(text: str):
+    assert faults(text) == ["Line 1, quota '1,250M': This may mean 1.250M or 1250M: write the one that is meant."]
 
 
 @pytest.mark.both_databases

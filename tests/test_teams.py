@@ -326,6 +326,8 @@ def test_quota_is_shown_short_where_that_is_exact(quota: int | None, shown: str)
         ("25,00,000", 2_500_000),
         (" 2.5 m ", 2_500_000),
         ("1,500k", 1_500_000),
+        ("2,5M", 2_500_000),
+        ("0,25 m", 250_000),
         ("Unlimited", None),
     ],
 )
@@ -334,7 +336,8 @@ def test_quota_is_read_as_people_write_it(typed: str, quota: int | None):
 
 
 @pytest.mark.parametrize(
-    "typed", ["2,5M", "1,50", "250.000", "1.5", "1e6", "+5", "２", "2.5MM", "0x10", "5 tokens", ""]
+    "typed",
+    ["2,5", "1,50", "1,500,5k", "2,5555M", "250.000", "1.5", "1e6", "+5", "２", "2.5MM", "0x10", "5 tokens", ""],
 )
 def test_quota_that_could_mean_another_number_is_none(typed: str):
     with pytest.raises(teams.NotANumber):

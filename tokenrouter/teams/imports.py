@@ -38,7 +38,9 @@ SEPARATOR_LINE = re.compile(r"\Asep=([\t;,])\r?\n?")  # names the delimiter for 
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods; .xls
 WIDE_SPACES = re.compile("[\u00a0\u2009\u202f]")  # between thousands
 BETWEEN_MODELS = re.compile(r"[,;|\s]+")
-NO_MODEL = "A number is no model. Where commas part the cells, a quota such as 2,500,000 stands in quotes."
+NUMBER = re.compile(r"[0-9]+ ?[kmbt]?", re.IGNORECASE)
+NO_MODEL = "A number is no model. Where commas part the cells, a quota such as 2,500,000 or 2,5M stands in quotes."
+EITHER_COMMA = re.compile(r"([0-9]{1,3}),([0-9]{3} ?[kmbt])", re.IGNORECASE)
 PARAMS = {"quota_tokens": "quota"}
 SHOWN_CELL = 60
 
@@ -168,11 +170,11 @@ def _new_team(row: Row) -> tuple[NewTeam, list[Fault]]:
     group, quota, models = row.cells["group"], row.cells["quota"], row.cells["models"]
     faults = []
     try:
-        quota_tokens = parse_quota(WIDE_SPACES.sub(" ", quota)) if quota else None
+        quota_tokens = _quota(WIDE_SPACES.sub(" ", quota))
     except InvalidRequest as error:
         quota_tokens = None
         faults.append(Fault(row.line, str(error), "quota", quota))
-    if models.isdecimal():
+    if NUMBER.fullmatch(models):
         faults.append(Fault(row.line, NO_MODEL, "models", models))
         models = ""
     new = NewTeam(
@@ -184,6 +186,14 @@ def _new_team(row: Row) -> tuple[NewTeam, list[Fault]]:
         place=f"Line {row.line}",
     )
     return new, faults
+
+
+def _quota(cell: str) -> int | None:
+    """Read a quota; spreadsheets write `1,250M` for 1.25M in some countries, and for 1250M in others."""
+    if either := EITHER_COMMA.fullmatch(cell):
+        meanings = f"{'.'.join(either.groups())} or {''.join(either.groups())}"
+        raise InvalidRequest(f"This may mean {meanings}: write the one that is meant.")
+    return parse_quota(cell) if cell else None
 
 
 def _read(text: str) -> tuple[list[Row], list[Fault]]:

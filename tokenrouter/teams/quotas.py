@@ -11,9 +11,10 @@ from tokenrouter.figures import SCALES
 from tokenrouter.money import BILLION, MOST_AMOUNT, parse_amount
 
 SUFFIXES = {"": 1} | {letter.lower(): size for letter, size in SCALES}
-# A comma parts thousands, the last of them three digits: `2,5M`, which may mean 2.5M, is none, nor is `250.000`.
+# A comma parts thousands, the last of them three digits; `250.000`, which may mean 250,000, is no number.
 WHOLE = r"-?(?:[0-9]{1,3}(?:[,_ ][0-9]{2,3}){0,8}[,_ ][0-9]{3}|[0-9]{1,30})"
 QUOTA = re.compile(rf"(?P<number>{WHOLE}(?:\.[0-9]{{1,9}}(?= ?[kmbt]))?) ?(?P<suffix>[kmbt]?)")
+DECIMAL_COMMA = re.compile(r"\A(-?[0-9]{1,6}),([0-9]{1,2} ?[kmbt])\Z")  # 2.5M is `2,5M` in half of the world
 UNLIMITED = "unlimited"
 BUDGET_PLACES = 6
 MOST_PACE = {"requests_per_minute": 10**6, "tokens_per_minute": 10**12, "calls_at_once": 10**6}
@@ -103,14 +104,14 @@ def parse_pace(name: str, text: str) -> int | None:
 
 
 def parse_quota(text: str) -> int | None:
-    """Read a quota as people write it: `2500000`, `2,500,000`, `2_500_000`, `2.5M`; `unlimited` is None.
+    """Read a quota as people write it: `2500000`, `2,500,000`, `2_500_000`, `2.5M`, `2,5M`; `unlimited` is None.
 
     Raises InvalidRequest.
     """
     spelling = text.strip().lower()
     if spelling == UNLIMITED:
         return None
-    match = QUOTA.fullmatch(spelling)
+    match = QUOTA.fullmatch(DECIMAL_COMMA.sub(r"\1.\2", spelling))
     if match is None:
         shown = text if len(text) <= 40 else f"{text[:40]}…"
         raise NotANumber(f"{shown!r} is not a number of tokens such as 250000, 250k or 2.5M.", param="quota_tokens")
