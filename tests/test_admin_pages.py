@@ -193,7 +193,7 @@ def test_call_in_flight_is_shown_with_its_progress(panel: Panel, team: Member, c
         pending = {"status": "pending", "completion_tokens": 1234, "held_tokens": 5000, "latency_ms": None}
         connection.execute(update(RequestLog).values(**pending))
     assert "1.2k so far" in panel.get("/admin/logs/").text
-    assert "1,234 output tokens have arrived so far; 5,000 tokens are held" in panel.get(f"/admin/logs/{call_id}/").text
+    assert "1,234 output tokens arrived so far; it holds 5,000 tokens" in panel.get(f"/admin/logs/{call_id}/").text
 
 
 def exported(panel: Panel, query: str = "", delimiter: str = ",") -> list[dict[str, str]]:

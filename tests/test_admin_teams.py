@@ -96,6 +96,16 @@ def test_period_that_is_none_changes_nothing_and_says_so(panel: Panel, team: Mem
     assert stored(team).renews == "never"
 
 
+def test_one_of_a_thing_is_told_as_one(panel: Panel, team: Member, client: FlaskClient):
+    chat(client, team)
+    teams.update("team", requests_per_minute=1, tokens_per_minute=1, by=BY)
+    page = panel.get(team_path(team.team.id)).text
+    assert "<dd>1 call, " in page
+    assert "1 request a minute, 1 token a minute" in page
+    assert "Reset the one team…" in panel.get("/admin/teams/").text
+    assert "Reset the 1 that matches…" in panel.get("/admin/teams/?search=tea").text
+
+
 def test_pace_is_edited_and_shown(panel: Panel, team: Member):
     paces = {"requests_per_minute": "60", "tokens_per_minute": "100k", "calls_at_once": ""}
     panel.post(team_path(team.team.id, "edit/"), edit_form(panel, team) | paces)

@@ -13,6 +13,11 @@ def short(number: float) -> str:
     return f"{number:.0f}"
 
 
+def counted(number: int, thing: str) -> str:
+    """Write how many there are of a thing: `1 call`, `2,500 calls`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def _one_decimal(number: float) -> str:
     tenths = math.floor(abs(number) * 10 + 0.5)  # round half up, as JavaScript does
     return f"{math.copysign(tenths / 10, number):,.1f}".removesuffix(".0")

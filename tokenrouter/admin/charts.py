@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from tokenrouter import money
 from tokenrouter.admin.drawing import Style, pygal
-from tokenrouter.figures import short
+from tokenrouter.figures import counted, short
 from tokenrouter.reports import DailyUse, Series
 
 TITLES = {"tokens": "Tokens a {}", "money": "Cost a {}"}
@@ -48,7 +48,7 @@ def use_chart(daily: DailyUse, currency: str = "") -> Chart | None:
     ]
     totals = [sum(amounts) for amounts in zip(*(each.amounts for each in daily.series), strict=True)]
     title, write = TITLES[daily.unit].format(daily.step), "{:,}".format
-    label, tooltip = short, "{:,} tokens".format
+    label, tooltip = short, partial(counted, thing="token")
     if daily.unit == "money":
         label = write = tooltip = partial(_money, currency=currency)
     svg = _stacked_bars(daily, colours, title, label, tooltip)

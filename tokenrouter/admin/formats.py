@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from tokenrouter.changes.listing import Entry
 from tokenrouter.database.log_status import describe
 from tokenrouter.database.tables import Change
-from tokenrouter.figures import short
+from tokenrouter.figures import counted, short
 from tokenrouter.money import decimal_string, shown
 from tokenrouter.periods import rfc3339
 from tokenrouter.teams import can_undo, format_quota
@@ -78,6 +78,7 @@ FIELD_WORDS = {
     "extra_budget": "extra budget",
     "log_before": "of all days before",
     "cached_input": "cached input",
+    "request": "a call",
     "priced_tokens": "tokens with a price",
     "used_cost": "cost",
     "expires_at": "expires",
@@ -145,16 +146,16 @@ def near_day(day: date) -> str:
 
 
 PACE_WORDS = {
-    "requests_per_minute": "{} requests a minute",
-    "tokens_per_minute": "{} tokens a minute",
-    "calls_at_once": "{} calls at once",
+    "requests_per_minute": ("request", "a minute"),
+    "tokens_per_minute": ("token", "a minute"),
+    "calls_at_once": ("call", "at once"),
 }
 
 
 def pace(limits: Mapping[str, int | None]) -> str:
     """Say how fast a team may call."""
-    words = [PACE_WORDS[name].format(f"{limit:,}") for name, limit in limits.items() if limit is not None]
-    return ", ".join(words) or "no limit"
+    words = {PACE_WORDS[name]: limit for name, limit in limits.items() if limit is not None}
+    return ", ".join(f"{counted(limit, thing)} {how}" for (thing, how), limit in words.items()) or "no limit"
 
 
 def amount(billionths: int, currency: str | None = None) -> Markup:
@@ -224,7 +225,7 @@ def init_app(app: Flask) -> None:
     """Register these functions for templates."""
     words = source_words, action_words, field_words
     moments = iso, utc, day_and_time, weekday_and_time, near_day
-    for each in (amount, short, share, *moments, pace, milliseconds, with_code, *words):
+    for each in (amount, short, counted, share, *moments, pace, milliseconds, with_code, *words):
         app.jinja_env.filters[each.__name__] = each
     app.jinja_env.filters.update(quota=format_quota, status=describe)
     app.jinja_env.filters.update(seen_fields=seen_fields, batch_words=batch_words)

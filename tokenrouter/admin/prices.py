@@ -26,7 +26,7 @@ class PriceForm(Form):
     input = StringField("Input", [DataRequired("Give the price of a prompt; 0 is free.")])
     cached_input = StringField("Cached input")
     output = StringField("Output", [DataRequired("Give the price of an answer; 0 is free.")])
-    request = StringField("A request")
+    request = StringField("A call")
 
     def values(self) -> dict[str, Any]:
         """Return the price as the domain takes it.

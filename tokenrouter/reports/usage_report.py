@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from tokenrouter.database.sums import NOTHING, Sums
 from tokenrouter.database.tables import ApiToken, Group, Team
 from tokenrouter.errors import InvalidRequest
+from tokenrouter.figures import counted
 from tokenrouter.natural_order import natural_key
 from tokenrouter.reports.daily_sums import (
     DIMENSIONS,
@@ -433,7 +434,7 @@ def _chart(read: Readings, unit: Unit) -> DailyUse:
         found[key][day] = measure(each, unit)
     drawn = [(_series(named[dimension, key]), amounts) for key, amounts in found.items()]
     rest = {day: amount - sum(each.get(day, 0) for each in found.values()) for day, amount in whole.items()}
-    others = Series(None, f"{len(sums) - len(biggest):,} others", [], is_rest=True)
+    others = Series(None, counted(len(sums) - len(biggest), "other"), [], is_rest=True)
     return _by_step(read.days, [*drawn, (others, rest)], unit)
 
 

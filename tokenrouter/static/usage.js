@@ -59,10 +59,12 @@ function tableCell(cell, kind = "", beside = {}) {
   return made;
 }
 
+const counted = (number, thing) => `${exact.format(number)} ${thing}${number === 1 ? "" : "s"}`;
+
 const onDay = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const atTime = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
-const short = (tokens) => element("span", { className: "num", title: `${exact.format(tokens)} tokens` }, brief(tokens));
+const short = (tokens) => element("span", { className: "num", title: counted(tokens, "token") }, brief(tokens));
 
 function moment(text, format = formatFor(new Date(text))) {
   const made = element("time", { dateTime: text, title: `${text.slice(0, 19).replace("T", " ")} UTC` });
@@ -222,7 +224,7 @@ function showDays(days) {
   }
   byId("chart").replaceChildren(daysChart(days, Math.max(300, byId("chart").clientWidth)));
   const rows = days.toReversed().map((day) => [day.date, exact.format(day.requests), exact.format(day.total_tokens)]);
-  const columns = [["Day", "when"], ["Requests", "num"], ["Tokens", "num"]];
+  const columns = [["Day", "when"], ["Calls", "num"], ["Tokens", "num"]];
   byId("days-table").replaceChildren(byId("days-table").querySelector("summary"), table("Table of tokens a day", columns, rows));
 }
 
@@ -252,7 +254,7 @@ function daysChart(days, width) {
   days.forEach((day, at) => {
     const x = left + at * slot;
     const name = dayOfUtc.format(new Date(day.date));
-    const title = `${name}: ${exact.format(day.total_tokens)} tokens, ${exact.format(day.requests)} requests`;
+    const title = `${name}: ${counted(day.total_tokens, "token")}, ${counted(day.requests, "call")}`;
     const size = { x: x + slot * 0.12, width: slot * 0.76, y: y(day.total_tokens), height: height - bottom - y(day.total_tokens) };
     bars.append(drawn("g", { class: "bar" }, drawn("rect", { class: "rect", ...size }), drawn("title", {}, title)));
     const place = at === days.length - 1 ? { class: "last", x: width - right } : { x: x + slot / 2 };
@@ -271,7 +273,7 @@ function showModels(models) {
     exact.format(use.total_tokens),
     all ? `${percent.format((100 * use.total_tokens) / all)} %` : "–",
   ]);
-  const numbers = ["Requests", "Failed", "Tokens", "Share"].map((name) => [name, "num wide", { label: name }]);
+  const numbers = ["Calls", "Failed", "Tokens", "Share"].map((name) => [name, "num wide", { label: name }]);
   const columns = [["Model", "model wide"], ...numbers];
   byId("by-model").replaceChildren(rows.length ? table("Use by model", columns, rows, "cards") : nothing("No calls in the last 30 days", ""));
 }
@@ -295,7 +297,7 @@ function showCalls(calls) {
     { provider: "provider", estimated: "estimated" }[call.usage_source] ?? "–",
     duration(call.first_byte_ms),
     duration(call.latency_ms),
-    call.endpoint.replace("/v1", "") + (call.stream ? " (stream)" : ""),
+    [call.endpoint.replace("/v1", ""), ...(call.stream ? [" ", element("small", {}, "stream")] : [])],
   ]);
   byId("last-calls").replaceChildren(rows.length ? table("Last calls", columns, rows, "cards cards-calls") : nothing("No calls yet", "Your first call will stand here."));
 }
