@@ -70,7 +70,7 @@ def test_providers_prices_are_shown_beside_yours_before_they_are_taken_over(pane
     assert "0.045 / 0.36" in page and "1 / 2" in page
     assert len(prices.views()) == 1
     panel.post("/admin/prices/fetch", {"confirmed": "1"})
-    assert "The provider has prices of 1 models; 1 changed here." in panel.messages()
+    assert "The provider has prices of 1 model; 1 changed here." in panel.messages()
     assert [view["source"] for view in prices.views()] == ["administrator", "provider"]
     assert "Fetched the provider’s prices" in shown(panel, "/admin/changes/")
 

@@ -171,7 +171,7 @@ def test_command_and_panel(runner: FlaskCliRunner, books: Ledger, team: Member, 
         correct(model="nothing")
     runner.invoke(args=["prices", "set", "GPT-5-nano", "--input", "3000", "--output", "3000"])
     done = runner.invoke(args=["prices", "correct", "GPT-5-nano", "--since", "2026-01-01"])
-    assert done.output == "Corrected the cost of 1 calls: 2.999 USD more in all.\n"
+    assert done.output == "Corrected the cost of 1 call: 2.999 USD more in all.\n"
     with db.engine.connect() as connection:
         (call_id,) = connection.execute(select(CostCorrection.call_id)).scalars()
     page = panel.get(f"/admin/logs/{call_id}/").text

@@ -200,7 +200,7 @@ def test_fetched_prices_are_shown_beside_yours(runner: FlaskCliRunner, monkeypat
     shown_ = [[cell.strip() for cell in line if cell.strip()] for line in told]
     assert ["gpt-5-nano", "0.045 / 0.36", "1.25 / 10"] in shown_
     assert ["by-the-call", "0 / 0", "-"] in shown_
-    assert shown_[-1] == ["The provider has prices of 2 models, of which 2 are new."]
+    assert shown_[-1] == ["The provider has prices of 2 models, 2 of them new."]
 
 
 @pytest.mark.parametrize("answer", ["n", "y"])

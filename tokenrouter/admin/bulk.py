@@ -9,6 +9,7 @@ from tokenrouter import ledger, teams
 from tokenrouter.admin.formats import quoted
 from tokenrouter.changes import Actor
 from tokenrouter.database.tables import Team, db
+from tokenrouter.figures import counted
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ EDITS = ("quota", "edit")
 
 def count(number: int) -> str:
     """Write a number of teams."""
-    return "1 team" if number == 1 else f"{number:,} teams"
+    return counted(number, "team")
 
 
 def outcome(action: BulkAction, chosen: Sequence[Team], changed: int) -> Markup:

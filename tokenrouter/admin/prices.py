@@ -16,6 +16,7 @@ from tokenrouter.admin.formats import quoted
 from tokenrouter.admin.limit_forms import explain
 from tokenrouter.database.tables import NAME_LENGTH
 from tokenrouter.errors import APIError
+from tokenrouter.figures import counted
 from tokenrouter.ledger.costs import DOLLARS
 
 
@@ -106,8 +107,6 @@ class PriceView(PanelView):
         except APIError as error:
             flash(f"The provider’s prices could not be had. {error}", "error")
         else:
-            flash(
-                f"The provider has prices of {fetched.priced:,} models; {len(fetched.changed):,} changed here.",
-                "success",
-            )
+            priced = counted(fetched.priced, "model")
+            flash(f"The provider has prices of {priced}; {len(fetched.changed):,} changed here.", "success")
         return redirect(url_for(".index_view"))

@@ -11,6 +11,7 @@ from tokenrouter import backups, config
 from tokenrouter.cli.commands import Command, confirm, without_confirmation
 from tokenrouter.database import schema
 from tokenrouter.database.tables import db
+from tokenrouter.figures import counted
 from tokenrouter.ledger import Verification
 
 ANY_FILE = click.Path(path_type=Path)
@@ -66,7 +67,7 @@ def copy_to(database_url: str) -> None:
 
 def _described(counts: Mapping[str, int]) -> str:
     teams, calls = counts.get("teams", 0), counts.get("request_logs", 0)
-    return f"{teams:,} team{'' if teams == 1 else 's'} and {calls:,} call{'' if calls == 1 else 's'} of the log"
+    return f"{counted(teams, 'team')} and {counted(calls, 'call')} of the log"
 
 
 def _say_what_was_found(found: Verification) -> None:

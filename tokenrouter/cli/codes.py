@@ -7,6 +7,7 @@ import click
 
 from tokenrouter import reports, teams
 from tokenrouter.cli.commands import Expiry, Group, as_json, limited_words, me, show_list, with_limits
+from tokenrouter.figures import counted
 from tokenrouter.teams import codes
 
 code_commands = Group("codes", help="Keep the codes with which people make their own teams, on the page /join.")
@@ -27,7 +28,7 @@ def create_code(limits: dict[str, Any], group: str | None, expires: datetime | N
     """Make a code and print it; the limits are those of each team that it makes."""
     group = None if group == teams.NO_GROUP else group
     code = codes.create(**options, expires_at=expires, group=group, **limits, by=me())
-    many = "any number of teams" if code.uses is None else f"{code.uses:,} team{'' if code.uses == 1 else 's'}"
+    many = "any number of teams" if code.uses is None else counted(code.uses, "team")
     each = limited_words(code.team_to_be).removeprefix(", ")
     click.echo(f"Created a code for {many}. Each has: {each}. The code:")
     click.echo(code.code)

@@ -21,6 +21,7 @@ from tokenrouter.cli.commands import (
     without_confirmation,
 )
 from tokenrouter.database.tables import db
+from tokenrouter.figures import counted
 
 group_commands = Group("groups", help="Create, change and delete groups, whose teams share limits.")
 
@@ -78,7 +79,7 @@ def give_group_extra(name: str, extras: dict[str, int]) -> None:
 def reset_group(name: str, yes: bool) -> None:
     """Count the use of the group NAME from zero again; what its teams used of their own quotas stays."""
     group = teams.find_group(name)
-    whom = f"the group {name!r}, {group.used_tokens:,} tokens"
+    whom = f"the group {name!r}, {counted(group.used_tokens, 'token')}"
     confirm(f"Reset the use of {whom}?", yes)
     ledger.reset(db.engine, (), [group.id], by=me())
     click.echo(f"Reset the use of {whom}.")
@@ -90,7 +91,7 @@ def reset_group(name: str, yes: bool) -> None:
 def delete_group(name: str, yes: bool) -> None:
     """Delete the group NAME; its teams stay, without a group."""
     members = len(reports.group_views([teams.find_group(name)])[0]["teams"])
-    confirm(f"Delete the group {name!r} and leave its {members} teams without a group?", yes)
+    confirm(f"Delete the group {name!r} and leave {counted(members, 'team')} without a group?", yes)
     teams.delete_group(name, by=me())
     click.echo(f"Deleted the group {name!r}.")
 

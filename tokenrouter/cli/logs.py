@@ -10,6 +10,7 @@ from tokenrouter.cli.commands import Group, as_json, confirm, me, show_list, wit
 from tokenrouter.config import MOST_RETENTION_DAYS
 from tokenrouter.database.log_status import describe
 from tokenrouter.database.tables import db
+from tokenrouter.figures import counted
 
 log_commands = Group("logs", help="Read the log of calls, and prune it.")
 
@@ -47,9 +48,8 @@ def prune_logs(older_than: int | None, yes: bool) -> None:
     before = ledger.first_day_kept(days, zone)
     confirm(f"Delete the calls of all days before {before} from the log?", yes)
     pruned = ledger.prune(db.engine, before, zone, by=me())
-    click.echo(
-        f"Deleted {pruned.calls:,} calls of days before {before} from the log, and {pruned.responses:,} responses."
-    )
+    responses = counted(pruned.responses, "response")
+    click.echo(f"Deleted {counted(pruned.calls, 'call')} of days before {before} from the log, and {responses}.")
     if pruned.keeps_size:
         click.echo(KEEPS_SIZE)
 

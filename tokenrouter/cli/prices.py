@@ -9,6 +9,7 @@ from flask import current_app
 from tokenrouter import ledger, prices, reports
 from tokenrouter.cli.commands import Group, Parsed, as_json, confirm, is_terminal, me, print_table, show_list
 from tokenrouter.database.tables import db
+from tokenrouter.figures import counted
 from tokenrouter.money import decimal_string
 
 price_commands = Group("prices", help="Keep what models cost.")
@@ -57,7 +58,7 @@ def correct_prices(model: str, since: datetime) -> None:
     """Let the price of MODEL that holds now hold for the calls since a day too; the log stays as it is."""
     corrected = ledger.correct_costs(db.engine, model, since.date(), by=me())
     more = f"{decimal_string(corrected.cost)} {current_app.config['CURRENCY']} more in all"
-    click.echo(f"Corrected the cost of {corrected.calls:,} calls: {more}.")
+    click.echo(f"Corrected the cost of {counted(corrected.calls, 'call')}: {more}.")
 
 
 @price_commands.command("fetch")
@@ -75,7 +76,7 @@ def fetch_prices() -> None:
         print_table(rows, headers="keys", tablefmt="simple")
         confirm("Let them hold where you have set none?", yes=not is_terminal())
     fetched = prices.take_over(listed, by=me())
-    click.echo(f"The provider has prices of {fetched.priced:,} models, of which {len(fetched.changed):,} are new.")
+    click.echo(f"The provider has prices of {counted(fetched.priced, 'model')}, {len(fetched.changed):,} of them new.")
 
 
 def _price(price: dict[str, str | None] | None) -> str:

@@ -10,6 +10,7 @@ from tokenrouter import account, account_pace, commitments, provider_record, rec
 from tokenrouter.cli.commands import Group, as_json, show_list
 from tokenrouter.commitments import Commitments
 from tokenrouter.database.tables import db
+from tokenrouter.figures import counted
 from tokenrouter.money import decimal_string, shown
 from tokenrouter.provider.account import Account
 from tokenrouter.provider.rate_limits import RateLimit
@@ -97,7 +98,7 @@ def show_reconciliation(since: datetime | None, key: str | None, as_json: bool) 
         return
     show_list(views, dict, False, empty="Neither the log nor the provider has calls of these days.")
     for reason, sums in found.gaps:
-        click.echo(f"{sums.tokens:+,} tokens of {sums.calls:,} calls: {reason.value}.")
+        click.echo(f"{sums.tokens:+,} tokens of {counted(sums.calls, 'call')}: {reason.value}.")
 
 
 def _rate_limits() -> list[RateLimit]:

@@ -11,6 +11,7 @@ from tokenrouter import ledger, reports, teams
 from tokenrouter.cli.commands import Group, as_json, confirm, me, show_limits, show_list, team_row, without_confirmation
 from tokenrouter.database import schema
 from tokenrouter.database.tables import Team, db
+from tokenrouter.figures import counted
 
 DAY = click.DateTime(["%Y-%m-%d"])
 
@@ -66,8 +67,9 @@ def _report_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def _in_words(sums: dict[str, Any]) -> str:
     cost = "cost not known" if sums["cost"] is None else f"cost {sums['cost']} {current_app.config['CURRENCY']}"
-    unpriced = f" and {sums['unpriced_tokens']:,} tokens without a price" if sums["unpriced_tokens"] else ""
-    return f"{sums['total_tokens']:,} tokens, {sums['requests']:,} calls, {sums['errors']:,} failed, {cost}{unpriced}."
+    unpriced = f" and {counted(sums['unpriced_tokens'], 'token')} without a price" if sums["unpriced_tokens"] else ""
+    used = f"{counted(sums['total_tokens'], 'token')}, {counted(sums['requests'], 'call')}"
+    return f"{used}, {sums['errors']:,} failed, {cost}{unpriced}."
 
 
 @usage_commands.command("reset")
@@ -80,8 +82,10 @@ def reset_usage(team: str | None, all_teams: bool, yes: bool) -> None:
         raise click.UsageError("Give either a TEAM or --all.")
     chosen: list[Team] = teams.living() if team is None else [teams.find(team)]
     groups = teams.living_groups() if team is None else []
-    whom = f"all {len(chosen)} teams" if team is None else f"the team {team!r}, {chosen[0].used_tokens:,} tokens"
-    whom += f" and {len(groups)} groups" if groups else ""
+    whom = (
+        f"all {len(chosen)} teams" if team is None else f"the team {team!r}, {counted(chosen[0].used_tokens, 'token')}"
+    )
+    whom += f" and {counted(len(groups), 'group')}" if groups else ""
     confirm(f"Reset the use of {whom}?", yes)
     ledger.reset(db.engine, [each.id for each in chosen], [each.id for each in groups], by=me())
     click.echo(f"Reset the use of {whom}.")
@@ -95,8 +99,8 @@ def verify_usage() -> None:
         click.echo(problem)
     for note in found.notes:
         click.echo(note, err=bool(found.problems))
-    renewals = f" and {found.renewals:,} renewals" if found.renewals else ""
-    read = f"Read {found.rows:,} rows of the log{renewals} in {found.seconds:.1f} s, of {schema.shown_url()}."
+    renewals = f" and {counted(found.renewals, 'renewal')}" if found.renewals else ""
+    read = f"Read {counted(found.rows, 'row')} of the log{renewals} in {found.seconds:.1f} s, of {schema.shown_url()}."
     click.echo(read, err=bool(found.problems))
     if found.problems:
         raise click.ClickException(f"{len(found.problems)} things do not agree.")
