@@ -222,7 +222,10 @@ function showDays(days) {
     byId("chart").replaceChildren(nothing("No calls in the last 30 days", "Your first call will stand here; an example is below."));
     return;
   }
-  byId("chart").replaceChildren(daysChart(days, Math.max(300, byId("chart").clientWidth)));
+  const drawing = days.some((day) => day.total_tokens > 0)
+    ? daysChart(days, Math.max(300, byId("chart").clientWidth))
+    : nothing("No tokens were used in the last 30 days", "A call that is refused uses none.");
+  byId("chart").replaceChildren(drawing);
   const rows = days.toReversed().map((day) => [day.date, exact.format(day.requests), exact.format(day.total_tokens)]);
   const columns = [["Day", "when"], ["Calls", "num"], ["Tokens", "num"]];
   byId("days-table").replaceChildren(byId("days-table").querySelector("summary"), table("Table of tokens a day", columns, rows));
