@@ -27,7 +27,7 @@ ANSWERS = (
     ("poe", {"silent": "1"}, "dot-warn", "The provider is slow since"),
     ("poe", {"status": "500"}, "dot-bad", "The provider answers with what is no answer since"),
     ("poe", {"body": "html", "status": "200"}, "dot-bad", "The provider answers with what is no answer since"),
-    ("poe", {"drop": "1"}, "dot-bad", "The provider could not be reached: the connection was closed without an answer"),
+    ("poe", {"drop": "1"}, "dot-bad", ": the connection was closed without an answer"),
 )
 ADDRESSES = (
     ("http://no-such-host.invalid/v1", "the name of its host was not found"),

@@ -16,7 +16,7 @@ from tokenrouter import provider_days, troubles
 from tokenrouter.database.engine import writing
 from tokenrouter.database.log_status import OK, PROVIDER_ERROR
 from tokenrouter.database.tables import REASON_LENGTH, AccountCheck, AnyRow, RequestLog, Team
-from tokenrouter.provider.account import STATES_BY_ERROR, Account, Balance, State
+from tokenrouter.provider.account import STATES_BY_ERROR, UNREACHABLE, Account, Balance, State
 from tokenrouter.provider.account import AccountCheck as Found
 
 REFRESH_S = 600.0
@@ -73,7 +73,7 @@ class Standing:
         if self.state.is_good:
             return ""
         if not self.calls:
-            return f": {self.said}" if self.said else "."
+            return f": {self.said.removeprefix(UNREACHABLE)}" if self.said else "."
         calls = "1 call" if self.calls == 1 else f"{self.calls:,} calls"
         teams = "1 team" if self.teams == 1 else f"{self.teams:,} teams"
         return f": {calls} of {teams} {self._ending}."

@@ -19,6 +19,7 @@ from tokenrouter.provider.values import moment_of, money_of, whole_of
 
 Kind = Literal["poe", "openrouter", "deepseek", "none"]
 LONGEST_KEY = 100
+UNREACHABLE = "The provider could not be reached: "
 HOSTS: dict[str, Kind] = {"api.poe.com": "poe", "openrouter.ai": "openrouter", "api.deepseek.com": "deepseek"}
 
 
@@ -128,7 +129,7 @@ def trouble(error: APIError) -> tuple[State, str]:
         return State.LIMITED, "The provider refuses requests for now: the account makes too many (429)."
     state = STATES_BY_ERROR.get(error.code or "", State.BROKEN)
     cause = cause_in_words(error) if state is State.UNREACHABLE else None
-    return state, words_of(error) if cause is None else f"The provider could not be reached: {_ended(cause)}"
+    return state, words_of(error) if cause is None else f"{UNREACHABLE}{_ended(cause)}"
 
 
 def _ended(sentence: str) -> str:
