@@ -320,7 +320,7 @@ def test_allowed_models_that_the_provider_lacks_are_named(panel: Panel, provider
     ("faults", "told", "advice"),
     [
         ({"status": "402"}, "account is used up", "Top up the account"),
-        ({"drop": "1"}, "could not be reached", "Check PROVIDER_BASE_URL"),
+        ({"drop": "1"}, "the connection was closed without an answer", "Check PROVIDER_BASE_URL"),
         ({"redirect": "/elsewhere"}, "answered with a redirect", "OpenAI-compatible"),
         ({"status": "500", "message": "down_for_now"}, "status 500: down for now", ""),
     ],

@@ -438,7 +438,7 @@ def test_commands(runner: FlaskCliRunner, client: FlaskClient):
 def test_reset_of_all_resets_groups_too(runner: FlaskCliRunner, client: FlaskClient, member: Member):
     ask(client, member)
     done = runner.invoke(args=["usage", "reset", "--all"], input="y\n")
-    assert "all 1 teams and 1 group" in done.output
+    assert "all teams (1) and groups (1)" in done.output
     assert (used(), teams.find("9a").used_tokens) == (0, 0)
     assert problems() == []
 

@@ -65,6 +65,10 @@ def _report_row(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in left_out}
 
 
+def _used(team: Team) -> str:
+    return counted(team.used_tokens, "token")
+
+
 def _in_words(sums: dict[str, Any]) -> str:
     cost = "cost not known" if sums["cost"] is None else f"cost {sums['cost']} {current_app.config['CURRENCY']}"
     unpriced = f" and {counted(sums['unpriced_tokens'], 'token')} without a price" if sums["unpriced_tokens"] else ""
@@ -82,10 +86,8 @@ def reset_usage(team: str | None, all_teams: bool, yes: bool) -> None:
         raise click.UsageError("Give either a TEAM or --all.")
     chosen: list[Team] = teams.living() if team is None else [teams.find(team)]
     groups = teams.living_groups() if team is None else []
-    whom = (
-        f"all {len(chosen)} teams" if team is None else f"the team {team!r}, {counted(chosen[0].used_tokens, 'token')}"
-    )
-    whom += f" and {counted(len(groups), 'group')}" if groups else ""
+    whom = f"all teams ({len(chosen):,})" if team is None else f"the team {team!r}, {_used(chosen[0])}"
+    whom += f" and groups ({len(groups):,})" if groups else ""
     confirm(f"Reset the use of {whom}?", yes)
     ledger.reset(db.engine, [each.id for each in chosen], [each.id for each in groups], by=me())
     click.echo(f"Reset the use of {whom}.")
