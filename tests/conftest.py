@@ -316,7 +316,7 @@ def bearers(app: Flask, new_team: Callable[..., Member]) -> dict[str, str]:
     return {"/v1/": new_team().bearer_token, "/api/": management_tokens.create("tests", by=TESTER)[1]}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def openai() -> ModuleType:
     """The official SDK, which takes seconds to load."""
     return importlib.import_module("openai")

@@ -3,12 +3,11 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
 
-import openai
 import pytest
 from conftest import HELLO, Server, hello
-from openai import AsyncOpenAI, OpenAI
-from pydantic import BaseModel
 from serving import Service, running_service
 
 pytestmark = pytest.mark.slow
@@ -41,13 +40,13 @@ def team(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def connect(server: Server, team: str) -> Iterator[Callable[..., OpenAI]]:
+def connect(openai: ModuleType, server: Server, team: str) -> Iterator[Callable[..., Any]]:
     """Connect with a token, by default one of a new team with a quota."""
     clients = []
 
-    def connect(api_key: str | None = None, quota: int = 1_000_000) -> OpenAI:
+    def connect(api_key: str | None = None, quota: int = 1_000_000) -> Any:
         key = api_key or server.create_team(team, quota)
-        clients.append(OpenAI(api_key=key, base_url=f"{server.url}/v1"))
+        clients.append(openai.OpenAI(api_key=key, base_url=f"{server.url}/v1"))
         return clients[-1]
 
     yield connect
@@ -56,11 +55,11 @@ def connect(server: Server, team: str) -> Iterator[Callable[..., OpenAI]]:
 
 
 @pytest.fixture
-def client(connect: Callable[..., OpenAI]) -> OpenAI:
+def client(connect: Callable[..., Any]) -> Any:
     return connect()
 
 
-def test_chat_is_answered_and_metered(server: Server, client: OpenAI, team: str):
+def test_chat_is_answered_and_metered(server: Server, client: Any, team: str):
     answer = client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES)
     assert "TokenRouter demo" in answer.choices[0].message.content
     shown = json.loads(server.flask("teams", "show", team, "--json").stdout)
@@ -68,13 +67,13 @@ def test_chat_is_answered_and_metered(server: Server, client: OpenAI, team: str)
     assert shown["held_tokens"] == 0
 
 
-def test_stream_without_include_usage_has_no_usage_event(client: OpenAI):
+def test_stream_without_include_usage_has_no_usage_event(client: Any):
     chunks = list(client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES, stream=True))
     assert "TokenRouter demo" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert all(chunk.choices for chunk in chunks)
 
 
-def test_stream_with_include_usage_ends_with_it(client: OpenAI, service: Service):
+def test_stream_with_include_usage_ends_with_it(client: Any, service: Service):
     served = service.provider.tokens_served
     options = {"include_usage": True}
     stream = client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES, stream=True, stream_options=options)
@@ -84,7 +83,7 @@ def test_stream_with_include_usage_ends_with_it(client: OpenAI, service: Service
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_tools_are_called(client: OpenAI, stream: bool):
+def test_tools_are_called(client: Any, stream: bool):
     answer = client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES, tools=[WEATHER], stream=stream)
     if stream:
         deltas = [call for chunk in answer for call in chunk.choices[0].delta.tool_calls or ()]
@@ -97,7 +96,9 @@ def test_tools_are_called(client: OpenAI, stream: bool):
     assert isinstance(json.loads(arguments)["city"], str)
 
 
-def test_structured_output_is_parsed(client: OpenAI):
+def test_structured_output_is_parsed(client: Any):
+    from pydantic import BaseModel  # it comes with the SDK
+
     class Answer(BaseModel):
         city: str
         degrees: float
@@ -106,7 +107,7 @@ def test_structured_output_is_parsed(client: OpenAI):
     assert isinstance(completion.choices[0].message.parsed, Answer)
 
 
-def test_models_are_listed(client: OpenAI):
+def test_models_are_listed(client: Any):
     assert [model.id for model in client.models.list()] == [
         "GPT-5-nano",
         "GPT-5-mini",
@@ -115,11 +116,11 @@ def test_models_are_listed(client: OpenAI):
     ]
 
 
-def test_fifty_parallel_calls_are_answered(service: Service, client: OpenAI, team: str):
+def test_fifty_parallel_calls_are_answered(openai: ModuleType, service: Service, client: Any, team: str):
     served = service.provider.tokens_served
 
     async def call_all() -> list[str]:
-        async with AsyncOpenAI(api_key=client.api_key, base_url=client.base_url) as parallel:
+        async with openai.AsyncOpenAI(api_key=client.api_key, base_url=client.base_url) as parallel:
             calls = [parallel.chat.completions.create(model="GPT-5-nano", messages=MESSAGES) for _ in range(50)]
             return [answer.id for answer in await asyncio.gather(*calls)]
 
@@ -128,20 +129,22 @@ def test_fifty_parallel_calls_are_answered(service: Service, client: OpenAI, tea
     assert shown["used_tokens"] == service.provider.tokens_served - served
 
 
-def test_wrong_token_is_an_authentication_error(connect: Callable[..., OpenAI]):
+def test_wrong_token_is_an_authentication_error(openai: ModuleType, connect: Callable[..., Any]):
     with pytest.raises(openai.AuthenticationError) as caught:
         connect("tr-" + "x" * 43).models.list()
     assert caught.value.code == "invalid_api_key"
 
 
-def test_model_that_is_not_allowed_is_not_found(client: OpenAI):
+def test_model_that_is_not_allowed_is_not_found(openai: ModuleType, client: Any):
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="gpt-4", messages=MESSAGES)
     assert caught.value.code == "model_not_found"
     assert "GPT-5-mini" in str(caught.value)
 
 
-def test_exhausted_quota_is_one_call_and_a_rate_limit_error(connect: Callable[..., OpenAI], server: Server, team: str):
+def test_exhausted_quota_is_one_call_and_a_rate_limit_error(
+    openai: ModuleType, connect: Callable[..., Any], server: Server, team: str
+):
     client = connect(quota=5)
     with pytest.raises(openai.RateLimitError) as caught:
         client.chat.completions.create(model="GPT-5-nano", messages=MESSAGES)
@@ -150,7 +153,7 @@ def test_exhausted_quota_is_one_call_and_a_rate_limit_error(connect: Callable[..
     assert len(json.loads(server.flask("logs", "list", "--team", team, "--json").stdout)) == 1
 
 
-def test_failure_inside_a_stream_is_an_api_error(client: OpenAI):
+def test_failure_inside_a_stream_is_an_api_error(openai: ModuleType, client: Any):
     messages = hello("cut=5 words=20")["messages"]
     with pytest.raises(openai.APIError) as caught:
         list(client.chat.completions.create(model="GPT-5-nano", messages=messages, stream=True))
