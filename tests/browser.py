@@ -58,12 +58,15 @@ class Visitor:
     context: BrowserContext
     root: str
     complaints: list[str] = field(default_factory=list)
+    under_way: set[Request] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.page: Page = self.context.new_page()
         self.page.on("console", self._note_console)
         self.page.on("pageerror", lambda error: self.complaints.append(f"{self.page.url}: {error}"))
         self.page.on("request", self._note_request)
+        for end in ("requestfinished", "requestfailed"):
+            self.page.on(end, lambda request: self.under_way.discard(request))
 
     def _note_console(self, message: ConsoleMessage) -> None:
         # a refused sign-in and the like: statuses that tests ask for
@@ -71,13 +74,15 @@ class Visitor:
             self.complaints.append(f"{self.page.url}: {message.text}")
 
     def _note_request(self, request: Request) -> None:
+        self.under_way.add(request)
         if not request.url.startswith((self.root, "data:")):
             self.complaints.append(f"{self.page.url} asked for {request.url}")
 
     def open(self, path: str) -> None:
         """Open a page and wait for what it fetches."""
         self.page.goto(self.root + path)
-        self.page.wait_for_load_state("networkidle")
+        while self.under_way:  # "networkidle" is half a second without any
+            self.page.wait_for_timeout(20)
 
     def sign_in(self, password: str) -> None:
         """Type the password."""
