@@ -14,7 +14,7 @@ from serving import post, running_service
 
 pytestmark = pytest.mark.slow
 
-SOON_S = 1.0
+SOON_S = 4.0  # of the fifty for which all places are taken, and ten to twenty for what is half-sent
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_crowd_of_further_calls_is_refused_soon(small: Server, tokens: tuple[str
         began = time.monotonic()
         codes = list(pool.map(lambda _: post(small, tokens[1], hello()).status_code, range(200)))
         assert set(codes) == {503}
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         answers(small, tokens[1])
 
 
@@ -196,20 +196,20 @@ def test_half_a_head_is_let_go_after_its_time(short_times: Server, tokens: tuple
         for at in range(4):
             connection.sendall(request[at : at + 1])
             time.sleep(0.2)
-        assert ends_within(3, connection) == b""
+        assert ends_within(10, connection) == b""
 
 
 def test_half_a_body_is_refused_after_its_time(short_times: Server, tokens: tuple[str, str]):
     request = chat_request(tokens[0], hello())
     with connect(short_times) as connection:
         connection.sendall(request[:-5])
-        got = ends_within(6, connection)
+        got = ends_within(10, connection)
         assert got.startswith(b"HTTP/1.1 400")
     chunked = b'Transfer-Encoding: chunked\r\n\r\n5\r\n{"a'
     head = request.split(b"Content-Length")[0]
     with connect(short_times) as connection:
         connection.sendall(head + chunked)
-        got = ends_within(6, connection)
+        got = ends_within(10, connection)
         assert got.startswith(b"HTTP/1.1 400")
         assert b"invalid_request_error" in got
     assert "Traceback" not in short_times.log.read_text()

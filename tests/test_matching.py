@@ -1,7 +1,7 @@
 """Pairs of our calls and the provider's entries."""
 
 from datetime import UTC, datetime, timedelta
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -76,9 +76,9 @@ def test_as_many_as_can_be_are_paired_where_nothing_but_time_tells():
 
 def test_thousands_of_like_calls_at_once_are_paired_in_a_moment():
     ours = [call(number, number % 60) for number in range(5_000)]
-    began = perf_counter()
+    began = process_time()
     assert {pair.reason for pair in match(ours, [entry(str(each.id), 1) for each in ours])} == {Reason.PRICED}
-    assert perf_counter() - began < 3
+    assert process_time() - began < 3
 
 
 MOMENTS = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 50), st.sampled_from("ab")), max_size=12)

@@ -249,7 +249,7 @@ def test_openai_sdk_waits_as_long_as_it_is_told_and_succeeds(server: Server, ope
     began = time.monotonic()
     with openai.OpenAI(api_key=token, base_url=f"{server.url}/v1", max_retries=2) as client:
         client.chat.completions.create(**HELLO)
-    assert 0.5 < time.monotonic() - began < 5
+    assert 0.5 < time.monotonic() - began < 20
 
 
 def test_commands_set_and_end_a_pace(runner: FlaskCliRunner, app: Flask):

@@ -101,8 +101,8 @@ def test_quick_stop_books_what_runs(settings, database_url, tmp_path, how: signa
         time.sleep(0.3)
         began = time.monotonic()
         server.process.send_signal(how)
-        server.process.wait(10)
-        assert time.monotonic() - began < 6
+        server.process.wait(20)
+        assert time.monotonic() - began < 15  # of the graceful minute
         for stream in streams:
             stream.close()
     assert [row.status for row in rows(database_url)] == ["interrupted"] * 4
@@ -356,9 +356,7 @@ def test_half_a_head_that_comes_while_the_worker_ends_does_not_hold_it(settings,
         idle.sendall(chat_request(token, hello())[:40])  # known to the worker, and let go soon
         late.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert late.recv(65536).startswith(b"HTTP/1.1 200")
-        began = time.monotonic()
         server.process.terminate()
         time.sleep(0.2)
         late.sendall(b"GET")
-        assert server.process.wait(20) == 0
-        assert time.monotonic() - began < 10
+        assert server.process.wait(15) == 0  # of twenty for a head, and thirty for the end

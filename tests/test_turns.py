@@ -75,8 +75,10 @@ def test_processes_that_all_wait_have_their_turns_alike(file: str):
     with writer(file) as one, writer(file) as two, writer(file) as three:
         for process in (one, two, three):
             turns_taken(process)
-        time.sleep(3)
-        counts = [turns_taken(process) for process in (one, two, three)]
+        counts = [0, 0, 0]
+        while sum(counts) < 90:
+            time.sleep(0.05)
+            counts = [sofar + turns_taken(process) for sofar, process in zip(counts, (one, two, three), strict=True)]
     assert min(counts) > max(counts) / 3
 
 
@@ -99,10 +101,10 @@ def test_stopped_process_holds_the_others_once_and_not_for_long(file: str):
         other.send_signal(signal.SIGSTOP)
         began = time.monotonic()
         assert own.take() is None
-        assert turns.WAIT_S <= time.monotonic() - began < turns.WAIT_S + 1
+        assert turns.WAIT_S <= time.monotonic() - began < 3 * turns.WAIT_S
         began = time.monotonic()
         assert [own.take() for _ in range(20)] == [None] * 20
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3 * turns.WAIT_S  # of forty seconds
         other.kill()
         assert eventually(lambda: (turn := own.take()) is not None and (turn.end() or True))
 
