@@ -6,9 +6,11 @@ import os
 import re
 import secrets
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -78,16 +80,29 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.hookimpl(tryfirst=True)  # before the tests are chosen by their marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what runs gunicorn, PostgreSQL or a browser by these fixtures; files with their own are marked.
-
-    What is slow comes first.
-    """
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark as slow what runs gunicorn, PostgreSQL or a browser by these fixtures; files with their own are marked."""
     for item in items:
         database = item.callspec.params.get("database") if hasattr(item, "callspec") else None
         if database == "postgresql" or not SLOW_FIXTURES.isdisjoint(item.fixturenames):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # quick ones fill what is left of the time
+    items[:] = dealt(items, getattr(config, "workerinput", {}).get("workercount", 1))
+
+
+def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Order tests so that each process, which gets an equal part of the row, has slow ones first, by whole files.
+
+    What is left over when others have nothing to do is quick then: they take it from the end of a part.
+    """
+    quick = deque(item for item in items if item.get_closest_marker("slow") is None)
+    slow = [item for item in items if item.get_closest_marker("slow") is not None]
+    parts: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for _, of_file in groupby(slow, key=lambda item: item.path):
+        min(parts, key=len).extend(of_file)
+    for part in parts:
+        while quick and len(part) < len(items) / workers:
+            part.append(quick.popleft())
+    return [item for part in parts for item in part]
 
 
 def pytest_collection_finish() -> None:

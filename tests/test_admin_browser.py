@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -142,13 +142,19 @@ def test_administrator_goes_through_the_life_of_a_team(visit, service: Server, s
     assert visitor.complaints == []
 
 
+def create_teams(service: Server, names: Sequence[str], quota_tokens: int) -> list[str]:
+    """Create teams in the service's database, and return their tokens."""
+    app = create_app({name: text for name, text in service.environment.items() if name in SETTINGS})
+    with app.app_context():
+        tokens = [teams.create(name, quota_tokens, by=Actor("cli", "test"))[1] for name in names]
+    runtime.close(app)
+    return tokens
+
+
 @pytest.fixture(scope="module")
 def furnished(service: Server) -> Iterator[Server]:
     """A service with teams of every kind of name, calls of every ending, and one in flight."""
-    app = create_app({name: text for name, text in service.environment.items() if name in SETTINGS})
-    with app.app_context():
-        tokens = [teams.create(name, 3000, by=Actor("cli", "test"))[1] for name in NASTY_NAMES]
-    runtime.close(app)
+    tokens = create_teams(service, NASTY_NAMES, 3000)
     for token, directives in zip(tokens, ("words=5", "status=500", "status=429", "cut=3", "words=9"), strict=False):
         _send(service, token, directives)
     _send(service, tokens[0], "words=5", model="unknown")
@@ -377,8 +383,7 @@ def test_administrator_adds_many_teams_and_prints_a_slip_for_each(visit, size: s
 
 
 def test_quota_saved_in_the_list_leaves_place_and_focus_where_they_were(visitor: Visitor, service: Server):
-    for number in range(60):
-        service.create_team(f"Inline {number:02}", 1000)
+    create_teams(service, [f"Inline {number:02}" for number in range(60)], 1000)
     page = visitor.page
     visitor.open("/admin/teams/?search=Inline")
     quota = page.get_by_label("Quota of Inline 40")
