@@ -185,6 +185,10 @@ WRONG_KEY = {
     "code of another case": (403, {"error": {"message": "No.", "code": "InvalidApiKey"}}),
     "object error": (403, {"object": "error", "message": "No.", "type": "authentication_error"}),
     "error is a text": (403, {"error": "invalid_api_key"}),
+    "sentence, as xAI's": (400, {"code": "Client error", "error": "Incorrect API key provided: xa***."}),
+    "sentence, as Gemini's": (400, {"error": {"code": 400, "message": "API key not valid. Please pass another."}}),
+    "sentence in a list": (403, [{"error": {"code": 403, "message": "Your API key was reported as leaked."}}]),
+    "sentence, as Cloudflare's": (403, {"success": False, "errors": [{"message": "Authentication error"}]}),
 }
 
 
@@ -245,6 +249,41 @@ def test_empty_account_is_known_in_whatever_shape_it_is_told(
     error = refusal(own)
     assert isinstance(error, errors.ProviderQuotaExhausted)
     assert "acct-77" not in error.body().decode()
+
+
+EMPTY_SENTENCES = [
+    (400, {"error": {"type": "invalid_request_error", "message": "Your credit balance is too low. acct-77"}}),
+    (403, {"error": "Your team acct-77 has either used all available credits or reached its monthly limit."}),
+    (412, {"error": {"message": "Account acct-77 is suspended, possibly due to reaching the spending limit."}}),
+    (403, {"error": {"message": "Key limit exceeded (total limit). acct-77", "code": 403}}),
+    (403, {"code": 30001, "message": "Sorry, your account balance is insufficient. acct-77"}),
+    (429, {"error": {"code": "1113", "message": "账户 acct-77 余额不足"}}),
+]
+
+
+@pytest.mark.parametrize(("status", "document"), EMPTY_SENTENCES)
+def test_empty_account_is_known_by_a_sentence_where_no_code_tells(
+    own: Provider, answers: Adapter, status: int, document: object
+):
+    answers.register_uri("POST", URL, status_code=status, json=document)
+    error = refusal(own)
+    assert isinstance(error, errors.ProviderQuotaExhausted)
+    assert "acct-77" not in error.body().decode()
+
+
+OF_THE_CALLER = [
+    openai_error("Invalid value: 'insufficient balance'. Supported are: 'a'."),
+    openai_error("Insufficient balance is no valid choice.", param="tool_choice"),
+    openai_error("The model insufficient balance does not exist."),
+    {"detail": [{"msg": "No such choice.", "input": {"message": "insufficient balance"}}]},
+    openai_error("You sent invalid api key in a text."),
+]
+
+
+@pytest.mark.parametrize("document", OF_THE_CALLER)
+def test_sentence_of_the_callers_own_says_nothing_of_the_account(own: Provider, answers: Adapter, document: dict):
+    answers.register_uri("POST", URL, status_code=400, json=document)
+    assert not isinstance(refusal(own), errors.ProviderQuotaExhausted | errors.ProviderAuthFailed)
 
 
 @pytest.mark.parametrize("text", ["<h1>Payment required</h1>", "", "[1, 2", '"owes 12.34"'])

@@ -38,12 +38,41 @@ EMPTY_ACCOUNT = frozenset(
         "billingnotactive",
         "exceededcurrentquotaerror",
         "arrearage",
+        "insufficientbalanceerror",
+        "insufficientfunds",
+        "notenoughbalance",
+        "accountoverdueerror",
+        "billingdisabled",
+        "billingerror",
+        "billinglimitusererror",
+        "creditlimit",
+        "creditlimitexceeded",
+        "spendinglimitexceeded",
+        "spendlimitexceeded",
+        "blockedapiaccess",
+        "preconsumetokenquotafailed",
     )
 )
 WRONG_KEY = frozenset(
     ("invalidapikey", "apikeyinvalid", "authenticationerror", "invalidauthenticationerror", "unauthenticated")
 )
-ABOUT_THE_ACCOUNT = (400, 402, 403, 429)
+# Where the code says nothing, the sentence may: as xAI, Anthropic, Fireworks, OpenRouter, SiliconFlow, Google word it.
+SAYS_EMPTY_ACCOUNT = re.compile(
+    r"(?:credit|account) balance is (?:too low|insufficient|not enough)|(?:insufficient|not enough|overdue) balance"
+    r"|used all (?:\w+ )?credits|insufficient (?:credits|funds)|\bkey limit exceeded|reached (?:its|your) spend"
+    r"|^account .{1,80} is suspended|余额不足|欠费",
+    re.IGNORECASE,
+)
+SAYS_WRONG_KEY = re.compile(
+    r"^(?:incorrect|invalid|expired) api[ -]?key\b|^(?:your )?api[ -]?key (?:not valid|expired|is (?:invalid|expired)"
+    r"|was reported|has been (?:disabled|revoked))|^authentication (?:error|failed)"
+    r"|^the security token .{0,40}is invalid",
+    re.IGNORECASE,
+)
+QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|“[^”]*”")
+MESSAGE_FIELDS = ("message", "msg", "error", "detail")
+LONGEST_SENTENCE = 300
+ABOUT_THE_ACCOUNT = (400, 402, 403, 412, 429)
 CODE_FIELDS = ("code", "type", "status", "reason")
 ECHOED = ("input", "ctx")  # where a validator repeats what the caller sent
 
@@ -87,19 +116,31 @@ def refuse(reply: Reply) -> NoReturn:
     finally:
         reply.close()
     document = parse_json(body)
-    names = set(_names(document)) if reply.status in ABOUT_THE_ACCOUNT else set()
+    is_empty, is_wrong_key = _says_of_account(reply.status, document, body)
     masked = reply.without_key(body)
     shown = parse_json(masked)
     reason = f"HTTP {reply.status}, {code_and_type(shown)}"
-    if reply.status == 402 or (reply.status != 401 and names & EMPTY_ACCOUNT):
+    if is_empty:
         raise ProviderQuotaExhausted("The provider's account is used up. The operator has to top it up.", reason=reason)
-    if reply.status == 401 or (reply.status in (400, 403) and names & WRONG_KEY):
+    if is_wrong_key:
         raise ProviderAuthFailed(
             "The provider refuses this service's key. Its operator has to set a valid one.", reason=reason
         )
     if _says_unknown_model(reply.status, document, body):
         reason = UNKNOWN_MODEL + reason
     raise _relayed(reply, masked, _openai_error(shown), reason)
+
+
+def _says_of_account(status: int, document: object, body: bytes) -> tuple[bool, bool]:
+    """Tell whether an error says that the account is empty, and whether it says that the key is wrong."""
+    if status in (401, 402) or status not in ABOUT_THE_ACCOUNT:
+        return status == 402, status == 401
+    names = set(_names(document))
+    # a complaint of the caller's model repeats its name, which may be any sentence
+    sentences = [] if _says_unknown_model(status, document, body) else list(_sentences(document))
+    is_empty = bool(names & EMPTY_ACCOUNT) or any(map(SAYS_EMPTY_ACCOUNT.search, sentences))
+    is_wrong_key = bool(names & WRONG_KEY) or any(map(SAYS_WRONG_KEY.search, sentences))
+    return is_empty, is_wrong_key and status in (400, 403)
 
 
 def _relayed(reply: Reply, body: bytes, error: Mapping[str, Any] | None, reason: str) -> APIError:
@@ -148,6 +189,21 @@ def _names(document: object) -> Iterator[str]:
             yield from (_plain(part) for name in CODE_FIELDS if isinstance(part := value.get(name), str))
             if isinstance(text := value.get("error"), str):  # it may be a name, or a sentence with one
                 yield from (_plain(word) for word in re.findall(r"\w+", text))
+
+
+def _sentences(document: object) -> Iterator[str]:
+    """Yield the beginnings of what an error document says, save of a caller's field, and without what it quotes."""
+    values = [document]
+    for value in values:
+        if isinstance(value, list):
+            values += value
+        elif isinstance(value, dict) and not value.get("param"):
+            values += [part for name, part in value.items() if name not in ECHOED]
+            yield from (
+                QUOTED.sub("", part[:LONGEST_SENTENCE]).strip()
+                for name in MESSAGE_FIELDS
+                if isinstance(part := value.get(name), str)
+            )
 
 
 def _plain(name: str) -> str:
