@@ -38,6 +38,9 @@ SHAPES: dict[str, Callable[[str], tuple[int, object]]] = {
     "python's own": lambda field: (500, f"TypeError: create() got an unexpected keyword argument '{field}'"),
     "words alone": lambda field: (400, {"error": {"message": "Extra inputs are not permitted"}}),
     "other words": lambda field: (422, {"message": "The request has an unsupported parameter."}),
+    "letters beyond ASCII": lambda field: (400, {"error": {"message": "API 调用参数有误"}}),
+    "keys": lambda field: (400, {"error": {"message": "Unrecognized key(s) in object"}}),
+    "vague": lambda field: (400, "Bad request: invalid parameter"),
     "type alone": lambda field: (422, {"detail": [{"type": "extra_forbidden"}]}),
 }
 
@@ -162,6 +165,14 @@ def test_error_that_is_about_no_field_is_not_tried_again(
 def test_error_about_something_else_is_told_and_not_tried_again(client: FlaskClient, team: Member, strict: Strict):
     strict.shape = lambda field: (400, {"error": {"message": "The prompt is too long."}})
     assert ask(client, team, stream=True) == 400
+    assert len(strict.sent) == 1
+
+
+def test_vague_words_that_name_a_field_of_the_callers_are_not_tried_again(
+    client: FlaskClient, team: Member, strict: Strict
+):
+    strict.shape = lambda field: (400, {"error": {"message": "Invalid parameter: temperature is 3."}})
+    assert ask(client, team, stream=True, temperature=3) == 400
     assert len(strict.sent) == 1
 
 

@@ -4,18 +4,22 @@ import re
 import threading
 import time
 
+from tokenrouter.metering.gather import as_text
 from tokenrouter.payload.calls import STREAM_OPTIONS, Call
+from tokenrouter.untrusted_json import parse_json
 
 REMEMBERED_S = 3600.0  # a provider may learn a field, and without reported usage a stream's charge is an estimate
 MOST_REMEMBERED = 10_000
 NAMES = {STREAM_OPTIONS: ("streamoptions", "includeusage")}
 MAY_BE_ABOUT_FIELDS = (400, 404, 405, 406, 415, 422, 500, 501)
 REFUSED = (
-    r"un(?:known|recogni[sz]ed|supported|expected|permitted)|extra|additional|no such|cannot find|"
+    r"un(?:known|recogni[sz]ed|supported|expected|permitted)|extra|additional|no such|cannot find|disallowed|forbidden|"
     r"not (?:\w+ )?(?:supported|permitted|allowed|recogni[sz]ed|known|expected|accepted)|"
     r"(?:does not|doesn't) (?:support|accept|allow|know)"
 )
-FIELD = "field|param|argument|propert|input|option|attribute"
+FIELD = "field|param|argument|propert|input|option|attribute|key"
+VAGUE = re.compile(rf"(?:invalid|illegal|bad|wrong) (?:{FIELD}|request|body|payload|schema)|validation|参数|字段")
+"""What may be said of any field, and so of ours only where none of the caller's is named."""
 WORDS = re.compile(f"extra_forbidden|(?:{REFUSED})[^.]{{0,60}}(?:{FIELD})|(?:{FIELD})[^.]{{0,60}}(?:{REFUSED})")
 
 
@@ -26,12 +30,18 @@ def blamed(call: Call, status: int, provider_text: bytes) -> frozenset[str]:
     """
     if not call.additions or status not in MAY_BE_ABOUT_FIELDS:
         return frozenset()
-    text = provider_text.decode(errors="replace").lower()
+    document = parse_json(provider_text)  # where letters beyond ASCII may be written as escapes
+    text = (provider_text.decode(errors="replace") if document is None else as_text(document)).lower()
     letters = re.sub(r"[\W_]+", "", text)
     named = frozenset(field for field in call.additions if any(name in letters for name in _names(field)))
     if named or status >= 500:
         return named
-    return call.additions if WORDS.search(text) else frozenset()
+    is_meant = WORDS.search(text) or (VAGUE.search(text) and not _names_callers_field(call, text))
+    return call.additions if is_meant else frozenset()
+
+
+def _names_callers_field(call: Call, text: str) -> bool:
+    return any(re.search(rf"\b{re.escape(field)}", text) for field in call.body if field not in call.additions)
 
 
 def _names(field: str) -> tuple[str, ...]:
