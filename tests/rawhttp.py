@@ -172,7 +172,7 @@ class ScriptedProvider(RawProvider):
 
     def _read(self, connection: socket.socket) -> bytes:
         got = b""
-        while b"\r\n\r\n" not in got or not got.endswith(b"}"):
+        while b"\r\n\r\n" not in got or not got.endswith((b"}", b"--\r\n")):
             data = connection.recv(65536)
             if not data:
                 return b""

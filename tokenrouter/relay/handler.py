@@ -57,7 +57,7 @@ from tokenrouter.relay.booking import Booking, log_status
 from tokenrouter.relay.streams import BinaryStream, Stream, TypedStream
 from tokenrouter.relay.uploads import Upload
 from tokenrouter.runtime import Runtime
-from tokenrouter.untrusted_json import parse_json
+from tokenrouter.untrusted_json import parse_cut_json, parse_json
 from tokenrouter.worker.disconnects import CallEnded, ClientLeft
 
 logger = logging.getLogger(__name__)
@@ -324,7 +324,8 @@ def _relay(booking: Booking, finish: ExitStack) -> Response:
     chunks = reply.chunks()
     if endpoint.is_binary and not reply.is_stream:
         return _relay_stream(booking, finish, BinaryStream, chunks)
-    if endpoint.may_stream and (reply.is_stream or booking.call.stream):
+    is_text = booking.call.takes_plain_text and not (reply.is_stream or booking.call.stream)
+    if endpoint.may_stream and not is_text:
         first, is_stream = sse.first_bytes(chunks, is_stream=reply.is_stream)
         chunks = chain(first, chunks)
         if is_stream:
@@ -346,8 +347,7 @@ def _relay_json(booking: Booking, chunks: Iterator[bytes]) -> Response:
                 break
     except (ProviderError, CallEnded) as error:
         if body:
-            text = body.decode(errors="replace") if booking.call.endpoint.answers_in_text else ""
-            booking.cut(log_status(error), None, lambda: count_tokens(text), error, error.status)
+            _book_cut(booking, bytes(body), error)
         raise
     if len(body) > MOST_ANSWER_BYTES:
         too_large = ProviderBadResponse(f"The provider's answer has more than {MOST_ANSWER_BYTES:,} bytes.")
@@ -359,6 +359,17 @@ def _relay_json(booking: Booking, chunks: Iterator[bytes]) -> Response:
     _book_document(booking, document if isinstance(document, dict) else {})
     is_error = isinstance(document, dict) and document.get("error")
     return Response(reply.without_key(body) if is_error else bytes(body), reply.status, reply.headers)
+
+
+def _book_cut(booking: Booking, body: bytes, error: ProviderError | CallEnded) -> None:
+    """Book a JSON answer that broke off, by its texts as far as they came; where they are not known, all is text."""
+    endpoint, document = booking.call.endpoint, parse_cut_json(body)
+    report = read_usage(document)
+    if isinstance(document, dict) and endpoint.limits:
+        count = endpoint.read_answer(document).tokens
+    else:
+        count = partial(count_tokens, body.decode(errors="replace") if endpoint.answers_in_text else "")
+    booking.cut(log_status(error), report, count, error, error.status)
 
 
 def _book_document(booking: Booking, document: dict[str, Any]) -> None:
@@ -373,12 +384,18 @@ def _book_document(booking: Booking, document: dict[str, Any]) -> None:
             booking.cut(PROVIDER_ERROR, report, texts.tokens, error)
         else:
             booking.failed(error, booking.reply.status)
-    elif not (has_answer or not booking.call.endpoint.limits or booking.call.takes_plain_text):
+    elif not (has_answer or booking.call.takes_plain_text or _brings_other(booking.call.endpoint, document)):
         booking.failed(ProviderError("The provider answered with nothing."), booking.reply.status)
     else:
         response_id = document.get("id")
         given = Given(response_id if isinstance(response_id, str) else None, tuple(item_ids(document)))
         booking.answered(report, texts.tokens, given)
+
+
+def _brings_other(endpoint: Endpoint, document: dict[str, Any]) -> bool:
+    """Tell whether an answer that is none in text brings vectors, pictures, judgements, or a transcript of silence."""
+    lists = (value for name, value in document.items() if name != "usage" and isinstance(value, list | dict))
+    return not endpoint.limits and (any(lists) or "text" in document)
 
 
 def _relay_stream(
