@@ -50,9 +50,86 @@ def test_opening_events_are_nothing_of_an_answer(kind: str):
     assert read(event(kind, response={"usage": None})).state.has_nothing
 
 
-@pytest.mark.parametrize("kind", ["response.output_item.added", "response.output_text.delta", "response.unheard.of"])
-def test_any_other_event_is_something_of_an_answer(kind: str):
-    assert read(event(kind)).state is StreamState.ANSWERING
+SOMETHING: dict[str, dict[str, Any]] = {
+    "response.output_item.added": {"item": {"type": "web_search_call", "id": "ws_1"}},
+    "response.output_text.delta": {"delta": "a"},
+    "response.image_generation_call.partial_image": {"partial_image_b64": "QUJD" * 30},
+    "response.unheard.of": {"within": {"text": "a"}},
+}
+
+
+@pytest.mark.parametrize("kind", SOMETHING)
+def test_text_call_or_medium_is_something_of_an_answer(kind: str):
+    assert read(event(kind, **SOMETHING[kind])).state is StreamState.ANSWERING
+
+
+MESSAGE = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": []}
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        [],
+        [event("response.output_item.added", output_index=0, sequence_number=1, item=MESSAGE)],
+        [event("response.output_text.delta", item_id="msg_1", delta="", logprobs=[], obfuscation="x")],
+        [event("response.unheard.of", item_id="msg_1", output_index=0)],
+    ],
+)
+def test_response_that_brings_nothing_is_empty(before: list[bytes]):
+    usage = dict.fromkeys(USAGE, 0)
+    last = event("response.completed", response={"id": "r", "output": [MESSAGE], "usage": usage})
+    assert read(event("response.created", response={}), *before, last).state is StreamState.EMPTY
+
+
+def test_type_may_stand_in_the_events_own_line_alone():
+    meter = read(
+        b'event: response.output_text.delta\ndata: {"delta": "One two"}\n\n',
+        b'event: response.completed\r\ndata: {"response": {"id": "r"}}\r\n\r\n',
+    )
+    assert (meter.state, meter.response_id) == (StreamState.WHOLE, "r")
+    assert meter.completion_tokens() == count_tokens("One two")
+
+
+TEXT = "One two three four"
+ITEM = {**MESSAGE, "content": [{"type": "output_text", "text": TEXT}]}
+DELTA = event("response.output_text.delta", item_id="msg_1", output_index=0, delta=TEXT)
+REPEATED = {
+    "by its id, then by its number": [
+        event("response.output_text.delta", item_id="msg_1", delta=TEXT),
+        event("response.output_item.done", output_index=0, item=ITEM),
+    ],
+    "by no name, then by its id": [
+        event("response.output_text.done", text=TEXT),
+        event("response.output_item.done", item=ITEM),
+    ],
+    "by no name at all": [
+        event("response.output_text.delta", delta=TEXT),
+        event("response.output_item.done", item={"content": ITEM["content"]}),
+    ],
+    "under an id that changes": [DELTA, event("response.output_item.done", output_index=0, item={**ITEM, "id": "x"})],
+    "as a part alone": [event("response.content_part.done", output_index=0, part=ITEM["content"][0])],
+    "as a text, a part and an item": [
+        DELTA,
+        event("response.output_text.done", item_id="msg_1", output_index=0, text=TEXT),
+        event("response.content_part.done", item_id="msg_1", output_index=0, part=ITEM["content"][0]),
+        event("response.output_item.done", output_index=0, item=ITEM),
+    ],
+    "as a thought and its summary": [
+        event("response.reasoning_text.delta", output_index=0, delta=TEXT),
+        event("response.reasoning_summary_text.delta", output_index=0, delta="One two"),
+    ],
+}
+
+
+def test_items_without_names_are_counted_each():
+    item = {"type": "message", "content": ITEM["content"]}
+    meter = read(*[event("response.output_item.done", item=item)] * 2)
+    assert meter.completion_tokens() == 2 * count_tokens(TEXT)
+
+
+@pytest.mark.parametrize("way", REPEATED)
+def test_text_of_a_response_is_counted_once_however_often_it_comes(way: str):
+    assert read(*REPEATED[way]).completion_tokens() == count_tokens(TEXT)
 
 
 def test_texts_of_deltas_and_names_of_functions_are_counted():

@@ -62,6 +62,7 @@ class EventSplitter:
         return rest
 
 
+_NAME = re.compile(rb"^event:([^\r\n]*)", re.MULTILINE)
 FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -82,6 +83,20 @@ def first_bytes(chunks: Iterator[bytes], *, is_stream: bool) -> tuple[list[bytes
         if beginning and not any(field.startswith(beginning) for field in FIELDS):
             break
     return taken, is_stream
+
+
+_ERROR = re.compile(rb"^(?:event:[ ]?error[ \t]*$|error:)", re.MULTILINE)
+
+
+def is_error(event: bytes) -> bool:
+    """Tell whether an event is called an error, or has a line of that name, as llama.cpp's has."""
+    return not event.startswith(b"data:") and _ERROR.search(event.replace(b"\r", b"\n")) is not None
+
+
+def event_name(event: bytes) -> str:
+    """Return what the `event` line of an event calls it; an empty text where it has none."""
+    found = _NAME.search(event)
+    return found[1].decode(errors="replace").strip() if found else ""
 
 
 def event_data(event: bytes) -> bytes:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from tokenrouter.metering.counting import count_tokens
-from tokenrouter.metering.gather import Gathered, as_text, dicts_in
+from tokenrouter.metering.gather import LABELS, Gathered, as_text, dicts_in
+from tokenrouter.metering.media import kind_of
 from tokenrouter.metering.prompts import read_call
 
 SAID, THOUGHT = "said", "thought"
@@ -16,6 +17,7 @@ GROUPS = {
     "reasoning_text": THOUGHT,
     "reasoning_details": THOUGHT,
     "thinking": THOUGHT,
+    "thinking_blocks": THOUGHT,
 }
 """Fields that bring the same text in several dresses, by what they bring."""
 NO_TEXT = frozenset(
@@ -103,9 +105,17 @@ class AnswerTexts:
                 pieces.text += text
             self.additions += 1
 
-    def add_choice(self, choice: dict[str, Any]) -> None:
-        """Take a choice of a chat or a completion: a message, a delta, a text, or several of them."""
-        where = str(choice.get("index", 0))
+    def forget(self, item: str) -> None:
+        """Leave out the pieces of an item, which comes whole."""
+        for place in [place for place in self._places if place[0] == item]:
+            del self._places[place]
+
+    def add_choice(self, choice: dict[str, Any], at: int = 0) -> None:
+        """Take a choice of a chat or a completion: a message, a delta, a text, or several of them.
+
+        `at` is where it stands among others, in case that it does not say so.
+        """
+        where = str(at if choice.get("index") is None else choice["index"])
         if isinstance(choice.get("delta"), dict):
             self._add_message(where, choice["delta"], "delta", is_whole=False)
         if isinstance(choice.get("message"), dict):
@@ -115,8 +125,13 @@ class AnswerTexts:
 
     def _add_message(self, where: str, message: dict[str, Any], source: str, *, is_whole: bool) -> None:
         for name, value in message.items():
-            if value and name not in NO_TEXT:
-                self.add((where, GROUPS.get(name, name)), f"{source}.{name}", value, is_whole=is_whole)
+            if not value or name in NO_TEXT:
+                continue
+            if name == "audio" and isinstance(value, dict):
+                self.additions += bool(value.get("data"))
+                value = value.get("transcript")
+            for part, text in _parts(name, value):
+                self.add((where, GROUPS.get(part, part)), f"{source}.{name}.{part}", {part: text}, is_whole=is_whole)
         calls = dicts_in(message.get("tool_calls"))
         if isinstance(message.get("function_call"), dict):
             calls = [*calls, {"index": "function", "function": message["function_call"]}]
@@ -151,9 +166,17 @@ class AnswerTexts:
 def answer_texts(document: object) -> AnswerTexts:
     """Return the texts of a chat's or a completion's JSON answer, over all choices."""
     texts = AnswerTexts()
-    for choice in dicts_in(document.get("choices") if isinstance(document, dict) else None):
-        texts.add_choice(choice)
+    for at, choice in enumerate(dicts_in(document.get("choices") if isinstance(document, dict) else None)):
+        texts.add_choice(choice, at)
     return texts
+
+
+def _parts(name: str, value: object) -> Iterator[tuple[str, object]]:
+    """Yield by name what a member of a message brings: those of an object, which may repeat others of the message."""
+    if isinstance(value, dict) and kind_of(value) is None and value.get("type") is None:
+        yield from ((part, text) for part, text in value.items() if text and part not in NO_TEXT | LABELS)
+    else:
+        yield name, value
 
 
 def response_texts(document: object) -> AnswerTexts:

@@ -8,19 +8,39 @@ from typing import Any
 
 from tokenrouter.errors import code_and_type
 from tokenrouter.metering import sse
+from tokenrouter.metering.gather import Gathered
 from tokenrouter.metering.given import item_ids
 from tokenrouter.metering.meter import StreamState
 from tokenrouter.metering.streams import is_error
-from tokenrouter.metering.texts import AnswerTexts, add_item, response_texts
+from tokenrouter.metering.texts import THOUGHT, AnswerTexts, add_item, response_texts
 from tokenrouter.metering.usage import Report, merge, read_usage
 from tokenrouter.untrusted_json import parse_json
 
 OPENING = frozenset(("response.created", "response.queued", "response.in_progress", "keepalive", "ping"))
 """Events that bring nothing of an answer."""
+PART_DONE = "response.content_part.done"
 ITEM_EVENTS = frozenset(("response.output_item.added", "response.output_item.done"))
 BINARY_DELTA = "response.audio.delta"
 WHOLE_TEXTS = ("text", "refusal", "arguments", "input", "code", "transcript")
 """What the last event of a part repeats."""
+
+
+FRAME = frozenset(
+    ("type", "sequence_number", "response", "item", "part", "usage", "created_at", "object", "obfuscation")
+)
+"""Members of an event that bring nothing by themselves, or that are read apart."""
+
+
+def _is_bare(document: dict[str, Any]) -> bool:
+    """Tell whether an event brings neither a text nor a medium."""
+    gathered = Gathered()
+    gathered.take({name: value for name, value in document.items() if name not in FRAME}, counts_media=False)
+    return not (gathered.has_media or gathered.flat_tokens or any(gathered.texts))
+
+
+def _what(kind: str) -> str:
+    """Return what events of a type bring; of a thought a text and a summary, which may be the same."""
+    return THOUGHT if kind.startswith("response.reasoning") else kind.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -52,28 +72,30 @@ class TypedMeter:
         self._to_come = answers
         self._came = 0
         self._texts = AnswerTexts()
+        self._items: dict[str, str] = {}  # where the texts of an item are, by its number and its id
 
     def read(self, event: bytes) -> bool:
         """Take note of an event; return False: none of them came only since usage was requested."""
         document = parse_json(sse.event_data(event))
         if isinstance(document, dict):
-            self._read_document(document)
+            self._read_document(document, sse.event_name(event))
         return False
 
     def take_plain_chunk(self, data: bytes) -> bool:
         """Return False: only a parsed event can be told apart from the last one."""
         return False
 
-    def _read_document(self, document: dict[str, Any]) -> None:
-        kind = document["type"] if isinstance(document.get("type"), str) else ""
+    def _read_document(self, document: dict[str, Any], name: str) -> None:
+        kind = document["type"] if isinstance(document.get("type"), str) else name
         response = document.get("response")
         reported = merge(report for report in (read_usage(response), read_usage(document)) if report is not None)
         if reported is not None:
             self.report = self._with(reported)
         is_bad = kind in self._last.bad or is_error(document)
-        if reported or not (is_bad or kind in OPENING):
-            self.state = self.state.after_answer()
+        before = self._texts.additions
         self._take_texts(kind, document)
+        if reported or self._texts.additions > before or not (is_bad or kind in OPENING or _is_bare(document)):
+            self.state = self.state.after_answer()
         if kind in ITEM_EVENTS:
             self.item_ids |= dict.fromkeys(item_ids({"output": [document.get("item")]}))
         if is_bad:
@@ -91,16 +113,32 @@ class TypedMeter:
         return self.report + reported if self._came else self.report.merged(reported)
 
     def _take_texts(self, kind: str, document: dict[str, Any]) -> None:
-        where = str(document.get("output_index", document.get("item_id", "")))
-        part = where, "item"
-        if kind.endswith(".delta") and kind != BINARY_DELTA:
-            self._texts.add(part, "delta", document.get("delta"))
-        elif kind.endswith(".done") and "item" not in document:
+        item, part = document.get("item"), document.get("part")
+        where = self._place(document, item)
+        if isinstance(item, dict):
+            if kind.endswith(".done"):
+                self._texts.forget(where)
+                self._texts.forget("")  # what named no item was of the one at work
+            add_item(self._texts, where, item)
+        elif kind.endswith(".delta") and kind != BINARY_DELTA:
+            self._texts.add((where, _what(kind)), kind, document.get("delta"))
+        elif kind == PART_DONE and isinstance(part, dict):
+            self._texts.add((where, _what(f"response.{part.get('type')}.done")), kind, part)
+        elif kind.endswith(".done"):
             for name in WHOLE_TEXTS:
                 if isinstance(document.get(name), str):
-                    self._texts.add(part, f"done of {kind}", document[name])
-        if isinstance(document.get("item"), dict):
-            add_item(self._texts, where, document["item"])
+                    self._texts.add((where, _what(kind)), kind, document[name])
+
+    def _place(self, document: dict[str, Any], item: object) -> str:
+        """Return of which item an event is: some events give its number, some its id, and some an id of their own."""
+        item_id = item.get("id") if isinstance(item, dict) else document.get("item_id")
+        names = [str(each) for each in (document.get("output_index"), item_id) if each is not None]
+        if isinstance(item, dict) and not names:
+            names = [f"item {len(self._items)}"]
+        place = next((self._items[name] for name in names if name in self._items), names[0] if names else "")
+        if isinstance(item, dict) or place not in self._items:
+            self._items |= dict.fromkeys(names, place)
+        return place
 
     def _take_whole(self, response: object) -> None:
         """Trust the whole answer, where the last event repeats it, more than its pieces."""
@@ -111,6 +149,7 @@ class TypedMeter:
             whole = response_texts(response)
             if whole.additions:
                 self._texts = whole
+                self.state = self.state.after_answer()
 
     def is_whole(self, answers: int) -> bool:
         """Tell whether an answer came to its end, though perhaps not as many as were requested."""
