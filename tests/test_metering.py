@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from random import Random
 
@@ -77,6 +78,7 @@ def test_half_that_is_missing_is_what_the_total_leaves_or_is_counted(usage: dict
         {"choices": [None, {"usage": None}, {"usage": {"prompt_tokens": 5, "completion_tokens": 3}}]},
         {"x_groq": {"id": "x", "usage": {"prompt_tokens": 5, "completion_tokens": 3}}},
         {"usage": None, "x_groq": {"usage": {"prompt_tokens": 5, "completion_tokens": 3}}},
+        {"usage": None, "choices": [{"usage": {"prompt_tokens": 5, "completion_tokens": 3}}]},
     ],
 )
 def test_usage_is_found_where_providers_put_it(document: dict):
@@ -167,6 +169,14 @@ def test_calls_of_functions_cost_their_name_and_arguments(message: dict):
     assert read_chat_prompt(body).count() >= read_chat_prompt(chat("")).count() + count_tokens(
         """find{"a": "a book"}"""
     )
+
+
+@pytest.mark.parametrize("where", [lambda call: call, lambda call: call["function"]], ids=["call", "function"])
+def test_text_counts_in_whatever_field_of_a_call_it_stands(where: Callable[[dict], dict]):
+    call = {"id": "1", "type": "function", "function": {"name": "find", "arguments": "{}"}}
+    before = tokens({"messages": [{"tool_calls": [call]}]})
+    where(call)["unheard_of"] = ENGLISH
+    assert tokens({"messages": [{"tool_calls": [call]}]}) == before + count_tokens(ENGLISH)
 
 
 ODD = [None, True, 0, -1.5, "text", [], {}, [None], [[]], [{}], {"type": "text"}, [{"type": 7, "text": 7}], [[[{}]]]]
@@ -260,6 +270,14 @@ SHAPES = {
     "mirrored reasoning": {"reasoning": ENGLISH, "reasoning_content": ENGLISH},
     "mirrored details": {"reasoning": ENGLISH, "reasoning_details": [{"type": "reasoning.text", "text": ENGLISH}]},
     "mirrored in a new field": {"content": ENGLISH, "unheard_of": ENGLISH},
+    "mirrored by a gateway": {
+        "reasoning_content": ENGLISH,
+        "thinking_blocks": [{"type": "thinking", "thinking": ENGLISH, "signature": "x" * 900}],
+        "provider_specific_fields": {"thinking_blocks": [{"thinking": ENGLISH}], "citations": ["no"] * 90},
+    },
+    "sound of a few letters": {"audio": {"id": "a", "data": "QUJD", "transcript": ENGLISH}},
+    "sources beside": {"content": ENGLISH, "context": {"citations": [{"content": "no " * 900}]}},
+    "signature beside": {"content": ENGLISH, "extra_content": {"google": {"thought_signature": "x" * 900}}},
     "picture beside": {"content": ENGLISH, "images": [{"image_url": {"url": "data:image/png;base64," + "A" * 9000}}]},
 }
 
@@ -276,6 +294,7 @@ def test_text_of_an_answer_is_counted_once_in_whatever_shape_it_comes(shape: str
         {"function": {"name": "find", "arguments": {"a": "a book"}}},
         {"type": "custom", "custom": {"name": "find", "input": '{"a":"a book"}'}},
         {"name": "find", "arguments": '{"a":"a book"}'},
+        {"name": "find", "parameters": {"a": "a book"}},
     ],
 )
 def test_call_counts_its_name_and_arguments_in_whatever_dress(call: dict):
@@ -284,10 +303,17 @@ def test_call_counts_its_name_and_arguments_in_whatever_dress(call: dict):
     assert answer_texts(answer(tool_calls=[call, call])).tokens() == 2 * expected
 
 
+def test_choices_that_do_not_tell_their_number_are_counted_each():
+    choices = [{"message": {"content": ENGLISH}}, {"index": None, "message": {"content": ENGLISH}}]
+    assert answer_texts({"choices": choices}).tokens() == 2 * count_tokens(ENGLISH)
+
+
 def test_encrypted_reasoning_counts_a_token_for_eight_characters():
     details = [{"type": "reasoning.encrypted", "data": "gAAAAAB" * 800}]
     assert answer_texts(answer(reasoning_details=details)).tokens() == 700
     assert added_by([{"type": "reasoning", "encrypted_content": "gAAAAAB" * 800}]) == 700
+    assert answer_texts(answer(encrypted_content="gAAAAAB" * 800)).tokens() == 700
+    assert added_by([{"type": "redacted_thinking", "data": "gAAAAAB" * 800}]) == 700
 
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
@@ -372,6 +398,9 @@ def test_chunks_without_parsing_go_to_the_choice_that_they_are_of():
         ({"choices": [], "cost": "0"}, True),
         ({"id": "c", "object": "chat.completion.chunk", "model": "m", "choices": [], "usage": USAGE}, True),
         ({"choices": [], "usage": USAGE, "citations": ["https://a.example"]}, False),
+        ({"choices": [], "usage": USAGE, "obfuscation": "xYz"}, True),
+        ({"choices": [], "usage": USAGE, "x_groq": {"id": "r", "usage": USAGE}}, True),
+        ({"choices": [], "usage": USAGE, "x_groq": {"id": "r", "error": "No."}}, False),
     ],
 )
 def test_event_is_extra_where_usage_or_a_cost_is_all_that_it_brings(document: dict, is_extra: bool):
@@ -383,6 +412,22 @@ def test_of_the_reports_that_can_be_believed_the_largest_figures_count():
     for usage in (USAGE, {**USAGE, "total_tokens": 9}, {"total_tokens": -1}, None, dict.fromkeys(USAGE, 0)):
         meter.read(event({"choices": [{"delta": {}}], "usage": usage}))
     assert meter.report == Report(5, 3, 9)
+
+
+def test_text_behind_an_empty_piece_of_the_same_frame_is_something_of_an_answer():
+    meter = StreamMeter()
+    for each in (delta(""), delta("Hello"), delta("", finish_reason="stop"), b"data: [DONE]\n\n"):
+        meter.read(each)
+    assert meter.state is StreamState.WHOLE
+    assert meter.completion_tokens() == count_tokens("Hello")
+
+
+@pytest.mark.parametrize("beside", [{"x_groq": {"usage": USAGE}}, {"usage": USAGE}])
+def test_usage_beside_a_plain_text_is_read(beside: dict):
+    meter = StreamMeter()
+    meter.read(delta("A"))
+    meter.read(event({"choices": [{"index": 0, "delta": {"content": "B"}}], **beside}))
+    assert meter.report == Report(5, 3, 8)
 
 
 @pytest.mark.parametrize("done", [b"data: [DONE]\n\n", b"data:[DONE]\r\n\r\n", b"event: x\ndata: [DONE] \n\n"])
@@ -445,13 +490,31 @@ def test_usage_before_the_text_does_not_make_a_cut_stream_whole():
         {"choices": None, "base_resp": {"status_code": 1008}},
         {"choices": [{"index": 0, "delta": {}, "finish_reason": "error"}]},
         {"choices": [{"index": 0, "delta": {}, "error": {"message": "No."}}]},
+        {"choices": [{"index": 0, "delta": {"content": ""}}], "error": {"message": "No."}},
+        {"type": "error", "message": "No."},
+        {"code": 500, "msg": "No.", "data": None},
+        {"success": False, "errors": [{"code": 7000}]},
+        b'event: error\ndata: {"message": "No."}\n\n',
+        b"id: 1\r\nevent:error\r\ndata: No.\r\n\r\n",
+        b'error: {"code": 400, "message": "No."}\n\n',
     ],
 )
-def test_error_ends_a_stream_in_whatever_shape(before: list[bytes], state: StreamState, error: dict):
+def test_error_ends_a_stream_in_whatever_shape(before: list[bytes], state: StreamState, error: dict | bytes):
     meter = StreamMeter()
-    for each in (*before, event(error)):
+    for each in (*before, error if isinstance(error, bytes) else event(error)):
         meter.read(each)
     assert meter.state is state and state.has_ended and state.has_failed
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"error": None}, {"error": {}}, {"code": 0, "msg": "success"}, {"success": True}, {"code": 200, "message": "OK"}],
+)
+def test_what_says_that_all_is_well_is_no_error(beside: dict):
+    meter = StreamMeter()
+    meter.read(event({"choices": [{"index": 0, "delta": {"content": "A"}}], **beside}))
+    meter.read(event(beside))
+    assert meter.state is StreamState.ANSWERING
 
 
 @pytest.mark.parametrize(

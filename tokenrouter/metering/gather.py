@@ -38,6 +38,7 @@ LABELS = frozenset(
 )
 """Members whose texts the model neither reads nor writes, or which the figure for each item covers."""
 ENCRYPTED = frozenset(("encrypted_content", "redacted_thinking"))
+ENCRYPTED_TYPE = re.compile("encrypted|redacted")
 BASE64 = re.compile(r"[A-Za-z0-9+/_=-]{64,}")
 BESIDE_MEDIA = frozenset(("transcript", "mime_type", "media_type", "mimeType", "format"))
 
@@ -84,7 +85,7 @@ class Gathered:
             return
         is_of_media = value.get("type") != "text" and not BESIDE_MEDIA.isdisjoint(value)
         for name, member in value.items():
-            if name in ENCRYPTED or (name == "data" and "encrypted" in str(value.get("type"))):
+            if name in ENCRYPTED or (name == "data" and ENCRYPTED_TYPE.search(str(value.get("type")))):
                 self.flat_tokens += len(member) // CHARACTERS_PER_ENCRYPTED_TOKEN if isinstance(member, str) else 0
             elif name in media.PAYLOADS and isinstance(member, str) and (is_of_media or BASE64.fullmatch(member)):
                 self.has_media = True

@@ -1,6 +1,6 @@
 """Gather what a request gives the model to read: every text in it, in whatever field, and figures for the rest."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,8 @@ TOOL_TOKENS = 12
 CALL_TOKENS = 8
 
 TOOLS = ("tools", "functions")
+CALL_KINDS = ("function", "custom")
+ARGUMENTS = ("arguments", "input", "parameters")
 NOT_READ = frozenset(
     (
         "model",
@@ -123,15 +125,21 @@ def _read_message(message: object, prompt: Prompt) -> None:
     calls = dicts_in(message.get("tool_calls"))
     for call in [*calls, *([message["function_call"]] if isinstance(message.get("function_call"), dict) else [])]:
         prompt.flat_tokens += CALL_TOKENS
-        name, arguments = read_call(call)
-        prompt.take([name, arguments])
+        prompt.take([*read_call(call), *_others_of_call(call)])
     prompt.take({name: value for name, value in message.items() if name not in ("tool_calls", "function_call")})
 
 
 def read_call(call: Mapping[str, Any]) -> tuple[str, str]:
     """Return the name and the arguments of a call of a tool, in whatever dress: a function's, a custom tool's, bare."""
-    inner = next((call[kind] for kind in ("function", "custom") if isinstance(call.get(kind), dict)), call)
-    return as_text(inner.get("name")), as_text(inner.get("arguments")) + as_text(inner.get("input"))
+    inner = next((call[kind] for kind in CALL_KINDS if isinstance(call.get(kind), dict)), call)
+    return as_text(inner.get("name")), "".join(as_text(inner.get(field)) for field in ARGUMENTS)
+
+
+def _others_of_call(call: Mapping[str, Any]) -> Iterator[object]:
+    """Yield what a call brings beside its name and its arguments."""
+    kinds = [kind for kind in CALL_KINDS if isinstance(call.get(kind), dict)]
+    for holder in (call, *(call[kind] for kind in kinds)):
+        yield {name: value for name, value in holder.items() if name not in ("name", *ARGUMENTS, *kinds)}
 
 
 def read_inputs(*names: str) -> Callable[[Mapping[str, Any]], Prompt]:

@@ -14,19 +14,48 @@ from tokenrouter.untrusted_json import parse_json
 
 CONTENT = re.compile(rb'"content"\s*:\s*"([^"]*)"')
 NO_EVENT = b"\0"  # begins and ends none
-FRAME = frozenset(("id", "object", "created", "model", "system_fingerprint", "service_tier", "provider", "choices"))
+FRAME = frozenset(
+    (
+        "id",
+        "object",
+        "created",
+        "model",
+        "system_fingerprint",
+        "service_tier",
+        "provider",
+        "choices",
+        "obfuscation",  # letters of OpenAI's, so that the length of an event tells nothing
+    )
+)
 """Members of an event that bring nothing by themselves."""
 BROUGHT_BY_OUR_REQUEST = frozenset(("usage", "cost"))
+PLAIN = FRAME | {"usage"}
+OF_X_GROQ = frozenset(("id", "usage"))
+GOOD_CODES = (None, "", 0, "0", 200, "200")
 
 
 def is_error(document: dict[str, Any]) -> bool:
     """Tell whether a document under status 200, or an event, is an error, in whatever shape."""
-    if document.get("error") or document.get("object") == "error" or document.get("error_code"):
+    if document.get("error") or "error" in (document.get("object"), document.get("type")) or document.get("error_code"):
         return True
     status = document.get("base_resp")
     if isinstance(status, dict) and status.get("status_code"):
         return True
-    return bool(document.get("detail")) and not document.get("choices")
+    return not document.get("choices") and _tells_a_failure(document)
+
+
+def _tells_a_failure(document: dict[str, Any]) -> bool:
+    """Tell whether a document without an answer says why: FastAPI's, Cloudflare's, or a code beside a message."""
+    if document.get("detail") or document.get("success") is False:
+        return True
+    has_message = isinstance(document.get("message"), str) or isinstance(document.get("msg"), str)
+    return has_message and document.get("code") not in GOOD_CODES
+
+
+def _as_error(document: object) -> dict[str, Any]:
+    """Return what came as an error, in whatever shape, as a document that says so."""
+    fields = document if isinstance(document, dict) else {}
+    return {**fields, "error": fields.get("error") or fields or True}
 
 
 def has_error(document: dict[str, Any]) -> bool:
@@ -38,8 +67,11 @@ def _has_failed(choice: dict[str, Any]) -> bool:
     return bool(choice.get("error")) or choice.get("finish_reason") == "error"
 
 
-def _plain_text(choices: object) -> str | None:
+def _plain_text(document: dict[str, Any]) -> str | None:
     """Return the text of the one choice whose delta is nothing else, as nearly all are; half the work of a chunk."""
+    choices = document.get("choices")
+    if document.get("usage") or not document.keys() <= PLAIN:
+        return None
     if isinstance(choices, list) and len(choices) == 1 and isinstance(choices[0], dict):
         choice = choices[0]
         delta = choice.get("delta")
@@ -83,11 +115,12 @@ class StreamMeter:
             self.state = self.state.after_end()
             return False
         document = parse_json(data)
+        if sse.is_error(event):
+            document = _as_error(document)
         if not isinstance(document, dict):
             return False
-        choices = document.get("choices")
-        if (text := _plain_text(choices)) is not None and not document.get("usage"):
-            self._take_plain(event, text, choices)
+        if text := _plain_text(document):
+            self._take_plain(event, text, document["choices"])
             return False
         return self._read_document(document)
 
@@ -98,8 +131,7 @@ class StreamMeter:
         """
         pieces = self._texts.pieces((str(choices[0].get("index", 0)), SAID), "delta.content")
         pieces.text += text.encode(errors="replace")
-        if text:
-            self.state = self.state.after_answer()
+        self.state = self.state.after_answer()
         if b"\\" not in event and event.count(b'"content"') == 1 and (found := CONTENT.search(event)):
             self._before_text, self._after_text = event[: found.start(1)], event[found.end(1) :]
             self._plain = pieces
@@ -109,8 +141,8 @@ class StreamMeter:
         reported = read_usage(document)
         self.report = merge(report for report in (self.report, reported) if report is not None)
         before = self._texts.additions
-        for choice in choices:
-            self._texts.add_choice(choice)
+        for at, choice in enumerate(choices):
+            self._texts.add_choice(choice, at)
         self.item_ids |= dict.fromkeys(item_ids(document))
         if reported or self._texts.additions > before:
             self.state = self.state.after_answer()
@@ -141,4 +173,6 @@ def _brings_no_more(document: dict[str, Any]) -> bool:
     """Tell whether an event has nothing but usage or a cost, in its frame."""
     if document.get("usage") is None and "cost" not in document:
         return False
-    return not any(value for name, value in document.items() if name not in FRAME | BROUGHT_BY_OUR_REQUEST)
+    others = {name for name, value in document.items() if value and name not in FRAME | BROUGHT_BY_OUR_REQUEST}
+    groq = document.get("x_groq")
+    return not others or (others == {"x_groq"} and isinstance(groq, dict) and groq.keys() <= OF_X_GROQ)

@@ -97,7 +97,7 @@ def read_usage(document: object) -> Report | None:
     if not isinstance(document, dict):
         return None
     places = [document, document.get("x_groq")]
-    if "usage" not in document:  # else, as nearly always, nobody reports elsewhere too
+    if document.get("usage") is None:  # else, as nearly always, nobody reports elsewhere too
         places += dicts_in(document.get("choices"))
     reports = [_read(place.get("usage")) for place in places if isinstance(place, dict)]
     return merge(report for report in reports if report is not None)
