@@ -25,7 +25,7 @@ def read(*events: bytes, endpoint=RESPONSES, answers: int = 1) -> TypedMeter:
     return meter
 
 
-@pytest.mark.parametrize("kind", ["response.completed", "response.incomplete"])
+@pytest.mark.parametrize("kind", ["response.completed", "response.incomplete", "response.done", "response.cancelled"])
 def test_last_event_of_a_response_ends_it_and_brings_usage_and_id(kind: str):
     meter = read(event(kind, response={"id": "resp_1", "usage": USAGE}))
     assert meter.state is StreamState.WHOLE and meter.is_whole(1)

@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from splintr import Tokenizer
 
+from tokenrouter import prepare
 from tokenrouter.errors import QuotaExceeded, QuotaReserved
 from tokenrouter.ledger.rules import Balance, CallRequest, Grant, decide
+from tokenrouter.metering import counting
 from tokenrouter.metering.counting import ENCODING, count_tokens
 from tokenrouter.metering.meter import StreamState
 from tokenrouter.metering.prompts import read_chat_prompt
@@ -506,6 +508,12 @@ def test_error_ends_a_stream_in_whatever_shape(before: list[bytes], state: Strea
     assert meter.state is state and state.has_ended and state.has_failed
 
 
+def test_usage_in_an_error_is_read():
+    meter = StreamMeter()
+    meter.read(event({"error": {"message": "No."}, "usage": USAGE}))
+    assert (meter.state, meter.report) == (StreamState.BROKEN, Report(5, 3, 8))
+
+
 @pytest.mark.parametrize(
     "beside",
     [{"error": None}, {"error": {}}, {"code": 0, "msg": "success"}, {"success": True}, {"code": 200, "message": "OK"}],
@@ -597,6 +605,14 @@ def test_no_grant_holds_more_than_is_left_or_limits_to_more_than_was_asked(quota
             case tokens, limit:
                 assert tokens <= quota - used - held
                 assert limit is None or 0 < limit * choices < output
+
+
+def test_what_workers_are_copied_from_has_the_tables(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    counting._tokenizer.cache_clear()
+    prepare(may_ask=False)
+    assert counting._tokenizer.cache_info().currsize == 1
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Answers in another dress than their label or their request says, and what is booked of those that break off."""
 
 import json
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -49,16 +50,30 @@ def chat(content: str, **more: object) -> bytes:
     return json.dumps({"choices": [{"index": 0, "message": {"content": content, **more}}], "usage": USAGE}).encode()
 
 
+@pytest.mark.parametrize("requested", [True, False])
 @pytest.mark.parametrize("kind", ["text/plain", "application/json", "application/octet-stream"])
-def test_stream_that_nobody_requested_is_known_by_its_first_bytes(
-    client: FlaskClient, team: Member, raw: ScriptedProvider, kind: str
+def test_stream_is_known_by_its_first_bytes(
+    client: FlaskClient, team: Member, raw: ScriptedProvider, kind: str, requested: bool
 ):
     event = {"choices": [{"index": 0, "delta": {"content": TEXT}, "finish_reason": "stop"}], "usage": USAGE}
     stream = f": ping\n\ndata: {json.dumps(event)}\n\ndata: [DONE]\n\n".encode()
     raw.scripts = [[answer(stream, kind)]]
-    reply = client.post(CHAT, json=HELLO, headers=team.headers)
+    reply = client.post(CHAT, json={**HELLO, "stream": requested}, headers=team.headers)
     assert (reply.data, reply.mimetype) == (stream, "text/event-stream")
     assert booked(team) == ("ok", 920, "provider")
+
+
+@pytest.fixture
+def impatience(settings: dict[str, str]) -> None:
+    settings["PROVIDER_READ_TIMEOUT"] = "0.5"
+
+
+@pytest.mark.usefixtures("impatience")
+def test_first_event_is_passed_on_before_the_next_comes(client: FlaskClient, team: Member, raw: ScriptedProvider):
+    event = f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': TEXT}}]})}\n\n".encode()
+    raw.scripts = [[answer(event + b" " * 99, "text/event-stream")[:-99]]]
+    reply = client.post(CHAT, json={**HELLO, "stream": True}, headers=team.headers)
+    assert next(iter(reply.response)) == event
 
 
 def test_transcript_that_begins_as_an_event_does_is_a_text(client: FlaskClient, team: Member, raw: ScriptedProvider):
@@ -102,6 +117,30 @@ def test_json_that_breaks_off_costs_what_came_of_its_texts(
     assert booked(team) == ("provider_error", charged, source)
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"choices": []},
+        {"choices": [{"message": {"role": "assistant", "content": ""}}], "usage": {"prompt_tokens": 0}},
+        {"detail": "The model is asleep."},
+        {"success": False, "errors": [{"code": 7000}], "result": None},
+    ],
+)
+def test_json_that_brings_nothing_costs_nothing(
+    client: FlaskClient, team: Member, raw: ScriptedProvider, document: dict
+):
+    raw.scripts = [[answer(json.dumps(document).encode())]]
+    assert client.post(CHAT, json=HELLO, headers=team.headers).status_code == 200
+    assert booked(team) == ("provider_error", 0, "none")
+
+
+def test_error_under_200_costs_the_usage_it_reports(client: FlaskClient, team: Member, raw: ScriptedProvider):
+    raw.scripts = [[answer(json.dumps({"error": {"message": "Too slow."}, "usage": USAGE}).encode())]]
+    assert client.post(CHAT, json=HELLO, headers=team.headers).status_code == 200
+    assert booked(team) == ("provider_error", 920, "provider")
+
+
 @pytest.mark.parametrize("document", [{}, {"object": "list", "data": []}, {"data": None, "usage": {"total_tokens": 0}}])
 def test_answer_without_a_vector_costs_nothing(
     client: FlaskClient, team: Member, raw: ScriptedProvider, document: dict
@@ -135,5 +174,17 @@ def test_what_is_no_json_or_too_large_is_not_read(data: bytes):
     assert parse_cut_json(data) is None
 
 
-def test_line_ends_and_the_like_within_a_text_are_read():
-    assert parse_json(b'{"a":"b\n\t\x01c"}') == {"a": "b\n\t\x01c"}
+LENIENT = {
+    "line ends in a text": (b'{"a":"b\n\t\x01c"}', {"a": "b\n\t\x01c"}),
+    "infinity": (b'{"a":[Infinity,-Infinity]}', {"a": [math.inf, -math.inf]}),
+    "half a surrogate pair": (b'{"a":"b\\ud83c"}', {"a": "b\ud83c"}),
+    "no UTF-8": (b'{"a":"b\xff"}', {"a": "b\ufffd"}),
+    "byte order mark": (b'\xef\xbb\xbf{"a":1}', {"a": 1}),
+}
+
+
+@pytest.mark.parametrize("name", LENIENT)
+def test_lenient_reader_takes_what_others_write(name: str):
+    data, value = LENIENT[name]
+    assert parse_json(data) == value
+    assert math.isnan(parse_json(b"[NaN]")[0])
