@@ -35,6 +35,8 @@ def test_last_event_of_a_response_ends_it_and_brings_usage_and_id(kind: str):
 FAILURES = [
     event("response.failed", response={}),
     event("error", message="x"),
+    event("response.done", response={"status": "failed", "error": None}),
+    event("response.completed", response={"status": "completed", "error": {"code": "server_error"}}),
     b'data: {"error": {"message": "x"}}\n\n',
 ]
 
@@ -138,6 +140,7 @@ def test_texts_of_deltas_and_names_of_functions_are_counted():
         event("response.function_call_arguments.delta", delta='{"city":'),
         event("response.reasoning_summary_text.delta", delta="Thinking"),
         event("response.audio.delta", delta="QUJD" * 1000),
+        event("response.output_audio.delta", delta="QUJD" * 1000),
         event("response.output_text.done", text="Thinking"),
     )
     assert meter.completion_tokens() == count_tokens("weather") + count_tokens('{"city":Thinking')

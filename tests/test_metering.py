@@ -280,6 +280,7 @@ SHAPES = {
     "sound of a few letters": {"audio": {"id": "a", "data": "QUJD", "transcript": ENGLISH}},
     "sources beside": {"content": ENGLISH, "context": {"citations": [{"content": "no " * 900}]}},
     "signature beside": {"content": ENGLISH, "extra_content": {"google": {"thought_signature": "x" * 900}}},
+    "picture in bare base64": {"content": ENGLISH, "images": ["QUJD" * 900, "QUJD" * 900]},
     "picture beside": {"content": ENGLISH, "images": [{"image_url": {"url": "data:image/png;base64," + "A" * 9000}}]},
 }
 
@@ -303,6 +304,11 @@ def test_call_counts_its_name_and_arguments_in_whatever_dress(call: dict):
     expected = count_tokens("find") + count_tokens('{"a":"a book"}')
     assert answer_texts(answer(tool_calls=[call])).tokens() == expected
     assert answer_texts(answer(tool_calls=[call, call])).tokens() == 2 * expected
+
+
+def test_thought_in_an_object_is_none_of_what_is_said():
+    message = {"content": ENGLISH, "reasoning": {"content": "Let me think of it."}}
+    assert answer_texts(answer(**message)).tokens() == count_tokens(ENGLISH) + count_tokens("Let me think of it.")
 
 
 def test_choices_that_do_not_tell_their_number_are_counted_each():
@@ -369,8 +375,19 @@ NEW = [text.removeprefix(before) for before, text in zip(["", *SO_FAR], SO_FAR, 
         [{"delta": None, "message": {"content": new}} for new in NEW],
         [*[{"delta": {"content": new}} for new in NEW], {"delta": {}, "message": {"content": SO_FAR[-1]}}],
         [{"delta": {"reasoning": new, "reasoning_content": new}} for new in NEW],
+        [
+            {"delta": {"reasoning": new, "reasoning_details": [{"text": new}] if at else []}}
+            for at, new in enumerate(NEW)
+        ],
     ],
-    ids=["beside its pieces", "so far alone", "in pieces called message", "at the end once more", "mirrored"],
+    ids=[
+        "beside its pieces",
+        "so far alone",
+        "in pieces called message",
+        "at the end once more",
+        "mirrored",
+        "in part",
+    ],
 )
 def test_text_of_a_stream_is_counted_once_however_often_it_comes(parts: list[dict]):
     meter = StreamMeter()
@@ -537,6 +554,7 @@ def test_what_is_no_json_is_no_answer_and_no_end(data: bytes):
 def test_reason_why_a_choice_ended_finishes_a_stream():
     meter = StreamMeter()
     meter.read(delta("", finish_reason=None))
+    meter.read(delta("", finish_reason="null"))
     assert not meter.is_whole(1)
     meter.read(delta("", finish_reason="length"))
     assert (meter.is_whole(1), meter.is_whole(2), meter.state.has_ended) == (True, False, False)

@@ -59,6 +59,8 @@ PARTS = {
         {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": png(64, 64, 90_000)}},
         10,
     ),
+    "pictures in bare base64": ({"images": [png(64, 64, 900), png(64, 64, 900)]}, 20),
+    "base64 in lines": ({"file_data": "\r\n".join([encoded(57)] * 100)}, 3000),
     "sound": ({"type": "input_audio", "input_audio": {"data": encoded(80_000), "format": "mp3"}}, 320),
     "plain sound": ({"type": "input_audio", "input_audio": {"data": encoded(480_000), "format": "wav"}}, 320),
     "sound elsewhere": ({"type": "audio_url", "audio_url": {"url": "https://x/y.mp3"}}, 1920),

@@ -39,7 +39,9 @@ LABELS = frozenset(
 """Members whose texts the model neither reads nor writes, or which the figure for each item covers."""
 ENCRYPTED = frozenset(("encrypted_content", "redacted_thinking"))
 ENCRYPTED_TYPE = re.compile("encrypted|redacted")
-BASE64 = re.compile(r"[A-Za-z0-9+/_=-]{64,}")
+BASE64 = re.compile(r"[A-Za-z0-9+/_=\r\n-]{64,}")
+BARE_MEDIA = {"images": media.IMAGE, "image": media.IMAGE, "audio": media.SOUND, "video": media.VIDEO}
+"""Members that may be content in base64, or a list of such, as Ollama's are."""
 BESIDE_MEDIA = frozenset(("transcript", "mime_type", "media_type", "mimeType", "format"))
 
 
@@ -77,21 +79,33 @@ class Gathered:
         else:
             self.texts.append(text)
 
+    def _take_medium(self, kind: str, part: dict[str, Any], counts_media: bool) -> None:
+        self.has_media = True
+        self.flat_tokens += media.tokens(kind, part) if counts_media else 0
+
     def _members(self, value: dict[str, Any], counts_media: bool) -> Iterator[object]:
         """Yield the members that may have text, and count those that have none."""
         if (kind := media.kind_of(value)) is not None:
-            self.has_media = True
-            self.flat_tokens += media.tokens(kind, value) if counts_media else 0
+            self._take_medium(kind, value, counts_media)
             return
         is_of_media = value.get("type") != "text" and not BESIDE_MEDIA.isdisjoint(value)
         for name, member in value.items():
             if name in ENCRYPTED or (name == "data" and ENCRYPTED_TYPE.search(str(value.get("type")))):
                 self.flat_tokens += len(member) // CHARACTERS_PER_ENCRYPTED_TOKEN if isinstance(member, str) else 0
             elif name in media.PAYLOADS and isinstance(member, str) and (is_of_media or BASE64.fullmatch(member)):
-                self.has_media = True
-                self.flat_tokens += media.tokens(media.FILE, {name: member}) if counts_media else 0
+                self._take_medium(media.FILE, {name: member}, counts_media)
+            elif name in BARE_MEDIA and (pieces := _bare_content(member)):
+                for piece in pieces:
+                    self._take_medium(BARE_MEDIA[name], {"data": piece}, counts_media)
             elif name not in LABELS:
                 yield member
+
+
+def _bare_content(member: object) -> list[str]:
+    """Return the pieces of base64 that a member is, or that its list is of; none where there is anything else."""
+    pieces = member if isinstance(member, list) else [member]
+    found = [piece for piece in pieces if isinstance(piece, str) and BASE64.fullmatch(piece)]
+    return found if len(found) == len(pieces) else []
 
 
 def dicts_in(value: object) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ def is_error(document: dict[str, Any]) -> bool:
 
 def _tells_a_failure(document: dict[str, Any]) -> bool:
     """Tell whether a document without an answer says why: FastAPI's, Cloudflare's, or a code beside a message."""
-    if document.get("detail") or document.get("success") is False:
+    if document.get("detail") or document.get("success") is False or document.get("status") == "failed":
         return True
     has_message = isinstance(document.get("message"), str) or isinstance(document.get("msg"), str)
     return has_message and document.get("code") not in GOOD_CODES
@@ -65,6 +65,11 @@ def has_error(document: dict[str, Any]) -> bool:
 
 def _has_failed(choice: dict[str, Any]) -> bool:
     return bool(choice.get("error")) or choice.get("finish_reason") == "error"
+
+
+def _has_finished(choice: dict[str, Any]) -> bool:
+    """Tell whether a choice says why it ended; some write a null as a text."""
+    return bool(choice.get("finish_reason")) and choice["finish_reason"] != "null"
 
 
 def _plain_text(document: dict[str, Any]) -> str | None:
@@ -149,7 +154,7 @@ class StreamMeter:
         if has_error(document):
             self.state, self.error = self.state.after_error(), code_and_type(document)
             return False
-        self._finished |= {str(choice.get("index")) for choice in choices if choice.get("finish_reason")}
+        self._finished |= {str(choice.get("index")) for choice in choices if _has_finished(choice)}
         only_usage = not choices and not BROUGHT_BY_OUR_REQUEST.isdisjoint(document) and _brings_no_more(document)
         if only_usage and reported is not None:
             self.state = self.state.after_report()

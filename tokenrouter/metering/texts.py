@@ -5,7 +5,6 @@ from typing import Any
 
 from tokenrouter.metering.counting import count_tokens
 from tokenrouter.metering.gather import LABELS, Gathered, as_text, dicts_in
-from tokenrouter.metering.media import kind_of
 from tokenrouter.metering.prompts import read_call
 
 SAID, THOUGHT = "said", "thought"
@@ -173,7 +172,7 @@ def answer_texts(document: object) -> AnswerTexts:
 
 def _parts(name: str, value: object) -> Iterator[tuple[str, object]]:
     """Yield by name what a member of a message brings: those of an object, which may repeat others of the message."""
-    if isinstance(value, dict) and kind_of(value) is None and value.get("type") is None:
+    if isinstance(value, dict) and name not in GROUPS and "type" not in value:
         yield from ((part, text) for part, text in value.items() if text and part not in NO_TEXT | LABELS)
     else:
         yield name, value

@@ -20,7 +20,6 @@ OPENING = frozenset(("response.created", "response.queued", "response.in_progres
 """Events that bring nothing of an answer."""
 PART_DONE = "response.content_part.done"
 ITEM_EVENTS = frozenset(("response.output_item.added", "response.output_item.done"))
-BINARY_DELTA = "response.audio.delta"
 WHOLE_TEXTS = ("text", "refusal", "arguments", "input", "code", "transcript")
 """What the last event of a part repeats."""
 
@@ -36,6 +35,14 @@ def _is_bare(document: dict[str, Any]) -> bool:
     gathered = Gathered()
     gathered.take({name: value for name, value in document.items() if name not in FRAME}, counts_media=False)
     return not (gathered.has_media or gathered.flat_tokens or any(gathered.texts))
+
+
+def _is_of_sound(kind: str) -> bool:
+    return "audio" in kind and "transcript" not in kind
+
+
+def _has_failed(response: object) -> bool:
+    return isinstance(response, dict) and is_error(response)
 
 
 def _what(kind: str) -> str:
@@ -91,7 +98,7 @@ class TypedMeter:
         reported = merge(report for report in (read_usage(response), read_usage(document)) if report is not None)
         if reported is not None:
             self.report = self._with(reported)
-        is_bad = kind in self._last.bad or is_error(document)
+        is_bad = kind in self._last.bad or is_error(document) or (kind in self._last.good and _has_failed(response))
         before = self._texts.additions
         self._take_texts(kind, document)
         if reported or self._texts.additions > before or not (is_bad or kind in OPENING or _is_bare(document)):
@@ -120,7 +127,7 @@ class TypedMeter:
                 self._texts.forget(where)
                 self._texts.forget("")  # what named no item was of the one at work
             add_item(self._texts, where, item)
-        elif kind.endswith(".delta") and kind != BINARY_DELTA:
+        elif kind.endswith(".delta") and not _is_of_sound(kind):
             self._texts.add((where, _what(kind)), kind, document.get("delta"))
         elif kind == PART_DONE and isinstance(part, dict):
             self._texts.add((where, _what(f"response.{part.get('type')}.done")), kind, part)
