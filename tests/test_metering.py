@@ -488,9 +488,11 @@ def test_call_medium_or_usage_is_something_of_an_answer(something: dict):
     assert meter.state is StreamState.WHOLE
 
 
-def test_usage_before_the_text_does_not_make_a_cut_stream_whole():
+@pytest.mark.parametrize("before", [[], [delta("Z")]], ids=["first", "in the middle"])
+def test_usage_before_the_text_does_not_make_a_cut_stream_whole(before: list[bytes]):
     meter = StreamMeter()
-    meter.read(event({"choices": [], "usage": USAGE}))
+    for each in (*before, event({"choices": [], "usage": USAGE})):
+        meter.read(each)
     assert meter.is_whole(1)
     meter.read(delta("A"))
     meter.read(delta("B"))

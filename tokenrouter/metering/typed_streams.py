@@ -85,15 +85,15 @@ class TypedMeter:
         """Take note of an event; return False: none of them came only since usage was requested."""
         document = parse_json(sse.event_data(event))
         if isinstance(document, dict):
-            self._read_document(document, sse.event_name(event))
+            has_type = isinstance(document.get("type"), str)
+            self._read_document(document["type"] if has_type else sse.event_name(event), document)
         return False
 
     def take_plain_chunk(self, data: bytes) -> bool:
         """Return False: only a parsed event can be told apart from the last one."""
         return False
 
-    def _read_document(self, document: dict[str, Any], name: str) -> None:
-        kind = document["type"] if isinstance(document.get("type"), str) else name
+    def _read_document(self, kind: str, document: dict[str, Any]) -> None:
         response = document.get("response")
         reported = merge(report for report in (read_usage(response), read_usage(document)) if report is not None)
         if reported is not None:
@@ -101,7 +101,8 @@ class TypedMeter:
         is_bad = kind in self._last.bad or is_error(document) or (kind in self._last.good and _has_failed(response))
         before = self._texts.additions
         self._take_texts(kind, document)
-        if reported or self._texts.additions > before or not (is_bad or kind in OPENING or _is_bare(document)):
+        is_bare = is_bad or kind in OPENING or not self.state.has_nothing or _is_bare(document)
+        if reported or self._texts.additions > before or not is_bare:
             self.state = self.state.after_answer()
         if kind in ITEM_EVENTS:
             self.item_ids |= dict.fromkeys(item_ids({"output": [document.get("item")]}))
