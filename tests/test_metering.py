@@ -527,6 +527,13 @@ def test_error_ends_a_stream_in_whatever_shape(before: list[bytes], state: Strea
     assert meter.state is state and state.has_ended and state.has_failed
 
 
+def test_error_beside_a_text_ends_a_stream_too():
+    meter = StreamMeter()
+    meter.read(delta("A"))
+    meter.read(event({"choices": [{"index": 0, "delta": {"content": "B"}}], "error": {"message": "No."}}))
+    assert meter.state is StreamState.BROKEN
+
+
 def test_usage_in_an_error_is_read():
     meter = StreamMeter()
     meter.read(event({"error": {"message": "No."}, "usage": USAGE}))
@@ -535,7 +542,14 @@ def test_usage_in_an_error_is_read():
 
 @pytest.mark.parametrize(
     "beside",
-    [{"error": None}, {"error": {}}, {"code": 0, "msg": "success"}, {"success": True}, {"code": 200, "message": "OK"}],
+    [
+        {"error": None},
+        {"error": {}},
+        {"code": 0, "msg": "success"},
+        {"success": True},
+        {"code": 200, "message": "OK"},
+        {"code": "success", "message": "", "data": [{}]},
+    ],
 )
 def test_what_says_that_all_is_well_is_no_error(beside: dict):
     meter = StreamMeter()

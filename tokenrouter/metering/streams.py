@@ -31,6 +31,7 @@ FRAME = frozenset(
 BROUGHT_BY_OUR_REQUEST = frozenset(("usage", "cost"))
 PLAIN = FRAME | {"usage"}
 OF_X_GROQ = frozenset(("id", "usage"))
+ANSWERS = ("choices", "data", "output")
 GOOD_CODES = (None, "", 0, "0", 200, "200")
 
 
@@ -41,7 +42,7 @@ def is_error(document: dict[str, Any]) -> bool:
     status = document.get("base_resp")
     if isinstance(status, dict) and status.get("status_code"):
         return True
-    return not document.get("choices") and _tells_a_failure(document)
+    return not any(document.get(name) for name in ANSWERS) and _tells_a_failure(document)
 
 
 def _tells_a_failure(document: dict[str, Any]) -> bool:

@@ -13,11 +13,11 @@ MOST_REMEMBERED = 10_000
 NAMES = {STREAM_OPTIONS: ("streamoptions", "includeusage")}
 MAY_BE_ABOUT_FIELDS = (400, 404, 405, 406, 415, 422, 500, 501)
 REFUSED = (
-    r"un(?:known|recogni[sz]ed|supported|expected|permitted)|extra|additional|no such|cannot find|disallowed|forbidden|"
+    r"un(?:known|recogni[sz]ed|supported|expected|permitted)|extra|additional|no such|cannot find|"
     r"not (?:\w+ )?(?:supported|permitted|allowed|recogni[sz]ed|known|expected|accepted)|"
     r"(?:does not|doesn't) (?:support|accept|allow|know)"
 )
-FIELD = "field|param|argument|propert|input|option|attribute|key"
+FIELD = r"field|param|argument|propert|input|option|attribute|\bkey"
 VAGUE = re.compile(rf"(?:invalid|illegal|bad|wrong) (?:{FIELD}|request|body|payload|schema)|validation|参数|字段")
 """What may be said of any field, and so of ours only where none of the caller's is named."""
 WORDS = re.compile(f"extra_forbidden|(?:{REFUSED})[^.]{{0,60}}(?:{FIELD})|(?:{FIELD})[^.]{{0,60}}(?:{REFUSED})")
