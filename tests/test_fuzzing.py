@@ -19,7 +19,7 @@ from tokenrouter.metering.streams import StreamMeter
 from tokenrouter.metering.texts import answer_texts
 from tokenrouter.metering.typed_streams import LastEvents, TypedMeter
 from tokenrouter.metering.usage import ABSURD_TOKENS, read_usage
-from tokenrouter.untrusted_json import parse_json
+from tokenrouter.untrusted_json import parse_cut_json, parse_json
 
 pytestmark = pytest.mark.slow
 
@@ -129,8 +129,10 @@ def test_what_is_no_document_reports_no_usage(value: Any):
 
 @at_random
 @given(st.binary(max_size=100) | documents.map(orjson.dumps))
-def test_parser_of_answers_never_raises(data: bytes):
+def test_parsers_of_answers_never_raise(data: bytes):
     parse_json(data)
+    for end in range(len(data)):
+        parse_cut_json(data[:end])
 
 
 @at_random

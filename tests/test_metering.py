@@ -462,6 +462,7 @@ def test_done_ends_a_stream(done: bytes):
     [
         [],
         [{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}],
+        [{"choices": [{"index": 0, "delta": {"content": ""}}]}],
         [{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}],
         [{"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}}],
     ],
@@ -583,7 +584,7 @@ USES = [0, 1, 20, 990, 6000]
 HOLDS = [0, 1, 30, 500]
 PROMPTS = [0, 1, 16, 60]
 OUTPUTS = [(0, 0), (1, 1), (1, 16), (1, 50), (1, 1024), (3, 3), (3, 48), (3, 3072), (128, 131072)]
-RESERVES = [128, 1024]
+RESERVES = [1, 128, 1024]
 
 
 def contract(quota: int | None, used: int, held: int, prompt: int, output: int, choices: int, reserve: int) -> object:
@@ -595,7 +596,7 @@ def contract(quota: int | None, used: int, held: int, prompt: int, output: int, 
         return prompt + output, None
     # "each choice limited to": an endpoint without text output has no choice to limit
     is_worth_it = left - prompt >= reserve or (held == 0 and left - prompt >= 16 * choices)
-    if choices and is_worth_it:
+    if choices and is_worth_it and left - prompt >= choices:  # "at least 1", and not above the quota
         return left, (left - prompt) // choices
     return "quota_reserved" if held and quota - used - prompt >= 16 * choices else "insufficient_quota"
 

@@ -22,6 +22,15 @@ def test_limit_of_zero_is_sent_and_holds_nothing(field: str):
     assert (call.body[field], call.output_tokens, call.output_ceiling()) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    "fields", [{"max_tokens": 50}, {"max_completion_tokens": 50}, {"max_tokens": 5, "max_completion_tokens": 50}]
+)
+def test_limit_of_ours_is_written_to_the_fields_that_the_caller_used(fields: dict[str, int]):
+    call = checked(payload.CHAT, **fields)
+    call.limit_output(10)
+    assert {name: call.body[name] for name in call.body if name.startswith("max_")} == dict.fromkeys(fields, 10)
+
+
 def test_of_two_limits_the_larger_counts():
     call = checked(payload.CHAT, max_tokens=0, max_completion_tokens=7)
     assert (call.output_tokens, call.output_ceiling()) == (7, 7)

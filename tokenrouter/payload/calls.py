@@ -132,7 +132,7 @@ def check(endpoint: Endpoint, body: dict[str, Any], model: str | None, settings:
     given = [limit for limit in limits if limit is not None]
     prompts = endpoint.count_prompts(body) if endpoint.count_prompts else 1
     choices = prompts * max(counts.values(), default=1) if endpoint.limits else 0
-    limit = max(given, default=settings.max_output_tokens or settings.output_reserve_tokens)
+    limit = max(given, default=settings.output_reserve_tokens)
     prompt = endpoint.read_prompt(body)
     call = Call(
         endpoint=endpoint,
