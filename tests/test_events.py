@@ -180,6 +180,12 @@ def test_type_that_is_no_text_is_passed_over():
     assert not read(b'data: {"type": ["response.completed"], "delta": 1}\n\n').state.has_ended
 
 
+def test_later_report_takes_nothing_of_an_earlier_one():
+    early = event("response.in_progress", response={"usage": {"input_tokens": 9}})
+    late = event("response.completed", response={"usage": {"input_tokens": 0, "output_tokens": 4}})
+    assert read(early, late).report == Report(9, 4, None)
+
+
 def test_each_image_has_its_last_event_and_its_usage():
     done = event("image_generation.completed", usage=USAGE)
     partial = event("image_generation.partial_image", b64_json="AAAA")

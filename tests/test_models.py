@@ -232,6 +232,13 @@ def test_created_is_told_in_seconds(own: Catalogue, answers: Adapter, created: o
     assert own.models(EVERY) == [{"id": "m", "object": "model", "created": told, "owned_by": "provider"}]
 
 
+def test_list_is_kept_for_five_minutes(own: Catalogue, answers: Adapter):
+    answers.register_uri("GET", f"{ROOT}/models", json={"data": [{"id": "m"}]})
+    own.models(EVERY), own.models(EVERY)
+    assert answers.call_count == 1
+    assert own._fresh_until - time.monotonic() == pytest.approx(300, abs=20)
+
+
 @pytest.mark.parametrize("name", ["maker/model-4:free", "ft:gpt-4:org::id", "a b"])
 def test_model_that_the_list_lacks_is_asked_for_by_name(own: Catalogue, answers: Adapter, name: str):
     answers.register_uri("GET", f"{ROOT}/models/{catalogue_path(name)}", json={"id": name, "object": "model"})

@@ -64,6 +64,7 @@ PARTS = {
     "sound": ({"type": "input_audio", "input_audio": {"data": encoded(80_000), "format": "mp3"}}, 320),
     "plain sound": ({"type": "input_audio", "input_audio": {"data": encoded(480_000), "format": "wav"}}, 320),
     "sound elsewhere": ({"type": "audio_url", "audio_url": {"url": "https://x/y.mp3"}}, 1920),
+    "video": ({"type": "input_video", "video": f"data:video/mp4;base64,{encoded(250_000)}"}, 600),
     "video elsewhere": ({"type": "video_url", "video_url": {"url": "https://x/y.mp4"}}, 9000),
     "file": ({"type": "input_file", "file_data": encoded(120_000), "filename": "a.pdf"}, 9000),
     "file in a chat": ({"type": "file", "file": {"filename": "a.pdf", "file_data": encoded(1000)}}, 3000),
