@@ -130,7 +130,8 @@ class AnswerTexts:
                 self.additions += bool(value.get("data"))
                 value = value.get("transcript")
             for part, text in _parts(name, value):
-                self.add((where, GROUPS.get(part, part)), f"{source}.{name}.{part}", {part: text}, is_whole=is_whole)
+                brought = text if part in GROUPS else {part: text}  # what is known for a text needs no second look
+                self.add((where, GROUPS.get(part, part)), f"{source}.{name}.{part}", brought, is_whole=is_whole)
         calls = dicts_in(message.get("tool_calls"))
         if isinstance(message.get("function_call"), dict):
             calls = [*calls, {"index": "function", "function": message["function_call"]}]
