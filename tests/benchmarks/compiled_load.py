@@ -3,15 +3,15 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-import requests
 from load import Load
-from serving import free_port
+from serving import eventually, free_port
 
 ALL_CORES = ["taskset", "-c", f"0-{os.cpu_count() - 1}"]
 """What comes before a command that may run where it likes, whoever starts it."""
@@ -82,24 +82,17 @@ def provider(folder: Path) -> Iterator[str]:
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     process = subprocess.Popen([*ALL_CORES, program, "-p", folder, "-c", configuration], stderr=subprocess.DEVNULL)
     try:
-        url = f"http://127.0.0.1:{port}/v1"
-        _wait_for(url)
-        yield url
+        if not eventually(partial(_listens, port)):
+            raise SystemExit("nginx does not answer")
+        yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.terminate()
         process.wait(30)
 
 
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            requests.get(f"{url}/models", timeout=5)
-        except requests.ConnectionError:
-            time.sleep(0.01)
-        else:
-            return
-    raise SystemExit("nginx does not answer")
+def _listens(port: int) -> bool:
+    with socket.socket() as there:
+        return there.connect_ex(("127.0.0.1", port)) == 0
 
 
 def run(
