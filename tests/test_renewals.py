@@ -281,7 +281,7 @@ def test_forgotten_renewal_is_found(client: FlaskClient, daily: Member):
 def test_verify_counts_renewals(client: FlaskClient, daily: Member, runner: FlaskCliRunner):
     make_due(daily)
     assert call(client, daily) == 200
-    assert " and 1 renewals in " in runner.invoke(args=["usage", "verify"]).output
+    assert " and 1 renewal in " in runner.invoke(args=["usage", "verify"]).output
 
 
 def test_commands_set_periods_and_give_extras(runner: FlaskCliRunner):
