@@ -74,6 +74,29 @@ def test_backup_is_one_private_file_that_tells_what_is_in_it(backup: Path):
     assert not any("part" in path.name or "backup-" in path.name for path in Path.cwd().iterdir())
 
 
+@pytest.mark.sqlite_only
+def test_copy_is_not_forced_to_the_disk_at_once_and_the_database_still_is(
+    app: Flask, team: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The copy is thrown away once it is packed; what a checkpoint moves into the database has to last."""
+    statements: list[str] = []
+
+    def traced(*arguments: Any) -> Any:
+        connection = open_connection(*arguments)
+        connection.set_trace_callback(statements.append)
+        return connection
+
+    monkeypatch.setattr(snapshots, "open_connection", traced)
+    snapshots.sqlite_copy(db.engine, tmp_path / "copy.db")
+    run = [each for each in statements if each.startswith(("PRAGMA synchronous", "VACUUM", "PRAGMA wal"))]
+    assert [each.split("'")[0].strip() for each in run] == [
+        "PRAGMA synchronous = OFF",
+        "VACUUM INTO",
+        "PRAGMA synchronous = FULL",
+        "PRAGMA wal_checkpoint(PASSIVE)",
+    ]
+
+
 def test_restore_brings_everything_back_and_keeps_what_was_there(app: Flask, runner: FlaskCliRunner, backup: Path):
     before = used()
     teams.create("later", by=TESTER)

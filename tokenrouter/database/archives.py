@@ -8,13 +8,14 @@ import os
 import secrets
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from tokenrouter.database.snapshots import BackupError, make_private
+from tokenrouter.database.snapshots import BackupError, make_private, sync
 
 PRODUCT = "TokenRouter"
 FORMAT = 1
@@ -62,8 +63,7 @@ def written(path: Path) -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield make_private(draft)
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
+        sync(draft)
         draft.rename(path)
     except OSError as error:
         raise BackupError(f"{path} cannot be written: {error.strerror}") from error
@@ -72,9 +72,12 @@ def written(path: Path) -> Iterator[Path]:
 
 
 def pack(draft: Path, files: Mapping[str, Path], about: Mapping[str, Any]) -> Manifest:
-    """Write a zip of these files, by their names in it, with a manifest of `about` and the checksums."""
-    with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        parts = {name: _add(archive, name, path) for name, path in files.items()}
+    """Write a zip of these files, by their names in it, with a manifest of `about` and the checksums.
+
+    It goes to the disk in small parts: calls could not be booked while the disk is busy with all of it at once.
+    """
+    with draft.open("rb+") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        parts = {name: _add(archive, name, path, partial(os.fsync, file.fileno())) for name, path in files.items()}
         manifest = Manifest(**about, files=parts)
         document = {"product": PRODUCT, "format": FORMAT, **asdict(manifest)}
         archive.writestr(_entry(MANIFEST), json.dumps(document, indent=2))
@@ -88,17 +91,23 @@ def _entry(name: str) -> zipfile.ZipInfo:
     return entry
 
 
-def _add(archive: zipfile.ZipFile, name: str, path: Path) -> Part:
+def _add(archive: zipfile.ZipFile, name: str, path: Path, after_piece: Callable[[], object]) -> Part:
     with path.open("rb") as source, archive.open(_entry(name), "w", force_zip64=True) as target:
-        return _copy(source, target)
+        return _copy(source, target, after_piece=after_piece)
 
 
-def _copy(source: IO[bytes], target: IO[bytes], most_bytes: float = math.inf) -> Part:
+def _copy(
+    source: IO[bytes],
+    target: IO[bytes],
+    most_bytes: float = math.inf,
+    after_piece: Callable[[], object] = lambda: None,
+) -> Part:
     digest, size = hashlib.sha256(), 0
     while size <= most_bytes and (piece := source.read(PIECE_BYTES)):
         digest.update(piece)
         target.write(piece)
         size += len(piece)
+        after_piece()
     return Part(size, digest.hexdigest())
 
 

@@ -129,6 +129,7 @@ def _save(revision: str) -> Path:
         with closing(sqlite3.connect(draft)) as connection:
             (copied,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         if copied == revision:  # otherwise another process has just migrated it
+            snapshots.sync(draft)
             draft.replace(saved)
             logger.warning("Saved the database as %s, before it is brought up to date", saved)
     except (OSError, sqlite3.Error, BackupError) as error:
