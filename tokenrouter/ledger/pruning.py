@@ -40,7 +40,7 @@ from tokenrouter.ledger.undoing import keep_corrections_out
 from tokenrouter.periods import midnight
 
 BATCH_S = 0.005  # of writing, while others may have to wait
-REST = 4  # pause between batches, in multiples of a batch's time, for others to write
+REST = 6  # pause between batches, in multiples of a batch's time, for others to write
 FIRST_ROWS, LEAST_ROWS, MOST_ROWS = 50, 20, 1000  # of a batch
 LOOKED_THROUGH = 5000  # rows, in one read
 BATCHES_A_CHECKPOINT = 20
