@@ -81,9 +81,8 @@ class WaitingForPlaces:
         except StorageUnavailable:  # which is logged elsewhere, and which the waiting call will meet itself
             return LONGEST_LOOK_S
         except Exception:
-            logger.exception(
-                "Looking for places at the provider failed"
-            )  # the thread must live: the next time may succeed
+            # the thread must live: the next time may succeed
+            logger.exception("Looking for places at the provider failed")
             return LONGEST_LOOK_S
         for waiting_id in sight.granted:
             if (call := self._calls.get(waiting_id)) is not None:
