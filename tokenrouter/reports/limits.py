@@ -8,6 +8,7 @@ from flask import current_app
 from sqlalchemy import ColumnElement, SQLColumnExpression, case, or_
 
 from tokenrouter.database.tables import PACES, Group, Team
+from tokenrouter.database.tables.limits import remaining
 from tokenrouter.periods import Renewal, moment
 
 NEAR_SHARE = 0.8
@@ -46,9 +47,7 @@ class Use:
     @property
     def remaining_tokens(self) -> int | None:
         """The tokens left of quota and extra; None if unlimited."""
-        if self.allowance_tokens is None:
-            return None
-        return max(0, self.allowance_tokens - self.used_tokens - self.held_tokens)
+        return remaining(self.allowance_tokens, self.used_tokens, self.held_tokens)
 
     @property
     def share(self) -> float | None:

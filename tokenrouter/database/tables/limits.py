@@ -35,6 +35,11 @@ def unreadable_limits(
     return [name for name, is_readable in readable.items() if not is_readable]
 
 
+def remaining(allowance: int | None, used: int, held: int) -> int | None:
+    """Return what an allowance, None being unlimited, still lets through."""
+    return None if allowance is None else max(0, allowance - used - held)
+
+
 class HasLimits:
     """What a team has, and a group of teams: a name, limits, and the counters of what is used and held.
 
@@ -151,9 +156,7 @@ class HasLimits:
     @property
     def remaining_tokens(self) -> int | None:
         """What quota and extra still let through; None if it is unlimited."""
-        if self.allowance_tokens is None:
-            return None
-        return max(0, self.allowance_tokens - self.used_tokens - self.held_tokens)
+        return remaining(self.allowance_tokens, self.used_tokens, self.held_tokens)
 
     @property
     def renewal(self) -> Renewal:
