@@ -36,7 +36,11 @@ def test_label_and_expiry_are_saved_and_recorded(panel: Panel, token: ApiToken):
     (change,) = [row for row in changes.page().rows if row.action == "token.update"]
     assert change.before == {"token": token.prefix, "label": None, "expires_at": None}
     assert change.after["label"] == "laptop"
-    assert "Changed a token" in panel.get("/admin/changes/").text
+    page = panel.get("/admin/changes/").text
+    assert "Changed a token" in page
+    end = teams.end_of_day(TOMORROW)
+    assert f'<time datetime="{end:%Y-%m-%dT%H:%M:%S}' in page
+    assert f">{end:%Y-%m-%d %H:%M:%S UTC}</time>" in page  # to read even where no script writes it in local time
 
 
 def test_edit_of_one_keeps_the_other_and_nothing_typed_is_no_change(panel: Panel, token: ApiToken):

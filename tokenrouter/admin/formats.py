@@ -228,6 +228,6 @@ def init_app(app: Flask) -> None:
     for each in (amount, short, counted, share, *moments, pace, milliseconds, with_code, *words):
         app.jinja_env.filters[each.__name__] = each
     app.jinja_env.filters.update(quota=format_quota, status=describe)
-    app.jinja_env.filters.update(seen_fields=seen_fields, batch_words=batch_words)
+    app.jinja_env.filters.update(seen_fields=seen_fields, batch_words=batch_words, moment_of=datetime.fromisoformat)
     app.jinja_env.tests["undoable"] = can_undo
     app.jinja_env.globals.update(asset=asset, csrf_token=generate_csrf)
