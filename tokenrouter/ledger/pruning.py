@@ -39,11 +39,11 @@ from tokenrouter.ledger.comparison import COUNTED_MODEL, SUMS_OF_CALLS
 from tokenrouter.ledger.undoing import keep_corrections_out
 from tokenrouter.periods import midnight
 
-BATCH_S = 0.005  # of writing, while others may have to wait
+BATCH_S = 0.003  # of writing, commit included, while others may have to wait
 REST = 6  # pause between batches, in multiples of a batch's time, for others to write
 FIRST_ROWS, LEAST_ROWS, MOST_ROWS = 50, 20, 1000  # of a batch
 LOOKED_THROUGH = 5000  # rows, in one read
-BATCHES_A_CHECKPOINT = 20
+BATCHES_A_CHECKPOINT = 3  # so few that no commit, which others wait for, has to write SQLite's log back
 INCREMENTAL = 2  # SQLite's mode of files that can be made smaller in steps
 SPARE_PAGES = 1000  # that are left free for new rows
 
@@ -156,10 +156,10 @@ class Batches:
 
     def _give_back_pages(self, connection: Connection) -> int:
         free: int = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
-        pages = min(free - SPARE_PAGES, self._size)
-        if pages > 0:
-            driver_connection(connection).execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
-        return max(pages, 0)
+        pages = max(min(free - SPARE_PAGES, self._size), 0)
+        for _ in range(pages):
+            driver_connection(connection).execute("PRAGMA incremental_vacuum(1)")  # sqlite3 steps once: one page a call
+        return pages
 
 
 def _old_keys(engine: Engine, key: Sequence[Any], is_old: ColumnElement[bool]) -> Iterator[list[Key]]:
