@@ -20,7 +20,7 @@ from test_usage_report import add_use
 from tokenrouter import ledger, prices, reports, runtime, teams
 from tokenrouter.database.connections import driver_connection
 from tokenrouter.database.engine import writing
-from tokenrouter.database.rollups import ROLLUPS, forget
+from tokenrouter.database.rollups import ROLLUPS, first_of, forget, last_of
 from tokenrouter.database.tables import (
     CostCorrection,
     GroupUsageDaily,
@@ -136,6 +136,32 @@ def test_summed_days_are_not_added_up_again(drawn: random.Random):
     assert [reports.usage_report(days, by, TODAY).lines for days, by in asked] == said
 
 
+@pytest.mark.parametrize("by", [("team",), ("token",), ("team", "token")])
+def test_summed_thirds_are_not_added_up_again(drawn: random.Random, by: tuple[reports.Dimension, ...]):
+    until = first_of("third", TODAY - timedelta(days=4)) - timedelta(days=1)
+    scope = Scope((until - timedelta(days=60)).replace(day=11), until)
+    sum_up()
+    said = read(by, scope)
+    with writing(db.engine) as connection:
+        for table in (UsageDaily, TokenUsageDaily):
+            connection.execute(delete(table).where(table.day <= until))
+        connection.execute(delete(UsageTotalsKept).where(UsageTotalsKept.kind.like("% months")))
+    assert len(said) > 2
+    assert read(by, scope) == said
+
+
+def test_thirds_and_months_have_each_day_once():
+    for span in ("third", "month"):
+        day, end = date(2023, 1, 1), date(2025, 1, 1)
+        while day < end:
+            days = [day + timedelta(days=at) for at in range((last_of(span, day) - day).days + 1)]
+            assert {first_of(span, each) for each in days} == {day}
+            assert {each.month for each in days} == {day.month}
+            assert len(days) in ((8, 9, 10, 11) if span == "third" else (28, 29, 30, 31))
+            day = days[-1] + timedelta(days=1)
+        assert day == end
+
+
 def test_today_and_the_days_before_are_never_summed_up(app: Flask, team: Member):
     for ago in range(5):
         add_use(team.team.id, TODAY - timedelta(days=ago), 1)
@@ -143,7 +169,7 @@ def test_today_and_the_days_before_are_never_summed_up(app: Flask, team: Member)
     assert max(day for _, day in kept()) == TODAY - timedelta(days=3)
 
 
-def test_call_booked_late_takes_its_day_and_month_out(app: Flask, team: Member):
+def test_call_booked_late_takes_its_day_third_and_month_out(app: Flask, team: Member):
     add_use(team.team.id, OLD, 5)
     sum_up()
     was = kept()
@@ -151,7 +177,7 @@ def test_call_booked_late_takes_its_day_and_month_out(app: Flask, team: Member):
     late = replace(request(team), created_at=datetime.combine(OLD, datetime.min.time(), UTC))
     books.settle(books.reserve(late), ok(10, 2))
     assert tokens_of_old_day() == 17
-    assert {day for _, day in was} - {day for _, day in kept()} == {OLD, OLD.replace(day=1)}
+    assert {day for _, day in was} - {day for _, day in kept()} == {OLD, first_of("third", OLD), OLD.replace(day=1)}
     sum_up()
     assert kept() == was
     assert tokens_of_old_day() == 17

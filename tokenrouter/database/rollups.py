@@ -7,7 +7,7 @@ that day themselves until the next night.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sqlalchemy import Date, bindparam, delete
 from sqlalchemy.engine import Connection
@@ -18,11 +18,31 @@ from tokenrouter.database.tables import GroupUsageDaily, TokenUsageDaily, UsageD
 SETTLED_DAYS = 2
 """How many days after its end a day is added up; calls that are booked later still remove its sums."""
 ONE_DAY = timedelta(days=1)
+Span = Literal["day", "third", "month"]
+"""What is added up at once; a month's thirds begin on its 1st, 11th and 21st."""
+SECOND_THIRD, LAST_THIRD = 11, 21
+
+
+def first_of(span: Span, day: date) -> date:
+    """Return the first day of the span that has this day."""
+    if span == "day" or (span == "third" and day.day in (SECOND_THIRD, LAST_THIRD)):
+        return day
+    begin = 1 if span == "month" or day.day < SECOND_THIRD else LAST_THIRD if day.day > LAST_THIRD else SECOND_THIRD
+    return day.replace(day=begin)
+
+
+def last_of(span: Span, first: date) -> date:
+    """Return the last day of the span that begins on this day."""
+    if span == "day":
+        return first
+    if span == "third" and first.day != LAST_THIRD:
+        return first + 9 * ONE_DAY
+    return (first.replace(day=1) + 31 * ONE_DAY).replace(day=1) - ONE_DAY
 
 
 @dataclass(frozen=True)
 class Rollup:
-    """A kind of sums: of which daily totals, by which owner, and by day or month."""
+    """A kind of sums: of which daily totals, by which owner, of which span, and whether by model too."""
 
     kind: str
     daily: type[UsageDaily | GroupUsageDaily | TokenUsageDaily]
@@ -30,37 +50,36 @@ class Rollup:
     """The column of the owner in the daily totals; None adds up all owners."""
     team: Any = None
     """A further column by which the sums are kept."""
-    by_month: bool = False
-
-    def last_day(self, day: date) -> date:
-        """Return the last of the days that are added up under this one."""
-        return (day.replace(day=1) + 31 * ONE_DAY).replace(day=1) - ONE_DAY if self.by_month else day
+    span: Span = "day"
+    by_model: bool = True
 
 
 ROLLUPS = (
     Rollup("days", UsageDaily),
     Rollup("token days", TokenUsageDaily),
     Rollup("group days", GroupUsageDaily, GroupUsageDaily.group_id),
-    Rollup("team months", UsageDaily, UsageDaily.team_id, by_month=True),
-    Rollup("group months", GroupUsageDaily, GroupUsageDaily.group_id, GroupUsageDaily.team_id, by_month=True),
-    Rollup("token months", TokenUsageDaily, TokenUsageDaily.token_id, by_month=True),
+    Rollup("team thirds", UsageDaily, UsageDaily.team_id, span="third", by_model=False),
+    Rollup("team months", UsageDaily, UsageDaily.team_id, span="month"),
+    Rollup("group months", GroupUsageDaily, GroupUsageDaily.group_id, GroupUsageDaily.team_id, span="month"),
+    Rollup("token thirds", TokenUsageDaily, TokenUsageDaily.token_id, span="third", by_model=False),
+    Rollup("token months", TokenUsageDaily, TokenUsageDaily.token_id, span="month"),
 )
 """Of those of the same daily totals, the one with fewer rows comes first."""
 
 FORGET = Statement(
     delete(UsageTotalsKept).where(
-        UsageTotalsKept.day.in_([bindparam("day", type_=Date), bindparam("month", type_=Date)])
+        UsageTotalsKept.day.in_([bindparam(span, type_=Date) for span in get_args(Span)]),
     )
 )
 
 
 def forget(connection: DriverConnection, days: Iterable[date]) -> None:
-    """Remove the sums of these days, and of their months, in the transaction that changes the days.
+    """Remove the sums of these days, and of their thirds and months, in the transaction that changes the days.
 
     Call it last there: adding up waits for transactions that have come to this point, and sees what they wrote.
     """
     for day in sorted(set(days)):
-        FORGET.execute(connection, {"day": day, "month": day.replace(day=1)})
+        FORGET.execute(connection, {span: first_of(span, day) for span in get_args(Span)})
 
 
 def forget_all(connection: Connection) -> None:

@@ -1,5 +1,6 @@
 """The figures of the daily totals, as one value."""
 
+from operator import add, sub
 from typing import NamedTuple
 
 
@@ -16,7 +17,7 @@ class Sums(NamedTuple):
 
     def plus(self, other: "Sums", sign: int = 1) -> "Sums":
         """Add, or with a sign of -1 subtract, sum by sum."""
-        return Sums(*(mine + sign * theirs for mine, theirs in zip(self, other, strict=True)))
+        return Sums._make(map(add if sign == 1 else sub, self, other))
 
     @property
     def known_cost(self) -> int | None:

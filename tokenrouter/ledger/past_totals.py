@@ -14,7 +14,7 @@ from sqlalchemy import delete, func, insert, literal_column, select, update
 from sqlalchemy.engine import Connection, Engine
 
 from tokenrouter.database.engine import lock_table, writing
-from tokenrouter.database.rollups import ONE_DAY, ROLLUPS, SETTLED_DAYS, Rollup
+from tokenrouter.database.rollups import ONE_DAY, ROLLUPS, SETTLED_DAYS, Rollup, Span, first_of, last_of
 from tokenrouter.database.sums import Sums
 from tokenrouter.database.tables import UsageDaily, UsageTotals, UsageTotalsKept
 
@@ -27,16 +27,17 @@ Row = tuple[Any, ...]
 
 
 def sum_up(engine: Engine, zone: ZoneInfo) -> int:
-    """Add up all days and months that are not added up yet; return how many, of all kinds."""
+    """Add up all days, thirds of months, and months that are not added up yet; return how many, of all kinds."""
     today, done = datetime.now(zone).date(), 0
     for rollup in ROLLUPS:
-        for _, days in groupby(_missing(engine, rollup, today), key=lambda day: (day.year, day.month)):
+        whole: Span = "month" if rollup.span == "day" else rollup.span
+        for _, days in groupby(_missing(engine, rollup, today), key=lambda day: first_of(whole, day)):
             done += _sum_up(engine, rollup, list(days))
     return done
 
 
 def _missing(engine: Engine, rollup: Rollup, today: date) -> list[date]:
-    """Return the days, or firsts of months, that have been over for long enough and are not added up yet."""
+    """Return the days, or firsts of thirds or months, that have been over for long enough and are not added up yet."""
     until = today - (SETTLED_DAYS + 1) * ONE_DAY
     with engine.connect() as connection:
         oldest = connection.execute(select(func.min(UsageDaily.day)).where(UsageDaily.day <= until)).scalar()
@@ -46,13 +47,12 @@ def _missing(engine: Engine, rollup: Rollup, today: date) -> list[date]:
         return []
     since = max(oldest, until.replace(year=until.year - MOST_YEARS, day=1))
     days = [since + timedelta(days=at) for at in range((until - since).days + 1)]
-    if rollup.by_month:
-        days = sorted({day.replace(day=1) for day in days})
-    return [day for day in days if day not in kept and rollup.last_day(day) <= until]
+    firsts = dict.fromkeys(first_of(rollup.span, day) for day in days)
+    return [day for day in firsts if day not in kept and last_of(rollup.span, day) <= until]
 
 
 def _sum_up(engine: Engine, rollup: Rollup, days: list[date]) -> int:
-    """Add up some days of one month, or the month; return how many succeeded."""
+    """Add up some days of one month, or a longer span; return how many succeeded."""
     ids = _announce(engine, rollup, days)
     with engine.connect() as connection:
         rows = [row for row in sums_of_days(connection, rollup, days[0], days[-1]) if row[0] in ids]
@@ -80,28 +80,23 @@ def _announce(engine: Engine, rollup: Rollup, days: list[date]) -> dict[date, in
 
 
 def sums_of_days(connection: Connection, rollup: Rollup, first: date, last: date) -> list[Row]:
-    """Add up daily totals; return rows of day (or first of the month), owner, team, model, and the sums."""
+    """Add up daily totals; return rows of day (or first of the span), owner, team, model, and the sums."""
     daily = rollup.daily
-    owners = [column + NOTHING_MORE for column in (rollup.owner, rollup.team) if column is not None]
-    key = [column.label(f"key{at}") for at, column in enumerate([daily.model, *owners])]
-    if not rollup.by_month:
-        key.append(daily.day.label("of_day"))
+    ids = [None if column is None else column + NOTHING_MORE for column in (rollup.owner, rollup.team)]
+    columns = [daily.day if rollup.span == "day" else None, *ids, daily.model if rollup.by_model else None]
+    kept_by = [column for column in columns if column is not None]
     sums = [func.sum(getattr(daily, name)) for name in Sums._fields]
-    is_meant = daily.day.between(first, rollup.last_day(last))
-    return [
-        _row(rollup, first, row[: len(key)], row[len(key) :])
-        for row in connection.execute(select(*key, *sums).where(is_meant).group_by(*key))
-    ]
-
-
-def _row(rollup: Rollup, first: date, key: Row, sums: Row) -> Row:
-    (model, *owners), day = (key, first) if rollup.by_month else (key[:-1], key[-1])
-    owner, team = (*owners, 0, 0)[:2]
-    return (day, owner, team, model, *map(int, sums))
+    is_meant = daily.day.between(first, last_of(rollup.span, last))
+    rows = []
+    for row in connection.execute(select(*kept_by, *sums).where(is_meant).group_by(*kept_by)):
+        values, others = iter(row), (first, 0, 0, "")
+        key = [other if column is None else next(values) for column, other in zip(columns, others, strict=True)]
+        rows.append((*key, *map(int, values)))
+    return rows
 
 
 def wrong_totals(connection: Connection) -> Iterator[tuple[str, date]]:
-    """Yield kind and day (or first of the month) of sums that differ from their daily totals."""
+    """Yield kind and day (or first of the span) of sums that differ from their daily totals."""
     for rollup in ROLLUPS:
         is_kept = UsageTotalsKept.kind == rollup.kind, UsageTotalsKept.complete
         kept = connection.execute(select(UsageTotalsKept.day).where(*is_kept).order_by(UsageTotalsKept.day)).scalars()
