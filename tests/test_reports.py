@@ -43,7 +43,7 @@ def test_periods_are_today_since_monday_and_since_the_first(team: Member):
         use(team, day, tokens, requests=2, errors=1)
     found = reports.overview(NOW)
     periods = found.today, found.week, found.month
-    assert [period.current.tokens for period in periods] == [1, 11, 1111]
+    assert [period.current.total_tokens for period in periods] == [1, 11, 1111]
     assert [period.current.requests for period in periods] == [2, 4, 8]
     assert [period.since for period in periods] == [TODAY, date(2026, 11, 23), date(2026, 11, 1)]
 
@@ -54,7 +54,9 @@ def test_each_period_is_compared_with_as_many_days_of_the_one_before(team: Membe
     for day, tokens in (within | outside).items():
         use(team, day, tokens)
     found = reports.overview(NOW)
-    assert [(period.previous.tokens, period.previous_label) for period in (found.today, found.week, found.month)] == [
+    assert [
+        (period.previous.total_tokens, period.previous_label) for period in (found.today, found.week, found.month)
+    ] == [
         (1, "all of yesterday"),
         (30, "Mon–Wed last week"),
         (300, "1–25 October"),
@@ -82,7 +84,7 @@ def test_month_and_week_before_end_where_they_should(team: Member, now: datetime
     use(team, date.fromisoformat(last_day) + timedelta(days=1), 5000)
     found = reports.overview(now)
     assert (found.week.previous_label, found.month.previous_label) == (week, month)
-    assert found.month.previous.tokens == 7
+    assert found.month.previous.total_tokens == 7
 
 
 def test_error_rate_is_that_of_today(team: Member):
@@ -95,7 +97,7 @@ def test_error_rate_is_that_of_today(team: Member):
 def test_figures_hold_what_deleted_teams_used(team: Member):
     use(team, TODAY, 40)
     teams.delete("team", by=TESTER)
-    assert reports.overview(NOW).today.current.tokens == 40
+    assert reports.overview(NOW).today.current.total_tokens == 40
 
 
 @both_databases

@@ -21,11 +21,11 @@ from tokenrouter.database.tables import (
     CostCorrection,
     RequestLog,
     Team,
-    UsageDaily,
     clamp_id,
     clamp_text,
     normalized,
 )
+from tokenrouter.reports.daily_sums import Scope, read_sums
 from tokenrouter.reports.days import day_of
 from tokenrouter.reports.reading import reading
 
@@ -209,16 +209,10 @@ def call(call_id: int) -> CallDetail | None:
 
 def model_names() -> list[str]:
     """Return the models of the last 30 days, most used first, up to a number that people can choose from."""
-    since = day_of(datetime.now(UTC)) - timedelta(days=RECENT_DAYS)
-    query = (
-        select(UsageDaily.model)
-        .where(UsageDaily.day >= since, UsageDaily.model != "")
-        .group_by(UsageDaily.model)
-        .order_by(func.sum(UsageDaily.requests).desc(), UsageDaily.model)
-        .limit(MOST_OPTIONS)
-    )
+    scope = Scope(since=day_of(datetime.now(UTC)) - timedelta(days=RECENT_DAYS), sums=("requests",))
     with reading() as connection:
-        return list(connection.execute(query).scalars())
+        used = {model: sums.requests for (model,), sums in read_sums(connection, ("model",), scope).items() if model}
+    return sorted(used, key=lambda model: (-used[model], model))[:MOST_OPTIONS]
 
 
 def team_names() -> list[str]:

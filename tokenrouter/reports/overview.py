@@ -3,8 +3,7 @@
 Sums are of the daily totals and hold what deleted teams used.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
 
@@ -12,7 +11,9 @@ from sqlalchemy import ColumnElement, func, literal_column, select
 from sqlalchemy.engine import Connection
 
 from tokenrouter.database.log_status import PENDING
+from tokenrouter.database.sums import NOTHING, Sums
 from tokenrouter.database.tables import GroupUsageDaily, RequestLog, Team, UsageDaily
+from tokenrouter.reports.daily_sums import Scope, read_sums, total
 from tokenrouter.reports.days import day_of
 from tokenrouter.reports.reading import reading
 
@@ -22,17 +23,6 @@ Step = Literal["day", "week", "month"]
 SHOWN_TEAMS = 8
 OTHER_TEAMS = "Other teams"
 DELETED_TEAMS = "Deleted teams"
-
-
-@dataclass(frozen=True)
-class Sums:
-    """The use on some days: charged tokens, and the cost in billionths of those that have a price."""
-
-    requests: int = 0
-    errors: int = 0
-    tokens: int = 0
-    cost: int = 0
-    priced_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,21 +134,12 @@ def _period(days: dict[date, Sums], label: str, since: date, today: date, earlie
 
 
 def _total(days: dict[date, Sums], first: date, last: date) -> Sums:
-    chosen = [sums for day, sums in days.items() if first <= day <= last]
-    return Sums(*(sum(getattr(sums, each.name) for sums in chosen) for each in fields(Sums)))
+    return total(sums for day, sums in days.items() if first <= day <= last)
 
 
 def _sums_by_day(connection: Connection, first: date, last: date) -> dict[date, Sums]:
-    columns = (
-        UsageDaily.requests,
-        UsageDaily.errors,
-        UsageDaily.total_tokens,
-        UsageDaily.cost,
-        UsageDaily.priced_tokens,
-    )
-    query = select(UsageDaily.day, *map(func.sum, columns)).where(UsageDaily.day.between(first, last))
-    rows = connection.execute(query.group_by(UsageDaily.day))
-    return {day: Sums(*map(int, sums)) for day, *sums in rows}
+    sums = ("requests", "errors", "total_tokens", "cost", "priced_tokens")
+    return {day: each for (day,), each in read_sums(connection, ("day",), Scope(first, last, sums=sums)).items()}
 
 
 def use_per_day(
@@ -192,16 +173,21 @@ def _series(connection: Connection, days: list[date], unit: Unit) -> list[Series
     ]
     gone = select(Team.id).where(Team.deleted_at.is_not(None))
     deleted = Series(None, DELETED_TEAMS, _amounts(connection, days, unit, UsageDaily.team_id.in_(gone)), is_rest=True)
+    whole = _sums_by_day(connection, days[0], days[-1])
     parts = zip(*(each.amounts for each in (*series, deleted)), strict=True)
-    rest = [total - sum(part) for total, part in zip(_amounts(connection, days, unit), parts, strict=True)]
+    rest = [measure(whole.get(day, NOTHING), unit) - sum(part) for day, part in zip(days, parts, strict=True)]
     return [each for each in (*series, Series(None, OTHER_TEAMS, rest, is_rest=True), deleted) if any(each.amounts)]
 
 
-def _biggest_first(connection: Connection, days: list[date], unit: Unit) -> Iterable[int]:
-    # Grouped by a sum, so that SQLite follows the days' index; by the teams' it would read all days.
-    team = UsageDaily.team_id + literal_column("0")
-    query = select(team).where(UsageDaily.day.between(days[0], days[-1])).group_by(team)
-    return connection.execute(query.order_by(func.sum(_column(UsageDaily, unit)).desc())).scalars()
+def _biggest_first(connection: Connection, days: list[date], unit: Unit) -> list[int]:
+    scope = Scope(days[0], days[-1], sums=("requests", "total_tokens", "cost"))
+    used = {team_id: measure(sums, unit) for (team_id,), sums in read_sums(connection, ("team",), scope).items()}
+    return sorted(used, key=lambda team_id: (-used[team_id], team_id))
+
+
+def measure(sums: Sums, unit: Unit) -> int:
+    """Return the tokens, or their cost as far as it is known."""
+    return sums.total_tokens if unit == "tokens" else sums.cost
 
 
 def _column(table: type[UsageDaily | GroupUsageDaily], unit: Unit) -> Any:

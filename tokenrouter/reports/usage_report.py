@@ -27,7 +27,7 @@ from tokenrouter.reports.daily_sums import (
     total,
 )
 from tokenrouter.reports.days import day_of
-from tokenrouter.reports.overview import DailyUse, Series, Step, Unit
+from tokenrouter.reports.overview import DailyUse, Series, Step, Unit, measure
 from tokenrouter.reports.reading import reading
 
 MOST_DIMENSIONS = 2
@@ -122,11 +122,6 @@ class Table:
     chart: DailyUse
     biggest: list[Series]
     """The series that the chart merges, each by itself; empty if it shows each."""
-
-
-def measure(sums: Sums, unit: Unit) -> int:
-    """Return the tokens, or their cost as far as it is known."""
-    return sums.total_tokens if unit == "tokens" else sums.cost
 
 
 # periods
