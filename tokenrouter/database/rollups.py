@@ -19,23 +19,23 @@ SETTLED_DAYS = 2
 """How many days after its end a day is added up; calls that are booked later still remove its sums."""
 ONE_DAY = timedelta(days=1)
 Span = Literal["day", "third", "month"]
-"""What is added up at once; a month's thirds begin on its 1st, 11th and 21st."""
-SECOND_THIRD, LAST_THIRD = 11, 21
+"""What is added up at once."""
+THIRDS = (1, 11, 21)
+"""The days of a month on which its thirds begin."""
 
 
 def first_of(span: Span, day: date) -> date:
     """Return the first day of the span that has this day."""
-    if span == "day" or (span == "third" and day.day in (SECOND_THIRD, LAST_THIRD)):
+    if span == "day":
         return day
-    begin = 1 if span == "month" or day.day < SECOND_THIRD else LAST_THIRD if day.day > LAST_THIRD else SECOND_THIRD
-    return day.replace(day=begin)
+    return day.replace(day=1 if span == "month" else max(first for first in THIRDS if first <= day.day))
 
 
 def last_of(span: Span, first: date) -> date:
     """Return the last day of the span that begins on this day."""
     if span == "day":
         return first
-    if span == "third" and first.day != LAST_THIRD:
+    if span == "third" and first.day != THIRDS[-1]:
         return first + 9 * ONE_DAY
     return (first.replace(day=1) + 31 * ONE_DAY).replace(day=1) - ONE_DAY
 
@@ -67,9 +67,7 @@ ROLLUPS = (
 """Of those of the same daily totals, the one with fewer rows comes first."""
 
 FORGET = Statement(
-    delete(UsageTotalsKept).where(
-        UsageTotalsKept.day.in_([bindparam(span, type_=Date) for span in get_args(Span)]),
-    )
+    delete(UsageTotalsKept).where(UsageTotalsKept.day.in_([bindparam(span, type_=Date) for span in get_args(Span)]))
 )
 
 

@@ -75,7 +75,7 @@ class PrunedUsage(DailySums, Base):
 
 
 class UsageTotals(DailySums, Base):
-    """Daily totals of days that are long over, added up once more for reports: by model alone, or by month.
+    """Daily totals of days that are long over, added up once more for reports: by model alone, or by third or month.
 
     Only what `usage_totals_kept` names as complete counts.
     """
@@ -83,7 +83,7 @@ class UsageTotals(DailySums, Base):
     __tablename__ = "usage_totals"
 
     kind: Mapped[str] = mapped_column(String(16), primary_key=True)  # see rollups.py
-    day: Mapped[date] = mapped_column(primary_key=True)  # of a month, the first
+    day: Mapped[date] = mapped_column(primary_key=True)  # of a third or a month, the first
     owner_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)  # 0 is everybody
     team_id: Mapped[int] = mapped_column(
         BigInteger, primary_key=True, autoincrement=False
@@ -94,7 +94,7 @@ class UsageTotals(DailySums, Base):
 
 
 class UsageTotalsKept(Base):
-    """For which day or month `usage_totals` has sums of a kind; booking on such a day deletes the row."""
+    """For which day, third or month `usage_totals` has sums of a kind; booking on such a day deletes the row."""
 
     __tablename__ = "usage_totals_kept"
 
