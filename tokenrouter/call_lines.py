@@ -11,11 +11,12 @@ from tokenrouter.troubles import one_line
 from tokenrouter.worker.gathering import Gatherer
 
 LOGGER = "tokenrouter.calls"
+GATHER_S = 0.25
 
 
 def writer() -> Gatherer[Ending]:
     """Return a listener that writes a line for each ending soon after, while no caller waits."""
-    return Gatherer(write, "lines of calls")
+    return Gatherer(write, GATHER_S, "lines of calls")
 
 
 def write(endings: Sequence[Ending]) -> None:

@@ -33,6 +33,7 @@ MOST_MODELS, MOST_REASONS = 100, 50
 MODEL_LABEL = "models"
 """The name under which the models used as labels are stored."""
 MICROSECONDS = 10**6
+GATHER_S = 1.0
 INFINITY = "+Inf"
 
 Key = tuple[str, ...]
@@ -111,7 +112,7 @@ class Tally:
         self._reasons = {OTHER}
         self._counts: defaultdict[Key, int] = defaultdict(int)
         self._lock = threading.Lock()  # of this process, for as long as the additions of a group take
-        self._gatherer: Gatherer[Ending | Overhead] = Gatherer(self._count_all, "counts of calls")
+        self._gatherer: Gatherer[Ending | Overhead] = Gatherer(self._count_all, GATHER_S, "counts of calls")
 
     def take(self, endings: Sequence[Ending]) -> None:
         """Count calls that ended, soon."""
