@@ -19,7 +19,7 @@ class Reader:
         self.groups: list[list[int]] = []
         self.may_read = threading.Event()
         self.may_read.set()
-        self.gatherer = Gatherer(self.read, 0.05, "numbers")
+        self.gatherer = Gatherer(self.read, "numbers")
 
     def read(self, group: list[int]) -> None:
         assert self.may_read.wait(30)

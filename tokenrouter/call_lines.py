@@ -11,12 +11,11 @@ from tokenrouter.troubles import one_line
 from tokenrouter.worker.gathering import Gatherer
 
 LOGGER = "tokenrouter.calls"
-GATHER_S = 0.25
 
 
 def writer() -> Gatherer[Ending]:
     """Return a listener that writes a line for each ending soon after, while no caller waits."""
-    return Gatherer(write, GATHER_S, "lines of calls")
+    return Gatherer(write, "lines of calls")
 
 
 def write(endings: Sequence[Ending]) -> None:

@@ -10,7 +10,7 @@ metrics. The log and the daily totals have them.
 
 import threading
 from bisect import bisect_left
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -26,14 +26,13 @@ from tokenrouter.database.tables import MetricTotal
 from tokenrouter.errors import APIError
 from tokenrouter.ledger.endings import Ending
 from tokenrouter.troubles import one_line
-from tokenrouter.worker.gathering import Gatherer
 
 OTHER = "other"
 MOST_MODELS, MOST_REASONS = 100, 50
 MODEL_LABEL = "models"
 """The name under which the models used as labels are stored."""
 MICROSECONDS = 10**6
-GATHER_S = 1.0
+COUNTED_AT_ONCE = 50
 INFINITY = "+Inf"
 
 Key = tuple[str, ...]
@@ -112,19 +111,22 @@ class Tally:
         self._reasons = {OTHER}
         self._counts: defaultdict[Key, int] = defaultdict(int)
         self._lock = threading.Lock()  # of this process, for as long as the additions of a group take
-        self._gatherer: Gatherer[Ending | Overhead] = Gatherer(self._count_all, GATHER_S, "counts of calls")
+        self._noted: deque[Ending | Overhead] = deque()
 
     def take(self, endings: Sequence[Ending]) -> None:
-        """Count calls that ended, soon."""
-        self._gatherer.take(endings)
+        """Count calls that ended, some together: that takes half the time, and no thread has to be woken for them."""
+        self._noted.extend(endings)
+        if len(self._noted) >= COUNTED_AT_ONCE:
+            self._count_noted()
 
     def note_overhead(self, admission_s: float, settlement_s: float) -> None:
-        """Count soon the time that a call took here."""
-        self._gatherer.take((Overhead(admission_s, settlement_s),))
+        """Count the time that a call took here, likewise."""
+        self._noted.append(Overhead(admission_s, settlement_s))
 
-    def _count_all(self, noted: Sequence[Ending | Overhead]) -> None:
+    def _count_noted(self) -> None:
         with self._lock:
-            for each in noted:
+            while self._noted:
+                each = self._noted.popleft()
                 if isinstance(each, Ending):
                     self._count(each)
                 else:
@@ -176,7 +178,7 @@ class Tally:
 
         Raises SQLAlchemyError; it is then added the next time.
         """
-        self._gatherer.work_off()
+        self._count_noted()
         with self._lock:
             counts, self._counts = self._counts, defaultdict(int)
         if not counts:
@@ -193,7 +195,6 @@ class Tally:
 
     def close(self, timeout_s: float) -> None:
         """Do the same for the last time; if the database cannot be written, log it."""
-        self._gatherer.close(timeout_s)
         try:
             self.keep()
         except SQLAlchemyError as error:

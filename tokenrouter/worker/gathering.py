@@ -13,6 +13,8 @@ from tokenrouter import troubles
 
 logger = logging.getLogger(__name__)
 
+GATHER_S = 0.25
+"""The shorter this is, the more calls wake the thread, which costs more than the work on what they hand over."""
 MOST_WAITING = 10_000
 """Beyond these, items are dropped: the work may be waiting for the reader of a pipe, and calls must not wait."""
 
@@ -22,13 +24,9 @@ T = TypeVar("T")
 class Gatherer(Generic[T]):
     """The items of one process that wait to be worked on, in order."""
 
-    def __init__(self, work: Callable[[Sequence[T]], None], gather_s: float, what: str) -> None:
-        """`work` gets groups of what comes within `gather_s`; `what` names the items in the log, in the plural.
-
-        The shorter that is, the more calls wake the thread, which costs more than most work on an item.
-        """
+    def __init__(self, work: Callable[[Sequence[T]], None], what: str) -> None:
+        """`work` gets groups of items; `what` names them in the log, in the plural."""
         self._work = work
-        self._gather_s = gather_s
         self._what = what
         self._waiting: deque[T] = deque()
         self._left_out = 0
@@ -77,7 +75,7 @@ class Gatherer(Generic[T]):
     def _run(self) -> None:
         while not self._closing.is_set():
             self._bell.wait()
-            self._closing.wait(self._gather_s)
+            self._closing.wait(GATHER_S)
             self._bell.clear()  # before the work: later items ring again
             try:
                 self.work_off()
