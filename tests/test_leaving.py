@@ -161,9 +161,9 @@ def test_client_that_leaves_while_connecting_is_booked_and_its_request_never_sen
 
 @pytest.fixture(scope="module")
 def impatient(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A service that lets go after two seconds."""
+    """A service that lets go after three seconds."""
     with running_server(
-        service.settings | {"PROVIDER_READ_TIMEOUT": "2"}, tmp_path_factory.mktemp("impatient")
+        service.settings | {"PROVIDER_READ_TIMEOUT": "3"}, tmp_path_factory.mktemp("impatient")
     ) as server:
         yield server
 
@@ -189,7 +189,7 @@ def test_client_that_reads_nothing_is_let_go(service: Service, member: Member, i
     with connect(impatient, receive_buffer=4096) as connection:
         body = hello("words=20000 burst=1", stream=True)
         connection.sendall(chat_request(member.bearer_token, body))
-        assert eventually(lambda: is_settled(member), 15)
+        assert eventually(lambda: is_settled(member), 30)
         (row,) = rows_of(member)
         assert (row.status, row.usage_source) == ("ok", "provider")  # what it did not take was read on, to its end
         assert eventually(lambda: open_sockets(impatient) <= before + 1)  # that to the provider is kept
@@ -202,7 +202,7 @@ def test_client_that_does_not_read_an_answer_is_let_go(service: Service, member:
     before = open_sockets(impatient)
     with connect(impatient, receive_buffer=4096) as connection:
         connection.sendall(chat_request(member.bearer_token, hello("big=9000000")))
-        assert eventually(lambda: is_settled(member), 15)
+        assert eventually(lambda: is_settled(member), 30)
         assert [row.status for row in rows_of(member)] == ["ok"]
         assert eventually(lambda: open_sockets(impatient) <= before + 1, 10)
     assert "Traceback" not in impatient.log.read_text()
