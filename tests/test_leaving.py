@@ -214,7 +214,7 @@ def test_client_that_reads_slowly_gets_all(service: Service, member: Member, imp
         got = b""
         while b"[DONE]" not in got:
             got += connection.recv(65536)
-            time.sleep(0.02)
+            time.sleep(0.03)  # longer in all than PROVIDER_READ_TIMEOUT
     assert eventually(lambda: [row.status for row in rows_of(member)] == ["ok"])
 
 
