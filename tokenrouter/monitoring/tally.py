@@ -3,9 +3,9 @@
 Why not prometheus_client's multiprocess mode: its files belong to one machine, so several machines would each need a
 scrape, and a rule to sum them up; files of ended workers must be kept, or counters go down, and pile up with restarts;
 and each observation would write to a mapped file under a lock, four times a call. Here a call costs a few additions in
-memory, after its answer, and a heartbeat a few rows in one transaction, whatever the load; and every process reports
-the same. The price: a killed worker's counts since its last heartbeat, up to five seconds, are missing from the
-metrics. The log and the daily totals have them.
+memory, and a heartbeat a few rows in one transaction, whatever the load; and every process reports the same. The
+price: a killed worker's counts since its last heartbeat, up to five seconds, are missing from the metrics. The log and
+the daily totals have them.
 """
 
 import threading
