@@ -114,14 +114,14 @@ class Tally:
         self._noted: deque[Ending | Overhead] = deque()
 
     def take(self, endings: Sequence[Ending]) -> None:
-        """Count calls that ended, some together: that takes half the time, and no thread has to be woken for them."""
+        """Count calls that ended, soon: the ledger's one writer waits for this."""
         self._noted.extend(endings)
-        if len(self._noted) >= COUNTED_AT_ONCE:
-            self._count_noted()
 
     def note_overhead(self, admission_s: float, settlement_s: float) -> None:
-        """Count the time that a call took here, likewise."""
+        """Count the time that a call took here, and some together with what ended: that takes half the time."""
         self._noted.append(Overhead(admission_s, settlement_s))
+        if len(self._noted) >= COUNTED_AT_ONCE:
+            self._count_noted()
 
     def _count_noted(self) -> None:
         with self._lock:
