@@ -207,14 +207,31 @@ def test_command_says_what_it_does_and_needs_to_know_how_old(runner: FlaskCliRun
     assert (done.exit_code, count(RequestLog)) == (0, 1)
 
 
-@pytest.mark.sqlite_only
-def test_file_shrinks(app: Flask, used: Member, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pruning, "SPARE_PAGES", 0)
+def leave_free_pages() -> int:
+    """Leave a thousand free pages in the file; return how many it has in all."""
     with writing(db.engine) as connection:
         connection.execute(text("CREATE TABLE ballast (bytes BLOB)"))
         connection.execute(text("INSERT INTO ballast VALUES (zeroblob(4000000))"))
         connection.execute(text("DROP TABLE ballast"))
+        return connection.execute(text("PRAGMA page_count")).scalar_one()
+
+
+@pytest.mark.sqlite_only
+def test_file_shrinks(app: Flask, used: Member, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pruning, "SPARE_PAGES", 0)
+    leave_free_pages()
     assert prune().keeps_size is False
     with db.engine.connect() as connection:
         assert connection.execute(text("PRAGMA freelist_count")).scalar() == 0
         assert connection.execute(text("PRAGMA page_count")).scalar() < 200
+
+
+@pytest.mark.sqlite_only
+def test_space_is_given_back_many_pages_at_once(app: Flask, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pruning, "SPARE_PAGES", 0)
+    before = leave_free_pages()
+    batches = pruning.Batches(db.engine, datetime.now(UTC).date(), TESTER)
+    with writing(db.engine) as connection:
+        given_back = batches._give_back_pages(connection)
+    with db.engine.connect() as connection:
+        assert before - connection.execute(text("PRAGMA page_count")).scalar_one() >= given_back == pruning.FIRST_ROWS
